@@ -1,0 +1,154 @@
+"""seg: VOC-2007 segmentation with LR-ASPP on MobileNetV3-Large, after WZMIAOMIAO's pytorch_segmentation/lraspp@2ecf2ee.
+
+Legend: B batch, H and W pixels, K classes (21, background included).
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassConfusionMatrix
+from torchvision import tv_tensors
+from torchvision.models import MobileNet_V3_Large_Weights
+from torchvision.models.segmentation import LRASPP_MobileNet_V3_Large_Weights, lraspp_mobilenet_v3_large
+from torchvision.transforms import v2
+
+from tmbench.errors import DataError
+from tmbench.task import Task
+
+from .voc import BORDER, CLASSES, VOCSegmentation, palette
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+PICTURES = 6
+
+
+def transform(split: str, preprocess: str, short_side: int, crop: int) -> v2.Transform:
+    """uint8 image and mask to what the network reads: float image (3, H, W), mask (H, W) of class ids."""
+    if split == "train" and preprocess == "source":
+        geometry: list[v2.Transform] = [
+            v2.RandomResize(short_side // 2, short_side * 2 + 1, antialias=True),
+            v2.RandomHorizontalFlip(0.5),
+            v2.RandomCrop(crop, pad_if_needed=True, fill={tv_tensors.Image: 0, tv_tensors.Mask: BORDER}),
+        ]
+    else:
+        geometry = [v2.Resize(short_side, antialias=True)]
+    types = {tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64, "others": None}
+    return v2.Compose([*geometry, v2.ToDtype(types, scale=True), v2.Normalize(MEAN, STD)])
+
+
+class Pictures(Dataset[tuple[Tensor, Tensor]]):
+    """The (image, mask) pairs of a split, read when asked for."""
+
+    def __init__(self, data: VOCSegmentation, split: str, cfg: DictConfig) -> None:
+        self.data, self.pairs = data, data.pairs("train" if split == "train" else "val")
+        self.transform = transform(split, cfg.preprocess, cfg.short_side, cfg.crop)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        image, mask = self.data.read(*self.pairs[i])
+        image_3HW = tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1))
+        image_3HW, mask_HW = self.transform(image_3HW, tv_tensors.Mask(torch.from_numpy(mask)))
+        return image_3HW.as_subclass(Tensor), mask_HW.as_subclass(Tensor)
+
+
+def collate(examples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Images (B, 3, H, W) padded with 0 and masks (B, H, W) padded with the border, to the largest of the batch."""
+    height = max(image.shape[1] for image, _ in examples)
+    width = max(image.shape[2] for image, _ in examples)
+    images_B3HW = torch.zeros(len(examples), 3, height, width)
+    masks_BHW = torch.full((len(examples), height, width), BORDER, dtype=torch.long)
+    for b, (image, mask) in enumerate(examples):
+        images_B3HW[b, :, : image.shape[1], : image.shape[2]] = image
+        masks_BHW[b, : mask.shape[0], : mask.shape[1]] = mask
+    return images_B3HW, masks_BHW
+
+
+def build_model(weights: str, bn_momentum: float) -> nn.Module:
+    """torchvision's LR-ASPP with 21 classes; 3,221,538 parameters.
+
+    Raises:
+        DataError: the initial weights are not here and cannot be downloaded.
+    """
+    coco = LRASPP_MobileNet_V3_Large_Weights.COCO_WITH_VOC_LABELS_V1 if weights == "coco" else None
+    backbone = MobileNet_V3_Large_Weights.IMAGENET1K_V1 if weights == "backbone" else None
+    try:
+        model = lraspp_mobilenet_v3_large(weights=coco, weights_backbone=backbone, num_classes=len(CLASSES))
+    except OSError as error:
+        chosen = coco or backbone
+        assert chosen is not None
+        folder = torch.hub.get_dir() + "/checkpoints"
+        raise DataError(
+            f"seg: the initial weights (task.weights={weights}) could not be downloaded: {error}\n"
+            f"  put {chosen.url}\n  into {folder}, or train from random weights with task.weights=none (and a larger lr)"
+        ) from None
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = bn_momentum
+    return model
+
+
+def iou(confusion_KK: Tensor) -> Tensor:
+    """Intersection over union of each class, (K,); nan for a class that is neither there nor predicted."""
+    hits_K = confusion_KK.diag().double()
+    return hits_K / (confusion_KK.sum(0) + confusion_KK.sum(1) - hits_K)
+
+
+class MeanIoU(MulticlassConfusionMatrix):
+    """Mean IoU over the classes from one confusion matrix of the whole split, border pixels left out."""
+
+    def compute(self) -> Tensor:
+        return iou(super().compute()).nanmean()
+
+
+class Seg(Task):
+    headline = "miou"
+    collate = staticmethod(collate)
+
+    def __init__(self, cfg: DictConfig, data: VOCSegmentation) -> None:
+        super().__init__(cfg, data)
+        self.model = build_model(cfg.weights, cfg.bn_momentum)
+        self.metrics = MetricCollection({"miou": MeanIoU(len(CLASSES), ignore_index=BORDER)})
+
+    def examples(self, split: str) -> Pictures:
+        assert isinstance(self.data, VOCSegmentation)
+        return Pictures(self.data, split, self.cfg)
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        images_B3HW, masks_BHW = batch
+        logits_BKHW = self.model(images_B3HW)["out"]
+        return nn.functional.cross_entropy(logits_BKHW, masks_BHW, ignore_index=BORDER)
+
+    def evaluate(self, batch: tuple[Tensor, Tensor]) -> None:
+        images_B3HW, masks_BHW = batch
+        self.metrics.update(self.model(images_B3HW)["out"], masks_BHW)
+
+    def pictures(self) -> Iterable[tuple[str, "Figure"]]:
+        import matplotlib.pyplot as plt
+
+        colours = torch.from_numpy(palette())
+        examples = self.examples("test")
+        rows = [examples[i] for i in range(min(PICTURES, len(examples)))]
+        figure, axes = plt.subplots(len(rows), 3, figsize=(7.5, 2.3 * len(rows)), squeeze=False, layout="constrained")
+        for row, (image_3HW, mask_HW) in zip(axes, rows, strict=True):
+            guess_HW = self.model(image_3HW[None].to(self.device))["out"][0].argmax(0).cpu()
+            guess_HW[mask_HW == BORDER] = BORDER  # not judged there
+            shown = image_3HW.permute(1, 2, 0) * torch.tensor(STD) + torch.tensor(MEAN)
+            panels: list[Any] = [shown.clip(0, 1), colours[mask_HW], colours[guess_HW]]
+            for ax, panel, name in zip(row, panels, ("image", "truth", "prediction"), strict=True):
+                ax.imshow(panel.numpy())
+                ax.set_axis_off()
+                if row is axes[0]:
+                    ax.set_title(name)
+        seen = sorted({int(v) for _, mask in rows for v in mask.unique()} - {BORDER})
+        handles = [plt.Rectangle((0, 0), 1, 1, color=palette()[k] / 255, label=CLASSES[k]) for k in seen]
+        figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize="small", frameon=False)
+        yield "predictions", figure

@@ -1,0 +1,93 @@
+"""tc: R8 newswires into 8 topics with one LSTM layer, after jiangqy/LSTM-Classification-Pytorch@d4e5440.
+
+Legend: B batch, T tokens of a document, E embedding, H LSTM units, C classes, N documents.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+from torchmetrics import ConfusionMatrix, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from tmbench.task import Task
+
+from .r8 import LABELS, R8, Document
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def vocabulary(train: list[Document], test: list[Document], kind: str) -> dict[str, int]:
+    """Word -> index, by first occurrence.
+
+    `train`: words of the training documents, after <pad> (0) and <unk> (1). `train_test`: the source's, words of
+    both splits and its <eos> after the first document; its padding, index 0, is thus a real word too.
+    """
+    if kind == "train":
+        words = {"<pad>": 0, "<unk>": 1}
+        for _, text in train:
+            for word in text:
+                words.setdefault(word, len(words))
+        return words
+    words = {}
+    for _, text in train + test:
+        for word in [*text, "<eos>"]:
+            words.setdefault(word, len(words))
+    return words
+
+
+class LSTMClassifier(nn.Module):
+    """Embedding, one LSTM layer, a linear layer on the output at the last position (padding included)."""
+
+    def __init__(self, num_words: int, embedding: int, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(num_words, embedding)
+        self.lstm = nn.LSTM(embedding, width, batch_first=True)
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """Logits of shape (B, C)."""
+        outputs_BTH, _ = self.lstm(self.embedding(tokens_BT))
+        return self.head(outputs_BTH[:, -1])
+
+
+class TC(Task):
+    headline = "accuracy"
+
+    def __init__(self, cfg: DictConfig, data: R8) -> None:
+        super().__init__(cfg, data)
+        self.documents = {split: data.read(split, cfg.variant) for split in ("train", "test")}
+        self.words = vocabulary(self.documents["train"], self.documents["test"], cfg.vocabulary)
+        self.model = LSTMClassifier(len(self.words), cfg.embedding, cfg.width, len(LABELS))
+        self.metrics = MetricCollection({"accuracy": MulticlassAccuracy(len(LABELS), average="micro")})
+        self.confusion = ConfusionMatrix(task="multiclass", num_classes=len(LABELS))
+
+    def examples(self, split: str) -> TensorDataset:
+        """Tokens (N, T), right-padded with 0, and labels (N,)."""
+        documents = self.documents[split]
+        unknown = self.words.get("<unk>", 0)
+        tokens_NT = torch.zeros(len(documents), self.cfg.tokens, dtype=torch.long)
+        for n, (_, text) in enumerate(documents):
+            ids = [self.words.get(word, unknown) for word in text[: self.cfg.tokens]]
+            tokens_NT[n, : len(ids)] = torch.tensor(ids, dtype=torch.long)
+        return TensorDataset(tokens_NT, torch.tensor([label for label, _ in documents]))
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        tokens_BT, labels_B = batch
+        return nn.functional.cross_entropy(self.model(tokens_BT), labels_B)
+
+    def evaluate(self, batch: tuple[Tensor, Tensor]) -> None:
+        tokens_BT, labels_B = batch
+        logits_BC = self.model(tokens_BT)
+        self.metrics.update(logits_BC, labels_B)
+        self.confusion.update(logits_BC, labels_B)
+
+    def pictures(self) -> Iterable[tuple[str, "Figure"]]:
+        figure, axes = self.confusion.plot(labels=list(LABELS), cmap="Blues")
+        axes.set(title="test documents by topic", xlabel="predicted", ylabel="true")
+        figure.set_size_inches(7, 6)
+        yield "confusion", figure

@@ -1,0 +1,123 @@
+"""The command line: Hydra composes conf/ into runs, and a person is told what came of them."""
+
+import difflib
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from . import sweep
+from .config import conf_dir
+from .errors import ConfigError, DataError
+from .result import Result
+
+Outcome = tuple[Result, Path, str]
+EXPECTED = (ConfigError, DataError, HydraException, OmegaConfBaseException)  # need no traceback
+
+
+def job(cfg: DictConfig) -> float | None:
+    """One run, as Hydra calls it; returns the best headline metric, for sweepers that optimize."""
+    from .run import run
+
+    about = HydraConfig.get()
+    command = shlex.join(["python", "-m", "tmbench", *about.overrides.task])
+    if about.mode != RunMode.MULTIRUN:
+        outcome: list[Outcome] = []
+        code = report(lambda: outcome.append(run(cfg, command)) or outcome[0])
+        if code:
+            raise SystemExit(code)
+        return None
+    folder, number = Path(about.sweep.dir), int(about.job.num)
+    words = list(about.overrides.task)
+    if "group" in cfg.logger and cfg.logger.group is None:
+        cfg.logger.group = folder.name
+    print(f"\njob {number}: {' '.join(words)}", file=sys.stderr)
+    try:
+        result, run_folder, _ = run(cfg, command)
+    except Exception as error:
+        sweep.add_job(folder, number, words, None, explain(error).splitlines()[0])
+        print(explain(error), file=sys.stderr)
+        raise
+    sweep.add_job(folder, number, words, run_folder, None)
+    if result.status == "interrupted":
+        raise KeyboardInterrupt  # the person wants out of the sweep, not of this job alone
+    return result.metrics["best"].get(result.headline)
+
+
+def report(do: Callable[[], Outcome]) -> int:
+    """Does one run and prints what came of it; returns the exit code."""
+    from rich.console import Console
+
+    from .show import one
+
+    console = Console()
+    try:
+        result, folder, how = do()
+    except EXPECTED as error:
+        print(explain(error), file=sys.stderr)
+        return 1
+    one(result, folder, how, console)
+    return 130 if result.status == "interrupted" else 0
+
+
+def explain(error: BaseException) -> str:
+    """What a person needs to know of an error: a message for what they can mend, else where it happened."""
+    if isinstance(error, (ConfigError, DataError)):
+        return str(error)
+    cause = error.__cause__ or error
+    if isinstance(cause, ConfigKeyError) and cause.full_key and OmegaConf.is_dict(cause.parent_node):
+        key, parent = cause.full_key, cause.parent_node
+        names = sorted(str(name) for name in parent if name != "hydra")
+        near = difflib.get_close_matches(key.split(".")[-1], names, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"{key}: there is no such setting{hint}\n  possible here: {' '.join(names)}"
+    if isinstance(error, EXPECTED):
+        # Hydra's own words name a group's options; where it searched helps nobody here.
+        return str(error).split("\nConfig search path")[0].removeprefix("In 'config': ").strip()
+    return "".join(traceback.format_exception(error)).strip()
+
+
+def main() -> None:
+    """Runs Hydra; exits 0 if all is well (a diverged run is a result), 130 when interrupted, else 1."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra lets exceptions through: we say what they mean
+    code = 0
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
+    except KeyboardInterrupt:
+        code = 130
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else 1 if leaving.code else 0
+    except Exception as error:
+        code = 1
+        if not sweep.jobs():  # else the job has said it
+            print(explain(error), file=sys.stderr)
+    if jobs := sweep.jobs():
+        from rich.console import Console
+
+        from .show import many
+
+        many(jobs, Console())
+        code = code or int(any(job["error"] for job in jobs))
+    _leave(code)
+
+
+def _leave(code: int) -> None:
+    loggers = sys.modules.get("tmbench.loggers")
+    if loggers is not None and loggers.hung:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""What exactly is being asked for: fills, checks and identifies a run's configuration, without torch."""
+
+import ctypes
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from .errors import ConfigError
+
+SCHEMA = 1  # of result.json; part of a run's identity
+NEVER = "never"
+PROFILES = ("tiny", "full")
+PRECISIONS = ("32", "bf16-mixed")
+
+
+def conf_dir() -> Path:
+    """The folder of our YAML files: inside the package in a wheel, beside it in a checkout."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def settle(cfg: DictConfig) -> DictConfig:
+    """The configuration with every null replaced by its value and every value checked.
+
+    Settling twice changes nothing, so the saved config.yaml of a run asks for that run again.
+
+    Raises:
+        ConfigError: a value is of the wrong kind or out of range.
+    """
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg))  # type: ignore[arg-type]
+    _fill_from_task(cfg)
+    _fill_from_trainer(cfg)
+    for key, (is_right, expected) in _RULES.items():
+        value = OmegaConf.select(cfg, key)
+        if not is_right(value):
+            raise ConfigError(f"{key}: expected {expected}, got {value!r}")
+    OmegaConf.resolve(cfg)
+    return cfg
+
+
+def _fill_from_task(cfg: DictConfig) -> None:
+    task = cfg.task
+    if "protocols" not in task:  # settled before
+        return
+    protocols = task.pop("protocols")
+    profiles = {name: task.pop(name) for name in PROFILES}
+    choices = task.pop("choices", {})
+    if cfg.data.profile not in PROFILES:
+        raise ConfigError(f"data.profile: expected {' or '.join(PROFILES)}, got {cfg.data.profile!r}")
+    if cfg.protocol.name not in protocols:
+        raise ConfigError(f"protocol.name: expected one of {', '.join(protocols)}, got {cfg.protocol.name!r}")
+    numbers = protocols[cfg.protocol.name]
+    own = profiles[cfg.data.profile]
+    for key in ("epochs", "lr", "batch_size"):
+        if cfg[key] is None:
+            cfg[key] = own.get(key, numbers[key])
+    if cfg.switch_epoch is None:
+        cfg.switch_epoch = numbers.switch_epoch
+        if cfg.data.profile == "tiny" and _is_whole(cfg.epochs, 1):
+            # Keeps the switch's place in the run, and inside it, so that a tiny TM run really switches.
+            share = numbers.switch_epoch / numbers.epochs
+            cfg.switch_epoch = max(1, min(round(share * cfg.epochs), cfg.epochs - 1))
+    for key, allowed in choices.items():
+        if task[key] is not None and task[key] not in allowed:
+            raise ConfigError(f"task.{key}: expected one of {', '.join(allowed)}, got {task[key]!r}")
+    for key, value in own.items():
+        if key not in task:
+            continue  # epochs, lr, batch_size
+        if task[key] is None:
+            task[key] = value
+        kind = (int, float) if isinstance(value, float) else type(value)
+        if not isinstance(task[key], kind) or isinstance(task[key], bool) != isinstance(value, bool):
+            raise ConfigError(f"task.{key}: expected a value like {value!r}, got {task[key]!r}")
+        if isinstance(value, (int, float)) and not task[key] > 0:
+            raise ConfigError(f"task.{key}: expected a number > 0, got {task[key]!r}")
+
+
+def _fill_from_trainer(cfg: DictConfig) -> None:
+    trainer = cfg.trainer
+    for key in ("devices", "num_nodes", "precision"):
+        if cfg[key] is not None:
+            trainer[key] = cfg[key]
+        cfg[key] = None  # one place for each value; settled configs carry it in trainer
+    trainer.precision = str(trainer.precision)
+    if trainer.accelerator == "auto":
+        trainer.accelerator = "cuda" if count_gpus() else "cpu"
+    if trainer.accelerator == "cuda" and not count_gpus():
+        raise ConfigError(f"trainer={trainer.name}: no NVIDIA GPU is visible here; use trainer=cpu or trainer=ddp_cpu")
+    if trainer.devices == -1:
+        trainer.devices = count_gpus() if trainer.accelerator == "cuda" else os.cpu_count()
+    if trainer.accelerator == "cuda" and _is_whole(trainer.devices, 1) and trainer.devices > count_gpus():
+        raise ConfigError(f"devices: expected at most {count_gpus()}, the GPUs visible here, got {trainer.devices}")
+    if trainer.strategy == "auto" and trainer.devices != 1:
+        ddp = "ddp" if trainer.accelerator == "cuda" else "ddp_cpu"
+        raise ConfigError(f"devices: trainer={trainer.name} uses one, got {trainer.devices}; use trainer={ddp}")
+    if trainer.num_workers is None:
+        on_cpu = trainer.accelerator == "cpu"
+        trainer.num_workers = 0 if on_cpu or cfg.data.profile == "tiny" else min(8, os.cpu_count() or 1)
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _whole(least: int) -> tuple[Callable[[Any], bool], str]:
+    return lambda v: _is_whole(v, least), f"a whole number >= {least}"
+
+
+def _choice(*names: str) -> tuple[Callable[[Any], bool], str]:
+    return lambda v: v in names, f"one of {', '.join(names)}"
+
+
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "seed": _whole(0),
+    "epochs": _whole(1),
+    "batch_size": _whole(1),
+    "lr": (lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and 0 < v < float("inf"), "a number > 0"),
+    "switch_epoch": (lambda v: v == NEVER or _is_whole(v, 0), f"a whole number >= 0, or {NEVER}"),
+    "force": (lambda v: isinstance(v, bool), "true or false"),
+    "data_dir": (lambda v: isinstance(v, str), "a folder"),
+    "runs_dir": (lambda v: isinstance(v, str), "a folder"),
+    "trainer.devices": _whole(1),
+    "trainer.num_nodes": _whole(1),
+    "trainer.precision": _choice(*PRECISIONS),
+    "trainer.accumulate": _whole(1),
+    "trainer.num_workers": _whole(0),
+}
+
+
+def count_gpus() -> int:
+    """How many NVIDIA GPUs CUDA shows, asked of the driver itself: importing torch takes seconds."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    if version("torch").endswith("+cpu"):
+        return 0
+    count = ctypes.c_int(0)
+    if cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+def reads_switch(cfg: DictConfig) -> bool:
+    """Whether the optimizer has a switch: its YAML says so by the key `switch_step`."""
+    return "switch_step" in cfg.optimizer
+
+
+def effective_switch(cfg: DictConfig) -> int | None:
+    """The epoch at which the method really changes, or None if it never does in this run."""
+    if not reads_switch(cfg) or cfg.switch_epoch == NEVER or cfg.switch_epoch >= cfg.epochs:
+        return None
+    return int(cfg.switch_epoch)
+
+
+def identity(cfg: DictConfig, data_digest: str) -> dict[str, Any]:
+    """Everything in a settled configuration that can change the numbers, and nothing else."""
+    facts: dict[str, Any] = OmegaConf.to_container(cfg, throw_on_missing=False)  # type: ignore[assignment]
+    # lr reaches the numbers through the optimizer that reads it; the protocol through what it filled in.
+    for key in ("data_dir", "runs_dir", "force", "logger", "protocol", "lr", "devices", "num_nodes", "precision"):
+        del facts[key]
+    trainer = facts.pop("trainer")
+    facts["trainer"] = {key: trainer[key] for key in ("accelerator", "precision", "accumulate")}
+    facts["world_size"] = trainer["devices"] * trainer["num_nodes"]
+    if not reads_switch(cfg):
+        del facts["switch_epoch"]
+    facts["data"] = {"profile": cfg.data.profile, "digest": data_digest}
+    facts["schema"] = SCHEMA
+    return facts
+
+
+def run_id(cfg: DictConfig, data_digest: str) -> str:
+    """The run's name: readable words, then the hash of its identity."""
+    text = json.dumps(identity(cfg, data_digest), sort_keys=True)
+    return f"{cfg.task.name}-{cfg.optimizer.name}-{cfg.seed}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -1,0 +1,9 @@
+"""What a person can mend: shown as one message, without a traceback."""
+
+
+class ConfigError(ValueError):
+    """A setting is not what it must be; the message names the key, the expected and the given value."""
+
+
+class DataError(ValueError):
+    """A data file is missing or broken; the message names the file (and line) and what to do."""

@@ -1,0 +1,149 @@
+"""Which examples make which batch: decided by (seed, epoch) alone, shared out over ranks and parts."""
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+Part = tuple[Any, float]  # a batch, and its weight in the step's loss
+Step = list[Part]  # what one optimizer step sees on one rank: one part, or `accumulate` of them
+
+STEPS_A_BLOCK = 32
+
+
+def derive(*numbers: int) -> int:
+    """A seed for torch and numpy from whole numbers, such as (seed, epoch, rank)."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def seed_all(*numbers: int) -> None:
+    """Starts every random generator of this process from these numbers."""
+    seed = derive(*numbers)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+class Seeded(Dataset[Any]):
+    """A map-style data set whose example (epoch, i) is random from (seed, epoch, i) alone, in any worker process."""
+
+    def __init__(self, examples: Any, seed: int) -> None:
+        self.examples, self.seed = examples, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(self.seed, *key))
+            return self.examples[key[1]]
+
+
+class Loader:
+    """Batches of a data set: a TensorDataset is kept on the device and cut there, others go through a DataLoader.
+
+    Args:
+        examples: a TensorDataset, or any map-style data set.
+        collate: makes a batch of a list of examples, for the latter.
+        device: where a TensorDataset is kept.
+        rank, world: this process takes its share of every batch.
+    """
+
+    def __init__(
+        self,
+        examples: Any,
+        collate: Callable[[list[Any]], Any] | None,
+        batch_size: int,
+        *,
+        device: torch.device,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        num_workers: int = 0,
+    ) -> None:
+        self.count, self.batch_size = len(examples), batch_size
+        self.seed, self.rank, self.world = seed, rank, world
+        self.tensors: tuple[Tensor, ...] | None = None
+        if isinstance(examples, TensorDataset):
+            self.tensors = tuple(t.to(device) for t in examples.tensors)
+        else:
+            self.examples, self.collate, self.num_workers = Seeded(examples, seed), collate, num_workers
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def gather(self, batches: list[list[int]], epoch: int) -> Iterator[Any]:
+        """The batches of these examples."""
+        if self.tensors is None:
+            keys = [[(epoch, i) for i in batch] for batch in batches]
+            # The generator is given so that the loader draws nothing from the global one.
+            yield from DataLoader(
+                self.examples, batch_sampler=keys, collate_fn=self.collate, num_workers=self.num_workers,
+                generator=torch.Generator(),
+            )  # fmt: skip
+            return
+        sizes = [len(batch) for batch in batches]
+        for first in range(0, len(batches), STEPS_A_BLOCK):
+            # One gather for many batches: cutting views off it costs next to nothing.
+            some = slice(first, first + STEPS_A_BLOCK)
+            index = torch.tensor([i for batch in batches[some] for i in batch], device=self.tensors[0].device)
+            yield from zip(*(t[index].split(sizes[some]) for t in self.tensors), strict=True)
+
+
+class TrainLoader(Loader):
+    """One epoch of training as blocks of steps, shuffled by (seed, epoch).
+
+    A block holds many small steps, so that what Lightning does around a batch is done once for all of them.
+    The last batch may be smaller. Where a batch does not divide evenly over ranks and parts, the parts'
+    weights make the averaged gradient that of the whole batch.
+    """
+
+    def __init__(self, *args: Any, accumulate: int = 1, epoch: Callable[[], int], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.accumulate, self.epoch = accumulate, epoch
+        self.steps = -(-self.count // self.batch_size)
+        self.steps_a_block = 1 if self.tensors is None else STEPS_A_BLOCK
+
+    def __len__(self) -> int:
+        return -(-self.steps // self.steps_a_block)
+
+    def __iter__(self) -> Iterator[list[Step]]:
+        epoch = self.epoch()
+        order = torch.randperm(self.count, generator=torch.Generator().manual_seed(derive(self.seed, epoch))).tolist()
+        batches, weights = [], []
+        for first in range(0, self.count, self.batch_size):
+            whole = order[first : first + self.batch_size]
+            for part in self._parts(len(whole)):
+                # A rank without a share still takes part in the exchange of gradients, with nothing to add.
+                batches.append(whole[part] or whole[:1])
+                weights.append(len(whole[part]) * self.world / len(whole))
+        parts = zip(self.gather(batches, epoch), weights, strict=True)
+        steps = ([part, *(next(parts) for _ in range(self.accumulate - 1))] for part in parts)
+        block = []
+        for step in steps:
+            block.append(step)
+            if len(block) == self.steps_a_block:
+                yield block
+                block = []
+        if block:
+            yield block
+
+    def _parts(self, size: int) -> list[slice]:
+        """This rank's slices of a batch of this size, one for each accumulation step."""
+        cuts = self.accumulate * self.world
+        edges = [size * k // cuts for k in range(cuts + 1)]
+        return [slice(edges[k], edges[k + 1]) for k in range(self.rank, cuts, self.world)]
+
+
+class TestLoader(Loader):
+    """The evaluated examples in order, each once over all ranks; yields (batch, ids)."""
+
+    __test__ = False  # no pytest class
+
+    def __len__(self) -> int:
+        return -(-len(range(self.rank, self.count, self.world)) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        mine = list(range(self.rank, self.count, self.world))
+        yield from self.gather([mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)], 0)

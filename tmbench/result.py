@@ -1,0 +1,83 @@
+"""What came of a run: its record in result.json, and how a person sees it."""
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from .config import SCHEMA
+from .errors import DataError
+
+STATUSES = ("completed", "diverged", "failed", "interrupted")
+FINAL = ("completed", "diverged")  # not repeated unless forced
+
+
+@dataclass
+class Result:
+    """One run's result. Seconds are training alone, without set-up and evaluation."""
+
+    run_id: str
+    status: str
+    task: str
+    optimizer: str
+    seed: int
+    profile: str  # tiny, full or subset
+    protocol: str
+    headline: str  # the metric that ranks runs, a key of the metrics
+    higher_is_better: bool
+    metrics: dict[str, dict[str, float]]  # last and best; best also says its epoch
+    seconds: float
+    epochs: dict[str, int]  # asked, trained, from_trunk
+    steps: int
+    examples_per_second: float
+    peak_memory_bytes: int  # of the GPU; on a CPU the process's resident set
+    parameters: int  # trainable
+    switch: dict[str, Any]  # requested, effective (epoch), step; None where the optimizer has none
+    versions: dict[str, str]
+    hardware: str
+    git_commit: str | None
+    data_digest: str
+    command: str
+    started: str  # UTC
+    diverged_at: dict[str, int] | None = None  # epoch, step in it; both from 0
+    nondeterministic: list[str] = field(default_factory=list)  # operations without a deterministic kernel
+    notes: list[str] = field(default_factory=list)
+    error: str | None = None
+    schema_version: int = SCHEMA
+
+    def save(self, folder: Path) -> None:
+        write(folder / "result.json", json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Result | None":
+        """The result in a run's folder, if there is one.
+
+        Raises:
+            DataError: there is one that is not ours.
+        """
+        path = folder / "result.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{f.name: content[f.name] for f in fields(cls)})
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: not a result of this version ({error!r}); remove it or use force=true") from None
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a whole file, or leaves the old one: never half of it."""
+    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    with os.fdopen(handle, "w", encoding="utf-8") as f:
+        f.write(text)
+    os.chmod(scratch, 0o644)
+    os.replace(scratch, path)
+
+
+def shown(value: float | None, key: str) -> str:
+    """A metric as a person reads it: shares in percent."""
+    if value is None:
+        return "-"
+    return f"{100 * value:.2f} %" if key.split("/")[-1] in ("accuracy", "miou") else f"{value:.4g}"

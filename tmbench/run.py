@@ -1,0 +1,153 @@
+"""One run, top to bottom: what is asked for, whether it was done before, and doing it.
+
+`python -m tmbench.run <runs>/<run id>/config.yaml [key=value ...]` asks for a saved run again.
+"""
+
+import fcntl
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+
+from .config import run_id, settle
+from .data import open_dataset
+from .errors import ConfigError
+from .result import FINAL, Result, write
+
+
+def run(cfg: DictConfig, command: str | None = None) -> tuple[Result, Path, str]:
+    """Does the run that a configuration asks for, unless it has been done.
+
+    Args:
+        cfg: the composed configuration, settled or not.
+        command: what a person would type for it; kept in the result.
+
+    Returns:
+        Its result, its folder, and how it came: `new`, `resumed` or `shown`.
+
+    Raises:
+        ConfigError, DataError: what is asked for is not possible; nothing was written.
+        Exception: the run failed; the result in its folder says so.
+    """
+    cfg = settle(cfg)
+    dataset, label, digest = open_dataset(cfg, get_class(cfg.task.data))
+    folder = Path(cfg.runs_dir) / run_id(cfg, digest)
+    config_file = folder / "config.yaml"
+    command = command or f"python -m tmbench.run {config_file}"
+    if launched():  # one of a run's processes: the folder is ready
+        from .train import train
+
+        return train(cfg, dataset, label, digest, folder, os.environ.get("TMBENCH_COMMAND", command)), folder, "new"
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        if cfg.force:
+            _clear(folder)
+        earlier = Result.load(folder)
+        if earlier and earlier.status in FINAL:
+            return earlier, folder, "shown"
+        how = "resumed" if (folder / "checkpoints" / "last.ckpt").exists() else "new"
+        cfg.force = False
+        write(config_file, OmegaConf.to_yaml(cfg))
+        if cfg.trainer.devices > 1:
+            return _launch(cfg, folder, config_file, command), folder, how
+        from .train import train
+
+        return train(cfg, dataset, label, digest, folder, command), folder, how
+
+
+def launched() -> bool:
+    """Whether this process is one of several that torchrun or Slurm started for a run."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Two processes asked for the same run: the second waits, then finds it done. A dead holder lets go."""
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != ".lock":
+            path.unlink()
+
+
+def _launch(cfg: DictConfig, folder: Path, config_file: Path, command: str) -> Result:
+    """One process a device, by torchrun; this one waits, and passes on the wish to stop."""
+    count = cfg.trainer.devices
+    arguments = ["--standalone", f"--nproc-per-node={count}", "-m", "tmbench.run", str(config_file)]
+    package = str(Path(__file__).parent.parent)
+    environment = {
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)),
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        **os.environ,
+        "TMBENCH_COMMAND": command,
+        "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
+    }
+    (folder / "result.json").unlink(missing_ok=True)  # an earlier attempt's
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *arguments], env=environment, start_new_session=True
+    )
+    asked = False
+
+    def stop(number: int, frame: Any) -> None:
+        nonlocal asked
+        asked = True
+        process.terminate()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    result = Result.load(folder)
+    if result and (code == 0 or asked):
+        return result
+    error = (result and result.error) or f"a process ended with code {code}; its messages are above"
+    if result:
+        replace(result, status="failed", error=error).save(folder)
+    raise RuntimeError(error)
+
+
+def main() -> None:
+    """The command line of this module: a saved configuration, and changes to it."""
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        sys.exit("usage: python -m tmbench.run <runs>/<run id>/config.yaml [key=value ...]")
+    path, changes = Path(sys.argv[1]), sys.argv[2:]
+    try:
+        cfg = OmegaConf.load(path)
+    except OSError as error:
+        sys.exit(f"no configuration to run: {error}")
+    assert isinstance(cfg, DictConfig)
+    OmegaConf.set_struct(cfg, True)
+    for change in changes:
+        key, _, value = change.partition("=")
+        if OmegaConf.select(cfg, key, default=...) is ...:
+            raise ConfigError(f"{path} has no {key}; it has {', '.join(map(str, cfg))}")
+        OmegaConf.update(cfg, key, OmegaConf.from_dotlist([f"x={value}"]).x)
+    command = shlex.join(["python", "-m", "tmbench.run", *sys.argv[1:]])
+    if launched():
+        run(cfg, command)
+        return
+    from .__main__ import report
+
+    sys.exit(report(lambda: run(cfg, command)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The tables a person sees at the end of a run and of a sweep."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .result import Result, shown
+
+
+def switch_words(result: Result) -> str:
+    switch = result.switch
+    if switch["requested"] is None:
+        return "none (this optimizer has no switch)"
+    if switch["effective"] is None:
+        return f"never reached (switch_epoch={switch['requested']}, {result.epochs['asked']} epochs)"
+    return f"TM from epoch {switch['effective']} (step {switch['step']:,})"
+
+
+def one(result: Result, folder: Path, how: str, console: Console) -> None:
+    """One run's result, and what to do next."""
+    last, best = result.metrics["last"], result.metrics["best"]
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    key = result.headline
+    score = shown(last.get(key), key)
+    if best:
+        score += f" at the end, best {shown(best[key], key)} after epoch {best['epoch'] + 1:.0f}"
+    table.add_row(key, f"{score}   [{result.profile} data]".replace("[", r"\["))
+    status = result.status
+    if result.diverged_at:
+        status += f" in epoch {result.diverged_at['epoch'] + 1}, step {result.diverged_at['step'] + 1}"
+    if how == "shown":
+        status += " before (shown, not repeated; force=true repeats it)"
+    elif how == "resumed":
+        status += " (went on from its last checkpoint)"
+    table.add_row("status", status)
+    table.add_row("switch", switch_words(result))
+    rate = f"{result.epochs['trained']} of {result.epochs['asked']} epochs, {result.examples_per_second:,.0f} examples/s"
+    table.add_row("seconds", f"{result.seconds:.1f} of training ({rate})")
+    table.add_row("files", str(folder))
+    for note in result.notes:
+        table.add_row("note", note)
+    if result.nondeterministic:
+        table.add_row("note", f"no deterministic kernel for {', '.join(result.nondeterministic)}")
+    if result.error:
+        table.add_row("error", result.error)
+    if result.profile == "tiny":
+        real = f"{result.command} data=full data_dir=DIR".replace(" data=tiny", "")
+        table.add_row("real data", real)
+    console.print()
+    console.print(f"[bold]{result.task} {result.optimizer} seed={result.seed}[/bold]")
+    console.print(table)
+
+
+def many(jobs: list[dict[str, Any]], console: Console) -> None:
+    """One line for each job of a sweep; a job is {overrides, folder, error}."""
+    results = [Result.load(Path(job["folder"])) if job["folder"] else None for job in jobs]
+    profiles = sorted({r.profile for r in results if r})
+    table = Table(title=f"{len(jobs)} jobs, {' and '.join(profiles) or 'no'} data", title_justify="left")
+    for name in ("job", "status", "metric", "last", "best", "switch", "seconds", "run"):
+        table.add_column(name, justify="right" if name in ("last", "best", "switch", "seconds") else "left")
+    for job, result in zip(jobs, results, strict=True):
+        words = " ".join(job["overrides"])
+        if result is None:
+            table.add_row(words, "[red]failed[/red]", job["error"] or "")
+            continue
+        key = result.headline
+        colour = {"completed": "green", "diverged": "yellow"}.get(result.status, "red")
+        requested = result.switch["requested"]
+        effective = result.switch["effective"]
+        switch = "-" if requested is None else str(effective) if effective is not None else f"({requested})"
+        table.add_row(
+            words, f"[{colour}]{result.status}[/{colour}]", key, shown(result.metrics["last"].get(key), key),
+            shown(result.metrics["best"].get(key), key), switch, f"{result.seconds:.1f}", Path(job["folder"]).name,
+        )  # fmt: skip
+    console.print()
+    console.print(table)

@@ -1,0 +1,289 @@
+"""Training itself, and the result that comes of it; the part of a run that needs torch."""
+
+import logging
+import platform
+import re
+import resource
+import signal
+import subprocess
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from rich.console import Console
+
+from . import __version__
+from .callbacks import Bar, Record
+from .config import effective_switch, reads_switch
+from .data import Dataset
+from .loader import TestLoader, TrainLoader, seed_all
+from .loggers import WandbMirror
+from .result import Result
+from .task import Diverged, Stopped, Task
+
+
+def train(cfg: DictConfig, data: Dataset, label: str, digest: str, folder: Path, command: str) -> Result:
+    """Trains and evaluates what a settled configuration asks for, from the run's last checkpoint if there is one.
+
+    Returns:
+        The result, also saved in the folder by rank 0: completed, diverged or interrupted.
+
+    Raises:
+        Exception: whatever went wrong; the saved result's status is then `failed`.
+    """
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    seed_all(cfg.seed)
+    task: Task = get_class(cfg.task._target_)(cfg.task, data)
+    record = Record(folder, effective_switch(cfg))
+    stop = StopOnSignal()
+    trainer = _trainer(cfg, folder, [record, stop])
+    first = trainer.is_global_zero
+    if first:
+        trainer.callbacks.append(Bar(record, effective_switch(cfg), Console(stderr=True)))  # type: ignore[attr-defined]
+
+    def loader(cls: Any, split: str, batch_size: int, **extra: Any) -> Any:
+        return cls(
+            task.examples(split), task.collate, batch_size, device=trainer.strategy.root_device, seed=cfg.seed,
+            rank=trainer.global_rank, world=trainer.world_size, num_workers=cfg.trainer.num_workers, **extra,
+        )  # fmt: skip
+
+    train_loader = loader(
+        TrainLoader, "train", cfg.batch_size, accumulate=cfg.trainer.accumulate, epoch=lambda: trainer.current_epoch
+    )
+    test_loader = loader(TestLoader, "test", cfg.task.eval_batch_size)
+
+    switch_step = None
+    if reads_switch(cfg) and cfg.switch_epoch != "never":
+        switch_step = cfg.switch_epoch * train_loader.steps
+    task.seed = cfg.seed
+    task.stop_requested = stop.requested
+    task.optimizer_name = cfg.optimizer.name
+    task.new_optimizer = _optimizer(cfg, switch_step)
+    task.factor = _schedule(cfg, train_loader.steps)
+
+    trainer.loggers = _loggers(cfg, folder, label) if first else []
+    diverged: Diverged | None = None
+    error: BaseException | None = None
+    last = folder / "checkpoints" / "last.ckpt"
+    with _nondeterministic_operations() as operations:
+        try:
+            trainer.fit(
+                task, train_loader, test_loader, ckpt_path=str(last) if last.exists() else None, weights_only=False
+            )
+            status = "completed"
+        except Diverged as event:
+            status, diverged = "diverged", event
+        except Stopped:
+            status = "interrupted"
+        except BaseException as event:
+            status, error = "failed", event
+        finally:
+            stop.restore()
+
+    rows = record.rows
+    headline = f"test/{task.headline}"
+    examples = len(rows) * train_loader.count
+    result = Result(
+        run_id=folder.name,
+        status=status,
+        task=cfg.task.name,
+        optimizer=cfg.optimizer.name,
+        seed=cfg.seed,
+        profile=label,
+        protocol=cfg.protocol.name,
+        headline=headline,
+        higher_is_better=task.higher_is_better,
+        metrics={"last": {k: v for k, v in rows[-1].items() if "/" in k} if rows else {}, "best": record.best},
+        seconds=record.seconds,
+        epochs={"asked": cfg.epochs, "trained": len(rows), "from_trunk": 0},
+        steps=len(rows) * train_loader.steps,
+        examples_per_second=examples / record.seconds if record.seconds else 0.0,
+        peak_memory_bytes=_peak_memory(trainer.strategy.root_device),
+        parameters=sum(p.numel() for p in task.parameters() if p.requires_grad),
+        switch={
+            "requested": cfg.switch_epoch if reads_switch(cfg) else None,
+            "effective": effective_switch(cfg),
+            "step": switch_step if effective_switch(cfg) is not None else None,
+        },
+        versions={
+            "tmbench": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "torchvision", "pytorch-lightning", "torchmetrics")},
+        },
+        hardware=_hardware(trainer),
+        git_commit=_git_commit(),
+        data_digest=digest,
+        command=command,
+        started=started,
+        diverged_at={"epoch": diverged.epoch, "step": diverged.step} if diverged else None,
+        nondeterministic=operations,
+        notes=_notes(cfg, label),
+        error=f"{type(error).__name__}: {error}" if error else None,
+    )
+    if first:
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbMirror):
+                best = {f"best/{key}": value for key, value in record.best.items()}
+                result.notes += logger.close({"status": status, "profile": label, **result.metrics["last"], **best})
+        result.save(folder)
+    if error is not None:
+        raise error
+    return result
+
+
+def _trainer(cfg: DictConfig, folder: Path, callbacks: list[Callback]) -> Trainer:
+    alone = cfg.trainer.devices * cfg.trainer.num_nodes == 1
+    on_gpu = cfg.trainer.accelerator == "cuda"
+    precision = cfg.trainer.precision
+    with warnings.catch_warnings():
+        # A GPU that trainer=cpu leaves unused is what was asked for.
+        warnings.filterwarnings("ignore", message="GPU available but not used")
+        return Trainer(
+            accelerator=cfg.trainer.accelerator,
+            strategy="auto" if alone else "ddp",
+            devices=cfg.trainer.devices,
+            num_nodes=cfg.trainer.num_nodes,
+            precision="32-true" if precision == "32" else precision,
+            max_epochs=cfg.epochs,
+            callbacks=callbacks,
+            logger=False,
+            default_root_dir=folder,
+            deterministic="warn" if on_gpu else None,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            plugins=[LightningEnvironment()] if alone else None,  # a lone run inside a Slurm job is still alone
+        )
+
+
+def _optimizer(cfg: DictConfig, switch_step: int | None) -> Any:
+    settings = _settings(cfg.optimizer)
+    if reads_switch(cfg):
+        settings["switch_step"] = switch_step
+    return instantiate(settings, _convert_="all")
+
+
+def _settings(group: DictConfig) -> dict[str, Any]:
+    """What a group's YAML gives to its `_target_`."""
+    settings: dict[str, Any] = OmegaConf.to_container(group)  # type: ignore[assignment]
+    settings.pop("name")
+    return settings
+
+
+def _schedule(cfg: DictConfig, steps_an_epoch: int) -> "partial[float] | None":
+    if "_target_" not in cfg.schedule:
+        return None
+    factor: partial[float] = instantiate(_settings(cfg.schedule))
+    return partial(factor, steps=cfg.epochs * steps_an_epoch, epoch=steps_an_epoch)
+
+
+def _loggers(cfg: DictConfig, folder: Path, label: str) -> list[Any]:
+    if "_target_" not in cfg.logger:
+        return []
+    tags = [cfg.task.name, cfg.optimizer.name, label]
+    config = OmegaConf.to_container(cfg)
+    return [instantiate(_settings(cfg.logger))(folder=folder, config=config, run_id=folder.name, tags=tags)]
+
+
+class StopOnSignal(Callback):
+    """SIGINT and SIGTERM ask the run to stop at the next look; a second SIGINT does not wait for it."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def requested(self) -> bool:
+        return self.asked
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        # Here, not before: Lightning puts in its own SIGTERM handler when fit starts, which would end the process.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise Stopped
+        self.asked = True
+
+    def restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _nondeterministic_operations() -> Iterator[list[str]]:
+    """Collects the operations that torch warns of, in place of printing the warnings."""
+    operations: list[str] = []
+    with warnings.catch_warnings():
+        # Lightning 2.6 with torch 2.15; nothing that a person could do about it.
+        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+        show = warnings.showwarning
+
+        def note(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+            found = re.match(r"(\S+) does not have a deterministic implementation", str(message))
+            if not found:
+                show(message, *args, **kwargs)
+            elif found[1] not in operations:
+                operations.append(found[1])
+
+        warnings.showwarning = note  # type: ignore[assignment]
+        yield operations
+
+
+def _notes(cfg: DictConfig, label: str) -> list[str]:
+    notes = []
+    if label == "subset":
+        notes.append("the data files are not the published set: labelled subset, not comparable with full")
+    if reads_switch(cfg) and cfg.switch_epoch != "never" and cfg.switch_epoch >= cfg.epochs:
+        notes.append(f"switch_epoch={cfg.switch_epoch} is not before the end ({cfg.epochs} epochs): TM never acted")
+    return notes
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _hardware(trainer: Trainer) -> str:
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        return f"{trainer.world_size} x {torch.cuda.get_device_name(device)}"
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{trainer.world_size} x {model}, {torch.get_num_threads()} threads"
+
+
+def _git_commit() -> str | None:
+    """The checkout's commit, with + if it was changed; None for an installed wheel."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    git = partial(subprocess.run, cwd=root, capture_output=True, text=True, timeout=10)
+    try:
+        commit = git(["git", "rev-parse", "HEAD"]).stdout.strip()
+        changed = git(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return (commit + ("+" if changed else "")) or None
