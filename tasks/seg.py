@@ -138,16 +138,16 @@ class Seg(Task):
         examples = self.examples("test")
         rows = [examples[i] for i in range(min(PICTURES, len(examples)))]
         figure, axes = plt.subplots(len(rows), 3, figsize=(7.5, 2.3 * len(rows)), squeeze=False, layout="constrained")
+        for ax, name in zip(axes[0], ("image", "truth", "prediction"), strict=True):
+            ax.set_title(name)
         for row, (image_3HW, mask_HW) in zip(axes, rows, strict=True):
             guess_HW = self.model(image_3HW[None].to(self.device))["out"][0].argmax(0).cpu()
             guess_HW[mask_HW == BORDER] = BORDER  # not judged there
             shown = image_3HW.permute(1, 2, 0) * torch.tensor(STD) + torch.tensor(MEAN)
             panels: list[Any] = [shown.clip(0, 1), colours[mask_HW], colours[guess_HW]]
-            for ax, panel, name in zip(row, panels, ("image", "truth", "prediction"), strict=True):
+            for ax, panel in zip(row, panels, strict=True):
                 ax.imshow(panel.numpy())
                 ax.set_axis_off()
-                if row is axes[0]:
-                    ax.set_title(name)
         seen = sorted({int(v) for _, mask in rows for v in mask.unique()} - {BORDER})
         handles = [plt.Rectangle((0, 0), 1, 1, color=palette()[k] / 255, label=CLASSES[k]) for k in seen]
         figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize="small", frameon=False)

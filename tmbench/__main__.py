@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from . import sweep
 from .config import conf_dir
@@ -42,12 +42,13 @@ def job(cfg: DictConfig) -> float | None:
         cfg.logger.group = folder.name
     print(f"\njob {number}: {' '.join(words)}", file=sys.stderr)
     try:
-        result, run_folder, _ = run(cfg, command)
+        result, run_folder, how = run(cfg, command)
     except Exception as error:
-        sweep.add_job(folder, number, words, None, explain(error).splitlines()[0])
+        message = str(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}"
+        sweep.add_job(folder, number, words, error=message)
         print(explain(error), file=sys.stderr)
         raise
-    sweep.add_job(folder, number, words, run_folder, None)
+    sweep.add_job(folder, number, words, run_folder, how)
     if result.status == "interrupted":
         raise KeyboardInterrupt  # the person wants out of the sweep, not of this job alone
     return result.metrics["best"].get(result.headline)
@@ -55,17 +56,14 @@ def job(cfg: DictConfig) -> float | None:
 
 def report(do: Callable[[], Outcome]) -> int:
     """Does one run and prints what came of it; returns the exit code."""
-    from rich.console import Console
+    from . import show
 
-    from .show import one
-
-    console = Console()
     try:
         result, folder, how = do()
     except EXPECTED as error:
         print(explain(error), file=sys.stderr)
         return 1
-    one(result, folder, how, console)
+    show.one(result, folder, how, show.console())
     return 130 if result.status == "interrupted" else 0
 
 
@@ -74,9 +72,9 @@ def explain(error: BaseException) -> str:
     if isinstance(error, (ConfigError, DataError)):
         return str(error)
     cause = error.__cause__ or error
-    if isinstance(cause, ConfigKeyError) and cause.full_key and OmegaConf.is_dict(cause.parent_node):
+    if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and cause.full_key and OmegaConf.is_dict(cause.parent_node):
         key, parent = cause.full_key, cause.parent_node
-        names = sorted(str(name) for name in parent if name != "hydra")
+        names = sorted(str(name) for name in parent if not str(name).startswith(("_", "hydra")))
         near = difflib.get_close_matches(key.split(".")[-1], names, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"{key}: there is no such setting{hint}\n  possible here: {' '.join(names)}"
@@ -101,11 +99,9 @@ def main() -> None:
         if not sweep.jobs():  # else the job has said it
             print(explain(error), file=sys.stderr)
     if jobs := sweep.jobs():
-        from rich.console import Console
+        from . import show
 
-        from .show import many
-
-        many(jobs, Console())
+        show.many(jobs, show.console())
         code = code or int(any(job["error"] for job in jobs))
     _leave(code)
 

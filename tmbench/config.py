@@ -3,8 +3,10 @@
 import ctypes
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from .errors import ConfigError
 
 SCHEMA = 1  # of result.json; part of a run's identity
 NEVER = "never"
+GROUPS = ("task", "optimizer", "data", "protocol", "schedule", "trainer", "logger")
 PROFILES = ("tiny", "full")
 PRECISIONS = ("32", "bf16-mixed")
 
@@ -34,6 +37,8 @@ def settle(cfg: DictConfig) -> DictConfig:
         ConfigError: a value is of the wrong kind or out of range.
     """
     cfg = OmegaConf.create(OmegaConf.to_container(cfg))  # type: ignore[arg-type]
+    for group in GROUPS:
+        _check_kinds(cfg, group)
     _fill_from_task(cfg)
     _fill_from_trainer(cfg)
     for key, (is_right, expected) in _RULES.items():
@@ -42,6 +47,37 @@ def settle(cfg: DictConfig) -> DictConfig:
             raise ConfigError(f"{key}: expected {expected}, got {value!r}")
     OmegaConf.resolve(cfg)
     return cfg
+
+
+@cache
+def _defaults(group: str, name: str) -> dict[str, Any]:
+    """A group's values as its YAML gives them; empty if it is a person's own file, from elsewhere."""
+    path = conf_dir() / group / f"{name}.yaml"
+    return OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}  # type: ignore[return-value]
+
+
+def _check_kinds(cfg: DictConfig, group: str) -> None:
+    """Numbers stay numbers, switches stay switches, words stay words."""
+    defaults = _defaults(group, cfg[group].get("name", cfg[group].get("profile")))
+    for key, default in {**defaults, **defaults.get(cfg.data.profile, {})}.items():
+        if key not in cfg[group] or default is None:
+            continue
+        value = OmegaConf.to_container(cfg[group])[key]  # type: ignore[index, call-overload]
+        if value is None and defaults[key] is None:
+            continue
+        if isinstance(default, str) and not default.startswith("${"):
+            right, expected = isinstance(value, str), "a word"
+        elif isinstance(default, bool):
+            right, expected = isinstance(value, bool), "true or false"
+        elif isinstance(default, int):
+            least = -1 if key == "devices" else min(default, 1)
+            right, expected = _is_whole(value, least), f"a whole number >= {least}"
+        elif isinstance(default, float):
+            right, expected = _is_number(value) and value >= 0, "a number >= 0"
+        else:
+            continue
+        if not right and key != "precision":
+            raise ConfigError(f"{group}.{key}: expected {expected}, got {value!r}")
 
 
 def _fill_from_task(cfg: DictConfig) -> None:
@@ -74,11 +110,6 @@ def _fill_from_task(cfg: DictConfig) -> None:
             continue  # epochs, lr, batch_size
         if task[key] is None:
             task[key] = value
-        kind = (int, float) if isinstance(value, float) else type(value)
-        if not isinstance(task[key], kind) or isinstance(task[key], bool) != isinstance(value, bool):
-            raise ConfigError(f"task.{key}: expected a value like {value!r}, got {task[key]!r}")
-        if isinstance(value, (int, float)) and not task[key] > 0:
-            raise ConfigError(f"task.{key}: expected a number > 0, got {task[key]!r}")
 
 
 def _fill_from_trainer(cfg: DictConfig) -> None:
@@ -104,6 +135,10 @@ def _fill_from_trainer(cfg: DictConfig) -> None:
         trainer.num_workers = 0 if on_cpu or cfg.data.profile == "tiny" else min(8, os.cpu_count() or 1)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _is_whole(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
@@ -120,13 +155,14 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": _whole(0),
     "epochs": _whole(1),
     "batch_size": _whole(1),
-    "lr": (lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and 0 < v < float("inf"), "a number > 0"),
+    "lr": (lambda v: _is_number(v) and v > 0, "a number > 0"),
     "switch_epoch": (lambda v: v == NEVER or _is_whole(v, 0), f"a whole number >= 0, or {NEVER}"),
     "force": (lambda v: isinstance(v, bool), "true or false"),
     "data_dir": (lambda v: isinstance(v, str), "a folder"),
     "runs_dir": (lambda v: isinstance(v, str), "a folder"),
     "trainer.devices": _whole(1),
     "trainer.num_nodes": _whole(1),
+    "trainer.accelerator": _choice("cpu", "cuda"),
     "trainer.precision": _choice(*PRECISIONS),
     "trainer.accumulate": _whole(1),
     "trainer.num_workers": _whole(0),

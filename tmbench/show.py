@@ -1,9 +1,11 @@
 """The tables a person sees at the end of a run and of a sweep."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .result import Result, shown
@@ -28,7 +30,7 @@ def one(result: Result, folder: Path, how: str, console: Console) -> None:
     score = shown(last.get(key), key)
     if best:
         score += f" at the end, best {shown(best[key], key)} after epoch {best['epoch'] + 1:.0f}"
-    table.add_row(key, f"{score}   [{result.profile} data]".replace("[", r"\["))
+    table.add_row(key.removeprefix("test/"), f"{score}, on {result.profile} data")
     status = result.status
     if result.diverged_at:
         status += f" in epoch {result.diverged_at['epoch'] + 1}, step {result.diverged_at['step'] + 1}"
@@ -55,26 +57,40 @@ def one(result: Result, folder: Path, how: str, console: Console) -> None:
     console.print(table)
 
 
+def console() -> Console:
+    """Standard output; wide enough for a table where it is a file."""
+    return Console() if sys.stdout.isatty() else Console(width=120)
+
+
 def many(jobs: list[dict[str, Any]], console: Console) -> None:
-    """One line for each job of a sweep; a job is {overrides, folder, error}."""
+    """One line for each job of a sweep, told apart by what the jobs do not share; a job is as in sweep.add_job."""
+    settings = [dict(word.split("=", 1) for word in job["overrides"]) for job in jobs]
+    varied = [key for key in settings[0] if len({s.get(key) for s in settings}) > 1]
     results = [Result.load(Path(job["folder"])) if job["folder"] else None for job in jobs]
     profiles = sorted({r.profile for r in results if r})
-    table = Table(title=f"{len(jobs)} jobs, {' and '.join(profiles) or 'no'} data", title_justify="left")
-    for name in ("job", "status", "metric", "last", "best", "switch", "seconds", "run"):
-        table.add_column(name, justify="right" if name in ("last", "best", "switch", "seconds") else "left")
-    for job, result in zip(jobs, results, strict=True):
-        words = " ".join(job["overrides"])
+    common = " ".join(f"{key}={value}" for key, value in settings[0].items() if key not in varied)
+    table = Table(title=f"{len(jobs)} jobs: {common}   {' and '.join(profiles) or 'no'} data", title_justify="left")
+    table.add_column("job", justify="right")
+    for key in varied:
+        table.add_column(key.removeprefix("optimizer.").removeprefix("task."), no_wrap=True)
+    for name in ("status", "metric", "last", "best", "TM from", "seconds"):
+        table.add_column(name, justify="left" if name in ("status", "metric") else "right", no_wrap=True)
+    for number, (job, own, result) in enumerate(zip(jobs, settings, results, strict=True)):
+        words = [str(number), *(own.get(key, "") for key in varied)]
         if result is None:
-            table.add_row(words, "[red]failed[/red]", job["error"] or "")
+            table.add_row(*words, "[red]failed[/red]")
             continue
         key = result.headline
         colour = {"completed": "green", "diverged": "yellow"}.get(result.status, "red")
-        requested = result.switch["requested"]
+        status = f"[{colour}]{result.status}[/{colour}]" + (", known" if job["how"] == "shown" else "")
         effective = result.switch["effective"]
-        switch = "-" if requested is None else str(effective) if effective is not None else f"({requested})"
         table.add_row(
-            words, f"[{colour}]{result.status}[/{colour}]", key, shown(result.metrics["last"].get(key), key),
-            shown(result.metrics["best"].get(key), key), switch, f"{result.seconds:.1f}", Path(job["folder"]).name,
+            *words, status, key.removeprefix("test/"), shown(result.metrics["last"].get(key), key),
+            shown(result.metrics["best"].get(key), key), "-" if effective is None else str(effective),
+            f"{result.seconds:.1f}",
         )  # fmt: skip
     console.print()
     console.print(table)
+    for number, job in enumerate(jobs):
+        if job["error"]:
+            console.print(f"[red]job {number}[/red] {escape(job['error'])}")

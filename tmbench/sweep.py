@@ -20,9 +20,12 @@ class RememberSweep(Callback):
         _folder = Path(config.hydra.sweep.dir)
 
 
-def add_job(folder: Path, number: int, overrides: list[str], run_folder: Path | None, error: str | None) -> None:
+def add_job(
+    folder: Path, number: int, overrides: list[str], run_folder: Path | None = None, how: str = "", error: str = ""
+) -> None:
+    """Adds a job to the sweep in `folder`: its run's folder and how it came (see run.run), or its error."""
     folder.mkdir(parents=True, exist_ok=True)
-    job = {"overrides": overrides, "folder": str(run_folder) if run_folder else None, "error": error}
+    job = {"overrides": overrides, "folder": str(run_folder) if run_folder else None, "how": how, "error": error}
     write(folder / f"job-{number:05d}.json", json.dumps(job) + "\n")
 
 

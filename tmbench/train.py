@@ -43,7 +43,8 @@ def train(cfg: DictConfig, data: Dataset, label: str, digest: str, folder: Path,
     Raises:
         Exception: whatever went wrong; the saved result's status is then `failed`.
     """
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for talkative in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     seed_all(cfg.seed)
@@ -107,7 +108,7 @@ def train(cfg: DictConfig, data: Dataset, label: str, digest: str, folder: Path,
         protocol=cfg.protocol.name,
         headline=headline,
         higher_is_better=task.higher_is_better,
-        metrics={"last": {k: v for k, v in rows[-1].items() if "/" in k} if rows else {}, "best": record.best},
+        metrics={"last": _metrics(rows[-1]) if rows else {}, "best": record.best},
         seconds=record.seconds,
         epochs={"asked": cfg.epochs, "trained": len(rows), "from_trunk": 0},
         steps=len(rows) * train_loader.steps,
@@ -145,6 +146,10 @@ def train(cfg: DictConfig, data: Dataset, label: str, digest: str, folder: Path,
     return result
 
 
+def _metrics(row: dict[str, float]) -> dict[str, float]:
+    return {key: value for key, value in row.items() if "/" in key}
+
+
 def _trainer(cfg: DictConfig, folder: Path, callbacks: list[Callback]) -> Trainer:
     alone = cfg.trainer.devices * cfg.trainer.num_nodes == 1
     on_gpu = cfg.trainer.accelerator == "cuda"
@@ -163,6 +168,7 @@ def _trainer(cfg: DictConfig, folder: Path, callbacks: list[Callback]) -> Traine
             logger=False,
             default_root_dir=folder,
             deterministic="warn" if on_gpu else None,
+            log_every_n_steps=1,  # we log by epoch; this silences a warning
             enable_checkpointing=False,
             enable_model_summary=False,
             enable_progress_bar=False,
@@ -282,8 +288,8 @@ def _git_commit() -> str | None:
         return None
     git = partial(subprocess.run, cwd=root, capture_output=True, text=True, timeout=10)
     try:
-        commit = git(["git", "rev-parse", "HEAD"]).stdout.strip()
-        changed = git(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
+        commit = git(["git", "rev-parse", "HEAD"], check=True).stdout.strip()
+        changed = git(["git", "status", "--porcelain", "--untracked-files=no"], check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return (commit + ("+" if changed else "")) or None
+    return commit + ("+" if changed else "")
