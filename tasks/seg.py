@@ -88,7 +88,8 @@ def build_model(weights: str, bn_momentum: float) -> nn.Module:
         folder = torch.hub.get_dir() + "/checkpoints"
         raise DataError(
             f"seg: the initial weights (task.weights={weights}) could not be downloaded: {error}\n"
-            f"  put {chosen.url}\n  into {folder}, or train from random weights with task.weights=none (and a larger lr)"
+            f"  put {chosen.url}\n  into {folder}\n"
+            "  or train from random weights with task.weights=none (and a larger lr)"
         ) from None
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -133,6 +134,7 @@ class Seg(Task):
 
     def pictures(self) -> Iterable[tuple[str, "Figure"]]:
         import matplotlib.pyplot as plt
+        from matplotlib.patches import Patch
 
         colours = torch.from_numpy(palette())
         examples = self.examples("test")
@@ -148,7 +150,7 @@ class Seg(Task):
             for ax, panel in zip(row, panels, strict=True):
                 ax.imshow(panel.numpy())
                 ax.set_axis_off()
-        seen = sorted({int(v) for _, mask in rows for v in mask.unique()} - {BORDER})
-        handles = [plt.Rectangle((0, 0), 1, 1, color=palette()[k] / 255, label=CLASSES[k]) for k in seen]
+        seen = sorted({int(v) for _, mask_HW in rows for v in torch.unique(mask_HW)} - {BORDER})
+        handles = [Patch(color=palette()[k] / 255, label=CLASSES[k]) for k in seen]
         figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize="small", frameon=False)
         yield "predictions", figure

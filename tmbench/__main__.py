@@ -31,9 +31,7 @@ def job(cfg: DictConfig) -> float | None:
     about = HydraConfig.get()
     command = shlex.join(["python", "-m", "tmbench", *about.overrides.task])
     if about.mode != RunMode.MULTIRUN:
-        outcome: list[Outcome] = []
-        code = report(lambda: outcome.append(run(cfg, command)) or outcome[0])
-        if code:
+        if code := report(lambda: run(cfg, command)):
             raise SystemExit(code)
         return None
     folder, number = Path(about.sweep.dir), int(about.job.num)
@@ -72,8 +70,8 @@ def explain(error: BaseException) -> str:
     if isinstance(error, (ConfigError, DataError)):
         return str(error)
     cause = error.__cause__ or error
-    if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and cause.full_key and OmegaConf.is_dict(cause.parent_node):
-        key, parent = cause.full_key, cause.parent_node
+    if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and OmegaConf.is_dict(cause.parent_node):
+        key, parent = str(cause.full_key), cause.parent_node
         names = sorted(str(name) for name in parent if not str(name).startswith(("_", "hydra")))
         near = difflib.get_close_matches(key.split(".")[-1], names, 1)
         hint = f"; did you mean {near[0]}?" if near else ""

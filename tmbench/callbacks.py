@@ -59,7 +59,7 @@ class Record(Callback):
         row = {
             "epoch": float(epoch),
             "step": float((epoch + 1) * len(pl_module._losses)),
-            "lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
+            "lr": pl_module.last_lr(),
             "seconds": self.seconds,
             "train/loss": pl_module.epoch_loss(),
             **metrics,
@@ -69,7 +69,7 @@ class Record(Callback):
         sign = 1 if pl_module.higher_is_better else -1
         improved = not self.best or sign * metrics[headline] > sign * self.best[headline]
         if improved:
-            self.best = {"epoch": float(epoch), **metrics}
+            self.best = {key: value for key, value in row.items() if key == "epoch" or "/" in key}
         self._log(trainer, row)
         self._save(trainer, improved and sum(p.numel() for p in pl_module.parameters()) <= KEEP_BEST_UP_TO)
 
@@ -107,8 +107,9 @@ class Record(Callback):
         assert isinstance(pl_module, Task)
         pl_module.eval()
         figures = self.folder / "figures"
+        own = ("curves", curves(self.rows, pl_module.headline, self.switch_epoch))
         with torch.no_grad():
-            for name, figure in (("curves", curves(self.rows, pl_module.headline, self.switch_epoch)), *pl_module.pictures()):
+            for name, figure in (own, *pl_module.pictures()):
                 if trainer.is_global_zero:
                     figures.mkdir(exist_ok=True)
                     figure.savefig(figures / f"{name}.png", dpi=110, bbox_inches="tight")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -36,7 +36,7 @@ def settle(cfg: DictConfig) -> DictConfig:
     Raises:
         ConfigError: a value is of the wrong kind or out of range.
     """
-    cfg = OmegaConf.create(OmegaConf.to_container(cfg))  # type: ignore[arg-type]
+    cfg = cast(DictConfig, OmegaConf.create(OmegaConf.to_container(cfg)))
     for group in GROUPS:
         _check_kinds(cfg, group)
     _fill_from_task(cfg)
@@ -53,16 +53,17 @@ def settle(cfg: DictConfig) -> DictConfig:
 def _defaults(group: str, name: str) -> dict[str, Any]:
     """A group's values as its YAML gives them; empty if it is a person's own file, from elsewhere."""
     path = conf_dir() / group / f"{name}.yaml"
-    return OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}  # type: ignore[return-value]
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path))) if path.is_file() else {}
 
 
 def _check_kinds(cfg: DictConfig, group: str) -> None:
     """Numbers stay numbers, switches stay switches, words stay words."""
     defaults = _defaults(group, cfg[group].get("name", cfg[group].get("profile")))
+    values = cast(dict[str, Any], OmegaConf.to_container(cfg[group]))
     for key, default in {**defaults, **defaults.get(cfg.data.profile, {})}.items():
         if key not in cfg[group] or default is None:
             continue
-        value = OmegaConf.to_container(cfg[group])[key]  # type: ignore[index, call-overload]
+        value = values[key]
         if value is None and defaults[key] is None:
             continue
         if isinstance(default, str) and not default.startswith("${"):

@@ -88,7 +88,7 @@ class Loader:
             # One gather for many batches: cutting views off it costs next to nothing.
             some = slice(first, first + STEPS_A_BLOCK)
             index = torch.tensor([i for batch in batches[some] for i in batch], device=self.tensors[0].device)
-            yield from zip(*(t[index].split(sizes[some]) for t in self.tensors), strict=True)
+            yield from zip(*(torch.split(t[index], sizes[some]) for t in self.tensors), strict=True)
 
 
 class TrainLoader(Loader):

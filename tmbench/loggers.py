@@ -61,10 +61,10 @@ class WandbMirror(Logger):
         self.offline_folder: Path | None = None
         self._todo: queue.Queue[Callable[[Any], Any] | None] = queue.Queue()
         mode = mode or os.environ.get("WANDB_MODE") or ("online" if has_account() else "offline")
-        about = dict(
-            project=project, entity=entity, group=group, tags=tags, config=config, dir=str(folder),
-            name=run_id, id=self._wandb_id(folder, run_id), resume="allow",
-        )  # fmt: skip
+        about: dict[str, Any] = {
+            "project": project, "entity": entity, "group": group, "tags": tags, "config": config, "dir": str(folder),
+            "name": run_id, "id": self._wandb_id(folder, run_id), "resume": "allow",
+        }  # fmt: skip
         self._thread = threading.Thread(target=self._work, args=(about, mode), daemon=True, name="wandb")
         self._thread.start()
 
@@ -81,7 +81,7 @@ class WandbMirror(Logger):
         try:
             import wandb
 
-            def start(mode: str) -> Any:
+            def start(mode: Any) -> Any:
                 quiet = wandb.Settings(console="off", silent=True, init_timeout=self.timeout / 2)
                 return wandb.init(**about, mode=mode, settings=quiet)
 

@@ -29,7 +29,7 @@ def one(result: Result, folder: Path, how: str, console: Console) -> None:
     key = result.headline
     score = shown(last.get(key), key)
     if best:
-        score += f" at the end, best {shown(best[key], key)} after epoch {best['epoch'] + 1:.0f}"
+        score += f" at the end, best {shown(best[key], key)} after epoch {int(best['epoch']) + 1}"
     table.add_row(key.removeprefix("test/"), f"{score}, on {result.profile} data")
     status = result.status
     if result.diverged_at:
@@ -40,8 +40,8 @@ def one(result: Result, folder: Path, how: str, console: Console) -> None:
         status += " (went on from its last checkpoint)"
     table.add_row("status", status)
     table.add_row("switch", switch_words(result))
-    rate = f"{result.epochs['trained']} of {result.epochs['asked']} epochs, {result.examples_per_second:,.0f} examples/s"
-    table.add_row("seconds", f"{result.seconds:.1f} of training ({rate})")
+    done = f"{result.epochs['trained']} of {result.epochs['asked']} epochs"
+    table.add_row("seconds", f"{result.seconds:.1f} of training ({done}, {result.examples_per_second:,.0f} examples/s)")
     table.add_row("files", str(folder))
     for note in result.notes:
         table.add_row("note", note)

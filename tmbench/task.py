@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Diverged(Exception):
-    """The training loss is no longer finite; a result, not an error."""
+class Diverged(Exception):  # noqa: N818  (a result, not an error)
+    """The training loss is no longer finite."""
 
     def __init__(self, epoch: int, step: int) -> None:
         super().__init__(f"non-finite loss in epoch {epoch}, step {step}")
@@ -92,12 +92,12 @@ class Task(LightningModule, ABC):
 
     def training_step(self, block: list[Step], block_idx: int) -> None:
         """Takes the optimizer steps of a block, and looks now and then whether all goes well."""
-        optimizer = self.optimizers(use_pl_optimizer=False)
-        scheduler = self.lr_schedulers()
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        scheduler: Any = self.lr_schedulers()
         for step in block:
-            self._losses.append(optimizer.step(partial(self._closure, optimizer, step)))  # type: ignore[union-attr]
+            self._losses.append(optimizer.step(partial(self._closure, optimizer, step)))
             if scheduler is not None:
-                scheduler.step()  # type: ignore[union-attr, call-arg]
+                scheduler.step()
         if len(self._losses) - self._looked_at >= STEPS_A_BLOCK or self.trainer.is_last_batch:
             self._look()
 
@@ -128,6 +128,14 @@ class Task(LightningModule, ABC):
             raise Diverged(self.current_epoch, -news[0])
         if news[1]:
             raise Stopped
+
+    def last_lr(self) -> float:
+        """The learning rate of the epoch's last step (of the first parameter group)."""
+        scheduler: Any = self.lr_schedulers()
+        if scheduler is None:
+            optimizer: Any = self.optimizers(use_pl_optimizer=False)
+            return float(optimizer.param_groups[0]["lr"])
+        return float(scheduler.base_lrs[0] * scheduler.lr_lambdas[0](scheduler.last_epoch - 1))
 
     def epoch_loss(self) -> float:
         """The mean training loss of the epoch over its steps and all ranks."""

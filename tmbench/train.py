@@ -21,7 +21,7 @@ import torch
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
 from rich.console import Console
 
 from . import __version__
@@ -240,6 +240,7 @@ def _nondeterministic_operations() -> Iterator[list[str]]:
     with warnings.catch_warnings():
         # Lightning 2.6 with torch 2.15; nothing that a person could do about it.
         warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+        warnings.filterwarnings("always", message=".*does not have a deterministic implementation")
         show = warnings.showwarning
 
         def note(message: Warning | str, *args: Any, **kwargs: Any) -> None:
@@ -249,7 +250,7 @@ def _nondeterministic_operations() -> Iterator[list[str]]:
             elif found[1] not in operations:
                 operations.append(found[1])
 
-        warnings.showwarning = note  # type: ignore[assignment]
+        warnings.showwarning = note
         yield operations
 
 

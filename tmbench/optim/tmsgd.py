@@ -83,14 +83,14 @@ class TMSGD(torch.optim.Optimizer):
             raise ValueError(f"tmsgd: switch_step must be a whole number >= 0 or None (never), got {switch_step!r}")
         if history not in HISTORIES:
             raise ValueError(f"tmsgd: history must be one of {', '.join(HISTORIES)}, got {history!r}")
-        defaults = dict(
-            lr=lr, momentum=momentum, weight_decay=weight_decay, switch_step=switch_step, history=history,
-            maximize=maximize, foreach=foreach, step=0,
-        )  # fmt: skip
+        defaults = {
+            "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "switch_step": switch_step,
+            "history": history, "maximize": maximize, "foreach": foreach, "step": 0,
+        }  # fmt: skip
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Does one step; returns the closure's loss, if there is a closure to evaluate first."""
         loss = None
         if closure is not None:

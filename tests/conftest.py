@@ -1,0 +1,49 @@
+"""Fixtures that compose the real conf/ and do real runs on tiny data."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from tmbench.config import conf_dir
+from tmbench.result import Result
+from tmbench.run import run
+
+REAL_DATA = Path(os.environ.get("TMBENCH_DATA", "data"))
+
+Compose = Callable[..., DictConfig]
+Run = Callable[..., tuple[Result, Path]]
+
+
+def choices(group: str) -> list[str]:
+    """The YAML files of a group: a new one is tested on arrival."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def real_data(folder: str) -> Path:
+    """A real data set's folder under TMBENCH_DATA; skips the test where it is not."""
+    if not (REAL_DATA / folder).is_dir():
+        pytest.skip(f"no real data: set TMBENCH_DATA to a folder with {folder}/")
+    return REAL_DATA / folder
+
+
+@pytest.fixture(scope="session")
+def composed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
+    """compose("task=tc", ...) -> the configuration, with a runs_dir of the session's own."""
+    runs = tmp_path_factory.mktemp("runs")
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        yield lambda *overrides: compose("config", [f"runs_dir={runs}", *overrides])
+
+
+@pytest.fixture
+def do(composed: Compose, tmp_path: Path) -> Run:
+    """do("task=tc", ...) -> (result, folder) of a run in the test's own folder."""
+
+    def do(*overrides: str) -> tuple[Result, Path]:
+        result, folder, _ = run(composed(*overrides, f"runs_dir={tmp_path}"))
+        return result, folder
+
+    return do

@@ -1,0 +1,818 @@
+"""The data sets: what is read, which file an error names, the tiny sets, and downloads without a network."""
+
+import gc
+import hashlib
+import inspect
+import multiprocessing
+import shutil
+import tarfile
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from conftest import Compose, Run, real_data
+from omegaconf import DictConfig
+from PIL import Image
+from tmbench.tasks import r8, voc
+from tmbench.tasks.r8 import LABELS, R8
+from tmbench.tasks.tc import vocabulary
+from tmbench.tasks.voc import BORDER, CLASSES, VOCSegmentation, palette
+
+from tmbench.config import settle
+from tmbench.data import Dataset, _tiny_root, folder_digest, open_dataset, read_text
+from tmbench.errors import DataError
+
+TINY_CLASSES = {0, 1, 7, 15}  # background and the three shapes
+BOTH = pytest.mark.parametrize(("task", "cls"), [("tc", R8), ("seg", VOCSegmentation)])
+
+Open = Callable[..., tuple[Dataset, str, str]]
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    """Every file under a folder with its content."""
+    return {str(f.relative_to(root)): f.read_bytes() for f in sorted(root.rglob("*")) if f.is_file()}
+
+
+def tiny(cls: type[Dataset], root: Path) -> Any:
+    root.mkdir(parents=True, exist_ok=True)
+    cls.write_tiny(root, np.random.default_rng(0))
+    return cls(root)
+
+
+@pytest.fixture
+def opened(composed: Compose, tmp_path: Path) -> Open:
+    """opened("task=tc", cls, ...) -> open_dataset's answer; data_dir and runs_dir are the test's own."""
+
+    def opened(task: str, cls: type[Dataset], *overrides: str) -> tuple[Dataset, str, str]:
+        own = (f"data_dir={tmp_path}/data", f"runs_dir={tmp_path}/runs")
+        cfg: DictConfig = settle(composed(f"task={task}", "trainer=cpu", *own, *overrides))
+        return open_dataset(cfg, cls)
+
+    return opened
+
+
+def offline(*args: Any, **kwargs: Any) -> None:
+    raise URLError("no route to host")
+
+
+# R8: reading
+
+
+def write_r8(root: Path, train: str | bytes = "earn\ta", test: str | bytes = "earn\ta") -> R8:
+    root.mkdir(parents=True, exist_ok=True)
+    for name, content in (("train.txt", train), ("test.txt", test)):
+        (root / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return R8(root)
+
+
+def test_r8_reads_labels_and_words_in_the_order_of_the_file(tmp_path: Path) -> None:
+    data = write_r8(tmp_path, "money-fx\tdollar  and yen\nearn\tnet\nacq\tbuys\nearn\tloss é", "grain\twheat")
+    assert data.read("train") == [(7, ["dollar", "and", "yen"]), (0, ["net"]), (1, ["buys"]), (0, ["loss", "é"])]
+    assert data.read("test") == [(4, ["wheat"])]
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_r8_reads_the_same_with_and_without_a_final_newline(tmp_path: Path, end: str) -> None:
+    assert write_r8(tmp_path, "earn\ta b\nship\tc" + end).read("train") == [(0, ["a", "b"]), (3, ["c"])]
+
+
+def test_r8_reads_every_label_as_its_place_in_the_source_s_list(tmp_path: Path) -> None:
+    data = write_r8(tmp_path, "\n".join(f"{label}\tx" for label in reversed(LABELS)))
+    assert [label for label, _ in data.read("train")] == [7, 6, 5, 4, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize("text", ["", " ", "\t"])
+def test_r8_reads_a_document_without_words(tmp_path: Path, text: str) -> None:
+    assert write_r8(tmp_path, f"earn\t{text}\nacq\ta").read("train") == [(0, []), (1, ["a"])]
+
+
+@pytest.mark.parametrize(
+    ("line", "clean", "stripped"),
+    [
+        ("earn\tearnings of earn learned", ["earnings", "of", "earn", "learned"], ["ings", "of", "led"]),
+        ("grain\tgrains and grain", ["grains", "and", "grain"], ["s", "and"]),
+        ("money-fx\tmoney fx money-fx", ["money", "fx", "money-fx"], ["money", "fx"]),
+        ("acq\tearn grain", ["earn", "grain"], ["earn", "grain"]),
+    ],
+)
+def test_r8_stripped_deletes_its_own_label_inside_words_too(
+    tmp_path: Path, line: str, clean: list[str], stripped: list[str]
+) -> None:
+    data = write_r8(tmp_path, line)
+    label = LABELS.index(line.partition("\t")[0])
+    assert data.read("train") == [(label, clean)]
+    assert data.read("train", "clean") == [(label, clean)]
+    assert data.read("train", "stripped") == [(label, stripped)]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize(
+    ("content", "where", "what"),
+    [
+        ("earn\ta\nearn no tab\nacq\tb", ", line 2", "expected label<TAB>text, got 'earn no tab'"),
+        ("earn\ta\nacq\tb\nacquisition\tc", ", line 3", "expected a label of .*, money-fx, got 'acquisition'"),
+        ("Earn\ta", ", line 1", "expected a label of earn, acq, .*, got 'Earn'"),
+        ("\ta", ", line 1", "expected a label of .*, got ''"),
+        ("", ", line 1", "expected label<TAB>text, got ''"),
+        ("earn\ta\n\nacq\tb", ", line 2", "expected label<TAB>text, got ''"),
+        ("earn\ta\n\n", ", line 2", "expected label<TAB>text, got ''"),
+        (b"earn\ta\nacq\t\xff", "", "expected UTF-8 text, found a byte that is not at 11"),
+    ],
+    ids=["no tab", "unknown label", "capital", "no label", "empty file", "blank line", "blank end", "not UTF-8"],
+)
+def test_r8_names_the_file_and_the_line_that_is_wrong(
+    tmp_path: Path, split: str, content: str | bytes, where: str, what: str
+) -> None:
+    data = write_r8(tmp_path, **{split: content})
+    with pytest.raises(DataError, match=f"^{tmp_path}/{split}.txt{where}: {what}"):
+        data.read(split)
+
+
+def test_r8_shows_only_the_beginning_of_a_long_wrong_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as error:
+        write_r8(tmp_path, "x" * 100_000).read("train")
+    assert len(str(error.value)) < 200 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["train.txt", "test.txt"])
+def test_r8_names_the_missing_file_where_to_get_it_and_the_way_without(opened: Open, tmp_path: Path, name: str) -> None:
+    write_r8(tmp_path / "data" / "r8")
+    path = tmp_path / "data" / "r8" / name
+    path.unlink()
+    with pytest.raises(DataError) as error:
+        opened("tc", R8, "data=full", "data.download=false")
+    for hint in (f"tc: no {path}\n", f"{r8.URL}/{name}", r8.SHA256[name], "data=tiny"):
+        assert hint in str(error.value)
+
+
+def test_vocabulary_of_train_leaves_the_test_words_out() -> None:
+    train, test = [(0, ["b", "a", "b"])], [(1, ["c", "a"])]
+    assert vocabulary(train, test, "train") == {"<pad>": 0, "<unk>": 1, "b": 2, "a": 3}
+
+
+def test_vocabulary_of_train_test_has_the_source_s_end_mark_and_no_padding() -> None:
+    train, test = [(0, ["b", "a", "b"]), (0, ["d"])], [(1, ["c", "a"])]
+    assert vocabulary(train, test, "train_test") == {"b": 0, "a": 1, "<eos>": 2, "d": 3, "c": 4}
+
+
+# R8: the real files
+
+R8_COUNTS = {
+    "earn": (2840, 1083), "acq": (1596, 696), "crude": (253, 121), "trade": (251, 75),
+    "money-fx": (206, 87), "interest": (190, 81), "ship": (108, 36), "grain": (41, 10),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("split", "place", "total", "differ"), [("train", 0, 5485, 1683), ("test", 1, 2189, 667)])
+def test_real_r8_has_the_published_counts(split: str, place: int, total: int, differ: int) -> None:
+    data = R8(real_data("r8"))
+    clean, stripped = data.read(split), data.read(split, "stripped")
+    assert len(clean) == len(stripped) == total
+    assert Counter(LABELS[label] for label, _ in clean) == {name: n[place] for name, n in R8_COUNTS.items()}
+    assert [label for label, _ in clean] == [label for label, _ in stripped]
+    assert sum(a != b for a, b in zip(clean, stripped, strict=True)) == differ
+
+
+def test_real_r8_has_the_source_s_vocabulary() -> None:
+    data = R8(real_data("r8"))
+    documents = [data.read(split, "stripped") for split in ("train", "test")]
+    words = vocabulary(*documents, "train_test")
+    assert len(words) == 23_590
+    assert sorted(words.values()) == list(range(23_590))
+
+
+def test_real_r8_is_official_and_opens_as_full(opened: Open) -> None:
+    root = real_data("r8").absolute()
+    data, label, digest = opened("tc", R8, "data=full", "data.download=false", f"data_dir={root.parent}")
+    assert (data.root, label) == (root, "full")
+    assert data.digests() == r8.SHA256
+    assert data.is_official(data.digests())
+    assert digest == folder_digest(r8.SHA256)
+
+
+def test_real_r8_with_one_more_word_opens_as_subset(opened: Open, tmp_path: Path) -> None:
+    root = tmp_path / "data" / "r8"
+    shutil.copytree(real_data("r8"), root)
+    with (root / "test.txt").open("a") as f:
+        f.write(" more")
+    data, label, digest = opened("tc", R8, "data=full", "data.download=false")
+    assert label == "subset"
+    assert not data.is_official(data.digests())
+    assert digest != folder_digest(r8.SHA256)
+
+
+# VOC: reading
+
+
+@pytest.fixture
+def voc_set(tmp_path: Path) -> VOCSegmentation:
+    return tiny(VOCSegmentation, tmp_path / "voc")
+
+
+def name_of(data: VOCSegmentation, split: str, names: str | bytes) -> Path:
+    """Replaces a split's list, and gives its path."""
+    path = data.list_file(split)
+    path.write_bytes(names if isinstance(names, bytes) else names.encode())
+    return path
+
+
+def save_mask(path: Path, mask: np.ndarray) -> None:
+    Image.fromarray(mask).save(path)
+
+
+def test_voc_pairs_come_in_the_order_of_the_list(voc_set: VOCSegmentation) -> None:
+    name_of(voc_set, "train", "000003\n\n 000001 \n000002")
+    year = voc_set.root / "VOCdevkit" / "VOC2007"
+    assert voc_set.pairs("train") == [
+        (year / "JPEGImages" / f"{n}.jpg", year / "SegmentationClass" / f"{n}.png")
+        for n in ("000003", "000001", "000002")
+    ]
+
+
+def test_voc_reads_the_pixels_and_the_class_ids(voc_set: VOCSegmentation) -> None:
+    image_file, mask_file = voc_set.pairs("train")[0]
+    mask = np.zeros((3, 5), dtype=np.uint8)
+    mask[0] = [0, 1, 20, BORDER, 15]
+    Image.fromarray(np.full((3, 5, 3), (200, 10, 90), dtype=np.uint8)).save(image_file, quality=100, subsampling=0)
+    picture = Image.frombytes("P", (5, 3), mask.tobytes())
+    picture.putpalette(palette().tobytes())
+    picture.save(mask_file)
+    image, ids = voc_set.read(image_file, mask_file)
+    assert (image.dtype, image.shape, ids.dtype) == (np.uint8, (3, 5, 3), np.uint8)
+    np.testing.assert_array_equal(ids, mask)
+    np.testing.assert_allclose(image.astype(int), np.broadcast_to((200, 10, 90), (3, 5, 3)), atol=3)
+
+
+def test_voc_reads_a_grey_image_as_three_channels(voc_set: VOCSegmentation) -> None:
+    image_file, mask_file = voc_set.pairs("train")[0]
+    Image.new("L", (30, 20), 77).save(image_file, quality=100)
+    save_mask(mask_file, np.zeros((20, 30), dtype=np.uint8))
+    image, _ = voc_set.read(image_file, mask_file)
+    assert image.shape == (20, 30, 3)
+    assert (image == 77).all()
+
+
+def test_voc_files_are_the_lists_and_the_pairs_that_they_name(voc_set: VOCSegmentation) -> None:
+    expected = {voc_set.list_file("train"), voc_set.list_file("val")}
+    expected |= {file for split in ("train", "val") for pair in voc_set.pairs(split) for file in pair}
+    (voc_set.year / "JPEGImages" / "999999.jpg").write_bytes(b"named in no list")
+    assert set(voc_set.files()) == expected
+    assert len(expected) == 2 + 2 * (32 + 12)
+
+
+def test_voc_palette_has_the_devkit_s_colours() -> None:
+    colours = palette()
+    assert (colours.shape, colours.dtype) == ((256, 3), np.uint8)
+    # aeroplane, bird, person, tvmonitor and the border, as the devkit's documentation shows them
+    known = {0: (0, 0, 0), 1: (128, 0, 0), 3: (128, 128, 0), 15: (192, 128, 128), 20: (0, 64, 128)}
+    assert {k: tuple(colours[k].tolist()) for k in known} == known
+    assert colours[BORDER].tolist() == [224, 224, 192]
+    assert len({tuple(c) for c in colours.tolist()}) == 256
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_voc_names_a_missing_list_and_the_archive_that_has_it(voc_set: VOCSegmentation, split: str) -> None:
+    voc_set.list_file(split).unlink()
+    with pytest.raises(DataError) as error:
+        voc_set.digests()
+    for hint in (f"seg: no {voc_set.list_file(split)}\n", voc.ARCHIVE_URL, "data=tiny"):
+        assert hint in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["image", "mask"])
+def test_voc_names_a_missing_file_and_the_line_that_lists_it(voc_set: VOCSegmentation, kind: int) -> None:
+    gone = voc_set.pairs("val")[4][kind]
+    gone.unlink()
+    with pytest.raises(DataError) as error:
+        voc_set.digests()
+    assert str(error.value).startswith(f"seg: no {gone}\n")
+    assert f"named in {voc_set.list_file('val')}, line 5" in str(error.value)
+
+
+@pytest.mark.parametrize("entry", ["../x", "/etc/passwd", "..", ".hidden", "a/b"])
+def test_voc_takes_no_list_entry_that_leads_out_of_its_folders(voc_set: VOCSegmentation, entry: str) -> None:
+    path = name_of(voc_set, "train", f"000001\n{entry}\n")
+    with pytest.raises(DataError, match=f"^{path}, line 2: expected an image's name like 000032, got '{entry}'$"):
+        voc_set.pairs("train")
+
+
+@pytest.mark.parametrize("content", ["", "\n", " \n\n"])
+def test_voc_names_an_empty_list(voc_set: VOCSegmentation, content: str) -> None:
+    path = name_of(voc_set, "val", content)
+    with pytest.raises(DataError, match=f"^{path}: expected image names, .*; the file is empty$"):
+        voc_set.pairs("val")
+
+
+def test_voc_names_a_list_that_is_not_text(voc_set: VOCSegmentation) -> None:
+    path = name_of(voc_set, "val", b"000001\n\x80\n")
+    with pytest.raises(DataError, match=f"^{path}: expected UTF-8 text"):
+        voc_set.pairs("val")
+
+
+def strange_mask(value: int) -> Callable[[Path, Path], None]:
+    def write(image: Path, mask: Path) -> None:
+        with Image.open(image) as picture:
+            ids = np.zeros(picture.size[::-1], dtype=np.uint8)
+        ids[4, 2] = value
+        save_mask(mask, ids)
+
+    return write
+
+
+BROKEN: dict[str, tuple[str, str, Callable[[Path, Path], Any]]] = {
+    "mask of another size": (
+        "mask", r"expected the image's size \(\d+, \d+\), got \(7, 9\)",
+        lambda image, mask: save_mask(mask, np.zeros((7, 9), dtype=np.uint8)),
+    ),
+    "mask turned by 90 degrees": (
+        "mask", r"expected the image's size \(64, 80\), got \(80, 64\)",
+        lambda image, mask: (Image.new("RGB", (80, 64)).save(image), Image.new("P", (64, 80)).save(mask)),
+    ),
+    "text named .jpg": ("image", "not a readable picture", lambda image, mask: image.write_text("not a picture\n")),
+    "empty image": ("image", "not a readable picture", lambda image, mask: image.write_bytes(b"")),
+    "text named .png": ("mask", "not a readable picture", lambda image, mask: mask.write_text("not a picture\n")),
+    "mask in colours": (
+        "mask", "expected a palette PNG of class ids, got mode RGB$",
+        lambda image, mask: Image.new("RGB", (80, 64)).save(mask),
+    ),
+    "class id 21": ("mask", "expected class ids 0-20 or 255, got 21$", strange_mask(21)),
+    "class id 30": ("mask", "expected class ids 0-20 or 255, got 30$", strange_mask(30)),
+    "class id 254": ("mask", "expected class ids 0-20 or 255, got 254$", strange_mask(254)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_voc_names_the_picture_that_is_broken(voc_set: VOCSegmentation, case: str) -> None:
+    which, what, break_it = BROKEN[case]
+    image, mask = voc_set.pairs("train")[0]
+    break_it(image, mask)
+    with pytest.raises(DataError, match=f"^{image if which == 'image' else mask}: {what}"):
+        voc_set.read(image, mask)
+
+
+@pytest.mark.parametrize("kept", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("kind", [0, 1], ids=["image", "mask"])
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # the next test's business
+@pytest.mark.filterwarnings("ignore:.*unclosed file:pytest.PytestUnraisableExceptionWarning")
+def test_voc_names_a_truncated_picture(voc_set: VOCSegmentation, kind: int, kept: float) -> None:
+    pair = voc_set.pairs("train")[0]
+    content = pair[kind].read_bytes()
+    pair[kind].write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(DataError, match=f"^{pair[kind]}: not a readable picture"):
+        voc_set.read(*pair)
+
+
+@pytest.mark.xfail(strict=True, reason="_opened leaves the file open when load() fails")
+def test_voc_closes_a_truncated_picture(voc_set: VOCSegmentation) -> None:
+    image, mask = voc_set.pairs("train")[0]
+    content = image.read_bytes()
+    image.write_bytes(content[: len(content) // 2])
+    gc.collect()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ResourceWarning)
+        with pytest.raises(DataError):
+            voc_set.read(image, mask)
+        gc.collect()
+    assert [str(w.message) for w in caught] == []
+
+
+# VOC: the real subset
+
+
+def test_real_voc_opens_as_subset(opened: Open) -> None:
+    root = real_data("voc2007").absolute()
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    data, label, digest = opened("seg", VOCSegmentation, "data=full", f"data_dir={root.parent}")
+    assert (data.root, label) == (root, "subset")
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+    assert digest == folder_digest(data.digests())
+    assert len(data.digests()) == 2 + 2 * (50 + 25)
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 50), ("val", 25)])
+def test_real_voc_reads_every_pair_of_a_list(split: str, count: int) -> None:
+    data = VOCSegmentation(real_data("voc2007"))
+    pairs = data.pairs(split)
+    assert len(pairs) == count
+    seen: set[int] = set()
+    for image_file, mask_file in pairs:
+        image, mask = data.read(image_file, mask_file)
+        assert image.shape == (*mask.shape, 3)
+        assert image.std() > 5, image_file
+        seen |= set(np.unique(mask).tolist())
+    assert seen == {*range(len(CLASSES)), BORDER}
+
+
+def test_real_voc_masks_have_our_palette() -> None:
+    data = VOCSegmentation(real_data("voc2007"))
+    for _, mask_file in data.pairs("val"):
+        with Image.open(mask_file) as mask:
+            assert mask.mode == "P"
+            theirs = np.array(mask.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+        assert len(theirs) > BORDER
+        np.testing.assert_array_equal(theirs, palette())
+
+
+# The tiny sets
+
+
+@BOTH
+def test_a_tiny_set_has_the_same_bytes_when_written_twice(task: str, cls: type[Dataset], tmp_path: Path) -> None:
+    first, second = (tree(tiny(cls, tmp_path / name).root) for name in ("a", "b"))
+    assert first
+    assert first == second
+
+
+@BOTH
+def test_another_generator_gives_another_tiny_set(task: str, cls: type[Dataset], tmp_path: Path) -> None:
+    tiny(cls, tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    cls.write_tiny(tmp_path / "b", np.random.default_rng(1))
+    a, b = tree(tmp_path / "a"), tree(tmp_path / "b")
+    assert a.keys() == b.keys()
+    assert a != b
+
+
+def test_tiny_r8_has_the_real_layout_and_every_label_in_both_splits(tmp_path: Path) -> None:
+    data = tiny(R8, tmp_path)
+    assert set(tree(tmp_path)) == {"train.txt", "test.txt"}
+    for split, count in (("train", 320), ("test", 160)):
+        documents = data.read(split)
+        assert Counter(label for label, _ in documents) == dict.fromkeys(range(8), count // 8)
+        assert all(words for _, words in documents)
+        assert not (tmp_path / f"{split}.txt").read_bytes().endswith(b"\n")  # as in the real files
+        assert [label for label, _ in documents] != sorted(label for label, _ in documents)
+
+
+def test_tiny_r8_differs_when_stripped(tmp_path: Path) -> None:
+    data = tiny(R8, tmp_path)
+    assert data.read("train") != data.read("train", "stripped")
+
+
+def test_tiny_r8_shares_no_document_between_its_splits(tmp_path: Path) -> None:
+    train, test = ({" ".join(words) for _, words in tiny(R8, tmp_path).read(s)} for s in ("train", "test"))
+    assert not train & test
+
+
+def test_tiny_voc_has_the_real_layout_and_every_class_in_both_splits(voc_set: VOCSegmentation) -> None:
+    names = {"train": [f"{n:06d}" for n in range(1, 33)], "val": [f"{n:06d}" for n in range(33, 45)]}
+    year = Path("VOCdevkit") / "VOC2007"
+    expected = {str(year / "ImageSets" / "Segmentation" / f"{split}.txt") for split in names}
+    for listed in names.values():
+        expected |= {str(year / "JPEGImages" / f"{n}.jpg") for n in listed}
+        expected |= {str(year / "SegmentationClass" / f"{n}.png") for n in listed}
+    assert set(tree(voc_set.root)) == expected
+    for split, listed in names.items():
+        assert voc_set.list_file(split).read_text().split() == listed
+        masks = [voc_set.read(*pair)[1] for pair in voc_set.pairs(split)]
+        assert {int(v) for mask in masks for v in np.unique(mask)} == {*TINY_CLASSES, BORDER}
+
+
+def test_tiny_voc_files_are_jpegs_and_palette_pngs(voc_set: VOCSegmentation) -> None:
+    for image_file, mask_file in voc_set.pairs("val"):
+        with Image.open(image_file) as image, Image.open(mask_file) as mask:
+            assert (image.format, image.mode, mask.format, mask.mode) == ("JPEG", "RGB", "PNG", "P")
+            np.testing.assert_array_equal(np.array(mask.getpalette("RGB")).reshape(-1, 3), palette())
+
+
+@BOTH
+def test_tiny_data_opens_as_tiny_with_the_same_digest_everywhere(
+    task: str, cls: type[Dataset], opened: Open, tmp_path: Path
+) -> None:
+    data, label, digest = opened(task, cls)
+    assert label == "tiny"
+    assert digest == folder_digest(data.digests())
+    assert data.root.parent == tmp_path / "runs" / ".tiny"
+    before = {path: path.stat().st_mtime_ns for path in data.root.rglob("*")}
+    again, _, same = opened(task, cls)
+    assert (again.root, same) == (data.root, digest)
+    assert {path: path.stat().st_mtime_ns for path in data.root.rglob("*")} == before
+    assert opened(task, cls, f"runs_dir={tmp_path}/elsewhere")[2] == digest
+
+
+def test_a_digest_is_of_names_and_contents(tmp_path: Path) -> None:
+    data = write_r8(tmp_path, b"earn\ta", b"acq\tb")
+    sums = {"train.txt": hashlib.sha256(b"earn\ta").hexdigest(), "test.txt": hashlib.sha256(b"acq\tb").hexdigest()}
+    assert data.digests() == sums
+    lines = f"{sums['test.txt']}  test.txt\n{sums['train.txt']}  train.txt\n"
+    assert folder_digest(sums) == hashlib.sha256(lines.encode()).hexdigest()
+    assert folder_digest(dict(reversed(sums.items()))) == folder_digest(sums)
+    swapped = {"train.txt": sums["test.txt"], "test.txt": sums["train.txt"]}
+    assert folder_digest(swapped) != folder_digest(sums)
+
+
+@BOTH
+def test_four_processes_at_once_make_one_whole_tiny_set(task: str, cls: type[Dataset], tmp_path: Path) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=_tiny_root, args=(cls, tmp_path)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0, 0]
+    (root,) = (tmp_path / ".tiny").iterdir()
+    assert root == _tiny_root(cls, tmp_path)
+    assert tree(root) == tree(tiny(cls, tmp_path / "alone").root)
+
+
+class First(R8):
+    """A tiny set whose writer is in this module."""
+
+
+class Second(First):
+    """One whose writer is overtaken by another process just before it is done."""
+
+    @classmethod
+    def write_tiny(cls, root: Path, rng: np.random.Generator) -> None:
+        super().write_tiny(root, rng)
+        (root / "train.txt").write_text("earn\tsecond")
+        _tiny_root(First, root.parent.parent)
+
+
+def test_the_first_tiny_set_stays_when_a_second_writer_comes_late(tmp_path: Path) -> None:
+    root = _tiny_root(Second, tmp_path)
+    assert tree(root) == tree(tiny(First, tmp_path / "alone").root)
+    assert list(root.parent.iterdir()) == [root]
+
+
+class Broken(R8):
+    @classmethod
+    def write_tiny(cls, root: Path, rng: np.random.Generator) -> None:
+        (root / "train.txt").write_text("half")
+        raise OSError("disk full")
+
+
+def test_a_writer_that_fails_leaves_no_tiny_set_behind(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="disk full"):
+        _tiny_root(Broken, tmp_path)
+    assert list((tmp_path / ".tiny").iterdir()) == []
+
+
+def test_a_changed_writer_gets_a_tiny_set_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = _tiny_root(R8, tmp_path)
+    source = inspect.getsource(r8)
+    monkeypatch.setattr(inspect, "getsource", lambda module: source + "# changed\n")
+    after = _tiny_root(R8, tmp_path)
+    assert before != after
+    assert tree(before) == tree(after)
+
+
+# Without the files, with and without a network
+
+
+@BOTH
+def test_full_without_files_and_downloads_names_the_path(
+    task: str, cls: type[Dataset], opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = []
+    monkeypatch.setattr(cls, "download", lambda self: called.append(self))
+    with pytest.raises(DataError) as error:
+        opened(task, cls, "data=full", "data.download=false")
+    first = "train.txt" if task == "tc" else "VOCdevkit/VOC2007/ImageSets/Segmentation/train.txt"
+    assert str(error.value).startswith(f"{task}: no {tmp_path}/data/{cls.folder}/{first}\n")
+    assert not called
+    assert not (tmp_path / "data").exists()
+
+
+def test_read_text_gives_the_text_or_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes("é\n".encode())
+    assert read_text(tmp_path / "a") == "é\n"
+    (tmp_path / "b").write_bytes("é".encode("latin-1"))
+    with pytest.raises(DataError, match=f"^{tmp_path}/b: expected UTF-8"):
+        read_text(tmp_path / "b")
+
+
+def test_r8_without_a_network_names_the_file_and_where_it_comes_from(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(DataError) as error:
+        opened("tc", R8, "data=full")
+    path = tmp_path / "data" / "r8" / "train.txt"
+    for hint in (f"tc: no {path}\n", "no route to host", f"{r8.URL}/train.txt", "data=tiny"):
+        assert hint in str(error.value)
+
+
+def test_voc_without_a_network_names_the_folder_and_the_archive(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torchvision.datasets, "VOCSegmentation", offline)
+    with pytest.raises(DataError) as error:
+        opened("seg", VOCSegmentation, "data=full")
+    root = tmp_path / "data" / "voc2007"
+    hints = (
+        f"seg: no {root}/VOCdevkit/VOC2007\n", "no route to host", voc.ARCHIVE_URL, voc.ARCHIVE, voc.ARCHIVE_MD5,
+        f"into {root}", "data=tiny",
+    )  # fmt: skip
+    for hint in hints:
+        assert hint in str(error.value)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "download",
+    [
+        "false",
+        pytest.param("true", marks=pytest.mark.xfail(strict=True, reason="download() does not catch mkdir's OSError")),
+    ],
+)
+def test_a_data_dir_that_is_a_file_is_a_data_error(
+    task: str, cls: type[Dataset], download: str, opened: Open, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(DataError, match=f"{tmp_path}/file/{cls.folder}"):
+        opened(task, cls, "data=full", f"data.download={download}", f"data_dir={tmp_path}/file")
+
+
+# R8: downloading
+
+
+@pytest.fixture
+def r8_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """What the R8 repository holds in this test: a tiny set, behind a file:// URL, under its own digests."""
+    served = tree(tiny(R8, tmp_path / "served").root)
+    monkeypatch.setattr(r8, "URL", (tmp_path / "served").as_uri())
+    monkeypatch.setattr(r8, "SHA256", {name: hashlib.sha256(b).hexdigest() for name, b in sorted(served.items())})
+    return served
+
+
+def test_r8_is_downloaded_where_it_is_missing_and_runs_as_full(
+    do: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, r8_server: dict[str, bytes]
+) -> None:
+    asked = []
+
+    def write(url: str, path: str, hash_prefix: str) -> None:
+        asked.append((url, path, hash_prefix))
+        Path(path).write_bytes(r8_server[Path(path).name])
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", write)
+    root = tmp_path / "data" / "r8"
+    full = ("task=tc", "trainer=cpu", "data=full", f"data_dir={tmp_path}/data", "epochs=1", "batch_size=64")
+    result, _ = do(*full)
+    assert (result.status, result.profile) == ("completed", "full")
+    assert tree(root) == r8_server
+    assert sorted(asked) == [(f"{r8.URL}/{name}", str(root / name), r8.SHA256[name]) for name in sorted(r8.SHA256)]
+
+
+def test_r8_is_downloaded_through_torch_and_checked(opened: Open, tmp_path: Path, r8_server: dict[str, bytes]) -> None:
+    data, label, digest = opened("tc", R8, "data=full")
+    assert tree(data.root) == r8_server
+    assert (label, digest) == ("full", folder_digest(r8.SHA256))
+
+
+def test_r8_with_another_content_is_not_taken_and_leaves_nothing(
+    opened: Open, tmp_path: Path, r8_server: dict[str, bytes]
+) -> None:
+    (tmp_path / "served" / "test.txt").write_text("earn\tsomething else")
+    root = tmp_path / "data" / "r8"
+    with pytest.raises(DataError, match=f"^tc: no {root / 'test.txt'}\n  the download failed: invalid hash"):
+        opened("tc", R8, "data=full")
+    assert tree(root).keys() <= {"train.txt"}
+
+
+@pytest.mark.parametrize("mine", ["train.txt", "test.txt"])
+def test_r8_downloads_only_the_file_that_is_missing(
+    opened: Open, tmp_path: Path, r8_server: dict[str, bytes], mine: str
+) -> None:
+    root = tmp_path / "data" / "r8"
+    root.mkdir(parents=True)
+    (root / mine).write_text("earn\tmy own")
+    _, label, _ = opened("tc", R8, "data=full")
+    assert label == "subset"
+    assert tree(root) == {**r8_server, mine: b"earn\tmy own"}
+
+
+def test_r8_that_is_there_is_opened_without_a_download(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    write_r8(tmp_path / "data" / "r8")
+    _, label, _ = opened("tc", R8, "data=full")
+    assert label == "subset"
+
+
+# VOC: downloading
+
+
+def unpack_tiny(root: str, year: str, image_set: str, download: bool) -> None:
+    """torchvision's VOCSegmentation, but what it unpacks is a tiny set."""
+    assert (year, image_set, download) == ("2007", "train", True)
+    VOCSegmentation.write_tiny(Path(root), np.random.default_rng(0))
+
+
+@pytest.fixture
+def tiny_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(voc, "OFFICIAL_COUNTS", {"train": 32, "val": 12})
+
+
+def test_voc_is_full_once_unpacked_and_subset_once_a_mask_is_changed(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, tiny_counts: None
+) -> None:
+    monkeypatch.setattr(torchvision.datasets, "VOCSegmentation", unpack_tiny)
+    data, label, digest = opened("seg", VOCSegmentation, "data=full")
+    assert isinstance(data, VOCSegmentation)
+    assert label == "full"
+    monkeypatch.setattr(torchvision.datasets, "VOCSegmentation", offline)
+    assert opened("seg", VOCSegmentation, "data=full")[1:] == ("full", digest)
+
+    _, mask_file = data.pairs("val")[0]
+    original = mask_file.read_bytes()
+    with Image.open(mask_file) as mask:
+        mask.putpixel((0, 0), BORDER)
+        mask.save(mask_file)
+    _, label, changed = opened("seg", VOCSegmentation, "data=full")
+    assert label == "subset"
+    assert changed != digest
+    mask_file.write_bytes(original)
+    assert opened("seg", VOCSegmentation, "data=full")[1:] == ("full", digest)
+
+
+def test_voc_with_a_shorter_list_is_a_subset(opened: Open, monkeypatch: pytest.MonkeyPatch, tiny_counts: None) -> None:
+    monkeypatch.setattr(torchvision.datasets, "VOCSegmentation", unpack_tiny)
+    data, label, _ = opened("seg", VOCSegmentation, "data=full")
+    assert isinstance(data, VOCSegmentation)
+    assert label == "full"
+    name_of(data, "train", "000001\n000002\n")
+    assert opened("seg", VOCSegmentation, "data=full")[1] == "subset"
+
+
+def test_voc_that_a_person_unpacked_has_no_mark_and_is_a_subset(
+    opened: Open, tmp_path: Path, tiny_counts: None
+) -> None:
+    tiny(VOCSegmentation, tmp_path / "data" / "voc2007")
+    assert opened("seg", VOCSegmentation, "data=full")[1] == "subset"
+
+
+def test_voc_with_other_counts_than_the_published_ones_is_refused(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torchvision.datasets, "VOCSegmentation", unpack_tiny)
+    with pytest.raises(DataError) as error:
+        opened("seg", VOCSegmentation, "data=full")
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path}/data/voc2007/{voc.ARCHIVE}: expected {{'train': 209, 'val': 213}}")
+    assert message.endswith("unpacked {'train': 32, 'val': 12}")
+    assert not list((tmp_path / "data").rglob(".unpacked*"))
+
+
+@pytest.mark.parametrize("gone", ["list", "image", "mask"])
+def test_voc_download_leaves_a_person_s_own_files_and_names_what_is_missing(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    called = []
+    monkeypatch.setattr(torchvision.datasets, "VOCSegmentation", lambda *args, **kwargs: called.append(args))
+    data = tiny(VOCSegmentation, tmp_path / "data" / "voc2007")
+    image, mask = data.pairs("val")[0]
+    path = {"list": data.list_file("val"), "image": image, "mask": mask}[gone]
+    path.unlink()
+    before = tree(data.root)
+    with pytest.raises(DataError, match=f"^seg: no {path}\n"):
+        opened("seg", VOCSegmentation, "data=full")
+    assert not called
+    assert tree(data.root) == before
+
+
+@pytest.mark.filterwarnings("ignore:.*extraction filter:DeprecationWarning")  # torchvision's, on Python 3.12 and 3.13
+def test_a_voc_archive_that_was_put_there_is_unpacked_by_torchvision(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_counts: None
+) -> None:
+    served = tiny(VOCSegmentation, tmp_path / "served").root
+    archive = tmp_path / "data" / "voc2007" / voc.ARCHIVE
+    archive.parent.mkdir(parents=True)
+    with tarfile.open(archive, "w") as tar:
+        tar.add(served / "VOCdevkit", "VOCdevkit")
+    content = archive.read_bytes()
+    known = torchvision.datasets.voc.DATASET_YEAR_DICT["2007"]
+    assert (known["filename"], known["md5"]) == (voc.ARCHIVE, voc.ARCHIVE_MD5)
+    monkeypatch.setitem(known, "md5", hashlib.md5(content).hexdigest())
+    monkeypatch.setattr("urllib.request.urlopen", offline)
+    data, label, _ = opened("seg", VOCSegmentation, "data=full")
+    assert label == "full"
+    unpacked = tree(data.root)
+    assert unpacked.pop("VOCdevkit/VOC2007/.unpacked.sha256")
+    assert unpacked.pop(voc.ARCHIVE) == content
+    assert unpacked == tree(served)
+
+
+def test_another_archive_under_the_voc_name_is_not_unpacked(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_counts: None
+) -> None:
+    served = tiny(VOCSegmentation, tmp_path / "served").root
+    root = tmp_path / "data" / "voc2007"
+    root.mkdir(parents=True)
+    with tarfile.open(root / voc.ARCHIVE, "w") as tar:
+        tar.add(served / "VOCdevkit", "VOCdevkit")
+    before = tree(root)
+    monkeypatch.setattr("urllib.request.urlopen", offline)
+    with pytest.raises(
+        DataError, match=f"^seg: no {root}/VOCdevkit/VOC2007\n  the download failed: .*no route to host"
+    ):
+        opened("seg", VOCSegmentation, "data=full")
+    assert tree(root) == before

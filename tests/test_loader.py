@@ -1,0 +1,365 @@
+"""Which examples make which batch: each once, decided by (seed, epoch) alone, shared out without changing the sum."""
+
+import random
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
+
+from tmbench.loader import STEPS_A_BLOCK, Step, TestLoader, TrainLoader, derive, seed_all
+
+CPU = torch.device("cpu")
+KINDS = pytest.mark.parametrize("kind", ["tensors", "map-style"])
+
+
+class Noisy(Dataset[tuple[int, Tensor]]):
+    """Map-style examples with randomness of their own: example i is (i, a random number)."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int) -> tuple[int, Tensor]:
+        return i, torch.rand(())
+
+
+def examples(kind: str, count: int) -> Any:
+    return TensorDataset(torch.arange(count), torch.arange(count) * 0.5) if kind == "tensors" else Noisy(count)
+
+
+def train_loader(data: Any, batch_size: int, *, epoch: int = 0, **settings: Any) -> TrainLoader:
+    return TrainLoader(data, None, batch_size, device=CPU, epoch=lambda: epoch, **settings)
+
+
+def steps(loader: TrainLoader) -> list[Step]:
+    return list(chain.from_iterable(loader))
+
+
+def ids(step: Step) -> list[int]:
+    """The examples of a step, but not what a rank without a share computes for nothing."""
+    return [i for batch, weight in step if weight for i in batch[0].tolist()]
+
+
+def order(loader: TrainLoader) -> list[int]:
+    return [i for step in steps(loader) for i in ids(step)]
+
+
+def flat(loader: TrainLoader) -> list[tuple[list[list[float]], float]]:
+    """All that a loader yields in an epoch, as comparable numbers."""
+    return [([t.tolist() for t in batch], weight) for step in steps(loader) for batch, weight in step]
+
+
+def generators() -> tuple[Any, ...]:
+    return torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())
+
+
+# Each example once
+
+
+@KINDS
+@pytest.mark.parametrize(("count", "batch_size"), [(1, 1), (1, 4), (7, 3), (12, 4), (70, 1), (65, 2)])
+def test_training_sees_each_example_once_an_epoch(kind: str, count: int, batch_size: int) -> None:
+    loader = train_loader(examples(kind, count), batch_size, seed=3)
+    for _ in range(2):
+        assert sorted(order(loader)) == list(range(count))
+
+
+@KINDS
+@pytest.mark.parametrize(("count", "batch_size"), [(1, 4), (12, 4), (13, 4), (320, 5), (321, 5), (645, 10)])
+def test_an_epoch_has_as_many_steps_as_batches_and_the_last_is_the_rest(kind: str, count: int, batch_size: int) -> None:
+    loader = train_loader(examples(kind, count), batch_size)
+    sizes = [len(ids(step)) for step in steps(loader)]
+    assert len(sizes) == loader.steps == -(-count // batch_size)
+    assert set(sizes[:-1]) <= {batch_size}
+    assert sum(sizes) == count
+
+
+@pytest.mark.parametrize("count_of_steps", [1, 31, 32, 33, 64, 100])
+def test_a_tensor_data_set_comes_in_blocks_of_many_steps(count_of_steps: int) -> None:
+    loader = train_loader(examples("tensors", 3 * count_of_steps - 1), 3)
+    sizes = [len(block) for block in loader]
+    assert len(sizes) == len(loader)
+    assert sum(sizes) == count_of_steps
+    assert set(sizes[:-1]) <= {STEPS_A_BLOCK}
+    assert 0 < sizes[-1] <= STEPS_A_BLOCK
+
+
+@pytest.mark.parametrize("count_of_steps", [1, 5, 40])
+def test_a_map_style_data_set_comes_in_blocks_of_one_step(count_of_steps: int) -> None:
+    loader = train_loader(Noisy(2 * count_of_steps), 2)
+    assert [len(block) for block in loader] == [1] * count_of_steps
+    assert len(loader) == count_of_steps
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("accumulate", [1, 2])
+@KINDS
+def test_the_length_is_that_of_every_rank(kind: str, accumulate: int, world: int) -> None:
+    for rank in range(world):
+        loader = train_loader(examples(kind, 211), 3, rank=rank, world=world, accumulate=accumulate)
+        assert len(list(loader)) == len(loader)
+        assert [len(step) for step in steps(loader)] == [accumulate] * loader.steps
+
+
+def test_the_tensors_of_a_data_set_stay_together_and_keep_their_kinds() -> None:
+    data = TensorDataset(
+        torch.arange(50), torch.arange(100, dtype=torch.float64).view(50, 2), torch.arange(50) % 2 == 0
+    )
+    seen = 0
+    for step in steps(train_loader(data, 4, accumulate=2)):
+        for (whole, pairs, even), _ in step:
+            assert (whole.dtype, pairs.dtype, even.dtype) == (torch.int64, torch.float64, torch.bool)
+            assert torch.equal(pairs, torch.stack([2.0 * whole, 2.0 * whole + 1], 1))
+            assert torch.equal(even, whole % 2 == 0)
+            seen += len(whole)
+    assert seen == 50
+
+
+def test_a_collate_function_makes_the_batches() -> None:
+    loader = TrainLoader(Noisy(7), lambda batch: [i for i, _ in batch], 3, device=CPU, epoch=lambda: 0)
+    batches = [batch for step in steps(loader) for batch, _ in step]
+    assert [len(batch) for batch in batches] == [3, 3, 1]
+    assert sorted(chain.from_iterable(batches)) == list(range(7))
+
+
+# The order
+
+
+@KINDS
+def test_the_order_follows_from_seed_and_epoch_alone(kind: str) -> None:
+    def at(seed: int, epoch: int, **settings: Any) -> list[int]:
+        return order(train_loader(examples(kind, 60), 7, seed=seed, epoch=epoch, **settings))
+
+    torch.manual_seed(1)
+    reference = at(0, 0)
+    torch.manual_seed(2)
+    assert at(0, 0) == reference
+    assert at(0, 0, accumulate=2) == reference
+    orders = {(seed, epoch): tuple(at(seed, epoch)) for seed in range(3) for epoch in range(3)}
+    assert len(set(orders.values())) == 9
+    assert tuple(range(60)) not in orders.values()
+
+
+def test_the_order_does_not_depend_on_the_kind_of_data_set_or_the_batch_size() -> None:
+    orders = [
+        order(train_loader(examples(kind, 60), n, seed=5)) for kind in ("tensors", "map-style") for n in (1, 7, 60)
+    ]
+    assert orders == [orders[0]] * 6
+
+
+@KINDS
+def test_the_epoch_is_asked_for_anew_each_time(kind: str) -> None:
+    now = [0]
+    loader = TrainLoader(examples(kind, 30), None, 4, device=CPU, epoch=lambda: now[0])
+    first = order(loader)
+    now[0] = 1
+    second = order(loader)
+    now[0] = 0
+    assert first != second
+    assert order(loader) == first
+
+
+def test_every_place_in_the_order_is_open_to_every_example() -> None:
+    first = {order(train_loader(examples("tensors", 5), 5, epoch=epoch))[0] for epoch in range(60)}
+    assert first == set(range(5))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_worker_processes_change_no_number(accumulate: int) -> None:
+    alone, with_two = (
+        flat(train_loader(Noisy(17), 4, seed=1, epoch=2, num_workers=n, accumulate=accumulate)) for n in (0, 2)
+    )
+    assert len(alone) == 5 * accumulate
+    assert alone == with_two
+
+
+def test_an_example_s_randomness_follows_from_seed_epoch_and_example_alone() -> None:
+    def draws(seed: int, epoch: int, **settings: Any) -> dict[float, float]:
+        batches = [
+            batch for step in steps(train_loader(Noisy(24), seed=seed, epoch=epoch, **settings)) for batch, _ in step
+        ]
+        return {i: u for who, what in batches for i, u in zip(who.tolist(), what.tolist(), strict=True)}
+
+    reference = draws(0, 0, batch_size=5)
+    assert len(set(reference.values())) == 24
+    torch.manual_seed(99)
+    assert draws(0, 0, batch_size=3) == reference
+    assert {**draws(0, 0, batch_size=6, rank=0, world=2), **draws(0, 0, batch_size=6, rank=1, world=2)} == reference
+    for seed, epoch in ((0, 1), (1, 0), (1, 1)):
+        other = draws(seed, epoch, batch_size=5)
+        assert not set(other.values()) & set(reference.values())
+
+
+@KINDS
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_loading_leaves_the_global_generators_alone(kind: str, num_workers: int) -> None:
+    before = generators()
+    data = examples(kind, 9)
+    train = train_loader(data, 2, num_workers=num_workers)
+    test = TestLoader(data, None, 2, device=CPU, num_workers=num_workers)
+    assert generators() == before
+    for _ in chain(train, test):
+        assert generators() == before
+    assert generators() == before
+
+
+@pytest.mark.xfail(
+    strict=True, reason="Seeded calls torch.manual_seed, which seeds the GPUs too, and restores the CPU's"
+)
+def test_loading_does_not_reseed_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    reseeded: list[int] = []
+    for name in ("manual_seed", "manual_seed_all"):
+        monkeypatch.setattr(torch.cuda, name, reseeded.append)
+    assert len(steps(train_loader(Noisy(6), 2))) == 3
+    assert reseeded == []
+
+
+# Shared out over ranks and parts
+
+SHARES = pytest.mark.parametrize(
+    ("count", "batch_size"), [(24, 6), (23, 5), (22, 7), (5, 1), (9, 4), (3, 8)],
+    ids=lambda n: str(n),
+)  # fmt: skip
+
+
+@KINDS
+@SHARES
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_ranks_share_every_batch_without_overlap(
+    kind: str, world: int, accumulate: int, count: int, batch_size: int
+) -> None:
+    data = examples(kind, count)
+    whole = steps(train_loader(data, batch_size, seed=4))
+    ranks = [
+        steps(train_loader(data, batch_size, seed=4, rank=r, world=world, accumulate=accumulate)) for r in range(world)
+    ]
+    for batch, *shares in zip(whole, *ranks, strict=True):
+        parts = [(part[0].tolist(), weight) for share in shares for part, weight in share]
+        assert len(parts) == world * accumulate
+        assert all(who for who, _ in parts)  # an empty batch would have no mean
+        assert sorted(chain.from_iterable(ids(share) for share in shares)) == sorted(ids(batch))
+        assert sum(weight for _, weight in parts) == pytest.approx(world)
+        sizes = [len(who) if weight else 0 for who, weight in parts]
+        assert max(sizes) - min(sizes) <= 1
+        assert [weight for _, weight in parts] == pytest.approx([n * world / len(ids(batch)) for n in sizes])
+
+
+def gradient(step: Step, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of a linear model over a rank's step, and its gradient, as Task's closure makes them."""
+    leaf = weight.clone().requires_grad_()
+    loss = torch.zeros((), dtype=torch.float64)
+    for (inputs, target), share in step:
+        loss = loss + share * ((inputs @ leaf - target) ** 2).mean()
+    loss.backward()
+    assert leaf.grad is not None
+    return loss.detach(), leaf.grad
+
+
+@SHARES
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_the_ranks_mean_gradient_is_that_of_the_whole_batch(
+    world: int, accumulate: int, count: int, batch_size: int
+) -> None:
+    source = torch.Generator().manual_seed(0)
+    inputs, target, weight = (
+        torch.randn(*shape, dtype=torch.float64, generator=source) for shape in ((count, 3), (count,), (3,))
+    )
+    data = TensorDataset(inputs, target)
+    settings = {"seed": 4, "world": world, "accumulate": accumulate}
+    ranks = [steps(train_loader(data, batch_size, rank=rank, **settings)) for rank in range(world)]
+    without_share = 0
+    shuffled = torch.tensor(order(train_loader(TensorDataset(torch.arange(count)), batch_size, seed=4)))
+    for chosen, *shares in zip(shuffled.split(batch_size), *ranks, strict=True):
+        expected_loss, expected = gradient([((inputs[chosen], target[chosen]), 1.0)], weight)
+        losses, gradients = zip(*(gradient(share, weight) for share in shares), strict=True)
+        torch.testing.assert_close(torch.stack(gradients).mean(0), expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(torch.stack(losses).mean(), expected_loss, rtol=1e-12, atol=1e-12)
+        without_share += sum(not any(w for _, w in share) for share in shares)
+    if batch_size < world:
+        assert without_share > 0  # the case is really among those tested
+
+
+def test_an_undivided_batch_has_weight_1_exactly() -> None:
+    assert {weight for step in steps(train_loader(examples("tensors", 23), 5)) for _, weight in step} == {1.0}
+    halves = train_loader(examples("tensors", 24), 6, world=2, rank=1)
+    assert {weight for step in steps(halves) for _, weight in step} == {1.0}
+
+
+# The evaluated examples
+
+
+@KINDS
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize(("count", "batch_size"), [(12, 4), (13, 4), (2, 5), (70, 1), (1, 1)])
+def test_evaluation_sees_every_example_once_over_all_ranks_and_in_order(
+    kind: str, world: int, count: int, batch_size: int
+) -> None:
+    seen = []
+    for rank in range(world):
+        loader = TestLoader(examples(kind, count), None, batch_size, device=CPU, rank=rank, world=world)
+        batches = [batch[0].tolist() for batch in loader]
+        assert len(batches) == len(loader)
+        assert all(len(batch) == batch_size for batch in batches[:-1])
+        assert all(batches)
+        mine = list(chain.from_iterable(batches))
+        assert mine == sorted(mine)
+        assert abs(len(mine) - count / world) < 1
+        seen += mine
+    assert sorted(seen) == list(range(count))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_evaluation_is_the_same_each_time(num_workers: int) -> None:
+    def draws() -> list[Any]:
+        return [t.tolist() for batch in loader for t in batch]
+
+    loader = TestLoader(Noisy(11), None, 4, device=CPU, seed=2, num_workers=num_workers)
+    first = draws()
+    assert draws() == first
+    loader = TestLoader(Noisy(11), None, 4, device=CPU, seed=2)
+    assert draws() == first
+
+
+# Seeds
+
+
+def test_derived_seeds_differ_in_every_place() -> None:
+    keys = [(a, b, c) for a in range(5) for b in range(5) for c in range(5)]
+    assert len({derive(*key) for key in keys}) == len(keys)
+    assert all(0 <= derive(*key) < 2**32 for key in keys)
+    assert derive(1, 2, 3) == derive(1, 2, 3)
+
+
+@pytest.mark.xfail(strict=True, reason="SeedSequence pads with zeros: derive(5) == derive(5, 0) == derive(5, 0, 0)")
+@pytest.mark.parametrize("key", [(0,), (5,), (5, 3)])
+def test_a_zero_more_is_another_seed(key: tuple[int, ...]) -> None:
+    assert derive(*key) != derive(*key, 0)
+
+
+def test_seed_all_starts_every_generator() -> None:
+    def draws() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        seed_all(1, 2)
+        first = draws()
+        other = draws()
+        seed_all(1, 2)
+        assert draws() == first
+        seed_all(1, 3)
+        another = draws()
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+    for changed in (other, another):
+        assert all(a != b for a, b in zip(first, changed, strict=True))

@@ -1,0 +1,460 @@
+"""TMSGD against its theory, torch.optim.SGD and a slow reference; and what every optimizer YAML promises."""
+
+import io
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from conftest import Compose, choices
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from tmbench.config import settle
+from tmbench.optim import TMSGD
+from tmbench.train import _optimizer
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """More threads gain nothing on tensors this small, and wait for each other for long on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+# The phases of a run that switches at step 10: first, one difference recorded, both recorded, TM.
+SWITCH = 10
+PHASES = {"before": 3, "recording": SWITCH - 1, "switching": SWITCH, "after": 25}
+
+
+def path(steps: int, gradient: Callable[[Tensor], Tensor] = lambda w: w, **settings: Any) -> list[float]:
+    """The weight before the first and after every step, from 1, in float64."""
+    w = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    optimizer = TMSGD([w], **settings)
+    weights = [1.0]
+    for _ in range(steps):
+        w.grad = gradient(w.detach())
+        optimizer.step()
+        weights.append(w.item())
+    return weights
+
+
+def mlp_path(new_optimizer: Callable[[nn.Sequential], Any], steps: int, reload_at: int | None = None) -> Tensor:
+    """A small float32 network's weights after each step on random batches, the same each time, one row a step.
+
+    reload_at: the step before which the optimizer is lost, and loaded into a new one.
+    """
+    random = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
+    optimizer = new_optimizer(model)
+    rows = []
+    for step in range(steps):
+        if step == reload_at:
+            state = saved_and_loaded(optimizer.state_dict())
+            optimizer = new_optimizer(model)
+            optimizer.load_state_dict(state)
+        optimizer.zero_grad()
+        inputs, labels = torch.randn(16, 8, generator=random), torch.randint(4, (16,), generator=random)
+        cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+        rows.append(nn.utils.parameters_to_vector(model.parameters()).detach())
+    weights = torch.stack(rows)
+    assert weights.isfinite().all()
+    return weights
+
+
+def saved_and_loaded(state: dict[str, Any]) -> dict[str, Any]:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file)
+
+
+class TestTheory:
+    """f = w^2 / 2, or many of them, in float64."""
+
+    @pytest.mark.parametrize(
+        ("settings", "expected"),
+        [
+            (
+                {"lr": 0.1, "switch_step": 0},
+                [1, 0.9, 0.76, 0.664, 0.6196, 0.58344, 0.529216, 0.4672624, 0.41667136, 0.380685504],
+            ),
+            (
+                {"lr": 0.1, "switch_step": 2},
+                [1, 0.9, 0.81, 0.734, 0.6676, 0.60564, 0.547296, 0.4943744, 0.44764816, 0.405981024],
+            ),
+            (
+                {"lr": 0.1, "switch_step": 0, "momentum": 0.9},
+                [1, 0.9, 0.67, 0.376, 0.1003, -0.11991, -0.286598, -0.4061669, -0.47368757],
+            ),
+            ({"lr": 1.0, "switch_step": 0}, [1, 0, -0.5, 0.25, 0.625, -0.1875, -0.59375, 0.203125]),
+        ],
+        ids=["cold", "after-two-euler-steps", "momentum-cold", "at-the-limit-cold"],
+    )
+    def test_tmsgd_walks_the_path_computed_by_hand(self, settings: dict[str, Any], expected: list[float]) -> None:
+        assert path(len(expected) - 1, **settings) == pytest.approx(expected, rel=1e-9, abs=1e-15)
+
+    def test_tmsgd_ends_in_an_undamped_cycle_of_four_at_its_limit(self) -> None:
+        weights = path(403, lr=1.0, switch_step=0)
+        assert weights[-8:] == pytest.approx([0.6, -0.2, -0.6, 0.2] * 2, rel=1e-9)
+
+    @pytest.mark.parametrize(("q", "least", "most"), [(0.999, 0.0, 0.0115), (1.001, 30.75, 30.85)])
+    def test_tmsgd_shrinks_just_below_its_limit_and_grows_just_above(self, q: float, least: float, most: float) -> None:
+        assert least < max(map(abs, path(20_000, lr=q, switch_step=0)[-4:])) < most
+
+    @pytest.mark.parametrize(
+        ("gradient", "exact"), [(lambda x: x, math.exp(-1)), (lambda x: x * x, 0.5)], ids=["linear", "quadratic"]
+    )
+    @pytest.mark.parametrize(("switch_step", "order"), [(2, 2), (None, 1)], ids=["tm", "sgd"])
+    def test_global_order_is_two_for_tm_and_one_for_sgd(
+        self, gradient: Callable[[Tensor], Tensor], exact: float, switch_step: int | None, order: int
+    ) -> None:
+        errors = [abs(path(n, gradient, lr=1 / n, switch_step=switch_step)[-1] - exact) for n in (20, 40, 80, 160, 320)]
+        for coarse, fine in pairwise(errors):
+            assert math.log2(coarse / fine) == pytest.approx(order, abs=0.1)
+
+    @pytest.mark.parametrize(("switch_step", "error"), [(2, 3.02e-7), (None, 5.756e-4)], ids=["tm", "sgd"])
+    def test_error_on_the_gradient_flow_is_the_predicted_one(self, switch_step: int | None, error: float) -> None:
+        assert abs(path(320, lr=1 / 320, switch_step=switch_step)[-1] - math.exp(-1)) == pytest.approx(error, rel=2e-3)
+
+    @pytest.mark.parametrize(
+        ("switch_step", "momentum", "limit"),
+        [
+            (0, 0.0, 1.0),
+            (0, 0.1, 0.839404),
+            (0, 0.3, 0.654993),
+            (0, 0.5, 0.560660),
+            (0, 0.7, 0.515502),
+            (0, 0.9, 0.500780),
+            (None, 0.0, 2.0),
+            (None, 0.5, 3.0),
+            (None, 0.9, 3.8),
+        ],
+    )
+    def test_stability_limit_is_the_derived_one(self, switch_step: int | None, momentum: float, limit: float) -> None:
+        def diverges_at(q: Tensor) -> list[bool]:
+            """By the mean square over 200 steps, early and 2000 steps later; one weight for each curvature."""
+            w = torch.ones_like(q, requires_grad=True)
+            optimizer = TMSGD([w], lr=1.0, momentum=momentum, switch_step=switch_step)
+            early, late = torch.zeros_like(q), torch.zeros_like(q)
+            for step in range(2800):
+                w.grad = q * w.detach()
+                optimizer.step()
+                if 600 <= step < 800:
+                    early += w.detach() ** 2
+                elif 2600 <= step:
+                    late += w.detach() ** 2
+            return (~(late <= early) | late.isinf()).tolist()  # what is not finite diverges, too
+
+        stable, unstable = 0.0, 4.2
+        for _ in range(3):  # bisection, but into 20 parts
+            q = torch.linspace(stable, unstable, 21, dtype=torch.float64)
+            diverges = [False, *diverges_at(q[1:-1]), True]
+            assert diverges == sorted(diverges), "stable again beyond the limit"
+            stable, unstable = q[diverges.index(True) - 1].item(), q[diverges.index(True)].item()
+        assert stable == pytest.approx(limit, abs=1e-3)
+
+    def test_tmsgdm_converges_at_049_and_diverges_at_051(self) -> None:
+        assert abs(path(2000, lr=0.49, momentum=0.9, switch_step=0)[-1]) < 1e-6
+        assert max(map(abs, path(2000, lr=0.51, momentum=0.9, switch_step=0)[-6:])) > 1e6
+
+    @pytest.mark.parametrize("momentum", [0.0, 0.9])
+    @pytest.mark.parametrize("foreach", [True, False])
+    def test_a_cold_start_without_gradients_does_not_move(self, momentum: float, foreach: bool) -> None:
+        assert path(20, torch.zeros_like, lr=0.1, momentum=momentum, switch_step=0, foreach=foreach) == [1.0] * 21
+
+    @pytest.mark.parametrize(
+        ("lr", "history", "deviation"),
+        [(0.1, "true", 0.006885), (0.1, "zero", 0.076818), (0.01, "true", 4.096e-5), (0.01, "zero", 0.0075465)],
+    )
+    @pytest.mark.parametrize("switch", [2, 10])
+    def test_true_history_stays_on_the_gradient_flow_where_a_cold_start_overshoots(
+        self, lr: float, history: str, deviation: float, switch: int
+    ) -> None:
+        after = path(switch + 20, lr=lr, switch_step=switch, history=history)[switch:]
+        off = [abs(w / after[0] - math.exp(-lr * k)) for k, w in enumerate(after)]
+        assert max(off) == pytest.approx(deviation, rel=1e-3)
+        assert off.index(max(off)) == 3
+
+
+class TestSlowReference:
+    @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+    @pytest.mark.parametrize("momentum", [0.0, 0.9])
+    @pytest.mark.parametrize("history", ["true", "zero"])
+    @pytest.mark.parametrize("switch", [0, 1, 2, SWITCH])
+    def test_tmsgd_equals_the_weights_form_of_eq_8(
+        self, switch: int, history: str, momentum: float, weight_decay: float
+    ) -> None:
+        random = torch.Generator().manual_seed(0)
+        noise = torch.randn(100, 20, generator=random, dtype=torch.float64)
+        curvature = torch.linspace(0.1, 5, 20, dtype=torch.float64)
+        start, lr = torch.randn(20, generator=random, dtype=torch.float64), 0.05
+
+        W, v = [start] * 3, torch.zeros_like(start)  # the last three weights, and all before
+        for k in range(100):
+            if k == switch and history == "zero":
+                W += [W[-1]] * 2
+            v = momentum * v + curvature * W[-1] + noise[k] + weight_decay * W[-1]
+            W.append(1.5 * W[-1] - W[-2] + 0.5 * W[-3] - lr * v if k >= switch else W[-1] - lr * v)
+
+        w = start.clone().requires_grad_()
+        optimizer = TMSGD([w], lr, momentum, weight_decay, switch, history)
+        steps = []
+        for k in range(100):
+            w.grad = curvature * w.detach() + noise[k]
+            optimizer.step()
+            steps.append(w.detach().clone())
+        expected = W[3 : 3 + switch] + W[-(100 - switch) :]
+        torch.testing.assert_close(torch.stack(steps), torch.stack(expected), rtol=1e-10, atol=1e-12)
+
+
+class TestAgainstTorch:
+    @pytest.mark.parametrize("foreach", [None, True, False])
+    @pytest.mark.parametrize("maximize", [False, True])
+    @pytest.mark.parametrize("weight_decay", [0.0, 1e-2])
+    @pytest.mark.parametrize("momentum", [0.0, 0.9])
+    def test_before_the_switch_tmsgd_equals_torch_sgd(
+        self, momentum: float, weight_decay: float, maximize: bool, foreach: bool | None
+    ) -> None:
+        settings: dict[str, Any] = {
+            "lr": 0.01, "momentum": momentum, "weight_decay": weight_decay, "maximize": maximize, "foreach": foreach
+        }  # fmt: skip
+        expected = mlp_path(lambda model: torch.optim.SGD(model.parameters(), **settings), 200)
+        for switch_step in (None, 200, 10**6):
+            new = lambda model, step=switch_step: TMSGD(model.parameters(), switch_step=step, **settings)  # noqa: E731
+            assert torch.equal(mlp_path(new, 200), expected), f"switch_step={switch_step}"
+
+    def test_from_the_switch_on_tmsgd_differs_from_torch_sgd(self) -> None:
+        sgd = mlp_path(lambda model: torch.optim.SGD(model.parameters(), 0.1), 20)
+        tm = mlp_path(lambda model: TMSGD(model.parameters(), 0.1, switch_step=SWITCH), 20)
+        assert (tm == sgd).all(dim=1).tolist() == [True] * SWITCH + [False] * 10
+
+    @pytest.mark.parametrize("history", ["true", "zero"])
+    @pytest.mark.parametrize("maximize", [False, True])
+    @pytest.mark.parametrize("momentum", [0.0, 0.9])
+    def test_one_by_one_equals_all_at_once_across_the_switch(
+        self, momentum: float, maximize: bool, history: str
+    ) -> None:
+        def run(foreach: bool | None) -> Tensor:
+            def new(model: nn.Sequential) -> TMSGD:
+                groups = [
+                    {"params": model[0].parameters(), "lr": 0.2, "weight_decay": 0.1},
+                    {"params": [model[2].weight]},
+                    {"params": [model[2].bias], "lr": 0.01, "momentum": 0.5, "switch_step": 4},
+                ]
+                return TMSGD(groups, 0.05, momentum, 1e-2, SWITCH, history, maximize=maximize, foreach=foreach)
+
+            return mlp_path(new, 40)
+
+        assert torch.equal(run(True), run(False))
+        assert torch.equal(run(None), run(False))
+
+
+@pytest.mark.parametrize("reload_at", PHASES.values(), ids=PHASES)
+@pytest.mark.parametrize("history", ["true", "zero"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_loaded_state_dict_continues_bitwise_in_every_phase(momentum: float, history: str, reload_at: int) -> None:
+    def new(model: nn.Sequential) -> TMSGD:
+        return TMSGD(model.parameters(), 0.1, momentum, 1e-2, SWITCH, history)
+
+    assert torch.equal(mlp_path(new, 40, reload_at), mlp_path(new, 40))
+
+
+def test_a_loaded_state_dict_brings_its_settings() -> None:
+    w = torch.ones(1, requires_grad=True)
+    saved = TMSGD([w], 0.1, 0.9, 1e-2, SWITCH, "zero", maximize=True, foreach=False)
+    loaded = TMSGD([w], 7.0)
+    loaded.load_state_dict(saved_and_loaded(saved.state_dict()))
+    assert loaded.param_groups == saved.param_groups
+
+
+@pytest.mark.parametrize("foreach", [True, False])
+@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_gradients_are_left_unchanged_in_every_phase(
+    weight_decay: float, momentum: float, maximize: bool, foreach: bool
+) -> None:
+    params = [torch.randn(3, 2).requires_grad_(), torch.randn(4).requires_grad_()]
+    optimizer = TMSGD(params, 0.1, momentum, weight_decay, 4, maximize=maximize, foreach=foreach)
+    for _ in range(8):
+        grads = [torch.randn_like(p) for p in params]
+        for p, g in zip(params, grads, strict=True):
+            p.grad = g.clone()
+        given = [p.grad for p in params]
+        optimizer.step()
+        for p, g, same in zip(params, grads, given, strict=True):
+            assert p.grad is same
+            assert torch.equal(p.grad, g)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("foreach", [True, False])
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_parameter_without_gradient_keeps_its_weight_and_history(phase: str, foreach: bool, momentum: float) -> None:
+    """Two weights in one group; the second one's gradient is None for three steps."""
+    w, idle = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    alone = torch.ones(2, requires_grad=True)
+    settings: dict[str, Any] = {
+        "lr": 0.1, "momentum": momentum, "weight_decay": 0.1, "switch_step": SWITCH, "foreach": foreach
+    }  # fmt: skip
+    optimizer, alone_optimizer = TMSGD([w, idle], **settings), TMSGD([alone], **settings)
+    pause = range(PHASES[phase], PHASES[phase] + 3)
+    for k in range(40):
+        w.grad, alone.grad, idle.grad = w.detach() + 0, alone.detach() + 0, None if k in pause else idle.detach() + 0
+        before = [idle.detach().clone(), *(t.clone() for t in optimizer.state[idle].values())]
+        optimizer.step()
+        alone_optimizer.step()
+        if k in pause:
+            after = [idle.detach(), *optimizer.state[idle].values()]
+            assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+        assert torch.equal(w, alone), "the other weight must not notice"
+    assert not torch.equal(idle, w)
+
+
+def test_a_pause_after_the_switch_only_delays_a_parameter() -> None:
+    expected = path(20, lr=0.1, switch_step=2)
+    w = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    optimizer = TMSGD([w], 0.1, switch_step=2)
+    weights = [1.0]
+    for k in range(25):
+        w.grad = None if 8 <= k < 13 else w.detach().clone()
+        optimizer.step()
+        weights.append(w.item())
+    assert weights[:8] + weights[13:] == expected
+    assert weights[8:13] == [expected[8]] * 5
+
+
+@pytest.mark.parametrize("switch_step", [None, 0, 1])
+def test_the_closures_loss_is_returned_and_its_gradient_used(switch_step: int | None) -> None:
+    w = torch.ones(1, requires_grad=True)
+    optimizer = TMSGD([w], 0.1, switch_step=switch_step)
+
+    def closure() -> Tensor:
+        assert torch.is_grad_enabled()
+        optimizer.zero_grad()
+        loss = (w**2 / 2).sum()
+        loss.backward()
+        return loss
+
+    with torch.no_grad():
+        loss = optimizer.step(closure)
+    assert loss.item() == 0.5
+    assert w.item() == pytest.approx(0.9)
+    assert w.grad is not None
+    assert optimizer.step() is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"lr": -0.1}, "tmsgd: lr must be >= 0, got -0.1"),
+        ({"lr": math.nan}, "tmsgd: lr must be >= 0, got nan"),
+        ({"momentum": -0.1}, "tmsgd: momentum must be in [0, 1), got -0.1"),
+        ({"momentum": 1.0}, "tmsgd: momentum must be in [0, 1), got 1.0"),
+        ({"momentum": 1.2}, "tmsgd: momentum must be in [0, 1), got 1.2"),
+        ({"momentum": math.nan}, "tmsgd: momentum must be in [0, 1), got nan"),
+        ({"weight_decay": -1e-4}, "tmsgd: weight_decay must be >= 0, got -0.0001"),
+        ({"weight_decay": math.nan}, "tmsgd: weight_decay must be >= 0, got nan"),
+        ({"switch_step": -1}, "tmsgd: switch_step must be a whole number >= 0 or None (never), got -1"),
+        ({"switch_step": 1.5}, "tmsgd: switch_step must be a whole number >= 0 or None (never), got 1.5"),
+        ({"switch_step": "never"}, "tmsgd: switch_step must be a whole number >= 0 or None (never), got 'never'"),
+        ({"history": "none"}, "tmsgd: history must be one of true, zero, got 'none'"),
+        ({"history": True}, "tmsgd: history must be one of true, zero, got True"),
+    ],
+    ids=repr,
+)
+def test_a_value_out_of_range_is_refused_at_construction(settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        TMSGD([torch.ones(1, requires_grad=True)], **{"lr": 0.1, **settings})
+
+
+@pytest.mark.parametrize("switch_step", [None, 0, 1])
+class TestUnsupportedTensors:
+    def test_a_sparse_gradient_is_refused(self, switch_step: int | None) -> None:
+        embedding = nn.Embedding(5, 2, sparse=True)
+        before = embedding.weight.detach().clone()
+        embedding(torch.tensor([1, 3])).sum().backward()
+        text = "tmsgd: sparse gradients are not supported; build the embedding with sparse=False"
+        with pytest.raises(RuntimeError, match=f"^{re.escape(text)}$"):
+            TMSGD(embedding.parameters(), 0.1, switch_step=switch_step).step()
+        assert torch.equal(embedding.weight, before)
+
+    def test_a_complex_parameter_is_refused(self, switch_step: int | None) -> None:
+        w = torch.ones(2, dtype=torch.complex64, requires_grad=True)
+        w.grad = torch.ones_like(w)
+        text = "tmsgd: complex parameters are not supported; use their real view"
+        with pytest.raises(RuntimeError, match=f"^{re.escape(text)}$"):
+            TMSGD([w], 0.1, switch_step=switch_step).step()
+        assert torch.equal(w, torch.ones_like(w))
+
+
+@pytest.mark.parametrize("name", choices("optimizer"))
+class TestEveryOptimizerYaml:
+    """Over 100 steps of a noisy quadratic, with the switch, if the optimizer has one, at step 50."""
+
+    def quadratic(
+        self, composed: Compose, name: str, *, seed: int = 0, switch_step: int | None = 50, reload_at: int | None = None
+    ) -> Tensor:
+        """The weights before the first and after every step, one row each; reload_at loses and loads the optimizer."""
+        cfg = settle(composed("task=tc", f"optimizer={name}"))
+        new_optimizer = _optimizer(cfg, switch_step)
+        random = torch.Generator().manual_seed(seed)
+        weights = [torch.randn(20, generator=random)]
+        w = weights[0].clone().requires_grad_()
+        optimizer = new_optimizer([w])
+        for k in range(100):
+            if k == reload_at:
+                state = saved_and_loaded(optimizer.state_dict())
+                optimizer = new_optimizer([w])
+                optimizer.load_state_dict(state)
+            grad = self.CURVATURE * w.detach() + 0.1 * torch.randn(20, generator=random)
+            w.grad = grad.clone()
+            optimizer.step()
+            assert torch.equal(w.grad, grad), "step() must leave p.grad unchanged"
+            weights.append(w.detach().clone())
+        return torch.stack(weights)
+
+    CURVATURE = torch.linspace(0.5, 5, 20)
+
+    def test_is_named_like_its_file(self, composed: Compose, name: str) -> None:
+        assert settle(composed("task=tc", f"optimizer={name}")).optimizer.name == name
+
+    def test_lowers_a_quadratic_and_leaves_gradients_unchanged(self, composed: Compose, name: str) -> None:
+        losses = (self.CURVATURE * self.quadratic(composed, name) ** 2).sum(dim=1)
+        assert losses[-1] < 0.1 * losses[0]
+
+    def test_repeats_bitwise_with_a_seed(self, composed: Compose, name: str) -> None:
+        once = self.quadratic(composed, name, seed=1)
+        assert torch.equal(once, self.quadratic(composed, name, seed=1))
+        assert not torch.equal(once, self.quadratic(composed, name, seed=2))
+
+    @pytest.mark.parametrize("reload_at", [0, 30, 49, 50, 70])
+    def test_resumes_identically_from_its_state_dict(self, composed: Compose, name: str, reload_at: int) -> None:
+        assert torch.equal(self.quadratic(composed, name, reload_at=reload_at), self.quadratic(composed, name))
+
+    def test_changes_at_the_switch_exactly_if_it_has_one(self, composed: Compose, name: str) -> None:
+        has_switch = "switch_step" in settle(composed("task=tc", f"optimizer={name}")).optimizer
+        same = self.quadratic(composed, name) == self.quadratic(composed, name, switch_step=None)
+        assert same[:51].all()
+        assert same[51].all().item() is not has_switch
+
+
+def test_the_optimizers_need_torch_alone() -> None:
+    code = "import sys, tmbench.optim; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    modules = done.stdout.split()
+    assert "tmbench.optim.tmsgd" in modules
+    packages = {module.split(".")[0] for module in modules}
+    assert not packages & {"pytorch_lightning", "lightning_fabric", "hydra", "omegaconf", "wandb", "torchmetrics"}
+    ours = {module for module in modules if module.split(".")[0] == "tmbench"}
+    assert all(module == "tmbench" or module.startswith("tmbench.optim") for module in ours), ours

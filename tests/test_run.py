@@ -1,0 +1,278 @@
+"""A run's promises: identity, determinism, resuming, divergence, failure and interruption."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Compose, Run, choices
+
+from tmbench.config import run_id, settle
+from tmbench.errors import ConfigError
+from tmbench.result import Result
+from tmbench.run import run
+
+SHORT = {"tc": ["epochs=4", "batch_size=8"], "seg": ["epochs=3", "task.short_side=32"]}
+
+
+def weights(folder: Path, name: str = "last.ckpt") -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints" / name, weights_only=False)["state_dict"]
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def curves(folder: Path) -> list[dict[str, str]]:
+    """The rows of curves.csv, without the one column that may differ."""
+    with (folder / "curves.csv").open() as f:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(f)]
+
+
+def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    """A run as a person starts it, in a process of its own."""
+    command = [sys.executable, "-m", "tmbench", *overrides, f"runs_dir={folder}"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_epochs(folder: Path, count: int) -> Path:
+    """The run's folder, as soon as so many epochs are on disk."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for path in folder.glob("*/curves.csv"):
+            if len(path.read_text().splitlines()) > count:
+                return path.parent
+        time.sleep(0.01)
+    raise AssertionError(f"no {count} epochs within two minutes")
+
+
+@pytest.mark.parametrize("task", choices("task"))
+def test_tmsgd_that_never_switches_equals_sgd_bitwise(task: str, do: Run) -> None:
+    _, never = do(f"task={task}", "optimizer=tmsgd", "switch_epoch=never", *SHORT.get(task, []))
+    _, sgd = do(f"task={task}", "optimizer=sgd", *SHORT.get(task, []))
+    assert never != sgd
+    assert_same(weights(never), weights(sgd))
+    assert curves(never) == curves(sgd)
+
+
+@pytest.mark.parametrize("task", choices("task"))
+def test_run_killed_after_an_epoch_ends_bitwise_like_one_never_stopped(task: str, do: Run, tmp_path: Path) -> None:
+    # Enough epochs that the kill comes before the end.
+    short = [f"task={task}", "optimizer=tmsgd", "switch_epoch=2", *SHORT.get(task, []), "epochs=6"]
+    process = start(tmp_path / "killed", *short)
+    killed = wait_for_epochs(tmp_path / "killed", 1)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (killed / "result.json").exists()
+    again = start(tmp_path / "killed", *short)
+    output, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, output
+    assert "went on from its last checkpoint" in output
+    result, whole = do(*short)
+    assert killed.name == whole.name
+    assert_same(weights(killed), weights(whole))
+    assert curves(killed) == curves(whole)
+    resumed = Result.load(killed)
+    assert resumed is not None
+    assert resumed.status == "completed"
+    assert resumed.metrics == result.metrics
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_says_so_and_the_same_command_resumes_it(number: signal.Signals, tmp_path: Path) -> None:
+    overrides = ["task=tc", "optimizer=tmsgd", "epochs=25", "batch_size=8", "switch_epoch=1"]
+    process = start(tmp_path, *overrides)
+    folder = wait_for_epochs(tmp_path, 2)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "interrupted" in output
+    stopped = Result.load(folder)
+    assert stopped is not None
+    assert stopped.status == "interrupted"
+    assert 2 <= stopped.epochs["trained"] < 25
+    process = start(tmp_path, *overrides)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    whole = Result.load(folder)
+    assert whole is not None
+    assert (whole.status, whole.epochs["trained"]) == ("completed", 25)
+    assert len(curves(folder)) == 25
+
+
+def test_completed_run_is_shown_not_repeated_unless_forced(composed: Compose, tmp_path: Path) -> None:
+    cfg = composed("task=tc", "epochs=1", f"runs_dir={tmp_path}")
+    first, folder, how = run(cfg)
+    assert how == "new"
+    before = (folder / "result.json").stat().st_mtime_ns
+    shown, same_folder, how = run(cfg)
+    assert (how, same_folder, shown) == ("shown", folder, first)
+    assert (folder / "result.json").stat().st_mtime_ns == before
+    cfg.force = True
+    repeated, same_folder, how = run(cfg)
+    assert (how, same_folder) == ("new", folder)
+    assert (folder / "result.json").stat().st_mtime_ns > before
+    assert repeated.metrics == first.metrics
+
+
+def test_saved_configuration_asks_for_the_same_run(composed: Compose, tmp_path: Path) -> None:
+    _, folder, _ = run(composed("task=tc", "epochs=1", f"runs_dir={tmp_path}"))
+    command = [sys.executable, "-m", "tmbench.run", str(folder / "config.yaml")]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert shown.returncode == 0
+    assert "completed before" in shown.stdout
+    other = subprocess.run([*command, "epochs=2"], capture_output=True, text=True, timeout=120)
+    assert other.returncode == 0, other.stderr
+    assert len([path for path in tmp_path.iterdir() if not path.name.startswith(".")]) == 2
+    typo = subprocess.run([*command, "epoch=2"], capture_output=True, text=True, timeout=60)
+    assert typo.returncode == 1
+    assert "has no epoch" in typo.stderr
+
+
+def test_diverged_run_is_a_result_with_its_epoch_and_step(do: Run) -> None:
+    result, folder = do("task=tc", "optimizer=sgd", "lr=1e38", "epochs=2")
+    assert result.status == "diverged"
+    assert result.diverged_at is not None
+    assert result.diverged_at["epoch"] == 0
+    assert 0 < result.diverged_at["step"] < 10
+    assert json.loads((folder / "result.json").read_text())["status"] == "diverged"
+    again, _ = do("task=tc", "optimizer=sgd", "lr=1e38", "epochs=2")
+    assert again == result
+
+
+def test_failed_run_keeps_its_error_and_is_tried_again(do: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from tmbench.tasks.tc import TC
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TC, "evaluate", lambda self, batch: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            do("task=tc", "epochs=1")
+    folder = next(path for path in tmp_path.iterdir() if (path / "result.json").exists())
+    failed = Result.load(folder)
+    assert failed is not None
+    assert (failed.status, failed.error) == ("failed", "ZeroDivisionError: division by zero")
+    result, same = do("task=tc", "epochs=1")
+    assert (result.status, same) == ("completed", folder)
+
+
+def test_optimizer_argument_out_of_range_is_told_at_construction(do: Run) -> None:
+    with pytest.raises(ConfigError, match=r"tmsgd: momentum must be in \[0, 1\), got 1.2"):
+        do("task=tc", "optimizer=tmsgd", "optimizer.momentum=1.2", "epochs=1")
+
+
+@pytest.mark.parametrize("task", choices("task"))
+def test_same_seed_gives_the_same_beginning_to_every_optimizer(task: str, composed: Compose, do: Run) -> None:
+    """Comparisons are paired: the first epoch's first loss is one number for all optimizers."""
+    short = [f"task={task}", "seed=3", *SHORT.get(task, []), "epochs=1", "lr=1e-30", "schedule=constant"]
+    losses = set()
+    for optimizer in ("sgd", "tmsgdm"):
+        _, folder = do(*short, f"optimizer={optimizer}")
+        losses.add(curves(folder)[0]["train/loss"])
+    assert len(losses) == 1
+
+
+def test_identity_ignores_what_cannot_change_the_numbers(composed: Compose) -> None:
+    def name(*overrides: str) -> str:
+        return run_id(settle(composed("task=tc", *overrides)), "digest")
+
+    sgd = name("optimizer=sgd")
+    assert name("optimizer=sgd", "switch_epoch=1") == sgd
+    assert name("optimizer=sgd", "logger=wandb", "data_dir=/elsewhere", "runs_dir=/tmp", "force=true") == sgd
+    assert name("optimizer=sgd", "trainer=cpu", "trainer.num_workers=2", "epochs=16") == sgd
+    assert name("optimizer=sgd", "protocol=as_printed") == sgd  # tc's two readings are the same numbers
+    different = [
+        "optimizer=tmsgd", "seed=1", "epochs=3", "batch_size=4", "lr=0.5", "task.width=8", "optimizer.momentum=0.5",
+        "schedule=cosine", "precision=bf16-mixed", "trainer.accumulate=2",
+    ]  # fmt: skip
+    names = [name("optimizer=sgd", override) for override in different]
+    names += [name("optimizer=sgd", "trainer=ddp_cpu"), name("optimizer=tmsgd", "switch_epoch=1")]
+    assert len({sgd, *names}) == len(names) + 1
+    assert run_id(settle(composed("task=tc", "optimizer=sgd")), "other data") != sgd
+
+
+def test_switch_beyond_the_end_is_legal_noted_and_recorded(do: Run) -> None:
+    result, _ = do("task=tc", "optimizer=tmsgd", "epochs=1", "switch_epoch=5")
+    assert result.switch == {"requested": 5, "effective": None, "step": None}
+    assert any("TM never acted" in note for note in result.notes)
+
+
+def test_result_holds_what_a_reader_needs(do: Run) -> None:
+    result, folder = do("task=tc", "optimizer=tmsgd", "epochs=2", "switch_epoch=1")
+    saved = json.loads((folder / "result.json").read_text())
+    assert saved["metrics"]["last"].keys() == {"train/loss", "test/accuracy"}
+    assert saved["metrics"]["best"].keys() == {"epoch", "train/loss", "test/accuracy"}
+    assert saved["epochs"] == {"asked": 2, "trained": 2, "from_trunk": 0}
+    assert saved["steps"] == 2 * 160  # 320 documents, 2 a batch
+    assert saved["switch"] == {"requested": 1, "effective": 1, "step": 160}
+    assert saved["profile"] == "tiny"
+    assert saved["parameters"] == sum(w.numel() for w in weights(folder).values())
+    assert saved["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert saved["seconds"] > 0
+    assert (folder / "figures" / "curves.png").stat().st_size > 1000
+    assert weights(folder, "best.ckpt").keys() == weights(folder).keys()
+    assert [row["step"] for row in curves(folder)] == ["160", "320"]
+    assert not [path for path in folder.rglob("*") if "writing" in path.name]
+    assert result == Result.load(folder)
+
+
+def test_checkpoints_of_a_model_above_the_limit_keep_the_last_only(do: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tmbench.callbacks
+
+    monkeypatch.setattr(tmbench.callbacks, "KEEP_BEST_UP_TO", 10)
+    _, folder = do("task=tc", "epochs=1")
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+def test_two_processes_asking_for_one_run_train_it_once(tmp_path: Path) -> None:
+    both = [start(tmp_path, "task=tc", "epochs=8") for _ in range(2)]
+    outputs = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert sum("completed before" in output for output in outputs) == 1
+
+
+def test_accumulation_gives_the_same_steps_up_to_rounding(do: Run) -> None:
+    whole, _ = do("task=tc", "optimizer=sgd", "epochs=2", "batch_size=7")
+    parts, _ = do("task=tc", "optimizer=sgd", "epochs=2", "batch_size=7", "trainer.accumulate=3")
+    assert parts.steps == whole.steps
+    assert parts.metrics["last"]["train/loss"] == pytest.approx(whole.metrics["last"]["train/loss"], rel=1e-5)
+
+
+def test_bf16_run_differs_from_float32_and_still_learns(do: Run) -> None:
+    full, _ = do("task=tc", "optimizer=sgdm", "epochs=4")
+    half, _ = do("task=tc", "optimizer=sgdm", "epochs=4", "precision=bf16-mixed")
+    assert half.metrics["last"]["train/loss"] != full.metrics["last"]["train/loss"]
+    assert half.metrics["last"]["train/loss"] == pytest.approx(full.metrics["last"]["train/loss"], rel=0.2)
+
+
+def test_operations_without_deterministic_kernel_are_named() -> None:
+    import warnings
+
+    from tmbench.train import _nondeterministic_operations
+
+    with _nondeterministic_operations() as operations:
+        for _ in range(2):
+            warnings.warn(
+                "nll_loss2d_forward_out_cuda_template does not have a deterministic implementation, but you set "
+                "'torch.use_deterministic_algorithms(True, warn_only=True)'.",
+                stacklevel=1,
+            )
+    assert operations == ["nll_loss2d_forward_out_cuda_template"]
+
+
+def test_results_of_another_shape_are_refused_with_their_path(tmp_path: Path) -> None:
+    from tmbench.errors import DataError
+
+    (tmp_path / "result.json").write_text('{"status": "completed"}')
+    with pytest.raises(DataError, match="not a result of this version"):
+        Result.load(tmp_path)
+
+
+def test_environment_has_no_wandb_account_in_tests() -> None:
+    assert "WANDB_API_KEY" not in os.environ
