@@ -20,14 +20,14 @@ import torchvision
 from conftest import Compose, Run, real_data
 from omegaconf import DictConfig
 from PIL import Image
-from tmbench.tasks import r8, voc
-from tmbench.tasks.r8 import LABELS, R8
-from tmbench.tasks.tc import vocabulary
-from tmbench.tasks.voc import BORDER, CLASSES, VOCSegmentation, palette
 
 from tmbench.config import settle
 from tmbench.data import Dataset, _tiny_root, folder_digest, open_dataset, read_text
 from tmbench.errors import DataError
+from tmbench.tasks import r8, voc
+from tmbench.tasks.r8 import LABELS, R8
+from tmbench.tasks.tc import vocabulary
+from tmbench.tasks.voc import BORDER, CLASSES, VOCSegmentation, palette
 
 TINY_CLASSES = {0, 1, 7, 15}  # background and the three shapes
 BOTH = pytest.mark.parametrize(("task", "cls"), [("tc", R8), ("seg", VOCSegmentation)])
@@ -448,7 +448,8 @@ def test_tiny_r8_has_the_real_layout_and_every_label_in_both_splits(tmp_path: Pa
         assert Counter(label for label, _ in documents) == dict.fromkeys(range(8), count // 8)
         assert all(words for _, words in documents)
         assert not (tmp_path / f"{split}.txt").read_bytes().endswith(b"\n")  # as in the real files
-        assert [label for label, _ in documents] != sorted(label for label, _ in documents)
+        assert [label for label, _ in documents[:8]] != list(range(8))  # shuffled
+        assert {label for label, words in documents if LABELS[label] in words} == set(range(8))
 
 
 def test_tiny_r8_differs_when_stripped(tmp_path: Path) -> None:
@@ -490,11 +491,21 @@ def test_tiny_data_opens_as_tiny_with_the_same_digest_everywhere(
     assert label == "tiny"
     assert digest == folder_digest(data.digests())
     assert data.root.parent == tmp_path / "runs" / ".tiny"
+    assert opened(task, cls, f"runs_dir={tmp_path}/elsewhere")[2] == digest
+
+
+@BOTH
+def test_tiny_data_is_written_once(
+    task: str, cls: type[Dataset], opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, _, digest = opened(task, cls)
     before = {path: path.stat().st_mtime_ns for path in data.root.rglob("*")}
+    written = []
+    monkeypatch.setattr(cls, "write_tiny", lambda *args: written.append(args))
     again, _, same = opened(task, cls)
     assert (again.root, same) == (data.root, digest)
     assert {path: path.stat().st_mtime_ns for path in data.root.rglob("*")} == before
-    assert opened(task, cls, f"runs_dir={tmp_path}/elsewhere")[2] == digest
+    assert not written
 
 
 def test_a_digest_is_of_names_and_contents(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.trainer.states import TrainerFn
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -28,6 +29,7 @@ class Record(Callback):
         self.rows: list[dict[str, float]] = []  # one an epoch
         self.best: dict[str, float] = {}
         self.seconds = 0.0
+        self.finished = False
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "best": self.best, "seconds": self.seconds}
@@ -35,7 +37,7 @@ class Record(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self.best, self.seconds = state_dict["rows"], state_dict["best"], state_dict["seconds"]
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for row in self.rows:  # of a resumed run: a logger starts from nothing
             self._log(trainer, row)
 
@@ -43,6 +45,8 @@ class Record(Callback):
         self._started = time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            return
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize()
         self._epoch_seconds = time.perf_counter() - self._started
@@ -102,6 +106,10 @@ class Record(Callback):
             writer.writerow({**row, "epoch": int(row["epoch"]), "step": int(row["step"])})
         write(self.folder / "curves.csv", text.getvalue())
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self.on_train_end(trainer, pl_module)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the figures, on all ranks alike (a metric may ask the others), and keeps rank 0's."""
         assert isinstance(pl_module, Task)
@@ -117,6 +125,7 @@ class Record(Callback):
                         if hasattr(logger, "log_image"):
                             logger.log_image(name, [str(figures / f"{name}.png")])
                 plt.close(figure)
+        self.finished = True
 
 
 class Bar(Callback):

@@ -91,6 +91,7 @@ class WandbMirror(Logger):
                 if mode != "online":
                     raise
                 self.problem = f"not online ({error})"
+                about["id"] += "-offline"  # W&B's service still holds the first id
                 run = start("offline")
             if run.offline and not run.disabled:
                 self.offline_folder = Path(run.dir).parent

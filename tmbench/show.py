@@ -22,15 +22,10 @@ def switch_words(result: Result) -> str:
 
 def one(result: Result, folder: Path, how: str, console: Console) -> None:
     """One run's result, and what to do next."""
-    last, best = result.metrics["last"], result.metrics["best"]
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    key = result.headline
+    last, best, key = result.metrics["last"], result.metrics["best"], result.headline
     score = shown(last.get(key), key)
     if best:
         score += f" at the end, best {shown(best[key], key)} after epoch {int(best['epoch']) + 1}"
-    table.add_row(key.removeprefix("test/"), f"{score}, on {result.profile} data")
     status = result.status
     if result.diverged_at:
         status += f" in epoch {result.diverged_at['epoch'] + 1}, step {result.diverged_at['step'] + 1}"
@@ -38,23 +33,26 @@ def one(result: Result, folder: Path, how: str, console: Console) -> None:
         status += " before (shown, not repeated; force=true repeats it)"
     elif how == "resumed":
         status += " (went on from its last checkpoint)"
-    table.add_row("status", status)
-    table.add_row("switch", switch_words(result))
     done = f"{result.epochs['trained']} of {result.epochs['asked']} epochs"
-    table.add_row("seconds", f"{result.seconds:.1f} of training ({done}, {result.examples_per_second:,.0f} examples/s)")
-    table.add_row("files", str(folder))
-    for note in result.notes:
-        table.add_row("note", note)
+    lines = [
+        (key.removeprefix("test/"), f"{score}, on {result.profile} data"),
+        ("status", status),
+        ("switch", switch_words(result)),
+        ("seconds", f"{result.seconds:.1f} of training ({done}, {result.examples_per_second:,.0f} examples/s)"),
+        ("files", str(folder)),
+        *(("note", note) for note in result.notes),
+    ]
     if result.nondeterministic:
-        table.add_row("note", f"no deterministic kernel for {', '.join(result.nondeterministic)}")
+        lines.append(("note", f"no deterministic kernel for {', '.join(result.nondeterministic)}"))
     if result.error:
-        table.add_row("error", result.error)
+        lines.append(("error", result.error))
     if result.profile == "tiny":
-        real = f"{result.command} data=full data_dir=DIR".replace(" data=tiny", "")
-        table.add_row("real data", real)
-    console.print()
-    console.print(f"[bold]{result.task} {result.optimizer} seed={result.seed}[/bold]")
-    console.print(table)
+        lines.append(("real data", f"{result.command} data=full data_dir=DIR".replace(" data=tiny", "")))
+    console.print(f"\n[bold]{result.task} {result.optimizer} seed={result.seed}[/bold]", highlight=False)
+    width = max(len(name) for name, _ in lines)
+    for name, text in lines:
+        # Not wrapped: paths and commands are there to be copied.
+        console.print(f"[bold]{name:<{width}}[/bold]  {escape(text)}", highlight=False, soft_wrap=True)
 
 
 def console() -> Console:

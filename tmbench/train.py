@@ -85,6 +85,8 @@ def train(cfg: DictConfig, data: Dataset, label: str, digest: str, folder: Path,
             trainer.fit(
                 task, train_loader, test_loader, ckpt_path=str(last) if last.exists() else None, weights_only=False
             )
+            if not record.finished:  # stopped after its last epoch: only the figures are missing
+                trainer.validate(task, test_loader, verbose=False)
             status = "completed"
         except Diverged as event:
             status, diverged = "diverged", event

@@ -57,8 +57,8 @@ class TMSGD(torch.optim.Optimizer):
     A parameter whose gradient is None in a step keeps its weight and its history in that step.
 
     Raises:
-        ValueError: an argument out of its range.
-        RuntimeError: a sparse gradient or a complex parameter.
+        ValueError: an argument out of its range, of any group, or a complex parameter.
+        RuntimeError: a sparse gradient; no weight has moved then.
     """
 
     def __init__(
@@ -73,21 +73,22 @@ class TMSGD(torch.optim.Optimizer):
         maximize: bool = False,
         foreach: bool | None = None,
     ) -> None:
-        if not lr >= 0:
-            raise ValueError(f"tmsgd: lr must be >= 0, got {lr}")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"tmsgd: momentum must be in [0, 1), got {momentum}")
-        if not weight_decay >= 0:
-            raise ValueError(f"tmsgd: weight_decay must be >= 0, got {weight_decay}")
-        if switch_step is not None and (not isinstance(switch_step, int) or switch_step < 0):
-            raise ValueError(f"tmsgd: switch_step must be a whole number >= 0 or None (never), got {switch_step!r}")
-        if history not in HISTORIES:
-            raise ValueError(f"tmsgd: history must be one of {', '.join(HISTORIES)}, got {history!r}")
         defaults = {
             "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "switch_step": switch_step,
             "history": history, "maximize": maximize, "foreach": foreach, "step": 0,
         }  # fmt: skip
         super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in torch; a group that joins later counts its steps with the others, so all switch together."""
+        if self.param_groups:
+            param_group = {"step": self.param_groups[0]["step"], **param_group}
+        super().add_param_group(param_group)
+        try:
+            _check_group(self.param_groups[-1])
+        except ValueError:
+            self.param_groups.pop()
+            raise
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -96,9 +97,11 @@ class TMSGD(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        for p in (p for group in self.param_groups for p in group["params"]):
+            if p.grad is not None and p.grad.is_sparse:  # before any weight has moved
+                raise RuntimeError("tmsgd: sparse gradients are not supported; build the embedding with sparse=False")
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            self._check(params)
             switch, step = group["switch_step"], group["step"]
             if switch is not None and step >= switch:
                 self._tm_step(group, params)
@@ -110,14 +113,6 @@ class TMSGD(torch.optim.Optimizer):
                 self._sgd_step(group, params)
             group["step"] = step + 1
         return loss
-
-    @staticmethod
-    def _check(params: list[Tensor]) -> None:
-        for p in params:
-            if p.is_complex():
-                raise RuntimeError("tmsgd: complex parameters are not supported; use their real view")
-            if p.grad.is_sparse:  # type: ignore[union-attr]
-                raise RuntimeError("tmsgd: sparse gradients are not supported; build the embedding with sparse=False")
 
     def _sgd_step(self, group: dict[str, Any], params: list[Tensor]) -> None:
         buffers = [self.state[p].get("momentum_buffer") for p in params]
@@ -166,3 +161,19 @@ class TMSGD(torch.optim.Optimizer):
                 g = state["momentum_buffer"]
             direction.append(g)
         return direction
+
+
+def _check_group(group: dict[str, Any]) -> None:
+    lr, momentum, weight_decay, switch = (group[k] for k in ("lr", "momentum", "weight_decay", "switch_step"))
+    if not 0 <= lr < float("inf"):
+        raise ValueError(f"tmsgd: lr must be >= 0 and finite, got {lr}")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"tmsgd: momentum must be in [0, 1), got {momentum}")
+    if not 0 <= weight_decay < float("inf"):
+        raise ValueError(f"tmsgd: weight_decay must be >= 0 and finite, got {weight_decay}")
+    if switch is not None and (not isinstance(switch, int) or isinstance(switch, bool) or switch < 0):
+        raise ValueError(f"tmsgd: switch_step must be a whole number >= 0 or None (never), got {switch!r}")
+    if group["history"] not in HISTORIES:
+        raise ValueError(f"tmsgd: history must be one of {', '.join(HISTORIES)}, got {group['history']!r}")
+    if any(p.is_complex() for p in group["params"]):
+        raise ValueError("tmsgd: complex parameters are not supported; use their real view")

@@ -1,0 +1,146 @@
+"""What a person types, and what they are told."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import choices
+
+from tmbench.config import conf_dir
+
+
+def tmbench(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tmbench", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd)
+
+
+def test_one_run_ends_in_a_short_table(tmp_path: Path) -> None:
+    done = tmbench("task=tc", "optimizer=tmsgd", "epochs=2", "switch_epoch=1", f"runs_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    lines = [line.strip() for line in done.stdout.strip().splitlines()]
+    assert lines[0] == "tc tmsgd seed=0"
+    folder = next(path for path in tmp_path.iterdir() if path.name.startswith("tc-tmsgd-0-"))
+    expected = [
+        r"accuracy +\d+\.\d\d % at the end, best \d+\.\d\d % after epoch [12], on tiny data",
+        r"status +completed",
+        r"switch +TM from epoch 1 \(step 160\)",
+        r"seconds +\d+\.\d of training \(2 of 2 epochs, [\d,]+ examples/s\)",
+        rf"files +{re.escape(str(folder))}",
+        r"real data +python -m tmbench task=tc optimizer=tmsgd .* data=full data_dir=DIR",
+    ]
+    for pattern, line in zip(expected, lines[1:], strict=True):
+        assert re.fullmatch(pattern, line), (pattern, line)
+    assert "epoch 2/2  TM" in done.stderr
+    assert "Warning" not in done.stderr
+
+
+def test_help_names_every_choice() -> None:
+    shown = tmbench("--help")
+    assert shown.returncode == 0
+    for group in ("task", "optimizer", "data", "protocol", "schedule", "trainer", "logger"):
+        assert f"{group}: {', '.join(choices(group))}" in shown.stdout
+    assert "python -m tmbench task=seg optimizer=tmsgd" in shown.stdout
+    assert "$" not in shown.stdout.replace('eval "$(tmbench', "")
+
+
+@pytest.mark.parametrize("module", ["torch", "pytorch_lightning", "wandb", "numpy"])
+def test_help_and_config_import_nothing_heavy(module: str) -> None:
+    code = f"import sys, tmbench.__main__, tmbench.config, tmbench.show; sys.exit({module!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["task=sg"], ["Could not find 'task/sg'", "seg", "tc"]),
+        (["optimizer=tmgd"], ["Could not find 'optimizer/tmgd'", "tmsgd", "adam"]),
+        (["optimzer=sgd"], ["optimzer: there is no such setting; did you mean optimizer?", "switch_epoch"]),
+        (["sed=2"], ["sed: there is no such setting; did you mean seed?"]),
+        (["optimizer.momentm=0.9"], ["optimizer.momentm: there is no such setting; did you mean momentum?", "history"]),
+        (["switch_epoch=abc"], ["switch_epoch: expected a whole number >= 0, or never, got 'abc'"]),
+        (["epochs=0"], ["epochs: expected a whole number >= 1, got 0"]),
+        (["epochs=1.5"], ["epochs: expected a whole number >= 1, got 1.5"]),
+        (["lr=-1"], ["lr: expected a number > 0, got -1"]),
+        (["lr=nan"], ["lr: expected a number > 0, got nan"]),
+        (["seed=true"], ["seed: expected a whole number >= 0, got True"]),
+        (["precision=16"], ["precision: expected one of 32, bf16-mixed, got '16'"]),
+        (["optimizer.momentum=x"], ["optimizer.momentum: expected a number >= 0, got 'x'"]),
+        (["task.width=-3"], ["task.width: expected a whole number >= 1, got -3"]),
+        (["task.variant=cleen"], ["task.variant: expected one of clean, stripped, got 'cleen'"]),
+        (["task=seg", "task.weights=foo"], ["task.weights: expected one of none, backbone, coco, got 'foo'"]),
+        (["devices=2"], ["devices: trainer=auto uses one, got 2; use trainer=ddp_cpu"]),
+        (["data=full", "data.download=false", "data_dir=/nowhere"], ["tc: no /nowhere/r8/train.txt", "data=tiny"]),
+        (["task=seg", "data=full", "data.download=false", "data_dir=/nowhere"], ["/nowhere/voc2007/VOCdevkit", "tar"]),
+    ],
+)
+def test_bad_words_get_one_clear_message_and_leave_nothing(words: list[str], told: list[str], tmp_path: Path) -> None:
+    done = tmbench("task=tc", *words, f"runs_dir={tmp_path / 'runs'}")
+    assert done.returncode == 1
+    for text in told:
+        assert text in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "runs").glob("*/result.json"))
+
+
+def test_configuration_can_be_shown_without_a_run() -> None:
+    shown = tmbench("task=seg", "optimizer=adam", "--cfg", "job")
+    assert shown.returncode == 0
+    assert "_target_: torch.optim.Adam" in shown.stdout
+    assert "name: poly" in shown.stdout  # seg's own schedule
+    chosen = tmbench("task=seg", "schedule=cosine", "--cfg", "job")
+    assert "name: cosine" in chosen.stdout
+
+
+def test_tab_completion_knows_groups_and_choices() -> None:
+    asked = {"COMP_LINE": "tmbench task=", "COMP_POINT": "13", "COMP_CWORD": "1"}
+    import os
+
+    command = [sys.executable, "-m", "tmbench", "-sc", "query=bash"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **asked})
+    assert set(done.stdout.split()) == {f"task={name}" for name in choices("task")}
+
+
+def test_sweep_goes_on_past_a_failed_job_and_says_so(tmp_path: Path) -> None:
+    """Four jobs: completed, diverged (a result), completed, failed."""
+    words = ["-m", "task=tc", "optimizer=sgd,tmsgd", "optimizer.momentum=1.1,0.5", "epochs=1", "lr=1"]
+    done = tmbench(*words, "switch_epoch=0", f"runs_dir={tmp_path}")
+    assert done.returncode == 1
+    rows = [line for line in done.stdout.splitlines() if re.match(r"│ +\d", line)]
+    statuses = [next(word for word in row.split() if word in ("completed", "diverged", "failed")) for row in rows]
+    assert len(statuses) == 4
+    assert statuses[2] == "failed"
+    assert statuses[3] == "completed"
+    assert "job 2 optimizer=tmsgd: tmsgd: momentum must be in [0, 1), got 1.1" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_sweep_with_a_diverged_job_exits_zero_and_knows_its_runs_again(tmp_path: Path) -> None:
+    words = ["-m", "task=tc", "optimizer=sgd", "lr=0.1,1e38", "switch_epoch=1,2", "epochs=1", f"runs_dir={tmp_path}"]
+    done = tmbench(*words)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if re.match(r"│ +\d", line)]
+    assert [("diverged" in row, "known" in row) for row in rows] == [
+        (False, False), (False, True), (True, False), (True, True),
+    ]  # fmt: skip
+    again = tmbench(*words)
+    assert again.returncode == 0
+    assert again.stdout.count("known") == 4
+
+
+def test_typo_in_a_sweep_is_told_before_any_job(tmp_path: Path) -> None:
+    done = tmbench("-m", "task=tc", "optimizer=sgd,tmgd", f"runs_dir={tmp_path}")
+    assert done.returncode == 1
+    assert "Could not find 'optimizer/tmgd'" in done.stderr
+    assert not list(tmp_path.glob("tc-*"))
+
+
+def test_a_persons_own_yaml_files_are_found_elsewhere(tmp_path: Path) -> None:
+    """Another folder, no copy of ours, nothing of ours changed."""
+    (tmp_path / "conf" / "optimizer").mkdir(parents=True)
+    text = (conf_dir() / "optimizer" / "sgd.yaml").read_text().replace("name: sgd", "name: mine")
+    (tmp_path / "conf" / "optimizer" / "mine.yaml").write_text(text)
+    done = tmbench("--config-dir", "conf", "task=tc", "optimizer=mine", "epochs=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "runs").glob("tc-mine-0-*/result.json"))

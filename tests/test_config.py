@@ -1,0 +1,100 @@
+"""conf/ composes, says what the paper says, and settles into complete configurations."""
+
+from itertools import product
+
+import pytest
+from conftest import Compose, choices
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
+from tmbench.config import GROUPS, conf_dir, effective_switch, settle
+from tmbench.errors import ConfigError
+
+# The paper's Table 2: epochs, lr, batch size, switch epoch.
+PRINTED = {"tc": (120, 1e-2, 5, 100), "seg": (30, 1e-4, 4, 200)}
+RECONCILED = PRINTED | {"seg": (30, 1e-4, 4, 10)}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_file_names_itself(group: str) -> None:
+    for choice in choices(group):
+        content = OmegaConf.load(conf_dir() / group / f"{choice}.yaml")
+        assert content.get("name", content.get("profile")) == choice
+
+
+@pytest.mark.parametrize(("task", "optimizer"), list(product(choices("task"), choices("optimizer"))))
+def test_every_pair_composes_and_settles_completely(task: str, optimizer: str, composed: Compose) -> None:
+    cfg = settle(composed(f"task={task}", f"optimizer={optimizer}", "trainer=cpu"))
+    for key in ("seed", "epochs", "batch_size", "lr", "switch_epoch"):
+        assert cfg[key] is not None
+    assert all(value is not None for value in cfg.task.values())
+    assert cfg.optimizer.lr == cfg.lr
+    assert settle(cfg) == cfg
+
+
+@pytest.mark.parametrize(("protocol", "table"), [("as_printed", PRINTED), ("reconciled", RECONCILED)])
+def test_full_runs_have_the_papers_settings(protocol: str, table: dict, composed: Compose) -> None:
+    assert set(table) <= set(choices("task"))
+    for task, numbers in table.items():
+        cfg = settle(composed(f"task={task}", "data=full", f"protocol={protocol}"))
+        assert (cfg.epochs, cfg.lr, cfg.batch_size, cfg.switch_epoch) == numbers
+
+
+@pytest.mark.parametrize(("task", "protocol"), list(product(choices("task"), choices("protocol"))))
+def test_tiny_run_really_switches(task: str, protocol: str, composed: Compose) -> None:
+    for epochs in ("null", "2", "7"):
+        cfg = settle(composed(f"task={task}", "optimizer=tmsgd", f"protocol={protocol}", f"epochs={epochs}"))
+        assert 1 <= cfg.switch_epoch <= cfg.epochs - 1
+
+
+def test_tiny_switch_keeps_its_share_of_the_epochs(composed: Compose) -> None:
+    assert settle(composed("task=tc", "epochs=12")).switch_epoch == 10  # 100 of 120
+    assert settle(composed("task=seg", "epochs=30")).switch_epoch == 10  # 10 of 30
+
+
+def test_command_line_wins_over_protocol_profile_and_task(composed: Compose) -> None:
+    own = ["epochs=3", "lr=0.5", "batch_size=7", "switch_epoch=2", "task.short_side=48", "schedule=constant"]
+    cfg = settle(composed("task=seg", *own))
+    assert (cfg.epochs, cfg.lr, cfg.batch_size, cfg.switch_epoch) == (3, 0.5, 7, 2)
+    assert (cfg.task.short_side, cfg.schedule.name, cfg.optimizer.lr) == (48, "constant", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "switch", "expected"),
+    [("sgd", "1", None), ("tmsgd", "1", 1), ("tmsgd", "0", 0), ("tmsgd", "never", None), ("tmsgd", "4", None)],
+)
+def test_switch_is_effective_only_inside_a_run_that_reads_it(
+    optimizer: str, switch: str, expected: int | None, composed: Compose
+) -> None:
+    cfg = settle(composed("task=tc", f"optimizer={optimizer}", f"switch_epoch={switch}", "epochs=4"))
+    assert effective_switch(cfg) == expected
+
+
+@pytest.mark.parametrize("switch", ["-1", "1.5", "always", "true"])
+def test_switch_epoch_is_a_number_or_never(switch: str, composed: Compose) -> None:
+    with pytest.raises(ConfigError, match="switch_epoch: expected a whole number >= 0, or never, got"):
+        settle(composed("task=tc", f"switch_epoch={switch}"))
+
+
+@pytest.mark.parametrize("task", choices("task"))
+def test_targets_of_a_task_exist(task: str, composed: Compose) -> None:
+    from tmbench.data import Dataset
+    from tmbench.task import Task
+
+    cfg = composed(f"task={task}")
+    assert issubclass(get_class(cfg.task._target_), Task)
+    assert issubclass(get_class(cfg.task.data), Dataset)
+
+
+@pytest.mark.parametrize("trainer", ["gpu", "ddp"])
+def test_gpu_trainers_say_when_there_is_none(trainer: str, composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tmbench.config
+
+    monkeypatch.setattr(tmbench.config, "count_gpus", lambda: 0)
+    with pytest.raises(ConfigError, match=f"trainer={trainer}: no NVIDIA GPU is visible here"):
+        settle(composed("task=tc", f"trainer={trainer}"))
+    monkeypatch.setattr(tmbench.config, "count_gpus", lambda: 4)
+    assert settle(composed("task=tc", f"trainer={trainer}")).trainer.devices == {"gpu": 1, "ddp": 4}[trainer]
+    with pytest.raises(ConfigError, match="devices: expected at most 4, the GPUs visible here, got 8"):
+        settle(composed("task=tc", "trainer=ddp", "devices=8"))
+    assert settle(composed("task=tc", "trainer=auto")).trainer.accelerator == "cuda"

@@ -1,0 +1,201 @@
+"""Contracts of every task in conf/task, and what is particular to one of them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Compose, Run, choices, real_data
+from hydra.utils import get_class
+
+from tmbench.config import settle
+from tmbench.data import open_dataset
+from tmbench.loader import TestLoader, TrainLoader, seed_all
+from tmbench.task import Task
+
+
+def build(composed: Compose, name: str, *overrides: str) -> tuple[Task, Any]:
+    """A task of tiny data with the same beginning each time, and its settled configuration."""
+    cfg = settle(composed(f"task={name}", *overrides))
+    data, _, _ = open_dataset(cfg, get_class(cfg.task.data))
+    seed_all(0)
+    return get_class(cfg.task._target_)(cfg.task, data), cfg
+
+
+def first_batch(task: Task, batch_size: int) -> Any:
+    examples = task.examples("train")
+    loader = TrainLoader(examples, task.collate, batch_size, device=torch.device("cpu"), epoch=lambda: 0)
+    return next(iter(loader))[0][0][0]
+
+
+@pytest.mark.parametrize("name", choices("task"))
+def test_loss_is_one_finite_number_whose_gradient_reaches_every_parameter(name: str, composed: Compose) -> None:
+    task, cfg = build(composed, name)
+    loss = task.loss(first_batch(task, cfg.batch_size))
+    assert loss.shape == ()
+    assert loss.isfinite()
+    loss.backward()
+    unreached = [key for key, p in task.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    assert unreached == []
+
+
+@pytest.mark.parametrize("name", choices("task"))
+def test_one_batch_can_be_overfitted(name: str, composed: Compose) -> None:
+    task, cfg = build(composed, name)
+    batch = first_batch(task, cfg.batch_size)
+    optimizer = torch.optim.Adam(task.parameters(), lr=0.01)
+    first = task.loss(batch).item()
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = task.loss(batch)
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.1 * first
+
+
+@pytest.mark.parametrize("name", choices("task"))
+def test_headline_metric_of_the_truth_is_perfect_and_metrics_start_anew(name: str, composed: Compose) -> None:
+    task, _ = build(composed, name)
+    assert task.headline in task.metrics
+    task.eval()
+    loader = TestLoader(task.examples("test"), task.collate, 4, device=torch.device("cpu"))
+    values = []
+    for _ in range(2):
+        task.on_validation_epoch_start()
+        with torch.no_grad():
+            for i, batch in enumerate(loader):
+                task.validation_step(batch, i)
+        values.append(float(task.metrics.compute()[task.headline]))
+    assert values[0] == values[1]
+
+
+@pytest.mark.parametrize("name", choices("task"))
+@pytest.mark.parametrize("optimizer", ["sgd", "sgdm", "adam", "tmsgd"])
+@pytest.mark.slow
+def test_tiny_training_visibly_works(name: str, optimizer: str, do: Run) -> None:
+    """Clearly above the untrained model and the trivial answer, for every optimizer at the task's one tiny rate."""
+    untrained, _ = do(f"task={name}", "optimizer=sgd", "lr=1e-30", "epochs=1", "schedule=constant")
+    trained, _ = do(f"task={name}", f"optimizer={optimizer}")
+    trivial = {"tc": 1 / 8, "seg": 0.21}  # one class for all; background everywhere
+    key = trained.headline
+    assert trained.metrics["last"][key] > untrained.metrics["last"][key] + 0.2
+    assert trained.metrics["last"][key] > trivial[name] + 0.2
+
+
+def test_lstm_has_the_source_recipes_parameters() -> None:
+    from tmbench.tasks.tc import LSTMClassifier
+
+    model = LSTMClassifier(num_words=23_590, embedding=100, width=50, num_classes=8)
+    assert sum(p.numel() for p in model.parameters()) == 2_389_808
+
+
+def test_lraspp_has_the_recipes_parameters_and_batch_norm() -> None:
+    from tmbench.tasks.seg import build_model
+
+    model = build_model("none", bn_momentum=0.01)
+    assert sum(p.numel() for p in model.parameters()) == 3_221_538
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert {norm.momentum for norm in norms} == {0.01}
+    assert {norm.eps for norm in norms if norm in list(model.backbone.modules())} == {1e-3}
+
+
+def test_tc_pads_with_zero_cuts_at_the_length_and_marks_unknown_words(composed: Compose) -> None:
+    task, _ = build(composed, "tc", "task.tokens=4")
+    task.documents["test"] = [(0, ["word1", "never-seen"]), (3, ["word1"] * 9)]
+    tokens, labels = task.examples("test").tensors
+    word = task.words["word1"]
+    assert tokens.tolist() == [[word, 1, 0, 0], [word] * 4]
+    assert labels.tolist() == [0, 3]
+
+
+def test_tc_vocabulary_of_the_source_counts_test_words_and_eos(composed: Compose) -> None:
+    from tmbench.tasks.tc import vocabulary
+
+    train, test = [(0, ["a", "b"]), (1, ["a", "c"])], [(0, ["d"])]
+    assert vocabulary(train, test, "train_test") == {"a": 0, "b": 1, "<eos>": 2, "c": 3, "d": 4}
+    assert vocabulary(train, test, "train") == {"<pad>": 0, "<unk>": 1, "a": 2, "b": 3, "c": 4}
+
+
+def test_miou_by_hand_and_against_jaccard_index() -> None:
+    from torchmetrics.classification import MulticlassJaccardIndex
+
+    from tmbench.tasks.seg import MeanIoU
+
+    truth = torch.tensor([[0, 0, 1, 255]])
+    guess = torch.tensor([[0, 1, 1, 1]])
+    metric = MeanIoU(3, ignore_index=255)
+    metric.update(guess, truth)
+    assert float(metric.compute()) == pytest.approx((1 / 2 + 1 / 2) / 2)  # class 2 neither there nor predicted
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randint(0, 21, (2, 40, 40), generator=generator)
+    guess = torch.randint(0, 21, (2, 40, 40), generator=generator)
+    truth[0, :5] = 255
+    metric, oracle = MeanIoU(21, ignore_index=255), MulticlassJaccardIndex(21, ignore_index=255)
+    for part in range(2):  # one confusion matrix over the split, not a mean over images
+        metric.update(guess[part : part + 1], truth[part : part + 1])
+    assert float(metric.compute()) == pytest.approx(float(oracle(guess, truth)), abs=1e-6)
+
+
+def test_seg_batch_is_padded_with_black_and_border(composed: Compose) -> None:
+    from tmbench.tasks.seg import collate
+
+    images = [torch.ones(3, 4, 6), torch.ones(3, 5, 3)]
+    masks = [torch.ones(4, 6, dtype=torch.long), torch.ones(5, 3, dtype=torch.long)]
+    images_B3HW, masks_BHW = collate(list(zip(images, masks, strict=True)))
+    assert images_B3HW.shape == (2, 3, 5, 6)
+    assert masks_BHW.shape == (2, 5, 6)
+    assert float(images_B3HW.sum()) == 3 * (24 + 15)
+    assert int((masks_BHW == 255).sum()) == 60 - 24 - 15
+
+
+@pytest.mark.parametrize("preprocess", ["paper", "source"])
+def test_seg_transform_keeps_masks_to_class_ids_and_pictures_aligned(preprocess: str, composed: Compose) -> None:
+    task, cfg = build(composed, "seg", f"task.preprocess={preprocess}")
+    for i in range(6):
+        seed_all(i)
+        image, mask = task.examples("train")[i]
+        assert image.shape[1:] == mask.shape
+        if preprocess == "source":
+            assert tuple(mask.shape) == (cfg.task.crop, cfg.task.crop)
+        else:
+            assert min(mask.shape) == cfg.task.short_side
+        assert set(mask.unique().tolist()) <= {0, 1, 7, 15, 255}
+        red = (image[0] * 0.229 + 0.485) - (image[2] * 0.225 + 0.406)
+        if (mask == 7).sum() > 100:  # the tiny set's cars are red
+            assert red[mask == 7].mean() > 0.3
+
+
+def test_missing_weights_offline_name_the_file_and_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from urllib.error import URLError
+
+    from tmbench.errors import DataError
+    from tmbench.tasks import seg
+
+    def offline(*args: Any, **kwargs: Any) -> None:
+        raise URLError("no route")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    for weights, file in (("coco", "lraspp_mobilenet_v3_large-d234d4ea.pth"), ("backbone", "mobilenet_v3_large-")):
+        with pytest.raises(DataError, match=r"task\.weights=none") as caught:
+            seg.build_model(weights, 0.01)
+        assert file in str(caught.value)
+
+
+@pytest.mark.slow
+def test_seg_trains_on_the_real_subset_and_says_so(do: Run) -> None:
+    root = real_data("voc2007").parent
+    words = ["task=seg", "optimizer=tmsgd", "data=full", f"data_dir={root}", "task.weights=none", "lr=0.05"]
+    result, folder = do(*words, "epochs=3", "switch_epoch=1", "task.short_side=96")
+    assert result.profile == "subset"
+    rows = (Path(folder) / "curves.csv").read_text().splitlines()
+    losses = [float(row.split(",")[4]) for row in rows[1:]]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.slow
+def test_tc_learns_the_real_r8(do: Run) -> None:
+    root = real_data("r8").parent
+    result, _ = do("task=tc", "optimizer=sgd", "data=full", f"data_dir={root}", "epochs=10")
+    assert result.profile == "full"
+    assert result.metrics["best"]["test/accuracy"] > 0.78

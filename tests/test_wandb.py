@@ -1,0 +1,186 @@
+"""W&B holds what the run folder holds, and can break without breaking a run."""
+
+import json
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Compose, Run, choices
+
+import tmbench.loggers
+from tmbench.loggers import has_account
+from tmbench.run import run
+
+
+@pytest.fixture(autouse=True)
+def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+
+
+def records(file: Path) -> Iterator[Any]:
+    """The records of a .wandb file, by W&B's own message class.
+
+    W&B 0.31 has dropped its Python reader of these files, so the framing, LevelDB's log format in blocks of
+    32 KiB after a head of 7 bytes, is undone here.
+    """
+    from wandb.proto import wandb_internal_pb2
+
+    data, at, record = file.read_bytes(), 7, b""
+    assert data[:4] == b":W&B"
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        if kind == 0:
+            break
+        record += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            message = wandb_internal_pb2.Record()
+            message.ParseFromString(record)
+            record = b""
+            yield message
+
+
+def items(listed: Any) -> dict[str, Any]:
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in listed}
+
+
+def read_back(folder: Path) -> dict[str, Any]:
+    """What the newest offline file of a run tells: about, config, history, summary, files."""
+    found: dict[str, Any] = {"config": {}, "history": [], "summary": {}, "files": []}
+    file = max(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
+    deadline = time.monotonic() + 20
+    # W&B's service may still be writing when finish() is back.
+    while not any(record.WhichOneof("record_type") == "exit" for record in records(file)):
+        assert time.monotonic() < deadline, f"{file} has no end"
+        time.sleep(0.1)
+    for record in records(file):
+        match record.WhichOneof("record_type"):
+            case "run":
+                found["about"] = record.run
+                found["config"] |= items(record.run.config.update)
+            case "history":
+                found["history"].append(items(record.history.item))
+            case "summary":
+                found["summary"] |= items(record.summary.update)
+            case "files":
+                found["files"] += [file.path for file in record.files.files]
+    return found
+
+
+@pytest.mark.parametrize("task", choices("task"))
+def test_offline_file_of_every_task_holds_config_curves_headline_and_images(task: str, do: Run) -> None:
+    result, folder = do(f"task={task}", "epochs=2", "logger=wandb", "logger.group=some-sweep")
+    told = read_back(folder)
+    assert told["about"].run_group == "some-sweep"
+    assert set(told["about"].tags) == {task, result.optimizer, "tiny"}
+    assert told["about"].display_name == result.run_id
+    assert told["config"]["task"]["name"] == task
+    assert told["config"]["epochs"] == 2
+    curve = [row for row in told["history"] if "train/loss" in row]
+    assert [row["epoch"] for row in curve] == [0, 1]
+    assert curve[-1][result.headline] == pytest.approx(result.metrics["last"][result.headline])
+    summary = told["summary"]
+    assert summary[result.headline] == pytest.approx(result.metrics["last"][result.headline])
+    assert summary[f"best/{result.headline}"] == pytest.approx(result.metrics["best"][result.headline])
+    assert summary["status"] == "completed"
+    drawn = {path.stem for path in (folder / "figures").glob("*.png")}
+    assert {name.split("/")[1] for row in told["history"] for name in row if name.startswith("figures/")} == drawn
+    images = [name for name in told["files"] if name.endswith(".png")]
+    assert len(images) == len(drawn)
+    assert all(list((folder / "wandb").glob(f"offline-run-*/files/{name}")) for name in images)
+    assert any(note.startswith("W&B offline; to send it: wandb sync ") for note in result.notes)
+
+
+def test_run_without_wandb_has_the_same_numbers(do: Run) -> None:
+    with_it, _ = do("task=tc", "epochs=2", "logger=wandb", "force=true")
+    without, _ = do("task=tc", "epochs=2", "force=true")
+    assert with_it.run_id == without.run_id
+    assert with_it.metrics == without.metrics
+
+
+@pytest.mark.parametrize("broken", ["init", "log"])
+def test_failing_wandb_costs_a_note_and_nothing_else(broken: str, do: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("the server is on fire")
+
+    monkeypatch.setattr(wandb if broken == "init" else wandb.Run, broken, fail)
+    result, folder = do("task=tc", "epochs=1", "logger=wandb")
+    assert result.status == "completed"
+    assert any("the server is on fire" in note for note in result.notes)
+    assert (folder / "curves.csv").exists()
+
+
+def test_hanging_wandb_costs_its_timeout_and_nothing_else(do: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    monkeypatch.setattr(wandb, "init", lambda **about: time.sleep(3600))
+    monkeypatch.setattr(tmbench.loggers, "hung", False)
+    started = time.monotonic()
+    result, folder = do("task=tc", "epochs=1", "logger=wandb", "logger.timeout=2")
+    assert time.monotonic() - started < 60
+    assert result.status == "completed"
+    assert any("no answer within 2 s" in note for note in result.notes)
+    assert (folder / "figures" / "curves.png").exists()
+    assert tmbench.loggers.hung
+
+
+def test_unreachable_server_falls_back_to_offline(do: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    result, folder = do("task=tc", "epochs=1", "logger=wandb", "logger.timeout=10")
+    assert result.status == "completed"
+    assert any(note.startswith("W&B: not online") for note in result.notes), result.notes
+    assert read_back(folder)["summary"]["status"] == "completed"
+
+
+def test_resumed_run_tells_wandb_all_its_epochs(composed: Compose, tmp_path: Path, monkeypatch: Any) -> None:
+    from tmbench.tasks.tc import TC
+
+    cfg = composed("task=tc", "epochs=3", "logger=wandb", f"runs_dir={tmp_path}")
+    pictures = TC.pictures
+    monkeypatch.setattr(TC, "pictures", lambda self: 1 / 0)  # fails after the last epoch
+    with pytest.raises(ZeroDivisionError):
+        run(cfg)
+    monkeypatch.setattr(TC, "pictures", pictures)
+    _, folder, how = run(cfg)
+    assert how == "resumed"
+    assert len(list(folder.glob("wandb/offline-run-*"))) == 2
+    assert [row["epoch"] for row in read_back(folder)["history"] if "train/loss" in row] == [0, 1, 2]
+
+
+def test_account_is_found_in_the_environment_and_in_netrc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert not has_account()
+    (tmp_path / "netrc").write_text("machine api.wandb.ai\n  login user\n  password key\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert has_account()
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert not has_account()
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert has_account()
+
+
+def test_csv_logger_writes_lightnings_files(do: Run) -> None:
+    _, folder = do("task=tc", "epochs=2", "logger=csv")
+    lines = (folder / "csv" / "metrics.csv").read_text().splitlines()
+    assert len(lines) == 3
+    assert "test/accuracy" in lines[0]
+    assert (folder / "csv" / "hparams.yaml").exists()
+
+
+def test_wandb_is_imported_only_when_asked_for(do: Run) -> None:
+    """In a process of its own: this one has it by now."""
+    import subprocess
+
+    code = "import sys, tmbench.train; sys.exit('wandb' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
