@@ -37,13 +37,13 @@ class R8(Dataset):
     def download(self) -> None:
         import torch
 
-        self.root.mkdir(parents=True, exist_ok=True)
         for name, digest in SHA256.items():
             path = self.root / name
             if path.exists():
                 continue
             print(f"downloading {URL}/{name}")
             try:
+                self.root.mkdir(parents=True, exist_ok=True)
                 torch.hub.download_url_to_file(f"{URL}/{name}", str(path), hash_prefix=digest)
             except (OSError, RuntimeError) as error:
                 raise missing(path, "tc", f"the download failed: {error}", f"put {URL}/{name} there") from None

@@ -1,5 +1,6 @@
 """PASCAL VOC-2007 in the devkit's layout: images, class masks and split lists under VOCdevkit/VOC2007."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -55,7 +56,7 @@ class VOCSegmentation(Dataset):
             name = line.strip()
             if not name:
                 continue
-            if "/" in name or name.startswith("."):
+            if not re.fullmatch(r"\w[\w.-]{0,63}", name):
                 raise DataError(f"{path}, line {number}: expected an image's name like 000032, got {name[:60]!r}")
             pair = (self.year / "JPEGImages" / f"{name}.jpg", self.year / "SegmentationClass" / f"{name}.png")
             for file in pair:
@@ -78,13 +79,14 @@ class VOCSegmentation(Dataset):
         return mark.is_file() and mark.read_text().strip() == folder_digest(digests)
 
     def download(self) -> None:
-        if self.year.is_dir():
+        if self.year.is_dir() and not (self.root / ARCHIVE).is_file():
             list(self.files())  # says what is missing of a person's own files, which stay as they are
             return
+        # With the archive beside a folder that is not whole, an unpacking was cut off: it is done again.
         import torchvision
 
-        self.root.mkdir(parents=True, exist_ok=True)
         try:
+            self.root.mkdir(parents=True, exist_ok=True)
             torchvision.datasets.VOCSegmentation(str(self.root), year="2007", image_set="train", download=True)
         except (OSError, RuntimeError) as error:
             advice = f"put {ARCHIVE} (md5 {ARCHIVE_MD5}) from {ARCHIVE_URL} into {self.root}; it is unpacked there"
@@ -102,12 +104,11 @@ class VOCSegmentation(Dataset):
         Raises:
             DataError: names the file that is no such picture.
         """
-        with _opened(image_file) as picture:
-            image = np.array(picture.convert("RGB"))
-        with _opened(mask_file) as picture:
-            if picture.mode not in ("P", "L"):
-                raise DataError(f"{mask_file}: expected a palette PNG of class ids, got mode {picture.mode}")
-            mask = np.array(picture)
+        image = np.array(_opened(image_file).convert("RGB"))
+        picture = _opened(mask_file)
+        if picture.mode not in ("P", "L"):
+            raise DataError(f"{mask_file}: expected a palette PNG of class ids, got mode {picture.mode}")
+        mask = np.array(picture)
         if mask.shape != image.shape[:2]:
             raise DataError(f"{mask_file}: expected the image's size {image.shape[:2]}, got {mask.shape}")
         strange = mask[(mask >= len(CLASSES)) & (mask != BORDER)]
@@ -135,8 +136,8 @@ class VOCSegmentation(Dataset):
 def _opened(path: Path) -> Image.Image:
     """The decoded picture; DataError if it is broken."""
     try:
-        picture = Image.open(path)
-        picture.load()
+        with Image.open(path) as picture:  # closes the file; what is loaded stays
+            picture.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: not a readable picture ({error})") from None
     return picture

@@ -369,7 +369,6 @@ def test_voc_names_a_truncated_picture(voc_set: VOCSegmentation, kind: int, kept
         voc_set.read(*pair)
 
 
-@pytest.mark.xfail(strict=True, reason="_opened leaves the file open when load() fails")
 def test_voc_closes_a_truncated_picture(voc_set: VOCSegmentation) -> None:
     image, mask = voc_set.pairs("train")[0]
     content = image.read_bytes()
@@ -631,7 +630,7 @@ def test_voc_without_a_network_names_the_folder_and_the_archive(
     "download",
     [
         "false",
-        pytest.param("true", marks=pytest.mark.xfail(strict=True, reason="download() does not catch mkdir's OSError")),
+        "true",
     ],
 )
 def test_a_data_dir_that_is_a_file_is_a_data_error(

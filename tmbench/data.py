@@ -68,7 +68,11 @@ def open_dataset(cfg: DictConfig, cls: type[Dataset]) -> tuple[Dataset, str, str
     """
     if cfg.data.profile == "tiny":
         dataset = cls(_tiny_root(cls, Path(cfg.runs_dir)))
-        return dataset, "tiny", folder_digest(dataset.digests())
+        try:
+            return dataset, "tiny", folder_digest(dataset.digests())
+        except DataError as error:
+            where = str(error).splitlines()[0]
+            raise DataError(f"{where}\n  the tiny data set is damaged; remove {dataset.root}") from None
     dataset = cls(Path(cfg.data_dir) / cls.folder)
     try:
         digests = dataset.digests()
@@ -107,8 +111,10 @@ def missing(path: Path, what: str, *advice: str) -> DataError:
 
 
 def read_text(path: Path) -> str:
-    """A text file's content; DataError names the file if it is not UTF-8."""
+    """A text file's content; DataError names the file if it cannot be read or is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: expected UTF-8 text, found a byte that is not at {error.start}") from None

@@ -15,28 +15,31 @@ Step = list[Part]  # what one optimizer step sees on one rank: one part, or `acc
 STEPS_A_BLOCK = 32
 
 
-def derive(*numbers: int) -> int:
-    """A seed for torch and numpy from whole numbers, such as (seed, epoch, rank)."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+def derive(purpose: str, *numbers: int) -> int:
+    """A seed for torch and numpy, of its own for each purpose and numbers, such as (seed, epoch, rank)."""
+    # The count is part of it: numpy fills up with zeros, so that (5,) and (5, 0) would be the same.
+    entropy = (int.from_bytes(purpose.encode()), len(numbers), *numbers)
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
-def seed_all(*numbers: int) -> None:
-    """Starts every random generator of this process from these numbers."""
-    seed = derive(*numbers)
+def seed_all(purpose: str, *numbers: int) -> None:
+    """Starts every random generator of this process from these."""
+    seed = derive(purpose, *numbers)
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
 class Seeded(Dataset[Any]):
-    """A map-style data set whose example (epoch, i) is random from (seed, epoch, i) alone, in any worker process."""
+    """A map-style data set whose example (epoch, i) draws from torch as (seed, epoch, i) alone says, in any process."""
 
     def __init__(self, examples: Any, seed: int) -> None:
         self.examples, self.seed = examples, seed
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(self.seed, *key))
+            # Not torch.manual_seed, which would start the GPUs' generators anew as well.
+            torch.default_generator.manual_seed(derive("example", self.seed, *key))
             return self.examples[key[1]]
 
 
@@ -110,7 +113,8 @@ class TrainLoader(Loader):
 
     def __iter__(self) -> Iterator[list[Step]]:
         epoch = self.epoch()
-        order = torch.randperm(self.count, generator=torch.Generator().manual_seed(derive(self.seed, epoch))).tolist()
+        shuffle = torch.Generator().manual_seed(derive("order", self.seed, epoch))
+        order = torch.randperm(self.count, generator=shuffle).tolist()
         batches, weights = [], []
         for first in range(0, self.count, self.batch_size):
             whole = order[first : first + self.batch_size]
@@ -137,7 +141,7 @@ class TrainLoader(Loader):
 
 
 class TestLoader(Loader):
-    """The evaluated examples in order, each once over all ranks; yields (batch, ids)."""
+    """The evaluated examples in order, each once over all ranks."""
 
     __test__ = False  # no pytest class
 

@@ -40,6 +40,10 @@ def run(cfg: DictConfig, command: str | None = None) -> tuple[Result, Path, str]
         Exception: the run failed; the result in its folder says so.
     """
     cfg = settle(cfg)
+    try:
+        Path(cfg.runs_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"runs_dir: expected a folder to write to, got {cfg.runs_dir} ({error.strerror})") from None
     dataset, label, digest = open_dataset(cfg, get_class(cfg.task.data))
     folder = Path(cfg.runs_dir) / run_id(cfg, digest)
     config_file = folder / "config.yaml"

@@ -86,7 +86,7 @@ class Task(LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, self.factor)}
 
     def on_train_epoch_start(self) -> None:
-        seed_all(self.seed, self.current_epoch, self.global_rank)
+        seed_all("epoch", self.seed, self.current_epoch, self.global_rank)
         self._losses: list[Tensor] = []
         self._looked_at = 0
 
@@ -109,7 +109,10 @@ class Task(LightningModule, ABC):
             loss = self.loss(batch)
             if weight != 1.0:
                 loss = loss * weight
-            self.manual_backward(loss)
+            if self.trainer.world_size > 1:
+                self.manual_backward(loss)  # announces the exchange of gradients
+            else:
+                loss.backward()  # type: ignore[no-untyped-call]  # saves Lightning's hooks, a twentieth of a small step
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None
         return total

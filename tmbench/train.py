@@ -47,7 +47,7 @@ def train(cfg: DictConfig, data: Dataset, label: str, digest: str, folder: Path,
         logging.getLogger(talkative).setLevel(logging.WARNING)
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    seed_all(cfg.seed)
+    seed_all("weights", cfg.seed)
     task: Task = get_class(cfg.task._target_)(cfg.task, data)
     record = Record(folder, effective_switch(cfg))
     stop = StopOnSignal()
