@@ -62,7 +62,10 @@ def test_tmsgd_that_never_switches_equals_sgd_bitwise(task: str, do: Run) -> Non
     assert curves(never) == curves(sgd)
 
 
-@pytest.mark.parametrize("task", choices("task"))
+TASKS = [pytest.param(task, marks=[] if task == "tc" else pytest.mark.slow) for task in choices("task")]
+
+
+@pytest.mark.parametrize("task", TASKS)
 def test_run_killed_after_an_epoch_ends_bitwise_like_one_never_stopped(task: str, do: Run, tmp_path: Path) -> None:
     # Enough epochs that the kill comes before the end.
     short = [f"task={task}", "optimizer=tmsgd", "switch_epoch=2", *SHORT.get(task, []), "epochs=6"]
@@ -246,11 +249,11 @@ def test_accumulation_gives_the_same_steps_up_to_rounding(do: Run) -> None:
     assert parts.metrics["last"]["train/loss"] == pytest.approx(whole.metrics["last"]["train/loss"], rel=1e-5)
 
 
-def test_bf16_run_differs_from_float32_and_still_learns(do: Run) -> None:
-    full, _ = do("task=tc", "optimizer=sgdm", "epochs=4")
-    half, _ = do("task=tc", "optimizer=sgdm", "epochs=4", "precision=bf16-mixed")
+def test_bf16_run_is_close_to_float32_and_not_the_same(do: Run) -> None:
+    full, _ = do("task=tc", "optimizer=sgd", "epochs=1")
+    half, _ = do("task=tc", "optimizer=sgd", "epochs=1", "precision=bf16-mixed")
     assert half.metrics["last"]["train/loss"] != full.metrics["last"]["train/loss"]
-    assert half.metrics["last"]["train/loss"] == pytest.approx(full.metrics["last"]["train/loss"], rel=0.2)
+    assert half.metrics["last"]["train/loss"] == pytest.approx(full.metrics["last"]["train/loss"], rel=0.02)
 
 
 def test_operations_without_deterministic_kernel_are_named() -> None:

@@ -1,7 +1,9 @@
 """W&B holds what the run folder holds, and can break without breaking a run."""
 
 import json
+import os
 import struct
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -12,7 +14,6 @@ import pytest
 from conftest import Compose, Run, choices
 
 import tmbench.loggers
-from tmbench.loggers import has_account
 from tmbench.run import run
 
 
@@ -135,13 +136,17 @@ def test_hanging_wandb_costs_its_timeout_and_nothing_else(do: Run, monkeypatch: 
     assert tmbench.loggers.hung
 
 
-def test_unreachable_server_falls_back_to_offline(do: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    result, folder = do("task=tc", "epochs=1", "logger=wandb", "logger.timeout=10")
-    assert result.status == "completed"
-    assert any(note.startswith("W&B: not online") for note in result.notes), result.notes
-    assert read_back(folder)["summary"]["status"] == "completed"
+@pytest.mark.slow
+def test_unreachable_server_falls_back_to_offline(tmp_path: Path) -> None:
+    """In a process of its own: W&B reads its environment once."""
+    account = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    words = ["task=tc", "epochs=1", "logger=wandb", "logger.timeout=24", f"runs_dir={tmp_path}"]
+    command = [sys.executable, "-m", "tmbench", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **account})
+    assert done.returncode == 0, done.stderr
+    assert "W&B: not online" in done.stdout
+    assert "to send it: wandb sync " in done.stdout
+    assert read_back(next(tmp_path.glob("tc-*")))["summary"]["status"] == "completed"
 
 
 def test_resumed_run_tells_wandb_all_its_epochs(composed: Compose, tmp_path: Path, monkeypatch: Any) -> None:
@@ -159,15 +164,30 @@ def test_resumed_run_tells_wandb_all_its_epochs(composed: Compose, tmp_path: Pat
     assert [row["epoch"] for row in read_back(folder)["history"] if "train/loss" in row] == [0, 1, 2]
 
 
-def test_account_is_found_in_the_environment_and_in_netrc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert not has_account()
-    (tmp_path / "netrc").write_text("machine api.wandb.ai\n  login user\n  password key\n")
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert has_account()
-    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
-    assert not has_account()
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    assert has_account()
+@pytest.mark.parametrize(
+    ("account", "environment", "setting", "expected"),
+    [
+        (False, None, "null", "offline"), (True, None, "null", "online"), (True, "offline", "null", "offline"),
+        (True, None, "offline", "offline"), (False, "disabled", "online", "online"),
+    ],
+)  # fmt: skip
+def test_mode_is_the_setting_else_the_environment_else_whether_there_is_an_account(
+    account: bool, environment: str | None, setting: str, expected: str, do: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    modes = []
+
+    def init(**about: Any) -> None:
+        modes.append(about["mode"])
+        raise RuntimeError("seen enough")
+
+    monkeypatch.setattr(wandb, "login", lambda prompt: account)
+    monkeypatch.setattr(wandb, "init", init)
+    if environment:
+        monkeypatch.setenv("WANDB_MODE", environment)
+    do("task=tc", "epochs=1", "batch_size=32", "logger=wandb", f"logger.mode={setting}")
+    assert modes[0] == expected
 
 
 def test_csv_logger_writes_lightnings_files(do: Run) -> None:
@@ -180,7 +200,5 @@ def test_csv_logger_writes_lightnings_files(do: Run) -> None:
 
 def test_wandb_is_imported_only_when_asked_for(do: Run) -> None:
     """In a process of its own: this one has it by now."""
-    import subprocess
-
     code = "import sys, tmbench.train; sys.exit('wandb' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

@@ -1,13 +1,11 @@
 """Where else a run is told, beside its folder: Lightning's CSV files, or Weights & Biases."""
 
-import netrc
 import os
 import queue
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.logger import Logger
@@ -19,17 +17,6 @@ def csv_logger(folder: Path, config: dict[str, Any], **about: Any) -> CSVLogger:
     logger = CSVLogger(folder, name="csv", version="")
     logger.log_hyperparams(config)
     return logger
-
-
-def has_account() -> bool:
-    """Whether W&B will find an API key: in WANDB_API_KEY or the netrc file."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 class WandbMirror(Logger):
@@ -60,7 +47,6 @@ class WandbMirror(Logger):
         self.problem: str | None = None
         self.offline_folder: Path | None = None
         self._todo: queue.Queue[Callable[[Any], Any] | None] = queue.Queue()
-        mode = mode or os.environ.get("WANDB_MODE") or ("online" if has_account() else "offline")
         about: dict[str, Any] = {
             "project": project, "entity": entity, "group": group, "tags": tags, "config": config, "dir": str(folder),
             "name": run_id, "id": self._wandb_id(folder, run_id), "resume": "allow",
@@ -77,14 +63,16 @@ class WandbMirror(Logger):
             path.write_text(f"{run_id}-{os.urandom(3).hex()}")
         return path.read_text()
 
-    def _work(self, about: dict[str, Any], mode: str) -> None:
+    def _work(self, about: dict[str, Any], mode: str | None) -> None:
+        run: Any = None
         try:
             import wandb
 
             def start(mode: Any) -> Any:
-                quiet = wandb.Settings(console="off", silent=True, init_timeout=self.timeout / 2)
+                quiet = wandb.Settings(console="off", silent=True, init_timeout=self.timeout / 3, reinit="create_new")
                 return wandb.init(**about, mode=mode, settings=quiet)
 
+            mode = mode or os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
             try:
                 run = start(mode)
             except Exception as error:
@@ -97,9 +85,11 @@ class WandbMirror(Logger):
                 self.offline_folder = Path(run.dir).parent
             while (call := self._todo.get()) is not None:
                 call(run)
-            run.finish()
         except BaseException as error:  # whatever it is, it is not the run's
             self.problem = f"{type(error).__name__}: {error}"
+        finally:
+            if run is not None:
+                run.finish()
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         self._todo.put(lambda run: run.log(dict(metrics), step=step))
