@@ -72,11 +72,11 @@ class WandbMirror(Logger):
                 quiet = wandb.Settings(console="off", silent=True, init_timeout=self.timeout / 3, reinit="create_new")
                 return wandb.init(**about, mode=mode, settings=quiet)
 
-            mode = mode or os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
+            mode = mode or os.environ.get("WANDB_MODE")
             try:
-                run = start(mode)
+                run = start(mode or ("online" if wandb.login(prompt=False) else "offline"))
             except Exception as error:
-                if mode != "online":
+                if mode not in (None, "online"):
                     raise
                 self.problem = f"not online ({error})"
                 about["id"] += "-offline"  # W&B's service still holds the first id
