@@ -137,6 +137,7 @@ class Seg(Task):
         from matplotlib.patches import Patch
 
         colours = torch.from_numpy(palette())
+        seen: set[int] = set()
         examples = self.examples("test")
         rows = [examples[i] for i in range(min(PICTURES, len(examples)))]
         figure, axes = plt.subplots(len(rows), 3, figsize=(7.5, 2.3 * len(rows)), squeeze=False, layout="constrained")
@@ -145,12 +146,12 @@ class Seg(Task):
         for row, (image_3HW, mask_HW) in zip(axes, rows, strict=True):
             guess_HW = self.model(image_3HW[None].to(self.device))["out"][0].argmax(0).cpu()
             guess_HW[mask_HW == BORDER] = BORDER  # not judged there
+            seen |= {*torch.unique(mask_HW).tolist(), *torch.unique(guess_HW).tolist()}
             shown = image_3HW.permute(1, 2, 0) * torch.tensor(STD) + torch.tensor(MEAN)
             panels: list[Any] = [shown.clip(0, 1), colours[mask_HW], colours[guess_HW]]
             for ax, panel in zip(row, panels, strict=True):
                 ax.imshow(panel.numpy())
                 ax.set_axis_off()
-        seen = sorted({int(v) for _, mask_HW in rows for v in torch.unique(mask_HW)} - {BORDER})
-        handles = [Patch(color=palette()[k] / 255, label=CLASSES[k]) for k in seen]
+        handles = [Patch(color=palette()[k] / 255, label=CLASSES[k]) for k in sorted(seen - {BORDER})]
         figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize="small", frameon=False)
         yield "predictions", figure

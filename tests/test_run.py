@@ -125,6 +125,21 @@ def test_completed_run_is_shown_not_repeated_unless_forced(composed: Compose, tm
     assert repeated.metrics == first.metrics
 
 
+def test_run_of_another_version_says_so_when_shown(composed: Compose, tmp_path: Path) -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    from tmbench import show
+
+    result, folder, _ = run(composed("task=tc", "epochs=1", f"runs_dir={tmp_path}"))
+    for torch_version, told in ((result.versions["torch"], False), ("1.0", True)):
+        result.versions["torch"] = torch_version
+        text = StringIO()
+        show.one(result, folder, "shown", Console(file=text))
+        assert ("made with torch 1.0; here are other versions" in text.getvalue()) == told
+
+
 def test_saved_configuration_asks_for_the_same_run(composed: Compose, tmp_path: Path) -> None:
     _, folder, _ = run(composed("task=tc", "epochs=1", f"runs_dir={tmp_path}"))
     command = [sys.executable, "-m", "tmbench.run", str(folder / "config.yaml")]
@@ -240,6 +255,7 @@ def test_two_processes_asking_for_one_run_train_it_once(tmp_path: Path) -> None:
     outputs = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     assert sum("completed before" in output for output in outputs) == 1
+    assert sum("another process is at this run" in output for output in outputs) == 1
 
 
 def test_accumulation_gives_the_same_steps_up_to_rounding(do: Run) -> None:

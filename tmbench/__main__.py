@@ -19,6 +19,7 @@ from . import sweep
 from .config import conf_dir
 from .errors import ConfigError, DataError
 from .result import Result
+from .run import leave, run
 
 Outcome = tuple[Result, Path, str]
 EXPECTED = (ConfigError, DataError, HydraException, OmegaConfBaseException)  # need no traceback
@@ -26,8 +27,6 @@ EXPECTED = (ConfigError, DataError, HydraException, OmegaConfBaseException)  # n
 
 def job(cfg: DictConfig) -> float | None:
     """One run, as Hydra calls it; returns the best headline metric, for sweepers that optimize."""
-    from .run import run
-
     about = HydraConfig.get()
     command = shlex.join(["python", "-m", "tmbench", *about.overrides.task])
     if about.mode != RunMode.MULTIRUN:
@@ -101,16 +100,7 @@ def main() -> None:
 
         show.many(jobs, show.console())
         code = code or int(any(job["error"] for job in jobs))
-    _leave(code)
-
-
-def _leave(code: int) -> None:
-    loggers = sys.modules.get("tmbench.loggers")
-    if loggers is not None and loggers.hung:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+    leave(code)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,9 @@ class Record(Callback):
             raise Diverged(epoch, len(pl_module._losses) - 1)
         self.seconds += self._epoch_seconds
         metrics = as_floats(pl_module.metrics)
-        row = {
-            "epoch": float(epoch),
-            "step": float((epoch + 1) * len(pl_module._losses)),
+        row: dict[str, float] = {
+            "epoch": epoch,
+            "step": (epoch + 1) * len(pl_module._losses),
             "lr": pl_module.last_lr(),
             "seconds": self.seconds,
             "train/loss": pl_module.epoch_loss(),
@@ -94,7 +95,7 @@ class Record(Callback):
             try:
                 os.link(last, scratch)  # the same bytes, once on disk
             except OSError:
-                trainer.save_checkpoint(scratch)
+                shutil.copyfile(last, scratch)
             os.replace(scratch, best)
         self.write_curves()
 
@@ -102,8 +103,7 @@ class Record(Callback):
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(self.rows[0]))
         writer.writeheader()
-        for row in self.rows:
-            writer.writerow({**row, "epoch": int(row["epoch"]), "step": int(row["step"])})
+        writer.writerows(self.rows)
         write(self.folder / "curves.csv", text.getvalue())
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

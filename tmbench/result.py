@@ -2,15 +2,19 @@
 
 import json
 import os
+import platform
 import tempfile
 from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from . import __version__
 from .config import SCHEMA
 from .errors import DataError
 
 STATUSES = ("completed", "diverged", "failed", "interrupted")
+NUMERIC = ("torch", "torchvision", "pytorch-lightning", "torchmetrics")  # whose versions may change the numbers
 FINAL = ("completed", "diverged")  # not repeated unless forced
 
 
@@ -65,6 +69,11 @@ class Result:
             return None
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: not a result of this version ({error!r}); remove it or use force=true") from None
+
+
+def versions() -> dict[str, str]:
+    """The versions of this program and of what computes its numbers, without importing them."""
+    return {"tmbench": __version__, "python": platform.python_version(), **{name: version(name) for name in NUMERIC}}
 
 
 def write(path: Path, text: str) -> None:

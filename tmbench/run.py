@@ -78,7 +78,11 @@ def launched() -> bool:
 def _locked(folder: Path) -> Iterator[None]:
     """Two processes asked for the same run: the second waits, then finds it done. A dead holder lets go."""
     with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another process is at this run ({folder}); waiting for it", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
@@ -147,10 +151,20 @@ def main() -> None:
     command = shlex.join(["python", "-m", "tmbench.run", *sys.argv[1:]])
     if launched():
         run(cfg, command)
-        return
+        leave(0)
     from .__main__ import report
 
-    sys.exit(report(lambda: run(cfg, command)))
+    leave(report(lambda: run(cfg, command)))
+
+
+def leave(code: int) -> None:
+    """Ends the process; without its exit hooks if W&B hangs, which would wait for it for ever."""
+    loggers = sys.modules.get("tmbench.loggers")
+    if loggers is not None and loggers.hung:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

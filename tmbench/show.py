@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .result import Result, shown
+from .result import Result, shown, versions
 
 
 def switch_words(result: Result) -> str:
@@ -25,7 +25,7 @@ def one(result: Result, folder: Path, how: str, console: Console) -> None:
     last, best, key = result.metrics["last"], result.metrics["best"], result.headline
     score = shown(last.get(key), key)
     if best:
-        score += f" at the end, best {shown(best[key], key)} after epoch {int(best['epoch']) + 1}"
+        score += f" at the end, best {shown(best[key], key)} after epoch {best['epoch'] + 1}"
     status = result.status
     if result.diverged_at:
         status += f" in epoch {result.diverged_at['epoch'] + 1}, step {result.diverged_at['step'] + 1}"
@@ -42,6 +42,10 @@ def one(result: Result, folder: Path, how: str, console: Console) -> None:
         ("files", str(folder)),
         *(("note", note) for note in result.notes),
     ]
+    now = versions()
+    others = [f"{name} {made}" for name, made in result.versions.items() if made != now.get(name)]
+    if how == "shown" and others:
+        lines.append(("note", f"made with {', '.join(others)}; here are other versions (force=true repeats it)"))
     if result.nondeterministic:
         lines.append(("note", f"no deterministic kernel for {', '.join(result.nondeterministic)}"))
     if result.error:

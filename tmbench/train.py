@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,13 +23,12 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
 from rich.console import Console
 
-from . import __version__
 from .callbacks import Bar, Record
 from .config import effective_switch, reads_switch
 from .data import Dataset
 from .loader import TestLoader, TrainLoader, seed_all
 from .loggers import WandbMirror
-from .result import Result
+from .result import Result, versions
 from .task import Diverged, Stopped, Task
 
 
@@ -122,11 +120,7 @@ def train(cfg: DictConfig, data: Dataset, label: str, digest: str, folder: Path,
             "effective": effective_switch(cfg),
             "step": switch_step if effective_switch(cfg) is not None else None,
         },
-        versions={
-            "tmbench": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "torchvision", "pytorch-lightning", "torchmetrics")},
-        },
+        versions=versions(),
         hardware=_hardware(trainer),
         git_commit=_git_commit(),
         data_digest=digest,
@@ -138,11 +132,12 @@ def train(cfg: DictConfig, data: Dataset, label: str, digest: str, folder: Path,
         error=f"{type(error).__name__}: {error}" if error else None,
     )
     if first:
+        result.save(folder)  # now, whatever W&B may do
         for logger in trainer.loggers:
             if isinstance(logger, WandbMirror):
                 best = {f"best/{key}": value for key, value in record.best.items()}
                 result.notes += logger.close({"status": status, "profile": label, **result.metrics["last"], **best})
-        result.save(folder)
+                result.save(folder)
     if error is not None:
         raise error
     return result
