@@ -28,7 +28,8 @@ EXPECTED = (ConfigError, DataError, HydraException, OmegaConfBaseException)  # n
 def job(cfg: DictConfig) -> float | None:
     """One run, as Hydra calls it; returns the best headline metric, for sweepers that optimize."""
     about = HydraConfig.get()
-    command = shlex.join(["python", "-m", "tmbench", *about.overrides.task])
+    program = os.environ.get("TMBENCH_PROGRAM", "python -m tmbench")  # as the person called it
+    command = f"{program} {shlex.join(about.overrides.task)}"
     if about.mode != RunMode.MULTIRUN:
         if code := report(lambda: run(cfg, command)):
             raise SystemExit(code)
