@@ -7,11 +7,14 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 from omegaconf import DictConfig
 
 from .errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Dataset(ABC):
@@ -40,7 +43,7 @@ class Dataset(ABC):
 
     @classmethod
     @abstractmethod
-    def write_tiny(cls, root: Path, rng: np.random.Generator) -> None:
+    def write_tiny(cls, root: Path, rng: "np.random.Generator") -> None:
         """Writes a small learnable data set in the same format."""
 
     def digests(self) -> dict[str, str]:
@@ -86,6 +89,8 @@ def open_dataset(cfg: DictConfig, cls: type[Dataset]) -> tuple[Dataset, str, str
 
 def _tiny_root(cls: type[Dataset], runs_dir: Path) -> Path:
     """The tiny set's folder, written if it is not there; a changed writer gets a folder of its own."""
+    import numpy as np
+
     writer = inspect.getsource(inspect.getmodule(cls))  # type: ignore[arg-type]
     root = runs_dir / ".tiny" / f"{cls.folder}-{hashlib.sha256(writer.encode()).hexdigest()[:12]}"
     if root.is_dir():
