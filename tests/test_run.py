@@ -17,7 +17,17 @@ from tmbench.config import run_id, settle
 from tmbench.errors import ConfigError
 from tmbench.result import Result
 from tmbench.run import run
+from tmbench.train import StopOnSignal
 
+# What an optimizer needs beside its name, to show that it works on tiny tc.
+OPTIMIZER = {
+    "any": ["optimizer.name=Adadelta", "lr=1"],
+    "apollo": ["optimizer.warmup_steps=50", "lr=0.002"],
+    "lars": ["lr=1"],
+    "lbfgs": ["lr=0.5", "batch_size=320"],
+    "lion": ["lr=1e-3"],
+    "schedule_free_sgd": ["lr=0.5"],
+}
 SHORT = {"tc": ["epochs=4", "batch_size=8"], "seg": ["epochs=3", "task.short_side=32"]}
 
 
@@ -86,6 +96,29 @@ def test_run_killed_after_an_epoch_ends_bitwise_like_one_never_stopped(task: str
     assert resumed is not None
     assert resumed.status == "completed"
     assert resumed.metrics == result.metrics
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", choices("optimizer"))
+def test_every_optimizer_lowers_the_loss_repeats_and_resumes_bitwise(
+    optimizer: str, do: Run, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["task=tc", f"optimizer={optimizer}", "epochs=4", "switch_epoch=1", *OPTIMIZER.get(optimizer, [])]
+    _, whole = do(*words)
+    losses = [float(row["train/loss"]) for row in curves(whole)]
+    assert losses[-1] < losses[0]
+
+    def after_two_epochs(self: StopOnSignal) -> bool:
+        return any(len(curves(path.parent)) == 2 for path in tmp_path.glob("stopped/*/curves.csv"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopOnSignal, "requested", after_two_epochs)
+        stopped, folder, _ = run(composed(*words, f"runs_dir={tmp_path / 'stopped'}"))
+    assert (stopped.status, stopped.epochs["trained"]) == ("interrupted", 2)
+    _, _, how = run(composed(*words, f"runs_dir={tmp_path / 'stopped'}"))
+    assert how == "resumed"
+    assert_same(weights(folder), weights(whole))
+    assert curves(folder) == curves(whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -270,6 +303,42 @@ def test_bf16_run_is_close_to_float32_and_not_the_same(do: Run) -> None:
     half, _ = do("task=tc", "optimizer=sgd", "epochs=1", "precision=bf16-mixed")
     assert half.metrics["last"]["train/loss"] != full.metrics["last"]["train/loss"]
     assert half.metrics["last"]["train/loss"] == pytest.approx(full.metrics["last"]["train/loss"], rel=0.02)
+
+
+def test_weight_average_is_evaluated_beside_the_weights_and_resumes(do: Run, tmp_path: Path) -> None:
+    words = ["task=tc", "optimizer=sgd", "epochs=3", "batch_size=8", "lr=0.1"]
+    plain, plain_folder = do(*words)
+    averaged, folder = do(*words, "ema=0.9")
+    assert_same(weights(folder), weights(plain_folder))  # it looks on, and changes nothing
+    assert averaged.metrics["last"]["test/accuracy"] == plain.metrics["last"]["test/accuracy"]
+    assert {"test_ema/accuracy", "test/accuracy"} <= averaged.metrics["last"].keys()
+    average = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)["average"]
+    last = list(weights(folder).values())
+    away = torch.cat([(a - w).flatten() for a, w in zip(average, last, strict=True)]).norm()
+    assert 0 < float(away / torch.cat([w.flatten() for w in last]).norm()) < 0.01
+    none, _ = do(*words, "ema=1e-7")  # forgets all but the last step
+    assert none.metrics["last"]["test_ema/accuracy"] == none.metrics["last"]["test/accuracy"]
+
+
+@pytest.mark.parametrize("clip", ["clip_norm=0.001", "clip_value=0.0001"])
+def test_clipping_bounds_what_the_optimizer_sees(clip: str, do: Run) -> None:
+    """One step of SGD moves the weights by at most lr times the bound."""
+    _, start = do("task=tc", "optimizer=sgd", "epochs=1", "batch_size=320", "lr=1e-30")
+    _, folder = do("task=tc", "optimizer=sgd", "epochs=1", "batch_size=320", "lr=1", clip)
+    moved = torch.cat(
+        [(a - b).flatten() for a, b in zip(weights(folder).values(), weights(start).values(), strict=True)]
+    )
+    if clip.startswith("clip_norm"):
+        assert float(moved.norm()) == pytest.approx(0.001, rel=0.01)
+    else:
+        assert float(moved.abs().max()) == pytest.approx(0.0001, rel=0.01)
+
+
+def test_optimizer_of_any_name_is_found_and_a_wrong_one_names_the_nearest(do: Run) -> None:
+    result, _ = do("task=tc", "optimizer=any", "optimizer.name=Adadelta", "+optimizer.options.rho=0.8", "epochs=1")
+    assert (result.status, result.optimizer) == ("completed", "Adadelta")
+    with pytest.raises(ConfigError, match=r"expected a class of torch.optim or pytorch_optimizer, like Adadelta"):
+        do("task=tc", "optimizer=any", "optimizer.name=Adadleta", "epochs=1")
 
 
 def test_operations_without_deterministic_kernel_are_named() -> None:

@@ -139,7 +139,7 @@ def test_every_yaml_gives_factors_between_0_and_1_over_the_whole_run(
     assert at is not None
     values = [at(step) for step in range(cfg.epochs * steps_an_epoch + 1)]
     assert all(0 <= value <= 1 for value in values)
-    assert max(values[:-1]) == 1.0
+    assert max(values[:-1]) == pytest.approx(1.0, abs=0.05 if name == "one_cycle" else 0)  # its top is between steps
     assert cfg.schedule.name == name
 
 
@@ -165,3 +165,28 @@ def test_a_schedule_s_settings_reach_its_function(composed: Compose) -> None:
     at = _schedule(cfg, 10)
     assert at is not None
     assert [at(step) for step in (0, 5, 9, 10, 39)] == pytest.approx([0.2, 0.6, 0.92, 0.5, 0.5], rel=1e-12)
+
+
+@pytest.mark.parametrize("steps", [10, 97, 1000])
+def test_one_cycle_is_torchs(steps: int) -> None:
+    from tmbench.schedule import one_cycle
+
+    optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=1.0)
+    torchs = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=1.0, total_steps=steps, div_factor=25, final_div_factor=1e4, cycle_momentum=False
+    )
+    for step in range(steps):
+        ours = one_cycle(step, steps=steps, epoch=1, peak=0.3, start=0.04, end=4e-6)
+        assert ours == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9, abs=1e-12)
+        optimizer.step()
+        if step < steps - 1:
+            torchs.step()
+
+
+def test_wsd_warms_up_stays_and_decays_to_zero() -> None:
+    from tmbench.schedule import wsd
+
+    factors = [wsd(k, steps=100, epoch=10, warmup_epochs=1, warmup_from=0, decay=0.2) for k in range(101)]
+    assert factors[:3] == pytest.approx([0, 0.1, 0.2])
+    assert set(factors[10:81]) == {1.0}
+    assert factors[80:] == pytest.approx([1 - k / 20 for k in range(21)])

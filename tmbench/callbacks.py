@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from .figures import curves
 from .result import shown, write
-from .task import Diverged, Task, as_floats
+from .task import Diverged, Task
 
 KEEP_BEST_UP_TO = 100_000_000  # parameters; larger models keep last.ckpt only
 
@@ -60,7 +60,7 @@ class Record(Callback):
             # The last step's loss was finite and its update was not.
             raise Diverged(epoch, len(pl_module._losses) - 1)
         self.seconds += self._epoch_seconds
-        metrics = as_floats(pl_module.metrics)
+        metrics = pl_module.values() | pl_module.average_values
         row: dict[str, float] = {
             "epoch": epoch,
             "step": (epoch + 1) * len(pl_module._losses),

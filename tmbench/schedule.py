@@ -32,6 +32,20 @@ def step(
     return _warm(step, steps, warmup_epochs * epoch, warmup_from, lambda t: gamma**passed)
 
 
+def one_cycle(step: int, *, steps: int, epoch: int, peak: float, start: float, end: float) -> float:
+    """Half a cosine from `start` up to 1 at `peak` of the run, and another down to `end` (Smith and Topin 2017)."""
+    last = max(1, steps - 1)
+    top = max(1.0, peak * steps - 1)
+    low, high, t = (start, 1.0, step / top) if step <= top else (1.0, end, (step - top) / max(1.0, last - top))
+    return high + (low - high) * 0.5 * (1 + math.cos(math.pi * min(1.0, t)))
+
+
+def wsd(step: int, *, steps: int, epoch: int, warmup_epochs: float, warmup_from: float, decay: float) -> float:
+    """Constant after the warm-up, and linear to 0 over the last `decay` of the run."""
+    left = max(0.0, (steps - step) / max(1.0, decay * steps))
+    return _warm(step, steps, warmup_epochs * epoch, warmup_from, lambda t: min(1.0, left))
+
+
 def _warm(step: int, steps: int, warm: float, start: float, after: Callable[[float], float]) -> float:
     """The linear beginning over `warm` steps, then `after` of the fraction t of the remaining steps."""
     if step < warm:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from omegaconf import DictConfig
 from pytorch_lightning import LightningModule
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchmetrics import Metric, MetricCollection
 
 from .data import Dataset
@@ -51,6 +53,8 @@ class Task(LightningModule, ABC):
         super().__init__()
         self.automatic_optimization = False  # the step below is all there is
         self.cfg, self.data = cfg, data
+        self._average: list[Tensor] = []
+        self.average_values: dict[str, float] = {}
 
     @abstractmethod
     def examples(self, split: str) -> Any:
@@ -68,12 +72,15 @@ class Task(LightningModule, ABC):
         """(file name without ending, matplotlib figure) pairs that a person would rather look at; drawn at the end."""
         return ()
 
-    # What follows is the same for all tasks; the runner sets the next five.
+    # What follows is the same for all tasks; the runner sets the attributes.
 
     seed: int
     optimizer_name: str
     new_optimizer: Callable[..., Optimizer]
     factor: "partial[float] | None" = None  # the schedule: step -> factor on the learning rate
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    ema: float | None = None  # decay of the weight average
     stop_requested: Callable[[], bool] = staticmethod(lambda: False)
 
     def configure_optimizers(self) -> Any:
@@ -85,7 +92,28 @@ class Task(LightningModule, ABC):
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, self.factor)}
 
+    def on_fit_start(self) -> None:
+        if self.ema is None:
+            return
+        # What is averaged: parameters, and batch norm's running statistics.
+        self._live = [t.detach() for t in (*self.parameters(), *self.buffers()) if t.is_floating_point()]
+        self._average = [t.to(self.device, copy=True) for t in self._average or self._live]
+        self._blend = get_ema_multi_avg_fn(self.ema)  # type: ignore[no-untyped-call]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["average"] = self._average
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._average = checkpoint["average"]
+
+    def _set_mode(self, mode: str) -> None:
+        """Tells the optimizer whether its weights are about to be trained or evaluated, if it wants to know."""
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        if hasattr(optimizer, mode):  # schedule-free methods keep two sets of weights
+            getattr(optimizer, mode)()
+
     def on_train_epoch_start(self) -> None:
+        self._set_mode("train")
         seed_all("epoch", self.seed, self.current_epoch, self.global_rank)
         self._losses: list[Tensor] = []
         self._looked_at = 0
@@ -98,6 +126,8 @@ class Task(LightningModule, ABC):
             self._losses.append(optimizer.step(partial(self._closure, optimizer, step)))
             if scheduler is not None:
                 scheduler.step()
+            if self._average:
+                self._blend(self._average, self._live, 0)
         if len(self._losses) - self._looked_at >= STEPS_A_BLOCK or self.trainer.is_last_batch:
             self._look()
 
@@ -115,6 +145,10 @@ class Task(LightningModule, ABC):
                 loss.backward()  # type: ignore[no-untyped-call]  # saves Lightning's hooks, a twentieth of a small step
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), self.clip_norm)
+        if self.clip_value is not None:
+            torch.nn.utils.clip_grad_value_(self.parameters(), self.clip_value)
         return total
 
     def _look(self) -> None:
@@ -149,6 +183,25 @@ class Task(LightningModule, ABC):
         return float(mean)
 
     def on_validation_epoch_start(self) -> None:
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._set_mode("eval")
+            if self._average:
+                self.average_values = self._evaluate_average()
+        self._reset()
+
+    def _evaluate_average(self) -> dict[str, float]:
+        """The metrics of the weight average over the test split, as `test_ema/<key>`."""
+        kept = [t.clone() for t in self._live]
+        torch._foreach_copy_(self._live, self._average)
+        self._reset()
+        loader: Any = self.trainer.val_dataloaders
+        for batch in loader:
+            with self.trainer.precision_plugin.val_step_context():
+                self.evaluate(self.transfer_batch_to_device(batch, self.device, 0))
+        torch._foreach_copy_(self._live, kept)
+        return self.values("test_ema")
+
+    def _reset(self) -> None:
         for child in self.children():
             if isinstance(child, (Metric, MetricCollection)):
                 child.reset()
@@ -156,7 +209,6 @@ class Task(LightningModule, ABC):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.evaluate(batch)
 
-
-def as_floats(metrics: MetricCollection | Metric) -> dict[str, float]:
-    """The metrics' values, in step over all ranks, as `test/<key>`."""
-    return {f"test/{key}": float(value) for key, value in metrics.compute().items()}
+    def values(self, split: str = "test") -> dict[str, float]:
+        """The metrics' values, in step over all ranks, as `<split>/<key>`."""
+        return {f"{split}/{key}": float(value) for key, value in self.metrics.compute().items()}

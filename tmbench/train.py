@@ -72,6 +72,7 @@ def train(cfg: DictConfig, data: Dataset, label: str, digest: str, folder: Path,
     task.stop_requested = stop.requested
     task.optimizer_name = cfg.optimizer.name
     task.new_optimizer = _optimizer(cfg, switch_step)
+    task.clip_norm, task.clip_value, task.ema = cfg.clip_norm, cfg.clip_value, cfg.ema
     task.factor = _schedule(cfg, train_loader.steps)
 
     trainer.loggers = _loggers(cfg, folder, label) if first else []

@@ -1,0 +1,53 @@
+"""Optimizers of torch.optim and pytorch_optimizer that a YAML alone does not reach."""
+
+import difflib
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+def find(params: Iterable[Tensor], method: str, lr: float, weight_decay: float, options: dict[str, Any]) -> Optimizer:
+    """The optimizer of this class name, looked for in torch.optim, then in pytorch_optimizer.
+
+    `lr` and `weight_decay` are given to those that take them.
+
+    Raises:
+        ValueError: there is none of that name; names the nearest.
+    """
+    import pytorch_optimizer
+
+    classes = {
+        name: value
+        for module in (pytorch_optimizer, torch.optim)  # torch's own win
+        for name, value in vars(module).items()
+        if inspect.isclass(value) and issubclass(value, Optimizer) and value is not Optimizer
+    }
+    if method not in classes:
+        near = difflib.get_close_matches(method, classes, 3, 0.4)
+        raise ValueError(
+            f"optimizer.name: expected a class of torch.optim or pytorch_optimizer, like {', '.join(near or classes)}; "
+            f"got {method!r}"
+        )
+    takes = inspect.signature(classes[method]).parameters
+    common = {key: value for key, value in (("lr", lr), ("weight_decay", weight_decay)) if key in takes}
+    return classes[method](params, **{**common, **options})
+
+
+def muon(params: Iterable[Tensor], max_side: int, **settings: Any) -> Optimizer:
+    """Muon for matrices (convolutions are flattened), AdamW for all else and for tables with a side above max_side.
+
+    The authors leave embeddings and heads to AdamW; a list of tensors does not say which those are, size does nearly.
+    """
+    import pytorch_optimizer
+
+    params = list(params)
+    fits = [p.ndim >= 2 and max(p.shape) <= max_side for p in params]
+    groups = [
+        {"params": [p for p, fit in zip(params, fits, strict=True) if fit is use], "use_muon": use}
+        for use in (True, False)
+    ]
+    return pytorch_optimizer.Muon([group for group in groups if group["params"]], **settings)
