@@ -24,6 +24,7 @@ OPTIMIZER = {
     "any": ["optimizer.name=Adadelta", "lr=1"],
     "apollo": ["optimizer.warmup_steps=50", "lr=0.002"],
     "lars": ["lr=1"],
+    "newton_cg": ["lr=0.5", "batch_size=320"],
     "lbfgs": ["lr=0.5", "batch_size=320"],
     "lion": ["lr=1e-3"],
     "schedule_free_sgd": ["lr=0.5"],

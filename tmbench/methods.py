@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -51,3 +52,40 @@ def muon(params: Iterable[Tensor], max_side: int, **settings: Any) -> Optimizer:
         for use in (True, False)
     ]
     return pytorch_optimizer.Muon([group for group in groups if group["params"]], **settings)
+
+
+def newton_cg(params: Iterable[Tensor], lr: float, cg_iterations: int, line_search: str) -> Optimizer:
+    """One step of Hessian-free Newton a batch: conjugate gradients on Hessian-vector products (pytorch-minimize).
+
+    Its closure only evaluates: the method differentiates, twice, itself.
+
+    Raises:
+        ValueError: pytorch-minimize is not installed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # its own, of torch.jit
+            from torchmin import Minimizer
+    except ImportError:
+        raise ValueError("needs pytorch-minimize: pip install 'tmbench[newton]'") from None
+
+    class NewtonCG(Minimizer):  # type: ignore[misc]
+        differentiates = True
+
+        def step(self, closure: Any) -> Any:
+            # Minimizer gives all of the group to its solver; a schedule wants the rate in the group.
+            (group,) = self.param_groups
+            rates = {key: group.pop(key) for key in ("lr", "initial_lr") if key in group}
+            group["options"]["lr"] = rates["lr"]
+            try:
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", message="Using backward.. with create_graph=True")
+                    return super().step(closure)
+            finally:
+                group.update(rates)
+                self.zero_grad()  # a gradient with a graph holds on to itself
+
+    options = {"cg_max_iter": cg_iterations, "line_search": line_search, "xtol": 0.0}
+    optimizer = NewtonCG(params, method="newton-cg", max_iter=1, options=options)
+    optimizer.param_groups[0]["lr"] = lr
+    return optimizer

@@ -123,7 +123,7 @@ class Task(LightningModule, ABC):
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
         scheduler: Any = self.lr_schedulers()
         for step in block:
-            self._losses.append(optimizer.step(partial(self._closure, optimizer, step)))
+            self._losses.append(optimizer.step(partial(self._closure, optimizer, step)).detach())
             if scheduler is not None:
                 scheduler.step()
             if self._average:
@@ -139,12 +139,17 @@ class Task(LightningModule, ABC):
             loss = self.loss(batch)
             if weight != 1.0:
                 loss = loss * weight
+            if hasattr(optimizer, "differentiates"):  # it takes the gradient, and more, itself
+                total = loss if total is None else total + loss
+                continue
             if self.trainer.world_size > 1:
                 self.manual_backward(loss)  # announces the exchange of gradients
             else:
                 loss.backward()  # type: ignore[no-untyped-call]  # saves Lightning's hooks, a twentieth of a small step
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None
+        if total.requires_grad:
+            return total
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters(), self.clip_norm)
         if self.clip_value is not None:
