@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import Compose, Run, choices
 
+from tmbench.errors import ConfigError
 from tmbench.result import Result
 from tmbench.run import run
 
@@ -34,6 +35,21 @@ def test_two_processes_train_every_task_into_one_result(task: str, composed: Com
     close = {"rel": 1e-4, "abs": 1e-3} if task == "tc" else {"rel": 0.5, "abs": 0.3}
     for key, value in alone.metrics["last"].items():
         assert both.metrics["last"][key] == pytest.approx(value, **close)
+
+
+@pytest.mark.slow
+def test_line_search_decides_alike_on_both_ranks(composed: Compose, tmp_path: Path) -> None:
+    words = ["task=tc", "optimizer=lbfgs", "lr=0.5", "batch_size=321", "epochs=3", f"runs_dir={tmp_path}"]
+    alone, _, _ = run(composed(*words))
+    both, _, _ = run(composed(*words, *PAIR))
+    assert both.metrics["last"]["train/loss"] == pytest.approx(alone.metrics["last"]["train/loss"], rel=1e-3)
+
+
+def test_optimizer_that_differentiates_itself_refuses_what_it_cannot_do(do: Run) -> None:
+    with pytest.raises(ConfigError, match="clip_norm: optimizer=newton_cg takes its gradient itself"):
+        do("task=tc", "optimizer=newton_cg", "clip_norm=1")
+    with pytest.raises(RuntimeError, match="devices: optimizer=newton_cg runs on one"):
+        do("task=tc", "optimizer=newton_cg", *PAIR)
 
 
 def test_interrupted_pair_of_processes_resumes(tmp_path: Path) -> None:

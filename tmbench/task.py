@@ -88,6 +88,12 @@ class Task(LightningModule, ABC):
             optimizer = self.new_optimizer([p for p in self.parameters() if p.requires_grad])
         except (TypeError, ValueError) as error:
             raise ConfigError(f"optimizer={self.optimizer_name}: {error}") from error
+        if hasattr(optimizer, "differentiates"):
+            for key, used in (("clip_norm", self.clip_norm), ("clip_value", self.clip_value)):
+                if used is not None:
+                    raise ConfigError(f"{key}: optimizer={self.optimizer_name} takes its gradient itself, unclipped")
+            if self.trainer.world_size > 1:
+                raise ConfigError(f"devices: optimizer={self.optimizer_name} runs on one, it takes its gradient itself")
         if self.factor is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, self.factor)}
@@ -150,6 +156,9 @@ class Task(LightningModule, ABC):
         assert total is not None
         if total.requires_grad:
             return total
+        if self.trainer.world_size > 1:  # the whole batch's loss: a line search must decide alike on all ranks
+            torch.distributed.all_reduce(total)
+            total /= self.trainer.world_size
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters(), self.clip_norm)
         if self.clip_value is not None:
@@ -160,15 +169,12 @@ class Task(LightningModule, ABC):
         """Raises Diverged or Stopped, on all ranks alike. Seldom: each look waits for the device."""
         first, self._looked_at = self._looked_at, len(self._losses)
         bad = (~torch.stack(self._losses[first:]).isfinite()).nonzero()
-        never = len(self._losses)
-        news = [-(first + int(bad[0])) if len(bad) else -never, int(self.stop_requested())]
-        if self.trainer.world_size > 1:
-            all_news = torch.tensor(news, device=self.device)
-            torch.distributed.all_reduce(all_news, op=torch.distributed.ReduceOp.MAX)
-            news = all_news.tolist()
-        if -news[0] < never:
-            raise Diverged(self.current_epoch, -news[0])
-        if news[1]:
+        if len(bad):
+            raise Diverged(self.current_epoch, first + int(bad[0]))
+        stop = torch.tensor(int(self.stop_requested()), device=self.device)
+        if self.trainer.world_size > 1:  # one rank may have heard of it before another
+            torch.distributed.all_reduce(stop, op=torch.distributed.ReduceOp.MAX)
+        if stop:
             raise Stopped
 
     def last_lr(self) -> float:
@@ -180,12 +186,8 @@ class Task(LightningModule, ABC):
         return float(scheduler.base_lrs[0] * scheduler.lr_lambdas[0](scheduler.last_epoch - 1))
 
     def epoch_loss(self) -> float:
-        """The mean training loss of the epoch over its steps and all ranks."""
-        mean = torch.stack(self._losses).mean()
-        if self.trainer.world_size > 1:
-            torch.distributed.all_reduce(mean)
-            mean /= self.trainer.world_size
-        return float(mean)
+        """The mean training loss of the epoch over its steps."""
+        return float(torch.stack(self._losses).mean())
 
     def on_validation_epoch_start(self) -> None:
         if self.trainer.state.fn == TrainerFn.FITTING:
