@@ -25,14 +25,14 @@ def test_one_run_ends_in_a_short_table(tmp_path: Path) -> None:
     expected = [
         r"accuracy +\d+\.\d\d % at the end, best \d+\.\d\d % after epoch [12], on tiny data",
         r"status +completed",
-        r"switch +TM from epoch 1 \(step 160\)",
+        r"switch +at epoch 1 \(step 160\)",
         r"seconds +\d+\.\d of training \(2 of 2 epochs, [\d,]+ examples/s\)",
         rf"files +{re.escape(str(folder))}",
         r"real data +python -m tmbench task=tc optimizer=tmsgd .* data=full data_dir=DIR",
     ]
     for pattern, line in zip(expected, lines[1:], strict=True):
         assert re.fullmatch(pattern, line), (pattern, line)
-    assert "epoch 2/2  TM" in done.stderr
+    assert "epoch 2/2  switched" in done.stderr
     assert "Warning" not in done.stderr
 
 

@@ -146,7 +146,7 @@ class Bar(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch = trainer.current_epoch
-        method = "" if self.switch_epoch is None else "  TM " if epoch >= self.switch_epoch else "  SGD"
+        method = "" if self.switch_epoch is None or epoch < self.switch_epoch else "  switched"
         self._update(description=f"epoch {epoch + 1}/{trainer.max_epochs}{method}")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:

@@ -18,6 +18,6 @@ def curves(rows: list[dict[str, float]], headline: str, switch_epoch: int | None
         ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
         if switch_epoch is not None:
             ax.axvline(switch_epoch, color="grey", linestyle="--", linewidth=1)
-            ax.annotate("SGD | TM", (switch_epoch, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom",
+            ax.annotate("switch", (switch_epoch, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom",
                         fontsize="x-small", color="grey")  # fmt: skip
     return figure

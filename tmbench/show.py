@@ -13,11 +13,11 @@ from .result import Result, shown, versions
 
 def switch_words(result: Result) -> str:
     switch = result.switch
+    if switch["step"] is not None:
+        return f"at epoch {switch['effective']} (step {switch['step']:,})"
     if switch["requested"] is None:
         return "none (this optimizer has no switch)"
-    if switch["effective"] is None:
-        return f"never reached (switch_epoch={switch['requested']}, {result.epochs['asked']} epochs)"
-    return f"TM from epoch {switch['effective']} (step {switch['step']:,})"
+    return f"never (switch_epoch={switch['requested']}, {result.epochs['asked']} epochs)"
 
 
 def one(result: Result, folder: Path, how: str, console: Console) -> None:
@@ -75,7 +75,7 @@ def many(jobs: list[dict[str, Any]], console: Console) -> None:
     table.add_column("job", justify="right")
     for key in varied:
         table.add_column(key.removeprefix("optimizer.").removeprefix("task."), no_wrap=True)
-    for name in ("status", "metric", "last", "best", "TM from", "seconds"):
+    for name in ("status", "metric", "last", "best", "switch at", "seconds"):
         table.add_column(name, justify="left" if name in ("status", "metric") else "right", no_wrap=True)
     for number, (job, own, result) in enumerate(zip(jobs, settings, results, strict=True)):
         words = [str(number), *(own.get(key, "") for key in varied)]

@@ -118,8 +118,7 @@ def train(cfg: DictConfig, data: Dataset, label: str, digest: str, folder: Path,
         parameters=sum(p.numel() for p in task.parameters() if p.requires_grad),
         switch={
             "requested": cfg.switch_epoch if reads_switch(cfg) else None,
-            "effective": effective_switch(cfg),
-            "step": switch_step if effective_switch(cfg) is not None else None,
+            **_switched(cfg, trainer, switch_step, train_loader.steps),
         },
         versions=versions(),
         hardware=_hardware(trainer),
@@ -142,6 +141,14 @@ def train(cfg: DictConfig, data: Dataset, label: str, digest: str, folder: Path,
     if error is not None:
         raise error
     return result
+
+
+def _switched(cfg: DictConfig, trainer: Trainer, switch_step: int | None, steps: int) -> dict[str, int | None]:
+    """The epoch and step at which the method changed: as asked, or as the optimizer itself decided."""
+    if effective_switch(cfg) is not None:
+        return {"effective": effective_switch(cfg), "step": switch_step}
+    step: int | None = getattr(trainer.optimizers[0], "switched_at", None) if trainer.optimizers else None
+    return {"effective": None if step is None else step // steps, "step": step}
 
 
 def _metrics(row: dict[str, float]) -> dict[str, float]:
@@ -257,7 +264,7 @@ def _notes(cfg: DictConfig, label: str) -> list[str]:
     if label == "subset":
         notes.append("the data files are not the published set: labelled subset, not comparable with full")
     if reads_switch(cfg) and cfg.switch_epoch != "never" and cfg.switch_epoch >= cfg.epochs:
-        notes.append(f"switch_epoch={cfg.switch_epoch} is not before the end ({cfg.epochs} epochs): TM never acted")
+        notes.append(f"switch_epoch={cfg.switch_epoch} is not before the end ({cfg.epochs} epochs): it never switched")
     return notes
 
 

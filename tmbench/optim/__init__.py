@@ -1,5 +1,8 @@
 """Optimizers of the Taylor multi-step family; this package imports torch and itself alone."""
 
+from .multistep import MultistepSGD
+from .stability import stability
+from .switch import SwitchOptimizer
 from .tmsgd import TMSGD, tm_update
 
-__all__ = ["TMSGD", "tm_update"]
+__all__ = ["TMSGD", "MultistepSGD", "SwitchOptimizer", "stability", "tm_update"]

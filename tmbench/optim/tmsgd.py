@@ -1,83 +1,76 @@
 """TM-SGD: gradient descent by the four-point Taylor difference, after a beginning as plain SGD.
 
-The paper's eq. 8, W[k+1] = 1.5 W[k] - W[k-1] + 0.5 W[k-2] - lr g[k], is kept here in its step form
+The paper's eq. 8, W[k+1] = 1.5 W[k] - W[k-1] + 0.5 W[k-2] - lr g[k], is the member c = 1/2 of a
+one-parameter family of second-order formulas, which is kept here in its step form
 
-    d[k+1] = 0.5 d[k] - 0.5 d[k-1] - lr g[k],    W[k+1] = W[k] + d[k+1],    d[k] = W[k] - W[k-1]
+    d[k+1] = (3c-1) d[k] - c d[k-1] - (2-2c) lr g[k],    W[k+1] = W[k] + d[k+1],    d[k] = W[k] - W[k-1]
 
-which rounds less, and makes cold starts and checkpoints explicit. Stable for lr * curvature < 1,
-half of what SGD tolerates.
+which rounds less, and makes cold starts and checkpoints explicit. The paper's is stable for
+lr * curvature < 1, half of what SGD tolerates; c = 1/3 is stable up to 2, as SGD is.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.sgd import sgd as torch_sgd
 
 HISTORIES = ("true", "zero")
 
 
 def tm_update(
-    params: list[Tensor], grads: list[Tensor], d: list[Tensor], d_before: list[Tensor], lr: float, foreach: bool
+    params: list[Tensor],
+    grads: list[Tensor],
+    d: list[Tensor],
+    d_before: list[Tensor],
+    lr: float,
+    foreach: bool,
+    c: float = 0.5,
 ) -> None:
-    """One step of eq. 8, in place: `params` move by d[k+1], which replaces d[k-1] in `d_before`.
+    """One step of the family, eq. 8 for c = 1/2, in place: `params` move by d[k+1], which replaces d[k-1].
 
     Shapes: the four lists correspond item by item. The caller swaps `d` and `d_before` afterwards.
     """
-    if foreach:
-        torch._foreach_mul_(d_before, -0.5)
-        torch._foreach_add_(d_before, d, alpha=0.5)
-        torch._foreach_add_(d_before, grads, alpha=-lr)
-        torch._foreach_add_(params, d_before)
-    else:
-        for w, g, d1, d2 in zip(params, grads, d, d_before, strict=True):
-            w.add_(d2.mul_(-0.5).add_(d1, alpha=0.5).add_(g, alpha=-lr))
+    mul_(d_before, -c, foreach)
+    add_(d_before, d, 3 * c - 1, foreach)
+    add_(d_before, grads, -(2 - 2 * c) * lr, foreach)
+    add_(params, d_before, 1, foreach)
 
 
-class TMSGD(torch.optim.Optimizer):
-    """SGD until `switch_step`, then the Taylor multi-step method (eq. 8); with `momentum`, TM-SGD-M.
+class SGDThenMultistep(torch.optim.Optimizer):
+    """SGD until `switch_step`, then the formula of the subclass: what TMSGD and MultistepSGD share.
 
-    Before the switch it is `torch.optim.SGD` with the same momentum and weight decay, bit for bit.
-    From the switch on, the direction (gradient, plus `weight_decay` times the weights, through the
-    momentum buffer) takes the place of g in eq. 8; the paper prints no formula for TM-SGD-M, this
-    is ours.
+    A subclass gives `step_form` and `_update`, and adds its own checks to `_check`. All else, that is
+    torch's SGD direction, the switch, the history of differences and the decay, is here.
 
-    Args:
-        params: parameters or parameter groups, as in `torch.optim.SGD`. Real and dense.
-        lr: learning rate; TM is stable for lr * curvature < 1 (momentum 0.9: < 0.5008).
-        momentum: in [0, 1); PyTorch's convention, v = momentum v + g.
-        weight_decay: L2 penalty, added to the gradient.
-        switch_step: number of SGD steps before TM; 0 is TM from the first step, None is never.
-        history: "true" starts TM from the last two differences of the SGD weights,
-            "zero" from zeros (a cold start, which overshoots by half a step at first).
-        maximize: ascend instead.
-        foreach: update all tensors of a group at once (the default), or one by one.
-
-    A parameter whose gradient is None in a step keeps its weight and its history in that step.
-
-    Raises:
-        ValueError: an argument out of its range, of any group, or a complex parameter.
-        RuntimeError: a sparse gradient; no weight has moved then.
+    No `capturable`: the switch is a branch in Python and the history moves by renaming buffers, so a
+    captured CUDA graph would replay one phase on the wrong buffers. No `differentiable`: the history
+    is updated in place, which autograd cannot follow.
     """
 
-    def __init__(
+    name: str  # how messages call it
+
+    def step_form(self, group: dict[str, Any]) -> tuple[Sequence[float], float]:
+        """The factors of d[k], d[k-1], ... and the factor b of lr g[k], after the switch."""
+        raise NotImplementedError
+
+    def _update(
         self,
-        params: Iterable[Any],
+        group: dict[str, Any],
+        params: list[Tensor],
+        direction: list[Tensor],
+        differences: list[list[Tensor]],
         lr: float,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        switch_step: int | None = 0,
-        history: str = "true",
-        *,
-        maximize: bool = False,
-        foreach: bool | None = None,
+        foreach: bool,
     ) -> None:
-        defaults = {
-            "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "switch_step": switch_step,
-            "history": history, "maximize": maximize, "foreach": foreach, "step": 0,
-        }  # fmt: skip
-        super().__init__(params, defaults)
+        """Moves `params` by the new difference, which replaces the oldest of `differences` (newest first)."""
+        raise NotImplementedError
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # a checkpoint from before a setting existed
+            for key in self.defaults.keys() - {"differentiable"}:  # which torch has just added to the defaults
+                group.setdefault(key, self.defaults[key])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; a group that joins later counts its steps with the others, so all switch together."""
@@ -85,7 +78,7 @@ class TMSGD(torch.optim.Optimizer):
             param_group = {"step": self.param_groups[0]["step"], **param_group}
         super().add_param_group(param_group)
         try:
-            _check_group(self.param_groups[-1])
+            self._check(self.param_groups[-1])
         except ValueError:
             self.param_groups.pop()
             raise
@@ -99,81 +92,199 @@ class TMSGD(torch.optim.Optimizer):
                 loss = closure()
         for p in (p for group in self.param_groups for p in group["params"]):
             if p.grad is not None and p.grad.is_sparse:  # before any weight has moved
-                raise RuntimeError("tmsgd: sparse gradients are not supported; build the embedding with sparse=False")
+                raise RuntimeError(
+                    f"{self.name}: sparse gradients are not supported; build the embedding with sparse=False"
+                )
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            switch, step = group["switch_step"], group["step"]
-            if switch is not None and step >= switch:
-                self._tm_step(group, params)
-            elif switch is not None and step >= switch - 2 and group["history"] == "true":
-                before = [p.clone() for p in params]
-                self._sgd_step(group, params)
-                self._remember(params, before)
-            else:
-                self._sgd_step(group, params)
-            group["step"] = step + 1
+            if params:
+                self._step_group(group, params)
+            group["step"] += 1
         return loss
 
-    def _sgd_step(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        buffers = [self.state[p].get("momentum_buffer") for p in params]
-        torch_sgd(
-            params, [p.grad for p in params], buffers,  # type: ignore[misc]
-            has_sparse_grad=False, foreach=group["foreach"] is not False, weight_decay=group["weight_decay"],
-            momentum=group["momentum"], lr=group["lr"], dampening=0.0, nesterov=False, maximize=group["maximize"],
-        )  # fmt: skip
-        if group["momentum"] != 0:
-            for p, buffer in zip(params, buffers, strict=True):
-                self.state[p]["momentum_buffer"] = buffer
+    def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        lr, foreach = _number(group["lr"]), group["foreach"] is not False
+        direction = self._direction(group, params, foreach)
+        if group["decoupled"] and group["weight_decay"] != 0:
+            mul_(params, 1 - lr * group["weight_decay"], foreach)
+        names = difference_names(len(self.step_form(group)[0]))
+        switch, step = group["switch_step"], group["step"]
+        if switch is not None and step >= switch:
+            differences = self._differences(params, names)
+            self._update(group, params, direction, differences, lr, foreach)
+            self._rotate(params, names)
+            return
+        add_(params, direction, -lr, foreach)
+        if names and switch is not None and step >= switch - len(names) and group["history"] == "true":
+            oldest = self._differences(params, names)[-1]
+            mul_(oldest, 0, foreach)
+            add_(oldest, direction, -lr, foreach)
+            self._rotate(params, names)
 
-    def _remember(self, params: list[Tensor], before: list[Tensor]) -> None:
-        for p, w in zip(params, before, strict=True):
-            state = self.state[p]
-            state["d_before"] = state.get("d", torch.zeros_like(p))
-            state["d"] = torch.sub(p, w, out=w)
+    def _direction(self, group: dict[str, Any], params: list[Tensor], foreach: bool) -> list[Tensor]:
+        """torch's SGD direction, operation by operation; gradients stay as they are."""
+        momentum = group["momentum"]
+        direction: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
+        if group["maximize"]:
+            direction = [-g for g in direction]
+        if group["weight_decay"] != 0 and not group["decoupled"]:
+            direction = add(direction, params, group["weight_decay"], foreach)
+        if momentum == 0:
+            return direction
+        known = [(self.state[p], g) for p, g in zip(params, direction, strict=True)]
+        fresh = [(state, g) for state, g in known if state.get("momentum_buffer") is None]
+        known = [(state, g) for state, g in known if state.get("momentum_buffer") is not None]
+        if known:
+            buffers = [state["momentum_buffer"] for state, _ in known]
+            mul_(buffers, momentum, foreach)
+            add_(buffers, [g for _, g in known], 1 - group["dampening"], foreach)
+        for state, g in fresh:  # the first gradient is not dampened, in torch
+            state["momentum_buffer"] = g.clone()
+        buffers = [self.state[p]["momentum_buffer"] for p in params]
+        return add(direction, buffers, momentum, foreach) if group["nesterov"] else buffers
 
-    def _tm_step(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        states = [self.state[p] for p in params]
-        for p, state in zip(params, states, strict=True):
-            if "d" not in state:
-                state["d"], state["d_before"] = torch.zeros_like(p), torch.zeros_like(p)
-        foreach = group["foreach"] is not False
-        direction = self._direction(group, params, states)
-        d, d_before = [s["d"] for s in states], [s["d_before"] for s in states]
-        if params:
-            tm_update(params, direction, d, d_before, group["lr"], foreach)
-        for state in states:
-            state["d"], state["d_before"] = state["d_before"], state["d"]
+    def _differences(self, params: list[Tensor], names: Sequence[str]) -> list[list[Tensor]]:
+        """The last differences of each parameter, newest first; zeros where there are none yet."""
+        for p in params:
+            for name in names:
+                if name not in self.state[p]:
+                    self.state[p][name] = torch.zeros_like(p)
+        return [[self.state[p][name] for p in params] for name in names]
 
-    def _direction(self, group: dict[str, Any], params: list[Tensor], states: list[dict[str, Any]]) -> list[Tensor]:
-        """What eq. 8 takes for g: torch's SGD direction; gradients stay as they are."""
-        direction: list[Tensor] = []
-        momentum, decay = group["momentum"], group["weight_decay"]
-        for p, state in zip(params, states, strict=True):
-            assert p.grad is not None
-            g = -p.grad if group["maximize"] else p.grad
-            if decay != 0:
-                g = g.add(p, alpha=decay)
-            if momentum != 0:
-                if state.get("momentum_buffer") is None:
-                    state["momentum_buffer"] = g.detach().clone()
-                else:
-                    state["momentum_buffer"].mul_(momentum).add_(g)
-                g = state["momentum_buffer"]
-            direction.append(g)
-        return direction
+    def _rotate(self, params: list[Tensor], names: Sequence[str]) -> None:
+        """What was written over the oldest becomes the newest."""
+        for state in (self.state[p] for p in params):
+            *newer, oldest = [state[name] for name in names] or [None]
+            state.update(zip(names, [oldest, *newer], strict=False))
+
+    def _check(self, group: dict[str, Any]) -> None:
+        lr, switch = group["lr"], group["switch_step"]
+        if isinstance(lr, Tensor) and lr.numel() != 1:
+            raise ValueError(f"{self.name}: lr must be a number or a tensor of one, got shape {tuple(lr.shape)}")
+        if not 0 <= lr < float("inf"):
+            raise ValueError(f"{self.name}: lr must be >= 0 and finite, got {lr}")
+        for key in ("momentum", "dampening"):
+            if not 0 <= group[key] < 1:
+                raise ValueError(f"{self.name}: {key} must be in [0, 1), got {group[key]}")
+        if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
+            got = f"momentum {group['momentum']} and dampening {group['dampening']}"
+            raise ValueError(f"{self.name}: nesterov needs momentum > 0 and dampening 0, got {got}")
+        if not 0 <= group["weight_decay"] < float("inf"):
+            raise ValueError(f"{self.name}: weight_decay must be >= 0 and finite, got {group['weight_decay']}")
+        if switch is not None and (not isinstance(switch, int) or isinstance(switch, bool) or switch < 0):
+            raise ValueError(f"{self.name}: switch_step must be a whole number >= 0 or None (never), got {switch!r}")
+        if group["history"] not in HISTORIES:
+            raise ValueError(f"{self.name}: history must be one of {', '.join(HISTORIES)}, got {group['history']!r}")
+        if any(p.is_complex() for p in group["params"]):
+            raise ValueError(f"{self.name}: complex parameters are not supported; use their real view")
 
 
-def _check_group(group: dict[str, Any]) -> None:
-    lr, momentum, weight_decay, switch = (group[k] for k in ("lr", "momentum", "weight_decay", "switch_step"))
-    if not 0 <= lr < float("inf"):
-        raise ValueError(f"tmsgd: lr must be >= 0 and finite, got {lr}")
-    if not 0 <= momentum < 1:
-        raise ValueError(f"tmsgd: momentum must be in [0, 1), got {momentum}")
-    if not 0 <= weight_decay < float("inf"):
-        raise ValueError(f"tmsgd: weight_decay must be >= 0 and finite, got {weight_decay}")
-    if switch is not None and (not isinstance(switch, int) or isinstance(switch, bool) or switch < 0):
-        raise ValueError(f"tmsgd: switch_step must be a whole number >= 0 or None (never), got {switch!r}")
-    if group["history"] not in HISTORIES:
-        raise ValueError(f"tmsgd: history must be one of {', '.join(HISTORIES)}, got {group['history']!r}")
-    if any(p.is_complex() for p in group["params"]):
-        raise ValueError("tmsgd: complex parameters are not supported; use their real view")
+class TMSGD(SGDThenMultistep):
+    """SGD until `switch_step`, then the Taylor multi-step method (eq. 8); with `momentum`, TM-SGD-M.
+
+    Before the switch it is `torch.optim.SGD` with the same settings, bit for bit. From the switch on,
+    torch's direction (gradient, plus `weight_decay` times the weights, through the momentum buffer,
+    which is kept) takes the place of g in eq. 8; the paper prints no formula for TM-SGD-M, this is ours.
+
+    Args:
+        params: parameters or parameter groups, as in `torch.optim.SGD`. Real and dense.
+        lr: learning rate, a number or a tensor of one, which is read as a number in every step;
+            TM is stable for lr * curvature < 1 (momentum 0.9: < 0.5008); see `stability`.
+        momentum: in [0, 1); PyTorch's convention, v = momentum v + (1 - dampening) g.
+        dampening: in [0, 1); the first gradient is not dampened, as in torch.
+        nesterov: direction g + momentum v in place of v.
+        weight_decay: L2 penalty, added to the gradient.
+        decoupled: weight decay as in AdamW: every step first multiplies the weights by
+            1 - lr weight_decay. This shrink is no part of d: W[k+1] = (1 - lr weight_decay) W[k] + d[k+1].
+        c: member of the family, in (0, 1): 1/2 is the paper's, 1/3 the most stable (lr * curvature < 2).
+        switch_step: number of SGD steps before TM; 0 is TM from the first step, None is never.
+        history: "true" starts TM from the last two differences of SGD, d[k+1] = -lr direction[k]; these
+            are the differences of its weights, except for the shrink of `decoupled`.
+            "zero" starts from zeros (a cold start, which overshoots by half a step at first).
+        maximize: ascend instead.
+        foreach: update all tensors of a group at once (the default), or one by one.
+
+    A parameter whose gradient is None in a step keeps its weight and its history in that step.
+
+    Raises:
+        ValueError: an argument out of its range, of any group, or a complex parameter.
+        RuntimeError: a sparse gradient; no weight has moved then.
+    """
+
+    name = "tmsgd"
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor,
+        momentum: float = 0.0,
+        *,
+        dampening: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        decoupled: bool = False,
+        c: float = 0.5,
+        switch_step: int | None = 0,
+        history: str = "true",
+        maximize: bool = False,
+        foreach: bool | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr, "momentum": momentum, "dampening": dampening, "nesterov": nesterov,
+            "weight_decay": weight_decay, "decoupled": decoupled, "c": c, "switch_step": switch_step,
+            "history": history, "maximize": maximize, "foreach": foreach, "step": 0,
+        }  # fmt: skip
+        super().__init__(params, defaults)
+
+    def step_form(self, group: dict[str, Any]) -> tuple[Sequence[float], float]:
+        c = group["c"]
+        return (3 * c - 1, -c), 2 - 2 * c
+
+    def _update(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        direction: list[Tensor],
+        differences: list[list[Tensor]],
+        lr: float,
+        foreach: bool,
+    ) -> None:
+        d, d_before = differences
+        tm_update(params, direction, d, d_before, lr, foreach, group["c"])
+
+    def _check(self, group: dict[str, Any]) -> None:
+        super()._check(group)
+        if not 0 < group["c"] < 1:
+            raise ValueError(f"tmsgd: c must be in (0, 1), where the family is zero-stable, got {group['c']}")
+
+
+def difference_names(count: int) -> list[str]:
+    """The state's keys of the last `count` differences, newest first: d, d_before, d_before_2, ..."""
+    return ["d", "d_before", *(f"d_before_{i}" for i in range(2, count))][:count]
+
+
+def add(xs: list[Tensor], ys: list[Tensor], factor: float, foreach: bool) -> list[Tensor]:
+    if foreach:
+        return list(torch._foreach_add(xs, ys, alpha=factor))
+    return [x.add(y, alpha=factor) for x, y in zip(xs, ys, strict=True)]
+
+
+def add_(xs: list[Tensor], ys: list[Tensor], factor: float, foreach: bool) -> None:
+    if foreach:
+        torch._foreach_add_(xs, ys, alpha=factor)
+    else:
+        for x, y in zip(xs, ys, strict=True):
+            x.add_(y, alpha=factor)
+
+
+def mul_(xs: list[Tensor], factor: float, foreach: bool) -> None:
+    if foreach:
+        torch._foreach_mul_(xs, factor)
+    else:
+        for x in xs:
+            x.mul_(factor)
+
+
+def _number(lr: float | Tensor) -> float:
+    """Foreach operations take numbers alone; float() of a tensor that requires a gradient would warn."""
+    return lr.item() if isinstance(lr, Tensor) else lr

@@ -1,0 +1,161 @@
+"""How large a learning rate may be: the stability limit of SGD and of the multistep methods.
+
+On a quadratic of one curvature, every method here is a linear recurrence in the weight. It is stable
+while all roots of its characteristic polynomial stay(z) + q move(z), q = lr * curvature, lie inside
+the unit circle. Where nobody has solved that by hand, the roots are computed.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .tmsgd import SGDThenMultistep
+
+
+@dataclass(frozen=True)
+class Stability:
+    """`limit`: every lr * curvature from 0 to here is stable. `angle`: turn per step just beyond, in degrees."""
+
+    limit: float
+    angle: float
+
+    @property
+    def kind(self) -> str:
+        """The oscillation in which it ends: "period 2" flips its sign in every step; or "monotone"."""
+        return f"period {360 / self.angle:.4g}" if self.angle > 0 else "monotone"
+
+
+def stability(optimizer: Any, **settings: Any) -> Stability:
+    """The stability of an optimizer, from the switch on if it has one; of several groups, the lowest.
+
+    The curvature includes an L2 `weight_decay`. Where decay is decoupled, the limit holds at the group's lr.
+
+    Args:
+        optimizer: a `torch.optim.SGD`, `TMSGD` or `MultistepSGD`; or such a class (or a partial of it),
+            to which `settings` are given: `stability(TMSGD, momentum=0.9)`.
+
+    Raises:
+        TypeError: any other optimizer, or settings for one that has its own.
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        if not callable(optimizer):
+            raise _unknown(optimizer)
+        given = {**getattr(optimizer, "keywords", {}), **settings}
+        optimizer = optimizer([torch.zeros(1, requires_grad=True)], **{"lr": 1.0, **given})
+    elif settings:
+        raise TypeError(f"stability: expected settings with a class only, got {', '.join(settings)} with an instance")
+    if not isinstance(optimizer, torch.optim.SGD | SGDThenMultistep):
+        raise _unknown(optimizer)
+    return min((_of_group(optimizer, group) for group in optimizer.param_groups), key=lambda s: s.limit)
+
+
+def _of_group(optimizer: Any, group: dict[str, Any]) -> Stability:
+    momentum, dampening, nesterov = group["momentum"], group["dampening"], group["nesterov"]
+    shrink = float(group["lr"] * group["weight_decay"]) if group.get("decoupled") else 0.0
+    multistep = group.get("switch_step") is not None
+    if shrink == 0 and not nesterov:
+        if not multistep:
+            return sgd_limit(momentum, dampening)
+        if "c" in group and momentum == 0:
+            return family_limit(group["c"])
+        if "c" in group and group["c"] == 0.5:
+            return tm_momentum_limit(momentum, dampening)
+    factors, b = optimizer.step_form(group) if multistep else ((), 1.0)
+    return root_limit(*characteristic(factors, b, momentum, dampening, nesterov, shrink))
+
+
+def sgd_limit(momentum: float, dampening: float = 0.0) -> Stability:
+    """SGD, with heavy ball: closed form. Without momentum, torch ignores dampening."""
+    return Stability(2 * (1 + momentum) / (1 - dampening if momentum else 1), 180.0)
+
+
+def family_limit(c: float) -> Stability:
+    """TM-SGD without momentum: closed form. A real root leaves at -1 up to c = 1/3, a pair of roots beyond."""
+    if c <= 1 / 3:
+        return Stability(4 * c / (1 - c), 180.0)
+    return Stability((1 - c) / c, math.degrees(math.acos((2 * c - 1) / c)))
+
+
+def tm_momentum_limit(momentum: float, dampening: float = 0.0) -> Stability:
+    """TM-SGD-M at c = 1/2: closed form, rewritten so that nothing cancels for a small momentum."""
+    cos = 2 * momentum / (1 + 2 * momentum + math.sqrt(1 + 4 * momentum - 4 * momentum**2))
+    limit = (1 - cos) * (1 - momentum + 2 * momentum * cos)
+    return Stability(limit / (1 - dampening if momentum else 1), math.degrees(math.acos(cos)))
+
+
+def characteristic(
+    factors: Sequence[float],
+    b: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    nesterov: bool = False,
+    shrink: float = 0.0,
+) -> tuple[list[float], list[float]]:
+    """The polynomials stay and move, highest power first, for d[k+1] = factors . d - b lr direction."""
+    stay = _product([1.0, shrink - 1], recurrence(factors))
+    move = [b] + [0.0] * len(factors)
+    if momentum != 0:
+        stay = _product(stay, [1.0, -momentum])
+        move = _product(move, [1 + momentum, -momentum] if nesterov else [1 - dampening, 0.0])
+    return stay, move
+
+
+def recurrence(factors: Sequence[float]) -> list[float]:
+    """The polynomial of d[k+1] = factors . (d[k], d[k-1], ...): its roots are the parasitic ones."""
+    return [1.0, *(-f for f in factors)]
+
+
+def root_limit(stay: Sequence[float], move: Sequence[float]) -> Stability:
+    """The first q > 0 from which on the largest root of stay + q move is outside the unit circle.
+
+    Searched on a grid (3 % apart, 1e-8 to 1e8), then by bisection. A stable island beyond is not told.
+    """
+    a = torch.tensor(stay, dtype=torch.float64, device="cpu")
+    b = torch.zeros_like(a)
+    b[len(a) - len(move) :] = torch.tensor(move, dtype=torch.float64, device="cpu")
+
+    def unstable(q: Tensor) -> Tensor:
+        return roots(a + q[..., None] * b).abs().amax(-1) > 1 + 1e-12  # a little more than their rounding
+
+    grid = torch.logspace(-8, 8, 1249, dtype=torch.float64, device="cpu")
+    beyond = unstable(grid)
+    if not beyond.any():
+        return Stability(math.inf, 0.0)
+    first = int(beyond.int().argmax())
+    high = grid[first]
+    if first == 0:
+        return Stability(0.0, _angle(roots(a + high * b)))
+    low = grid[first - 1]
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if unstable(middle) else (middle, high)
+    return Stability(low.item(), _angle(roots(a + high * b)))
+
+
+def roots(polynomials: Tensor) -> Tensor:
+    """The roots of monic polynomials, by eigenvalues. Shapes: (..., n + 1), highest power first -> (..., n)."""
+    n = polynomials.shape[-1] - 1
+    companion = torch.diag(torch.ones(n - 1, dtype=polynomials.dtype, device=polynomials.device), -1)
+    companion = companion.repeat(*polynomials.shape[:-1], 1, 1)
+    companion[..., 0, :] = -polynomials[..., 1:]
+    return torch.linalg.eigvals(companion)
+
+
+def _angle(z: Tensor) -> float:
+    return math.degrees(abs(z[z.abs().argmax()].angle().item()))
+
+
+def _product(p: Sequence[float], q: Sequence[float]) -> list[float]:
+    out = [0.0] * (len(p) + len(q) - 1)
+    for i, x in enumerate(p):
+        for j, y in enumerate(q):
+            out[i + j] += x * y
+    return out
+
+
+def _unknown(optimizer: object) -> TypeError:
+    return TypeError(f"stability: known are SGD (of torch), TMSGD and MultistepSGD, got {type(optimizer).__name__}")

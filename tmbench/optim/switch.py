@@ -1,0 +1,310 @@
+"""One optimizer at first, another from a step on: the step is given, or found by the criterion of SWATS.
+
+SWATS is Algorithm 1 of Keskar and Socher 2017, "Improving Generalization Performance by Switching from
+Adam to SGD" (arXiv 1712.07628), whose symbols (p, g, gamma, lambda, Lambda, k) are used below.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+CRITERIA = ("swats",)
+
+
+def swats_update(average: float, gamma: float, beta2: float, k: int, tolerance: float) -> tuple[float, float | None]:
+    """The new lambda_k, and Lambda once it is time to switch, else None; Algorithm 1.
+
+    Ours: no switch to a Lambda <= 0, with which SGD would ascend.
+    """
+    average = beta2 * average + (1 - beta2) * gamma
+    corrected = average / (1 - beta2**k)
+    due = k > 1 and corrected > 0 and abs(corrected - gamma) < tolerance
+    return average, corrected if due else None
+
+
+class SwitchOptimizer(Optimizer):
+    """The `first` optimizer for `switch_step` steps, bit for bit, then a new `second` one, bit for bit.
+
+    `param_groups`, `state` and `defaults` are those of the optimizer that is active; a group stays the
+    same object over the switch. Options written in a parameter group go to both optimizers.
+
+    **Learning rates.** Without a scheduler, group["lr"] is from the switch on the second optimizer's own
+    lr, and what is written there acts. A scheduler (known by the "initial_lr" it leaves in a group)
+    keeps its own scale, that of the first optimizer's lr; the second then works with
+
+        (second's lr) * group["lr"] / (first's lr at construction)
+
+    so the same factors multiply both; `lrs` tells the result. Torch's schedulers that multiply are served
+    so; not those with rates of their own (OneCycleLR, CyclicLR).
+
+    **criterion="swats"** (Algorithm 1). With p the step that the weights made and g the gradient, over all
+    parameters together, gamma = p.p / -p.g is averaged with the first optimizer's beta2; the switch comes
+    when the bias-corrected average and gamma differ by less than `tolerance`. It becomes the second's lr,
+    times 1 - momentum, as in Algorithm 1 (there momentum is beta1: give the second what you want), over 1 -
+    dampening. Our choices: an L2 penalty is part of g, as the loss would have it, decoupled decay is part
+    of p; beta2 is that of the first group; the average starts no SGD while it is not positive; a
+    scheduler's factor at the switch is divided out of the rate, since p contains it. Each step copies the
+    weights once and waits for the device.
+
+    Args:
+        params: parameters or parameter groups.
+        first, second: params -> Optimizer, such as `functools.partial(torch.optim.Adam, lr=1e-3)`.
+        switch_step: number of steps of the first optimizer; 0 is the second from the start, None is never.
+        criterion: "swats" finds the step by itself; None does not.
+        tolerance: epsilon in Algorithm 1, an absolute difference of learning rates.
+
+    Attributes:
+        active: the optimizer at work.
+        switched_at: number of steps the first optimizer did, or None while it is at work.
+
+    `state_dict` holds the active optimizer's state and the progress towards the switch; what is given
+    to the constructor (first, second, switch_step, criterion, tolerance) is not in it and is kept as it is.
+
+    Raises:
+        ValueError: an argument of the wrong kind or out of range, or one that an optimizer refuses; the
+            second optimizer is tried at construction, too.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        first: Callable[..., Optimizer],
+        second: Callable[..., Optimizer],
+        switch_step: int | None = None,
+        criterion: str | None = None,
+        *,
+        tolerance: float = 1e-9,
+    ) -> None:
+        _check(first, second, switch_step, criterion, tolerance)
+        self.first, self.second = first, second
+        self.switch_step, self.criterion, self.tolerance = switch_step, criterion, tolerance
+        self.switched_at: int | None = None
+        self._steps = 0
+        self._average = 0.0  # lambda_k
+        if not isinstance(params, (Tensor, set)):  # those torch refuses
+            params = [dict(group) if isinstance(group, dict) else group for group in params]
+        super().__init__(params, {})  # for its checks and hooks; its groups are the options given, no more
+        self._given = [_options(group) for group in self.param_groups]
+        later = self._build("second")
+        self.active = self._build("first")
+        if criterion is not None and any("betas" not in group for group in self.active.param_groups):
+            name = type(self.active).__name__
+            raise ValueError(
+                f"switch: criterion: swats expected a first optimizer with betas, such as Adam, got {name}"
+            )
+        if criterion is not None and any("lr" not in group for group in later.param_groups):
+            raise ValueError(
+                f"switch: criterion: swats expected a second optimizer with lr, got {type(later).__name__}"
+            )
+        self._first_lrs = [_number(group.get("lr")) for group in self.active.param_groups]
+        # For each group under a scheduler, after the switch: the lr its scale is based on, and the second's.
+        self._scales: list[tuple[float, Any] | None] = [None] * len(self._given)
+        self._link()
+        self._switch_if_due()
+
+    def _link(self) -> None:
+        self.state, self.param_groups, self.defaults = (
+            self.active.state, self.active.param_groups, self.active.defaults
+        )  # fmt: skip
+
+    def _build(self, which: str) -> Optimizer:
+        """A new first or second optimizer of our parameters, with the options that their groups were given."""
+        groups = [
+            {**options, "params": _named(group)} for options, group in zip(self._given, self.param_groups, strict=True)
+        ]
+        plain = len(groups) == 1 and groups[0].keys() == {"params"}
+        optimizer: Any = getattr(self, which)(groups[0]["params"] if plain else groups)
+        if not isinstance(optimizer, Optimizer):
+            kind = type(optimizer).__name__
+            raise ValueError(f"switch: {which}: expected a callable that returns an Optimizer, got a {kind} from it")
+        if len(optimizer.param_groups) != len(groups):
+            raise ValueError(
+                f"switch: {which}: expected an optimizer that keeps its {len(groups)} parameter groups, "
+                f"got {len(optimizer.param_groups)} groups from {type(optimizer).__name__}"
+            )
+        return optimizer
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in torch; the group joins the active optimizer, and switches with the others."""
+        if "active" not in self.__dict__:  # torch's constructor at work
+            super().add_param_group(param_group)
+            return
+        param_group = dict(param_group)
+        options = _options(param_group)
+        self.active.add_param_group(param_group)
+        self._given.append(options)
+        self._first_lrs.append(_number(self.active.param_groups[-1].get("lr")))
+        self._scales.append(None)
+
+    @property
+    def lrs(self) -> list[Any]:
+        """The learning rate of each group as the active optimizer uses it in its next step."""
+        rates = []
+        for group, scale in zip(self.param_groups, self._scales, strict=True):
+            lr: Any = group.get("lr")
+            if scale is not None:
+                reference, base = scale
+                lr = base * (float(lr) / reference)
+            rates.append(lr)
+        return rates
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Does one step of the active optimizer; returns what that returns, the closure's loss."""
+        watching = self.criterion is not None and self.switched_at is None
+        before = [p.detach().clone() for group in self.param_groups for p in group["params"]] if watching else []
+        scaled = [
+            (group, group["lr"], lr)
+            for group, lr, scale in zip(self.param_groups, self.lrs, self._scales, strict=True)
+            if scale is not None
+        ]
+        for group, _, lr in scaled:
+            group["lr"] = lr
+        try:
+            loss = self.active.step() if closure is None else self.active.step(closure)
+        finally:
+            for group, shown, _ in scaled:
+                group["lr"] = shown
+        self._steps += 1
+        self._link()  # an optimizer inside may be one that switches, too
+        rate = self._swats_rate(before) if watching else None
+        if rate is not None:
+            self._switch(rate)
+        self._switch_if_due()
+        return loss
+
+    @torch.no_grad()
+    def _swats_rate(self, before: list[Tensor]) -> float | None:
+        """Lambda if the step just done is Adam's last, else None."""
+        pp: Any = 0.0
+        pg: Any = 0.0
+        weights = iter(before)
+        for group in self.param_groups:
+            for w in group["params"]:
+                old = next(weights)
+                if w.grad is None:
+                    continue
+                g = w.grad.to_dense() if w.grad.is_sparse else w.grad
+                if group.get("maximize"):
+                    g = -g
+                if group.get("weight_decay") and not group.get("decoupled_weight_decay"):
+                    g = g.add(old, alpha=group["weight_decay"])
+                p, g = _flat(w) - _flat(old), _flat(g)
+                pp, pg = pp + p.dot(p), pg + p.dot(g)
+        pp, pg = float(pp), float(pg)
+        gamma = pp / -pg if pg != 0 else math.nan
+        if not math.isfinite(gamma):  # as in Algorithm 1; and one that overflows must not spoil the average for good
+            return None
+        beta2 = float(self.param_groups[0]["betas"][1])
+        self._average, rate = swats_update(self._average, gamma, beta2, self._steps, self.tolerance)
+        return rate
+
+    def _switch_if_due(self) -> None:
+        if self.switched_at is None and self.switch_step is not None and self._steps >= self.switch_step:
+            self._switch()
+
+    def _switch(self, rate: float | None = None) -> None:
+        """Makes a new second optimizer the active one; rate: the learning rate for SGD without momentum."""
+        active = self._build("second")
+        groups = zip(self.param_groups, active.param_groups, self._first_lrs, strict=True)
+        for number, (old, new, reference) in enumerate(groups):
+            if rate is not None:
+                new["lr"] = rate * (1 - new.get("momentum", 0.0)) / (1 - new.get("dampening", 0.0))
+            fresh = dict(new)
+            if self._steps and "initial_lr" in old and reference and "lr" in new:
+                base = new["lr"] if rate is None else new["lr"] / (float(old["lr"]) / reference)
+                if _number(base) != reference:
+                    self._scales[number] = (reference, base)
+                fresh |= {"initial_lr": old["initial_lr"], "lr": old["lr"]}
+            old.clear()
+            old.update(fresh)
+            active.param_groups[number] = old
+        self.active = active
+        self.switched_at = self._steps
+        self._link()
+
+    def state_dict(self) -> dict[str, Any]:
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        inner = self.active.state_dict()
+        own = {
+            "steps": self._steps, "switched_at": self.switched_at, "average": self._average,
+            "first_lrs": list(self._first_lrs), "scales": list(self._scales),
+            "rest": {key: value for key, value in inner.items() if key not in ("state", "param_groups")},
+        }  # fmt: skip
+        state = {"state": inner["state"], "param_groups": inner["param_groups"], "switch": own}
+        for after in self._optimizer_state_dict_post_hooks.values():
+            changed = after(self, state)
+            state = state if changed is None else changed
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes to the phase in which the state was saved, earlier or later; one that is refused changes nothing."""
+        state_dict = dict(state_dict)
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = before(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        if "switch" not in state_dict:
+            keys = ", ".join(map(str, state_dict))
+            raise ValueError(f"switch: state_dict: expected one that a SwitchOptimizer saved, got one with {keys}")
+        own = state_dict["switch"]
+        active = self.active
+        if (own["switched_at"] is None) != (self.switched_at is None):
+            active = self._build("first" if own["switched_at"] is None else "second")
+        active.load_state_dict(
+            {"state": state_dict["state"], "param_groups": state_dict["param_groups"], **own["rest"]}
+        )
+        self.active = active
+        self._steps, self.switched_at, self._average = own["steps"], own["switched_at"], own["average"]
+        self._first_lrs = list(own["first_lrs"])
+        self._scales = [None if scale is None else (scale[0], scale[1]) for scale in own["scales"]]
+        self._link()
+        self._switch_if_due()  # the state may come from one that was to switch later
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        ours = (
+            "first", "second", "switch_step", "criterion", "tolerance", "switched_at", "active",
+            "_steps", "_average", "_given", "_first_lrs", "_scales",
+        )  # fmt: skip
+        return {**super().__getstate__(), **{name: self.__dict__[name] for name in ours}}
+
+
+def _check(first: Any, second: Any, switch_step: Any, criterion: Any, tolerance: Any) -> None:
+    for name, value in (("first", first), ("second", second)):
+        if not callable(value):
+            kind = type(value).__name__
+            raise ValueError(f"switch: {name}: expected a callable, params -> Optimizer, got a {kind}")
+    whole = isinstance(switch_step, int) and not isinstance(switch_step, bool) and switch_step >= 0
+    if switch_step is not None and not whole:
+        raise ValueError(f"switch: switch_step: expected a whole number >= 0 or None (never), got {switch_step!r}")
+    if criterion is not None and criterion not in CRITERIA:
+        raise ValueError(f"switch: criterion: expected one of {', '.join(CRITERIA)} or None, got {criterion!r}")
+    if switch_step is not None and criterion is not None:
+        raise ValueError(f"switch: expected switch_step or criterion, got both: {switch_step} and {criterion!r}")
+    number = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool)
+    if not number or not 0 < tolerance < math.inf:
+        raise ValueError(f"switch: tolerance: expected a finite number > 0, got {tolerance!r}")
+
+
+def _options(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key not in ("params", "param_names")}
+
+
+def _named(group: dict[str, Any]) -> list[Any]:
+    """The group's parameters, as (name, parameter) pairs if they have names."""
+    return list(zip(group["param_names"], group["params"], strict=True)) if "param_names" in group else group["params"]
+
+
+def _number(lr: Any) -> float | None:
+    return None if lr is None else float(lr)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """All its real numbers, in float64."""
+    tensor = tensor.detach()
+    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).double().flatten()
