@@ -31,6 +31,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+# All kinds of direction that torch.optim.SGD knows.
+DIRECTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "momentum": {"momentum": 0.9},
+    "dampening": {"momentum": 0.9, "dampening": 0.3},
+    "nesterov": {"momentum": 0.9, "nesterov": True},
+}
+
 # The phases of a run that switches at step 10: first, one difference recorded, both recorded, TM.
 SWITCH = 10
 PHASES = {"before": 3, "recording": SWITCH - 1, "switching": SWITCH, "after": 25}
@@ -116,11 +124,14 @@ class TestTheory:
     @pytest.mark.parametrize(
         ("gradient", "exact"), [(lambda x: x, math.exp(-1)), (lambda x: x * x, 0.5)], ids=["linear", "quadratic"]
     )
-    @pytest.mark.parametrize(("switch_step", "order"), [(2, 2), (None, 1)], ids=["tm", "sgd"])
+    @pytest.mark.parametrize(
+        ("switch_step", "c", "order"), [(2, 0.5, 2), (2, 1 / 3, 2), (None, 0.5, 1)], ids=["tm", "third", "sgd"]
+    )
     def test_global_order_is_two_for_tm_and_one_for_sgd(
-        self, gradient: Callable[[Tensor], Tensor], exact: float, switch_step: int | None, order: int
+        self, gradient: Callable[[Tensor], Tensor], exact: float, switch_step: int | None, c: float, order: int
     ) -> None:
-        errors = [abs(path(n, gradient, lr=1 / n, switch_step=switch_step)[-1] - exact) for n in (20, 40, 80, 160, 320)]
+        steps = (40, 80, 160, 320, 640)
+        errors = [abs(path(n, gradient, lr=1 / n, switch_step=switch_step, c=c)[-1] - exact) for n in steps]
         for coarse, fine in pairwise(errors):
             assert math.log2(coarse / fine) == pytest.approx(order, abs=0.1)
 
@@ -211,7 +222,9 @@ def test_tmsgd_equals_the_weights_form_of_eq_8(
         expected.append(W)
 
     w = start.clone().requires_grad_()
-    optimizer = TMSGD([w], lrs[0], momentum, weight_decay, switch, history, maximize=maximize)
+    optimizer = TMSGD(
+        [w], lrs[0], momentum, weight_decay=weight_decay, switch_step=switch, history=history, maximize=maximize
+    )
     weights = []
     for k, lr in enumerate(lrs):
         optimizer.param_groups[0]["lr"] = lr
@@ -221,19 +234,73 @@ def test_tmsgd_equals_the_weights_form_of_eq_8(
     torch.testing.assert_close(torch.stack(weights), torch.stack(expected), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS)
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("c", [0.5, 1 / 3, 0.8])
+@pytest.mark.parametrize("history", ["true", "zero"])
+@pytest.mark.parametrize("switch", [0, 1, SWITCH, None])
+def test_tmsgd_equals_a_slow_reference_with_every_setting(
+    switch: int | None, history: str, c: float, decoupled: bool, direction: dict[str, Any]
+) -> None:
+    """One weight in plain Python floats. Decoupled: W <- (1 - lr decay) W + d, with d driven by gradients alone."""
+    momentum, dampening = direction.get("momentum", 0.0), direction.get("dampening", 0.0)
+    lr, decay, curvature = 0.05, 0.3, 2.0
+    noise = torch.randn(60, generator=torch.Generator().manual_seed(0), dtype=torch.float64).tolist()
+
+    expected, W, d, v = [], 1.0, [0.0, 0.0], None
+    for k in range(60):
+        if k == switch and history == "zero":
+            d = [0.0, 0.0]
+        g = u = curvature * W + noise[k] + (0 if decoupled else decay * W)
+        if momentum:
+            v = g if v is None else momentum * v + (1 - dampening) * g
+            u = g + momentum * v if direction.get("nesterov") else v
+        tm = switch is not None and k >= switch
+        d = [(3 * c - 1) * d[0] - c * d[1] - (2 - 2 * c) * lr * u if tm else -lr * u, d[0]]
+        W = (1 - lr * decay if decoupled else 1) * W + d[0]
+        expected.append(W)
+
+    w = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    optimizer = TMSGD(
+        [w], lr, **direction, c=c, weight_decay=decay, decoupled=decoupled, switch_step=switch, history=history
+    )
+    weights = []
+    for k in range(60):
+        w.grad = curvature * w.detach() + noise[k]
+        optimizer.step()
+        weights.append(w.item())
+    assert weights == pytest.approx(expected, rel=1e-11, abs=1e-12)
+
+
+def test_decoupled_decay_shrinks_weights_without_a_gradient_and_leaves_no_trace_in_the_history() -> None:
+    w = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    optimizer = TMSGD([w], 0.5, 0.9, weight_decay=0.2, decoupled=True, switch_step=3)
+    for k in range(1, 10):
+        w.grad = torch.zeros_like(w)
+        optimizer.step()
+        assert w.item() == pytest.approx(0.9**k, rel=1e-12)
+    assert optimizer.state[w]["d"].item() == optimizer.state[w]["d_before"].item() == 0
+
+
+def test_only_lr_and_momentum_may_be_given_by_position() -> None:
+    """The order of the others differs from torch.optim.SGD's: silently another method."""
+    with pytest.raises(TypeError, match="positional"):
+        TMSGD([torch.ones(1, requires_grad=True)], 0.1, 0.9, 1e-4)  # type: ignore[misc]
+
+
 class TestAgainstTorch:
     @pytest.mark.parametrize("foreach", [None, True, False])
     @pytest.mark.parametrize("maximize", [False, True])
     @pytest.mark.parametrize("weight_decay", [0.0, 1e-2])
-    @pytest.mark.parametrize("momentum", [0.0, 0.9])
+    @pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS)
     def test_before_the_switch_tmsgd_equals_torch_sgd(
-        self, momentum: float, weight_decay: float, maximize: bool, foreach: bool | None
+        self, direction: dict[str, Any], weight_decay: float, maximize: bool, foreach: bool | None
     ) -> None:
         settings: dict[str, Any] = {
-            "lr": 0.01, "momentum": momentum, "weight_decay": weight_decay, "maximize": maximize, "foreach": foreach
+            "lr": 0.01, "weight_decay": weight_decay, "maximize": maximize, "foreach": foreach, **direction
         }  # fmt: skip
         expected = mlp_path(partial(torch.optim.SGD, **settings), 200)
-        for switch_step in (None, 200, 10**6):
+        for switch_step in (None, 200):
             weights = mlp_path(partial(TMSGD, switch_step=switch_step, **settings), 200)
             assert torch.equal(weights, expected), f"switch_step={switch_step}"
 
@@ -244,9 +311,11 @@ class TestAgainstTorch:
 
     @pytest.mark.parametrize("history", ["true", "zero"])
     @pytest.mark.parametrize("maximize", [False, True])
-    @pytest.mark.parametrize("momentum", [0.0, 0.9])
+    @pytest.mark.parametrize("decoupled", [False, True])
+    @pytest.mark.parametrize("c", [0.5, 0.3])
+    @pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS)
     def test_one_by_one_equals_all_at_once_across_the_switch(
-        self, momentum: float, maximize: bool, history: str
+        self, direction: dict[str, Any], c: float, decoupled: bool, maximize: bool, history: str
     ) -> None:
         def run(foreach: bool | None) -> Tensor:
             def new(params: Iterator[Tensor]) -> TMSGD:
@@ -254,27 +323,80 @@ class TestAgainstTorch:
                 groups = [
                     {"params": hidden, "lr": 0.2, "weight_decay": 0.1},
                     {"params": [weight]},
-                    {"params": [bias], "lr": 0.01, "momentum": 0.5, "switch_step": 4},
+                    {"params": [bias], "lr": 0.01, "momentum": 0.5, "switch_step": 4, "c": 0.7},
                 ]
-                return TMSGD(groups, 0.05, momentum, 1e-2, SWITCH, history, maximize=maximize, foreach=foreach)
+                return TMSGD(
+                    groups, 0.05, **direction, c=c, weight_decay=1e-2, decoupled=decoupled,
+                    switch_step=SWITCH, history=history, maximize=maximize, foreach=foreach,
+                )  # fmt: skip
 
-            return mlp_path(new, 40)
+            return mlp_path(new, 30)
 
-        assert torch.equal(run(True), run(False))
-        assert torch.equal(run(None), run(False))
+        one_by_one = run(False)
+        assert torch.equal(run(True), one_by_one)
+        assert torch.equal(run(None), one_by_one)
+
+    @pytest.mark.parametrize("foreach", [True, False])
+    @pytest.mark.parametrize(
+        ("dtype", "settings"),
+        [
+            (torch.float32, {}),
+            (torch.float32, {"momentum": 0.9, "nesterov": True}),
+            (torch.float64, {"c": 1 / 3, "decoupled": True, "weight_decay": 0.1}),
+        ],
+    )
+    def test_a_tensor_as_lr_walks_the_same_path_as_the_number(
+        self, dtype: torch.dtype, settings: dict[str, Any], foreach: bool
+    ) -> None:
+        """A float32 tensor holds 0.1 rounded; where lr is multiplied first (c, decoupled), as many digits count."""
+        settings = {"switch_step": SWITCH, "foreach": foreach, **settings}
+        expected = mlp_path(partial(TMSGD, lr=0.1, **settings), 30)
+        for shape in ((), (1,)):
+            lr = torch.full(shape, 0.1, dtype=dtype)
+            assert torch.equal(mlp_path(partial(TMSGD, lr=lr, **settings), 30), expected)
+            assert torch.equal(lr, torch.full(shape, 0.1, dtype=dtype))
+
+    def test_a_tensor_as_lr_may_change_during_the_run(self) -> None:
+        w, lr = torch.ones(1, requires_grad=True), torch.tensor(0.5)
+        optimizer = TMSGD([w], lr, switch_step=None)
+        for expected in (0.5, 0.375):
+            w.grad = w.detach().clone()
+            optimizer.step()
+            assert w.item() == expected
+            lr.fill_(0.25)
 
 
 @pytest.mark.parametrize("reload_at", PHASES.values(), ids=PHASES)
 @pytest.mark.parametrize("history", ["true", "zero"])
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_a_loaded_state_dict_continues_bitwise_in_every_phase(momentum: float, history: str, reload_at: int) -> None:
-    new = partial(TMSGD, lr=0.1, momentum=momentum, weight_decay=1e-2, switch_step=SWITCH, history=history)
+@pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS)
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_a_loaded_state_dict_continues_bitwise_in_every_phase(
+    decoupled: bool, direction: dict[str, Any], history: str, reload_at: int
+) -> None:
+    new = partial(
+        TMSGD, lr=0.05, **direction, weight_decay=1e-2, decoupled=decoupled, c=0.4, switch_step=SWITCH, history=history
+    )
     assert torch.equal(mlp_path(new, 40, reload_at), mlp_path(new, 40))
+
+
+def test_a_state_dict_from_before_a_setting_existed_continues_with_the_constructors() -> None:
+    w = torch.ones(1, requires_grad=True)
+    saved = TMSGD([w], 0.1, 0.9).state_dict()
+    for key in ("dampening", "nesterov", "decoupled", "c"):
+        del saved["param_groups"][0][key]
+    optimizer = TMSGD([w], 7.0, c=0.4)
+    optimizer.load_state_dict(saved)
+    w.grad = torch.ones(1)
+    optimizer.step()
+    assert [optimizer.param_groups[0][key] for key in ("lr", "momentum", "c", "nesterov")] == [0.1, 0.9, 0.4, False]
 
 
 def test_a_loaded_state_dict_brings_its_settings() -> None:
     w = torch.ones(1, requires_grad=True)
-    saved = TMSGD([w], 0.1, 0.9, 1e-2, SWITCH, "zero", maximize=True, foreach=False)
+    saved = TMSGD(
+        [w], 0.1, 0.9, dampening=0.1, weight_decay=1e-2, decoupled=True, c=0.4, switch_step=SWITCH, history="zero",
+        maximize=True, foreach=False,
+    )  # fmt: skip
     loaded = TMSGD([w], 7.0)
     loaded.load_state_dict(saved_and_loaded(saved.state_dict()))
     assert loaded.param_groups == saved.param_groups
@@ -282,14 +404,16 @@ def test_a_loaded_state_dict_brings_its_settings() -> None:
 
 @pytest.mark.parametrize("foreach", [True, False])
 @pytest.mark.parametrize("maximize", [False, True])
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS)
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("switch_step", [0, 4])
 def test_gradients_are_left_unchanged_in_every_phase(
-    switch_step: int, weight_decay: float, momentum: float, maximize: bool, foreach: bool
+    switch_step: int, weight_decay: float, direction: dict[str, Any], maximize: bool, foreach: bool
 ) -> None:
     params = [torch.randn(3, 2).requires_grad_(), torch.randn(4).requires_grad_()]
-    optimizer = TMSGD(params, 0.1, momentum, weight_decay, switch_step, maximize=maximize, foreach=foreach)
+    optimizer = TMSGD(
+        params, 0.1, **direction, weight_decay=weight_decay, switch_step=switch_step, maximize=maximize, foreach=foreach
+    )
     given, copies = [], []
     for _ in range(8):
         for p in params:
@@ -338,6 +462,18 @@ def test_a_pause_after_the_switch_only_delays_a_parameter() -> None:
     assert weights[8:13] == [expected[8]] * 5
 
 
+def test_a_switch_that_is_put_off_forgets_the_history_recorded_for_it() -> None:
+    expected = path(20, lr=0.1, switch_step=12)
+    w = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    optimizer = TMSGD([w], 0.1, switch_step=3)
+    for k in range(20):
+        if k == 3:
+            optimizer.param_groups[0]["switch_step"] = 12
+        w.grad = w.detach().clone()
+        optimizer.step()
+        assert w.item() == pytest.approx(expected[k + 1], rel=1e-14)
+
+
 @pytest.mark.parametrize("switch_step", [None, 0, 1])
 def test_the_closures_loss_is_returned_and_its_gradient_used(switch_step: int | None) -> None:
     w = torch.ones(1, requires_grad=True)
@@ -370,6 +506,18 @@ def test_the_closures_loss_is_returned_and_its_gradient_used(switch_step: int | 
         ({"momentum": math.nan}, "tmsgd: momentum must be in [0, 1), got nan"),
         ({"weight_decay": -1e-4}, "tmsgd: weight_decay must be >= 0 and finite, got -0.0001"),
         ({"weight_decay": math.nan}, "tmsgd: weight_decay must be >= 0 and finite, got nan"),
+        ({"dampening": 1.0}, "tmsgd: dampening must be in [0, 1), got 1.0"),
+        ({"dampening": -0.1}, "tmsgd: dampening must be in [0, 1), got -0.1"),
+        ({"nesterov": True}, "tmsgd: nesterov needs momentum > 0 and dampening 0, got momentum 0.0 and dampening 0.0"),
+        (
+            {"nesterov": True, "momentum": 0.5, "dampening": 0.5},
+            "tmsgd: nesterov needs momentum > 0 and dampening 0, got momentum 0.5 and dampening 0.5",
+        ),
+        ({"c": 0.0}, "tmsgd: c must be in (0, 1), where the family is zero-stable, got 0.0"),
+        ({"c": 1.0}, "tmsgd: c must be in (0, 1), where the family is zero-stable, got 1.0"),
+        ({"c": -0.5}, "tmsgd: c must be in (0, 1), where the family is zero-stable, got -0.5"),
+        ({"c": math.nan}, "tmsgd: c must be in (0, 1), where the family is zero-stable, got nan"),
+        ({"lr": torch.ones(2)}, "tmsgd: lr must be a number or a tensor of one, got shape (2,)"),
         ({"switch_step": -1}, "tmsgd: switch_step must be a whole number >= 0 or None (never), got -1"),
         ({"switch_step": 1.5}, "tmsgd: switch_step must be a whole number >= 0 or None (never), got 1.5"),
         ({"switch_step": True}, "tmsgd: switch_step must be a whole number >= 0 or None (never), got True"),
@@ -427,10 +575,25 @@ class TestEveryOptimizerYaml:
     """Over 100 steps of a noisy quadratic, with the switch, if the optimizer has one, at step 50."""
 
     CURVATURE = torch.linspace(0.5, 5, 20)
+    # A rate that suits the quadratic, where the task's does not.
+    SETTINGS = {
+        "adagrad": ["lr=0.5"],
+        "any": ["optimizer.name=RAdam", "lr=0.1"],
+        "lars": ["lr=10"],
+        "lbfgs": ["lr=0.5"],
+        "newton_cg": ["lr=0.5"],
+    }
 
     @pytest.fixture
     def cfg(self, composed: Compose, name: str) -> DictConfig:
-        return settle(composed("task=tc", f"optimizer={name}"))
+        return settle(composed("task=tc", f"optimizer={name}", *self.SETTINGS.get(name, [])))
+
+    def closure(self, optimizer: torch.optim.Optimizer, w: Tensor, noise: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        loss = (0.5 * self.CURVATURE * w * w + noise * w).sum()
+        if not hasattr(optimizer, "differentiates"):
+            loss.backward()
+        return loss
 
     def quadratic(
         self, cfg: DictConfig, seed: int = 0, switch_step: int | None = 50, reload_at: int | None = None
@@ -443,18 +606,18 @@ class TestEveryOptimizerYaml:
         optimizer = new_optimizer([w])
         for step in range(100):
             if step == reload_at:
-                state = saved_and_loaded(optimizer.state_dict())
+                file = io.BytesIO()
+                torch.save(optimizer.state_dict(), file)
+                file.seek(0)
                 optimizer = new_optimizer([w])
-                optimizer.load_state_dict(state)
-            grad = self.CURVATURE * w.detach() + 0.1 * torch.randn(20, generator=random)
-            w.grad = grad.clone()
-            optimizer.step()
-            assert torch.equal(w.grad, grad), "step() must leave p.grad unchanged"
+                optimizer.load_state_dict(torch.load(file, weights_only=False))  # shampoo's holds objects
+            noise = 0.1 * torch.randn(20, generator=random)
+            before = w.detach().clone()
+            optimizer.step(partial(self.closure, optimizer, w, noise))
+            if cfg.optimizer._target_.startswith("tmbench.optim."):
+                assert torch.allclose(w.grad, self.CURVATURE * before + noise), "step() must leave p.grad unchanged"
             weights.append(w.detach().clone())
         return torch.stack(weights)
-
-    def test_is_named_like_its_file(self, cfg: DictConfig, name: str) -> None:
-        assert cfg.optimizer.name == name
 
     def test_lowers_a_quadratic_and_leaves_gradients_unchanged(self, cfg: DictConfig) -> None:
         losses = (self.CURVATURE * self.quadratic(cfg) ** 2).sum(dim=1)
@@ -484,3 +647,16 @@ def test_the_optimizers_need_torch_alone() -> None:
     assert not packages & {"pytorch_lightning", "lightning_fabric", "hydra", "omegaconf", "wandb", "torchmetrics"}
     ours = {module for module in modules if module.split(".")[0] == "tmbench"}
     assert all(module == "tmbench" or module.startswith("tmbench.optim") for module in ours), ours
+
+
+def test_a_state_of_parameters_in_another_order_is_refused_and_changes_nothing() -> None:
+    a, b = torch.ones(2, requires_grad=True), torch.ones(3, requires_grad=True)
+    saved = TMSGD([{"params": [a]}, {"params": [b]}], lr=0.1)
+    a.grad, b.grad = torch.ones(2), torch.ones(3)
+    saved.step()
+    other = TMSGD([{"params": [b]}, {"params": [a]}], lr=0.1)
+    with pytest.raises(ValueError, match=r"another order: parameter 0 has shape \(3,\), its saved d has \(2,\)"):
+        other.load_state_dict(saved.state_dict())
+    assert not other.state
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        TMSGD([a, b], lr=0.1).load_state_dict(saved.state_dict())

@@ -72,6 +72,23 @@ class SGDThenMultistep(torch.optim.Optimizer):
             for key in self.defaults.keys() - {"differentiable"}:  # which torch has just added to the defaults
                 group.setdefault(key, self.defaults[key])
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in torch, but a state whose shapes are not these parameters' in their order is refused.
+
+        Raises:
+            ValueError: names the first parameter that does not fit; nothing has changed then.
+        """
+        params = [p for group in self.param_groups for p in group["params"]]
+        saved = [i for group in state_dict["param_groups"] for i in group["params"]]
+        for place, (p, i) in enumerate(zip(params, saved, strict=False)):  # torch itself compares the counts
+            for key, value in state_dict["state"].get(i, {}).items():
+                if isinstance(value, Tensor) and value.shape != p.shape:
+                    raise ValueError(
+                        f"{self.name}: the state is of other parameters or another order: parameter {place} has shape "
+                        f"{tuple(p.shape)}, its saved {key} has {tuple(value.shape)}"
+                    )
+        super().load_state_dict(state_dict)
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; a group that joins later counts its steps with the others, so all switch together."""
         if self.param_groups:
@@ -114,11 +131,14 @@ class SGDThenMultistep(torch.optim.Optimizer):
             self._update(group, params, direction, differences, lr, foreach)
             self._rotate(params, names)
             return
+        recording = names and switch is not None and step >= switch - len(names) and group["history"] == "true"
+        before = [p.clone() for p in params] if recording else []
         add_(params, direction, -lr, foreach)
-        if names and switch is not None and step >= switch - len(names) and group["history"] == "true":
+        if recording:
             oldest = self._differences(params, names)[-1]
-            mul_(oldest, 0, foreach)
-            add_(oldest, direction, -lr, foreach)
+            for d, p, w in zip(oldest, params, before, strict=True):
+                # The weights' own difference, not -lr direction: what anybody who sees the weights can tell.
+                torch.sub(p, w, out=d)
             self._rotate(params, names)
 
     def _direction(self, group: dict[str, Any], params: list[Tensor], foreach: bool) -> list[Tensor]:
@@ -198,8 +218,8 @@ class TMSGD(SGDThenMultistep):
             1 - lr weight_decay. This shrink is no part of d: W[k+1] = (1 - lr weight_decay) W[k] + d[k+1].
         c: member of the family, in (0, 1): 1/2 is the paper's, 1/3 the most stable (lr * curvature < 2).
         switch_step: number of SGD steps before TM; 0 is TM from the first step, None is never.
-        history: "true" starts TM from the last two differences of SGD, d[k+1] = -lr direction[k]; these
-            are the differences of its weights, except for the shrink of `decoupled`.
+        history: "true" starts TM from the last two differences of SGD's weights (taken after the shrink of
+            `decoupled`, which is no part of them).
             "zero" starts from zeros (a cold start, which overshoots by half a step at first).
         maximize: ascend instead.
         foreach: update all tensors of a group at once (the default), or one by one.
