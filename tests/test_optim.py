@@ -579,7 +579,6 @@ class TestEveryOptimizerYaml:
     SETTINGS = {
         "adagrad": ["lr=0.5"],
         "any": ["optimizer.name=RAdam", "lr=0.1"],
-        "lars": ["lr=10"],
         "lbfgs": ["lr=0.5"],
         "newton_cg": ["lr=0.5"],
     }
