@@ -1,0 +1,402 @@
+"""The certificate: each defect is caught by the check that is about it, and sound optimizers get a clean bill."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from tmbench.certify import CHECKS, Finding, certify, main
+from tmbench.optim import TMSGD
+
+torch_sgd, torch_adam = torch.optim.SGD, torch.optim.Adam
+
+
+class Heavy(Optimizer):
+    """Momentum as it should be; each class below spoils one thing."""
+
+    def __init__(self, params: Any, lr: float = 0.05, foreach: bool | None = None) -> None:
+        super().__init__(params, {"lr": lr, "foreach": foreach})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.groups():
+            having = [p for p in group["params"] if p.grad is not None]
+            for position, p in enumerate(having):
+                self.one(group, p, having, position)
+        return loss
+
+    def groups(self) -> list[dict[str, Any]]:
+        return self.param_groups
+
+    def one(self, group: dict[str, Any], p: Tensor, having: list[Tensor], position: int) -> None:
+        buffer = self.buffers(p)
+        buffer.mul_(0.5).add_(self.direction(p, having, position))
+        p.add_(buffer, alpha=-self.rate(group, having, position))
+
+    def buffers(self, p: Tensor) -> Tensor:
+        state = self.state[p]
+        if "v" not in state:
+            state["v"] = torch.zeros_like(p)
+        return state["v"]
+
+    def direction(self, p: Tensor, having: list[Tensor], position: int) -> Tensor:
+        assert p.grad is not None
+        return p.grad
+
+    def rate(self, group: dict[str, Any], having: list[Tensor], position: int) -> float:
+        return group["lr"]
+
+
+class BlowsUpLater(Heavy):
+    def rate(self, group: dict[str, Any], having: list[Tensor], position: int) -> float:
+        group["step"] = group.get("step", 0) + (position == 0)
+        return group["lr"] * (1000 if group["step"] > 100 else 1)
+
+
+class Adam(torch_adam):
+    def __init__(self, params: Any, lr: float = 0.05) -> None:
+        super().__init__(params, lr=lr, betas=(0.9, 0.998))
+        self.param_groups[0]["betas"] = (0.9, 0.999)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        before = [p.clone() for group in self.param_groups for p in group["params"]]
+        loss = super().step(closure)
+        for p, w in zip((p for group in self.param_groups for p in group["params"]), before, strict=True):
+            p.add_(p - w, alpha=0.01)
+        return loss
+
+
+class ForeachIsAnother(Heavy):
+    def rate(self, group: dict[str, Any], having: list[Tensor], position: int) -> float:
+        return group["lr"] * (1.01 if group["foreach"] else 1)
+
+
+class Unseeded(Heavy):
+    random = torch.Generator().manual_seed(0)
+
+    def direction(self, p: Tensor, having: list[Tensor], position: int) -> Tensor:
+        assert p.grad is not None
+        return p.grad * (1 + 1e-9 * torch.rand((), generator=self.random).item())
+
+
+class ForgetsItsBuffers(Heavy):
+    def buffers(self, p: Tensor) -> Tensor:
+        if not hasattr(self, "kept"):
+            self.kept: dict[Tensor, Tensor] = {}
+        return self.kept.setdefault(p, torch.zeros_like(p))
+
+
+class CannotBeSaved(Heavy):
+    def load_state_dict(self, state_dict: Any) -> None:
+        raise KeyError("v")
+
+
+class MixesNeighbours(Heavy):
+    def direction(self, p: Tensor, having: list[Tensor], position: int) -> Tensor:
+        before = having[position - 1].grad if position else None
+        assert p.grad is not None
+        return p.grad if before is None else p.grad + 0.1 * before.mean()
+
+
+class CountsTensors(Heavy):
+    def rate(self, group: dict[str, Any], having: list[Tensor], position: int) -> float:
+        return group["lr"] / len(having)
+
+
+class CountsPositions(Heavy):
+    def rate(self, group: dict[str, Any], having: list[Tensor], position: int) -> float:
+        return group["lr"] / (1 + position)
+
+
+class ScalesTheGradient(Heavy):
+    def direction(self, p: Tensor, having: list[Tensor], position: int) -> Tensor:
+        assert p.grad is not None
+        return p.grad.mul_(0.5)
+
+
+class TakesNoneForZero(Heavy):
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None and "v" in self.state[p]:
+                    p.add_(self.state[p]["v"].mul_(0.5), alpha=-group["lr"])
+        return loss
+
+
+class NeedsAGradient(Heavy):
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        torch.stack([p.grad.norm() for group in self.param_groups for p in group["params"] if p.grad is not None])
+        return loss
+
+
+class DividesByTheNorm(Heavy):
+    def direction(self, p: Tensor, having: list[Tensor], position: int) -> Tensor:
+        assert p.grad is not None
+        return p.grad / p.grad.norm()
+
+
+class OverflowsInHalf(Heavy):
+    def direction(self, p: Tensor, having: list[Tensor], position: int) -> Tensor:
+        assert p.grad is not None
+        return p.grad * 1e6 / 1e6
+
+
+class AscendsInBrain(Heavy):
+    def rate(self, group: dict[str, Any], having: list[Tensor], position: int) -> float:
+        return group["lr"] * (-1 if having[position].dtype == torch.bfloat16 else 1)
+
+
+class KeepsItsFirstRate(Heavy):
+    def rate(self, group: dict[str, Any], having: list[Tensor], position: int) -> float:
+        return self.defaults["lr"]
+
+
+class KnowsOneGroup(Heavy):
+    def groups(self) -> list[dict[str, Any]]:
+        return self.param_groups[:1]
+
+
+class DropsTheLoss(Heavy):
+    def step(self, closure: Any = None) -> Any:
+        super().step(closure)
+
+
+class EvaluatesWithoutGradients(Heavy):
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = closure() if closure is not None else None
+        super().step()
+        return loss
+
+
+class NeverComesBack(Heavy):
+    @torch.no_grad()
+    def eval(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.mul_(0.999)
+
+    def train(self) -> None:
+        pass
+
+
+def failed(findings: list[Finding]) -> set[str]:
+    return {finding.check for finding in findings if finding.verdict == "does not"}
+
+
+def not_applicable(findings: list[Finding]) -> set[str]:
+    return {finding.check for finding in findings if finding.verdict == "not applicable"}
+
+
+REFERENCE, PATHS, SAVED = "agrees with a reference", "for-loop, foreach and fused agree", "state_dict continues bitwise"
+ORDER, NUMBER = "order of tensors does not matter", "number of tensors does not matter"
+GRADIENTS, NONE, ZERO = "leaves gradients as they were", "None gradients are skipped", "zero gradients are harmless"
+GROUP, CLOSURE, MODES = "an added group is updated", "a closure's loss is returned", "train() and eval() leave no trace"
+
+
+@pytest.mark.parametrize(
+    ("broken", "caught"),
+    [
+        (Heavy, set()),
+        (BlowsUpLater, {"lowers a quadratic"}),
+        (Adam, {REFERENCE}),
+        (ForeachIsAnother, {PATHS}),
+        (Unseeded, {"repeats bitwise", SAVED}),  # what does not repeat cannot continue bitwise
+        (ForgetsItsBuffers, {SAVED}),
+        (CannotBeSaved, {SAVED}),
+        (MixesNeighbours, {ORDER}),
+        (CountsTensors, {NUMBER}),
+        (CountsPositions, {ORDER, NUMBER}),  # alone, every tensor is the first
+        (ScalesTheGradient, {GRADIENTS}),
+        (TakesNoneForZero, {NONE}),
+        (NeedsAGradient, {NONE}),
+        (DividesByTheNorm, {ZERO}),
+        (OverflowsInHalf, {"float16 parameters"}),
+        (AscendsInBrain, {"bfloat16 parameters"}),
+        (KeepsItsFirstRate, {"a changed lr takes effect"}),
+        (KnowsOneGroup, {GROUP}),
+        (DropsTheLoss, {CLOSURE}),
+        (EvaluatesWithoutGradients, {CLOSURE}),
+        (NeverComesBack, {MODES}),
+    ],
+)
+def test_each_defect_is_caught_by_the_check_that_is_about_it(broken: type[Optimizer], caught: set[str]) -> None:
+    findings = certify(broken, devices=["cpu"])
+    assert failed(findings) == caught, findings
+
+
+def test_every_check_is_seen_to_catch_something() -> None:
+    caught = next(
+        mark.args[1]
+        for mark in test_each_defect_is_caught_by_the_check_that_is_about_it.pytestmark  # type: ignore[attr-defined]
+    )
+    assert set.union(*(checks for _, checks in caught)) == {name for name, _ in CHECKS}
+
+
+SOUND: list[tuple[Callable[..., Optimizer], set[str]]] = [
+    (partial(torch_sgd, lr=0.1), {MODES}),
+    (partial(torch_sgd, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.1), {MODES}),
+    (partial(torch_adam, lr=0.1), {MODES}),
+    (partial(torch.optim.AdamW, lr=0.1, weight_decay=0.1), {MODES}),
+    (partial(torch.optim.RMSprop, lr=0.01), {MODES}),
+    (
+        partial(torch.optim.LBFGS, lr=0.02, max_iter=4, history_size=10, line_search_fn="strong_wolfe"),
+        {REFERENCE, PATHS, NUMBER, GROUP, MODES},
+    ),
+    (partial(TMSGD, lr=0.1, switch_step=6), {MODES}),
+    (partial(TMSGD, lr=0.05, momentum=0.9, weight_decay=0.01, switch_step=6, history="zero"), {MODES}),
+    (lambda params: TMSGD(params, lr=0.1, switch_step=None), {MODES}),
+]
+
+
+@pytest.mark.parametrize(("sound", "without"), SOUND)
+def test_sound_optimizers_get_a_clean_bill(sound: Callable[..., Optimizer], without: set[str]) -> None:
+    findings = certify(sound, devices=["cpu"])
+    assert not failed(findings), findings
+    assert not_applicable(findings) == without
+    if NUMBER in without:
+        detail = {finding.check: finding.detail for finding in findings}
+        assert detail["takes a step"] == "by step(closure)"
+        assert detail[NUMBER].startswith("couples tensors by their values")
+        assert "LBFGS doesn't support per-parameter options" in detail[GROUP]
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        partial(torch_adam, lr=0.1, weight_decay=0.1),  # decay and gradient nearly cancel; their square and eps are 0
+        partial(torch.optim.LBFGS, lr=0.1, max_iter=4),  # without a line search 1 / (y s) overflows
+    ],
+    ids=["adam", "lbfgs"],
+)
+def test_limits_of_torchs_own_in_float16_are_found(new: Callable[..., Optimizer]) -> None:
+    assert failed(certify(new, devices=["cpu"])) == {"float16 parameters"}
+
+
+def test_a_function_of_the_parameters_alone_has_its_paths_compared_too() -> None:
+    findings = {f.check: f for f in certify(lambda params: ForeachIsAnother(params, lr=0.1), devices=["cpu"])}
+    assert findings[PATHS].verdict == "does not"
+
+
+def test_tmsgd_that_never_switches_agrees_bitwise_with_torchs_sgd() -> None:
+    new, reference = partial(TMSGD, lr=0.1, momentum=0.9, switch_step=None), partial(torch_sgd, lr=0.1, momentum=0.9)
+    findings = {f.check: f.detail for f in certify(new, reference, devices=["cpu"])}
+    assert findings[REFERENCE] == "the given SGD, 20 steps: bitwise"
+    assert REFERENCE in failed(certify(partial(TMSGD, lr=0.1, switch_step=6), reference, devices=["cpu"]))
+
+
+def test_an_optimizer_that_takes_no_step_fails_once_and_says_why() -> None:
+    class Refuses(Heavy):
+        def step(self, closure: Any = None) -> Any:
+            raise RuntimeError("not today")
+
+    findings = certify(Refuses, devices=["cpu"])
+    assert failed(findings) == {"takes a step"}
+    assert "RuntimeError: not today" in findings[0].detail
+    assert len(findings) == len(CHECKS) + 1
+
+
+def test_certify_leaves_random_state_and_threads_as_they_were() -> None:
+    random, threads = torch.get_rng_state(), torch.get_num_threads()
+    certify(Unseeded, devices=["cpu"])
+    assert torch.equal(random, torch.get_rng_state())
+    assert threads == torch.get_num_threads()
+
+
+def test_certify_needs_torch_alone() -> None:
+    code = "import sys, tmbench.certify; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    packages = {module.split(".")[0] for module in done.stdout.split()}
+    assert not packages & {"hydra", "omegaconf", "rich", "pytorch_lightning", "wandb", "torchmetrics"}
+
+
+class TestCommandLine:
+    def test_prints_a_table_and_exits_zero(self) -> None:
+        command = [sys.executable, "-m", "tmbench.certify", "optimizer=tmsgdm", "lr=0.01"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert not done.stderr
+        assert "tmsgdm  tmbench.optim.tmsgd.TMSGD\nlr=0.01, momentum=0.9" in done.stdout
+        assert all(name in done.stdout for name, _ in CHECKS)
+        assert "eq. 8 in its weights form" in done.stdout
+        assert done.stdout.strip().endswith("16 hold, 0 do not, 1 not applicable")
+
+    def test_takes_any_class_by_its_name(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main([f"target={__name__}.ScalesTheGradient", "lr=0.1"]) == 1
+        assert "changed p.grad of tensor 1 by 0.5 of its size" in capsys.readouterr().out
+
+    def test_takes_a_class_in_place_of_a_yamls(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["optimizer=sgd", "optimizer._target_=torch.optim.RMSprop", "lr=0.001"]) == 0
+        assert "RMSprop written out, 20 steps" in capsys.readouterr().out
+
+    def test_takes_a_persons_own_yaml(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "optimizer").mkdir()
+        yaml = f"name: mine\n_target_: {__name__}.DropsTheLoss\n_partial_: true\nlr: ${{lr}}\n"
+        (tmp_path / "optimizer" / "mine.yaml").write_text(yaml)
+        assert main(["--config-dir", str(tmp_path), "optimizer=mine"]) == 1
+        assert "step(closure) returned None" in capsys.readouterr().out
+
+    def test_compares_with_another_yaml(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["optimizer=tmsgd", "switch_epoch=never", "reference=sgd", "lr=0.3"]) == 0
+        assert "the given SGD, 20 steps: bitwise" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("words", "told"),
+        [
+            ([], "usage: python -m tmbench.certify"),
+            (["optimizer=tmgd"], "Could not find 'optimizer/tmgd'"),
+            (["optimizer=sgd", "optimizer.momentm=1"], "there is no such setting; did you mean momentum?"),
+            (["optimzer=sgd"], "did you mean optimizer?"),
+            (["sgd"], "expected key=value, got sgd"),
+            (["optimizer=sgd", "lr=x"], "lr: expected a number > 0, got 'x'"),
+            (["optimizer=tmsgd", "optimizer.momentum=1.1"], "momentum must be in [0, 1), got 1.1"),
+            (["target=torch.optim.Adm"], "torch.optim.Adm cannot be used"),
+            (["target=torch.optim.Adam", "rate=1"], "unexpected keyword argument 'rate'"),
+            (["target=torch.nn.ParameterList"], "expected a torch.optim.Optimizer, got a ParameterList"),
+            (["optimizer=sgd", "reference=nobody"], "Could not find 'optimizer/nobody'"),
+            (["--config-dir", "no/such", "optimizer=sgd"], "--config-dir: expected a folder, got no/such"),
+        ],
+    )
+    def test_bad_words_get_one_clear_message(
+        self, words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(words) == 2
+        shown = capsys.readouterr()
+        assert told in shown.out + shown.err
+        assert "Traceback" not in shown.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("version", "code", "verdict"), [("4.0.0", 1, "does not"), ("4.1.0", 0, "holds")])
+def test_apollo_whose_eps_grows_with_the_number_of_tensors_is_caught(
+    version: str, code: int, verdict: str, tmp_path: Path
+) -> None:
+    """pytorch_optimizer 3.9 to 4.0 multiplied ApolloDQN's eps by 100 for every parameter; 4.1.0 does not."""
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(tmp_path)]
+    done = subprocess.run([*install, f"pytorch_optimizer=={version}"], capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        pytest.skip(f"pip cannot install pytorch_optimizer {version}: {done.stderr.strip().splitlines()[-1]}")
+    # The warm-up hides lr (the class ignores its groups' until that ends), which another check would report.
+    command = [sys.executable, "-m", "tmbench.certify", "optimizer=apollo", "optimizer.warmup_steps=1"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == code, done.stdout + done.stderr
+    row = next(line for line in done.stdout.splitlines() if line.strip().startswith(NUMBER))
+    assert verdict in row
