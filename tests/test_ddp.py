@@ -52,6 +52,7 @@ def test_optimizer_that_differentiates_itself_refuses_what_it_cannot_do(do: Run)
         do("task=tc", "optimizer=newton_cg", *PAIR)
 
 
+@pytest.mark.slow
 def test_interrupted_pair_of_processes_resumes(tmp_path: Path) -> None:
     words = ["task=tc", "epochs=30", "batch_size=8", "switch_epoch=1", *PAIR, f"runs_dir={tmp_path}"]
     command = [sys.executable, "-m", "tmbench", *words]
@@ -75,6 +76,7 @@ def test_interrupted_pair_of_processes_resumes(tmp_path: Path) -> None:
     assert "went on from its last checkpoint" in done.stdout
 
 
+@pytest.mark.slow
 def test_divergence_on_two_processes_is_one_result(do: Run) -> None:
     result, _ = do("task=tc", "optimizer=sgd", "lr=1e38", "epochs=2", *PAIR)
     assert result.status == "diverged"

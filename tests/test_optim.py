@@ -627,7 +627,7 @@ class TestEveryOptimizerYaml:
         assert torch.equal(once, self.quadratic(cfg, seed=1))
         assert not torch.equal(once, self.quadratic(cfg, seed=2))
 
-    @pytest.mark.parametrize("reload_at", [30, 49, 50, 70])
+    @pytest.mark.parametrize("reload_at", [30, 50])
     def test_resumes_identically_from_its_state_dict(self, cfg: DictConfig, reload_at: int) -> None:
         assert torch.equal(self.quadratic(cfg, reload_at=reload_at), self.quadratic(cfg))
 

@@ -122,7 +122,7 @@ def test_every_optimizer_lowers_the_loss_repeats_and_resumes_bitwise(
     assert curves(folder) == curves(whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_interrupted_run_says_so_and_the_same_command_resumes_it(number: signal.Signals, tmp_path: Path) -> None:
     overrides = ["task=tc", "optimizer=tmsgd", "epochs=25", "batch_size=8", "switch_epoch=1"]
     process = start(tmp_path, *overrides)

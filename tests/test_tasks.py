@@ -54,14 +54,14 @@ def test_one_batch_can_be_overfitted(name: str, composed: Compose) -> None:
 
 
 @pytest.mark.parametrize("name", choices("task"))
-def test_headline_metric_of_the_truth_is_perfect_and_metrics_start_anew(name: str, composed: Compose) -> None:
+def test_metrics_start_anew_each_time_the_test_split_is_evaluated(name: str, composed: Compose) -> None:
     task, _ = build(composed, name)
     assert task.headline in task.metrics
     task.eval()
     loader = TestLoader(task.examples("test"), task.collate, 4, device=torch.device("cpu"))
     values = []
     for _ in range(2):
-        task.on_validation_epoch_start()
+        task.reset_metrics()
         with torch.no_grad():
             for i, batch in enumerate(loader):
                 task.validation_step(batch, i)

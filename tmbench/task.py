@@ -194,13 +194,13 @@ class Task(LightningModule, ABC):
             self._set_mode("eval")
             if self._average:
                 self.average_values = self._evaluate_average()
-        self._reset()
+        self.reset_metrics()
 
     def _evaluate_average(self) -> dict[str, float]:
         """The metrics of the weight average over the test split, as `test_ema/<key>`."""
         kept = [t.clone() for t in self._live]
         torch._foreach_copy_(self._live, self._average)
-        self._reset()
+        self.reset_metrics()
         loader: Any = self.trainer.val_dataloaders
         for batch in loader:
             with self.trainer.precision_plugin.val_step_context():
@@ -208,7 +208,7 @@ class Task(LightningModule, ABC):
         torch._foreach_copy_(self._live, kept)
         return self.values("test_ema")
 
-    def _reset(self) -> None:
+    def reset_metrics(self) -> None:
         for child in self.children():
             if isinstance(child, (Metric, MetricCollection)):
                 child.reset()
