@@ -46,6 +46,8 @@ def muon(params: Iterable[Tensor], max_side: int, **settings: Any) -> Optimizer:
     import pytorch_optimizer
 
     params = list(params)
+    if not all(isinstance(p, Tensor) for p in params):
+        raise ValueError("muon: expected a list of tensors, got groups; it makes groups of its own, by shape")
     fits = [p.ndim >= 2 and max(p.shape) <= max_side for p in params]
     groups = [
         {"params": [p for p, fit in zip(params, fits, strict=True) if fit is use], "use_muon": use}

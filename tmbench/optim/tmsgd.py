@@ -9,6 +9,7 @@ which rounds less, and makes cold starts and checkpoints explicit. The paper's i
 lr * curvature < 1, half of what SGD tolerates; c = 1/3 is stable up to 2, as SGD is.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -223,6 +224,7 @@ class TMSGD(SGDThenMultistep):
             "zero" starts from zeros (a cold start, which overshoots by half a step at first).
         maximize: ascend instead.
         foreach: update all tensors of a group at once (the default), or one by one.
+        fused: as in torch, but there is no fused kernel yet: True warns and takes foreach.
 
     A parameter whose gradient is None in a step keeps its weight and its history in that step.
 
@@ -248,7 +250,12 @@ class TMSGD(SGDThenMultistep):
         history: str = "true",
         maximize: bool = False,
         foreach: bool | None = None,
+        fused: bool | None = None,
     ) -> None:
+        if fused and foreach:
+            raise ValueError("tmsgd: expected one of foreach and fused, got both")
+        if fused:
+            warnings.warn("tmsgd: no fused kernel yet; foreach is used", stacklevel=2)
         defaults = {
             "lr": lr, "momentum": momentum, "dampening": dampening, "nesterov": nesterov,
             "weight_decay": weight_decay, "decoupled": decoupled, "c": c, "switch_step": switch_step,
