@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from conftest import Compose, Run, choices
 
+from tmbench.config import settle
 from tmbench.errors import ConfigError
 from tmbench.result import Result
-from tmbench.run import run
+from tmbench.run import launched, run
 
 PAIR = ["trainer=ddp_cpu", "devices=2"]
 
@@ -88,3 +89,23 @@ def test_a_failing_rank_fails_the_run_with_its_message(do: Run, tmp_path: Path) 
     failed = Result.load(next(tmp_path.glob("tc-*")))
     assert failed is not None
     assert failed.status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "expected"),
+    [
+        (PAIR, {}, False),
+        (PAIR, {"TORCHELASTIC_RUN_ID": "x"}, True),
+        (PAIR, {"SLURM_NTASKS": "2"}, True),
+        (PAIR, {"SLURM_NTASKS": "4"}, False),
+        ([], {"SLURM_NTASKS": "4"}, False),  # a run that is to be alone, inside a larger job
+    ],
+)
+def test_a_process_knows_whether_it_was_launched_as_a_rank(
+    words: list[str], environment: dict[str, str], expected: bool, composed: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert launched(settle(composed("task=tc", *words))) == expected

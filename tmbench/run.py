@@ -48,7 +48,7 @@ def run(cfg: DictConfig, command: str | None = None) -> tuple[Result, Path, str]
     folder = Path(cfg.runs_dir) / run_id(cfg, digest)
     config_file = folder / "config.yaml"
     command = command or f"python -m tmbench.run {config_file}"
-    if launched():  # one of a run's processes: the folder is ready
+    if launched(cfg):  # one of a run's processes: the folder is ready
         from .train import train
 
         return train(cfg, dataset, label, digest, folder, os.environ.get("TMBENCH_COMMAND", command)), folder, "new"
@@ -69,9 +69,10 @@ def run(cfg: DictConfig, command: str | None = None) -> tuple[Result, Path, str]
         return train(cfg, dataset, label, digest, folder, command), folder, how
 
 
-def launched() -> bool:
-    """Whether this process is one of several that torchrun or Slurm started for a run."""
-    return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1
+def launched(cfg: DictConfig) -> bool:
+    """Whether this process is one of those that torchrun or Slurm started for this run; not if it is to be alone."""
+    world = cfg.trainer.devices * cfg.trainer.num_nodes
+    return world > 1 and ("TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) == world)
 
 
 @contextmanager
@@ -149,7 +150,7 @@ def main() -> None:
             raise ConfigError(f"{path} has no {key}; it has {', '.join(map(str, cfg))}")
         OmegaConf.update(cfg, key, OmegaConf.from_dotlist([f"x={value}"]).x)
     command = shlex.join(["python", "-m", "tmbench.run", *sys.argv[1:]])
-    if launched():
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # a rank: the process that launched it does the talking
         run(cfg, command)
         leave(0)
     from .__main__ import report
