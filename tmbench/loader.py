@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 Part = tuple[Any, float]  # a batch, and its weight in the step's loss
 Step = list[Part]  # what one optimizer step sees on one rank: one part, or `accumulate` of them
 
-STEPS_A_BLOCK = 32
+STEPS_A_BLOCK = 64
 
 
 def derive(purpose: str, *numbers: int) -> int:

@@ -128,7 +128,10 @@ class Task(LightningModule, ABC):
         """Takes the optimizer steps of a block, and looks now and then whether all goes well."""
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
         scheduler: Any = self.lr_schedulers()
+        alone = self.trainer.world_size == 1
         for step in block:
+            if alone and self.stop_requested():  # several ranks must agree first, see _look
+                raise Stopped
             self._losses.append(optimizer.step(partial(self._closure, optimizer, step)).detach())
             if scheduler is not None:
                 scheduler.step()
