@@ -1,10 +1,13 @@
 """Fixtures that compose the real conf/ and do real runs on tiny data."""
 
+import io
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
@@ -28,6 +31,14 @@ def real_data(folder: str) -> Path:
     if not (REAL_DATA / folder).is_dir():
         pytest.skip(f"no real data: set TMBENCH_DATA to a folder with {folder}/")
     return REAL_DATA / folder
+
+
+def saved_and_loaded(state: dict[str, Any], weights_only: bool = True) -> dict[str, Any]:
+    """An optimizer's state after a round trip through torch.save."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=weights_only)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """TMSGD against its theory, torch.optim.SGD and a slow reference; and what every optimizer YAML promises."""
 
-import io
 import math
 import re
 import subprocess
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Compose, choices
+from conftest import Compose, choices, saved_and_loaded
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -79,13 +78,6 @@ def mlp_path(new_optimizer: Callable[..., Any], steps: int, reload_at: int | Non
     weights = torch.stack(rows)
     assert weights.isfinite().all()
     return weights
-
-
-def saved_and_loaded(state: dict[str, Any]) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file)
 
 
 class TestTheory:
@@ -605,11 +597,9 @@ class TestEveryOptimizerYaml:
         optimizer = new_optimizer([w])
         for step in range(100):
             if step == reload_at:
-                file = io.BytesIO()
-                torch.save(optimizer.state_dict(), file)
-                file.seek(0)
+                state = saved_and_loaded(optimizer.state_dict(), weights_only=False)  # shampoo's holds objects
                 optimizer = new_optimizer([w])
-                optimizer.load_state_dict(torch.load(file, weights_only=False))  # shampoo's holds objects
+                optimizer.load_state_dict(state)
             noise = 0.1 * torch.randn(20, generator=random)
             before = w.detach().clone()
             optimizer.step(partial(self.closure, optimizer, w, noise))

@@ -1,7 +1,6 @@
 """SwitchOptimizer: each phase against its optimizer alone, schedules, checkpoints; SWATS against a slow reference."""
 
 import copy
-import io
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Compose, Run
+from conftest import Compose, Run, saved_and_loaded
 from test_run import assert_same, curves, weights
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -77,13 +76,6 @@ class Training:
 
 def switching(first: Make = ADAM, second: Make = SGDM, switch_step: int | None = SWITCH, **more: Any) -> Make:
     return partial(SwitchOptimizer, first=first, second=second, switch_step=switch_step, **more)
-
-
-def saved_and_loaded(state: dict[str, Any]) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file)  # weights_only: nothing but numbers and tensors may be in it
 
 
 def by_layer(make: Make, *options: dict[str, Any]) -> Make:

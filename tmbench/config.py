@@ -199,6 +199,11 @@ def effective_switch(cfg: DictConfig) -> int | None:
     return int(cfg.switch_epoch)
 
 
+def world_size(cfg: DictConfig) -> int:
+    """How many processes a settled configuration asks for, over all machines."""
+    return int(cfg.trainer.devices * cfg.trainer.num_nodes)
+
+
 def identity(cfg: DictConfig, data_digest: str) -> dict[str, Any]:
     """Everything in a settled configuration that can change the numbers, and nothing else."""
     facts: dict[str, Any] = OmegaConf.to_container(cfg, throw_on_missing=False)  # type: ignore[assignment]
@@ -207,7 +212,7 @@ def identity(cfg: DictConfig, data_digest: str) -> dict[str, Any]:
         del facts[key]
     trainer = facts.pop("trainer")
     facts["trainer"] = {key: trainer[key] for key in ("accelerator", "precision", "accumulate")}
-    facts["world_size"] = trainer["devices"] * trainer["num_nodes"]
+    facts["world_size"] = world_size(cfg)
     if not reads_switch(cfg):
         del facts["switch_epoch"]
     facts["data"] = {"profile": cfg.data.profile, "digest": data_digest}

@@ -13,7 +13,6 @@ from . import __version__
 from .config import SCHEMA
 from .errors import DataError
 
-STATUSES = ("completed", "diverged", "failed", "interrupted")
 NUMERIC = ("torch", "torchvision", "pytorch-lightning", "torchmetrics")  # whose versions may change the numbers
 FINAL = ("completed", "diverged")  # not repeated unless forced
 

@@ -19,7 +19,7 @@ from typing import Any
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from .config import run_id, settle
+from .config import run_id, settle, world_size
 from .data import open_dataset
 from .errors import ConfigError
 from .result import FINAL, Result, write
@@ -71,7 +71,7 @@ def run(cfg: DictConfig, command: str | None = None) -> tuple[Result, Path, str]
 
 def launched(cfg: DictConfig) -> bool:
     """Whether this process is one of those that torchrun or Slurm started for this run; not if it is to be alone."""
-    world = cfg.trainer.devices * cfg.trainer.num_nodes
+    world = world_size(cfg)
     return world > 1 and ("TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) == world)
 
 

@@ -24,7 +24,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment  # type:
 from rich.console import Console
 
 from .callbacks import Bar, Record
-from .config import effective_switch, reads_switch
+from .config import effective_switch, reads_switch, world_size
 from .data import Dataset
 from .loader import TestLoader, TrainLoader, seed_all
 from .loggers import WandbMirror
@@ -156,7 +156,7 @@ def _metrics(row: dict[str, float]) -> dict[str, float]:
 
 
 def _trainer(cfg: DictConfig, folder: Path, callbacks: list[Callback]) -> Trainer:
-    alone = cfg.trainer.devices * cfg.trainer.num_nodes == 1
+    alone = world_size(cfg) == 1
     on_gpu = cfg.trainer.accelerator == "cuda"
     precision = cfg.trainer.precision
     with warnings.catch_warnings():

@@ -3,6 +3,6 @@
 from .multistep import MultistepSGD
 from .stability import stability
 from .switch import SwitchOptimizer
-from .tmsgd import TMSGD, tm_update
+from .tmsgd import TMSGD, multistep_update
 
-__all__ = ["TMSGD", "MultistepSGD", "SwitchOptimizer", "stability", "tm_update"]
+__all__ = ["TMSGD", "MultistepSGD", "SwitchOptimizer", "multistep_update", "stability"]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .stability import recurrence, roots, stability
-from .tmsgd import SGDThenMultistep, add_, mul_
+from .tmsgd import SGDThenMultistep
 
 Number = int | float | str | Fraction
 TOLERANCE = Fraction(1, 10**9)  # for coefficients that were rounded; exact ones meet every condition exactly
@@ -112,29 +112,6 @@ def formula(coefficients: tuple[float, ...], b: float) -> Formula:
     return Formula(tuple(map(exact, coefficients)), exact(b))
 
 
-def multistep_update(
-    params: list[Tensor],
-    grads: list[Tensor],
-    differences: list[list[Tensor]],
-    factors: Sequence[float],
-    rate: float,
-    foreach: bool,
-) -> None:
-    """One step in place: `params` move by the new difference, which replaces the oldest.
-
-    Shapes: `differences` holds one list for each of `factors`, newest first; all lists correspond item by item.
-    """
-    if not differences:  # Euler
-        add_(params, grads, -rate, foreach)
-        return
-    *newer, oldest = differences
-    mul_(oldest, factors[-1], foreach)
-    for factor, d in zip(factors[:-1], newer, strict=True):
-        add_(oldest, d, factor, foreach)
-    add_(oldest, grads, -rate, foreach)
-    add_(params, oldest, 1, foreach)
-
-
 class MultistepSGD(SGDThenMultistep):
     """SGD until `switch_step`, then W[k+1] = coefficients . (W[k], W[k-1], ...) - b lr g[k].
 
@@ -199,18 +176,6 @@ class MultistepSGD(SGDThenMultistep):
 
     def _formula(self, group: dict[str, Any]) -> Formula:
         return formula(tuple(group["coefficients"]), group["b"])
-
-    def _update(
-        self,
-        group: dict[str, Any],
-        params: list[Tensor],
-        direction: list[Tensor],
-        differences: list[list[Tensor]],
-        lr: float,
-        foreach: bool,
-    ) -> None:
-        factors, b = self.step_form(group)
-        multistep_update(params, direction, differences, factors, b * lr, foreach)
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)

@@ -19,29 +19,34 @@ from torch import Tensor
 HISTORIES = ("true", "zero")
 
 
-def tm_update(
+def multistep_update(
     params: list[Tensor],
     grads: list[Tensor],
-    d: list[Tensor],
-    d_before: list[Tensor],
-    lr: float,
+    differences: list[list[Tensor]],
+    factors: Sequence[float],
+    rate: float,
     foreach: bool,
-    c: float = 0.5,
 ) -> None:
-    """One step of the family, eq. 8 for c = 1/2, in place: `params` move by d[k+1], which replaces d[k-1].
+    """One step in place: `params` move by the new difference, which replaces the oldest; eq. 8 with (0.5, -0.5), lr.
 
-    Shapes: the four lists correspond item by item. The caller swaps `d` and `d_before` afterwards.
+    Shapes: `differences` holds one list for each of `factors`, newest first; all lists correspond item by item.
+    The caller renames the differences afterwards.
     """
-    mul_(d_before, -c, foreach)
-    add_(d_before, d, 3 * c - 1, foreach)
-    add_(d_before, grads, -(2 - 2 * c) * lr, foreach)
-    add_(params, d_before, 1, foreach)
+    if not differences:  # Euler
+        add_(params, grads, -rate, foreach)
+        return
+    *newer, oldest = differences
+    mul_(oldest, factors[-1], foreach)
+    for factor, d in zip(factors[:-1], newer, strict=True):
+        add_(oldest, d, factor, foreach)
+    add_(oldest, grads, -rate, foreach)
+    add_(params, oldest, 1, foreach)
 
 
 class SGDThenMultistep(torch.optim.Optimizer):
     """SGD until `switch_step`, then the formula of the subclass: what TMSGD and MultistepSGD share.
 
-    A subclass gives `step_form` and `_update`, and adds its own checks to `_check`. All else, that is
+    A subclass gives `step_form`, and adds its own checks to `_check`. All else, that is
     torch's SGD direction, the switch, the history of differences and the decay, is here.
 
     No `capturable`: the switch is a branch in Python and the history moves by renaming buffers, so a
@@ -53,18 +58,6 @@ class SGDThenMultistep(torch.optim.Optimizer):
 
     def step_form(self, group: dict[str, Any]) -> tuple[Sequence[float], float]:
         """The factors of d[k], d[k-1], ... and the factor b of lr g[k], after the switch."""
-        raise NotImplementedError
-
-    def _update(
-        self,
-        group: dict[str, Any],
-        params: list[Tensor],
-        direction: list[Tensor],
-        differences: list[list[Tensor]],
-        lr: float,
-        foreach: bool,
-    ) -> None:
-        """Moves `params` by the new difference, which replaces the oldest of `differences` (newest first)."""
         raise NotImplementedError
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -125,11 +118,11 @@ class SGDThenMultistep(torch.optim.Optimizer):
         direction = self._direction(group, params, foreach)
         if group["decoupled"] and group["weight_decay"] != 0:
             mul_(params, 1 - lr * group["weight_decay"], foreach)
-        names = difference_names(len(self.step_form(group)[0]))
+        factors, b = self.step_form(group)
+        names = difference_names(len(factors))
         switch, step = group["switch_step"], group["step"]
         if switch is not None and step >= switch:
-            differences = self._differences(params, names)
-            self._update(group, params, direction, differences, lr, foreach)
+            multistep_update(params, direction, self._differences(params, names), factors, b * lr, foreach)
             self._rotate(params, names)
             return
         recording = names and switch is not None and step >= switch - len(names) and group["history"] == "true"
@@ -266,18 +259,6 @@ class TMSGD(SGDThenMultistep):
     def step_form(self, group: dict[str, Any]) -> tuple[Sequence[float], float]:
         c = group["c"]
         return (3 * c - 1, -c), 2 - 2 * c
-
-    def _update(
-        self,
-        group: dict[str, Any],
-        params: list[Tensor],
-        direction: list[Tensor],
-        differences: list[list[Tensor]],
-        lr: float,
-        foreach: bool,
-    ) -> None:
-        d, d_before = differences
-        tm_update(params, direction, d, d_before, lr, foreach, group["c"])
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
