@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,16 @@ def saved_and_loaded(state: dict[str, Any], weights_only: bool = True) -> dict[s
 
 
 @pytest.fixture(scope="session")
-def composed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
+def composed(tmp_path_factory: pytest.TempPathFactory) -> Compose:
     """compose("task=tc", ...) -> the configuration, with a runs_dir of the session's own."""
     runs = tmp_path_factory.mktemp("runs")
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        yield lambda *overrides: compose("config", [f"runs_dir={runs}", *overrides])
+
+    def composed(*overrides: str) -> DictConfig:
+        # Opened for each call: Hydra is one for a process, and what is tested may want it, too.
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return compose("config", [f"runs_dir={runs}", *overrides])
+
+    return composed
 
 
 @pytest.fixture
