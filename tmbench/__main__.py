@@ -28,25 +28,27 @@ EXPECTED = (ConfigError, DataError, HydraException, OmegaConfBaseException)  # n
 def job(cfg: DictConfig) -> float | None:
     """One run, as Hydra calls it; returns the best headline metric, for sweepers that optimize."""
     about = HydraConfig.get()
-    program = os.environ.get("TMBENCH_PROGRAM", "python -m tmbench")  # as the person called it
-    command = f"{program} {shlex.join(about.overrides.task)}"
+    command = f"{sweep.PROGRAM} {shlex.join(about.overrides.task)}"
     if about.mode != RunMode.MULTIRUN:
+        if cfg.plan or cfg.study.name != "none":
+            raise ConfigError(f"{'plan' if cfg.plan else 'study'}: expected a sweep: add -m")
         if code := report(lambda: run(cfg, command)):
             raise SystemExit(code)
         return None
-    folder, number = Path(about.sweep.dir), int(about.job.num)
+    folder = Path(about.sweep.dir)
+    number, arm = sweep.number(folder, int(about.job.num))
     words = list(about.overrides.task)
     if "group" in cfg.logger and cfg.logger.group is None:
         cfg.logger.group = folder.name
-    print(f"\njob {number}: {' '.join(words)}", file=sys.stderr)
+    print(f"\njob {number}: {' '.join(words)}{f'  ({arm})' if arm else ''}", file=sys.stderr)
     try:
         result, run_folder, how = run(cfg, command)
     except Exception as error:
         message = str(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}"
-        sweep.add_job(folder, number, words, error=message)
+        sweep.add_job(folder, number, words, arm, error=message)
         print(explain(error), file=sys.stderr)
         raise
-    sweep.add_job(folder, number, words, run_folder, how)
+    sweep.add_job(folder, number, words, arm, run_folder, how)
     if result.status == "interrupted":
         raise KeyboardInterrupt  # the person wants out of the sweep, not of this job alone
     return result.metrics["best"].get(result.headline)

@@ -2,9 +2,11 @@
 
 import csv
 import io
+import math
 import os
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from .figures import curves
 from .result import shown, write
 from .task import Diverged, Task
+from .trunks import Claim, Trunk
 
 KEEP_BEST_UP_TO = 100_000_000  # parameters; larger models keep last.ckpt only
+STATE = ("rows", "best", "seconds", "evaluation_seconds", "from_trunk")  # of Record, in a checkpoint
 
 
 class Record(Callback):
@@ -30,17 +34,23 @@ class Record(Callback):
         self.rows: list[dict[str, float]] = []  # one an epoch
         self.best: dict[str, float] = {}
         self.seconds = 0.0
+        self.evaluation_seconds = 0.0
+        self.from_trunk = 0  # epochs that another run trained
+        self.here = 0.0  # seconds of both by this process
         self.finished = False
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "best": self.best, "seconds": self.seconds}
+        return {name: getattr(self, name) for name in STATE}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows, self.best, self.seconds = state_dict["rows"], state_dict["best"], state_dict["seconds"]
+        for name in STATE:
+            setattr(self, name, state_dict[name])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for row in self.rows:  # of a resumed run: a logger starts from nothing
             self._log(trainer, row)
+        if self.rows and trainer.is_global_zero:  # of a shared trunk: they are in no file yet
+            self.write_curves()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = time.perf_counter()
@@ -50,7 +60,7 @@ class Record(Callback):
             return
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize()
-        self._epoch_seconds = time.perf_counter() - self._started
+        self._trained = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Task)
@@ -59,14 +69,17 @@ class Record(Callback):
         if not torch.stack([n.float() for n in norms]).isfinite().all():
             # The last step's loss was finite and its update was not.
             raise Diverged(epoch, len(pl_module._losses) - 1)
-        self.seconds += self._epoch_seconds
+        now = time.perf_counter()
+        self.seconds += self._trained - self._started
+        self.evaluation_seconds += now - self._trained
+        self.here += now - self._started
         metrics = pl_module.values() | pl_module.average_values
         row: dict[str, float] = {
             "epoch": epoch,
             "step": (epoch + 1) * len(pl_module._losses),
             "lr": pl_module.last_lr(),
             "seconds": self.seconds,
-            "train/loss": pl_module.epoch_loss(),
+            **pl_module.epoch_losses(),
             **metrics,
         }
         self.rows.append(row)
@@ -92,10 +105,7 @@ class Record(Callback):
         os.replace(scratch, last)
         if is_best:
             scratch.unlink(missing_ok=True)
-            try:
-                os.link(last, scratch)  # the same bytes, once on disk
-            except OSError:
-                shutil.copyfile(last, scratch)
+            link(last, scratch)
             os.replace(scratch, best)
         self.write_curves()
 
@@ -126,6 +136,102 @@ class Record(Callback):
                             logger.log_image(name, [str(figures / f"{name}.png")])
                 plt.close(figure)
         self.finished = True
+
+
+class Share(Callback):
+    """Publishes the run's states up to its switch, as far as other runs of its trunk ask for them; on rank 0.
+
+    A state is the run's checkpoint with the optimizers as they are before the switch, whichever ran, and with what
+    the last steps added to the weights, which a method with a history goes on from.
+    """
+
+    def __init__(self, trunk: Trunk, claim: Claim | None, folder: Path) -> None:
+        self.trunk, self.claim, self.checkpoints = trunk, claim, folder / "checkpoints"
+        self.notes: list[str] = []
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Task)
+        epoch, steps = trainer.current_epoch, pl_module.steps
+        asked = self.trunk.asked().items()
+        start = min(
+            (e * steps - needs for e, needs in asked if epoch < e <= self.trunk.end and needs), default=math.inf
+        )
+        if start >= (epoch + 1) * steps:  # not in this epoch
+            pl_module.record_from, pl_module.recorded = math.inf, []
+        elif pl_module.record_from == math.inf:
+            pl_module.record_from = max(0, start, epoch * steps)
+            pl_module.recorded = [[] for _ in trainer.optimizers]
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Task)
+        epoch = trainer.current_epoch + 1
+        if epoch > self.trunk.end:
+            return
+        needs = self.trunk.lacks(epoch)
+        first = max(0, epoch * pl_module.steps - (needs or 0))
+        if needs is not None and (needs == 0 or pl_module.record_from <= first):
+            try:
+                self.trunk.publish(epoch, needs, partial(self._fill, trainer, pl_module, first if needs else None))
+            except OSError as error:
+                self.notes.append(f"the state after epoch {epoch} is not shared: {error}")
+        if self.claim is not None:
+            self.claim.reached(epoch)
+            if epoch == self.trunk.end:
+                self.claim.release()
+
+    def _fill(self, trainer: Trainer, task: Task, first: int | None, folder: Path) -> None:
+        state = torch.load(self.checkpoints / "last.ckpt", map_location="cpu", weights_only=False)
+        state["callbacks"]["Record"]["from_trunk"] = 0
+        state["optimizer_states"] = [before_switch(optimizer) for optimizer in trainer.optimizers]
+        if first is not None:
+            state["recorded_from"] = first
+            state["recorded"] = [
+                [[(step, d.cpu()) for step, d in own if step >= first] for own in recorded]
+                for recorded in task.recorded
+            ]
+        torch.save(state, folder / "state.ckpt")
+        best = self.checkpoints / "best.ckpt"
+        if best.exists():
+            link(best, folder / "best.ckpt")
+
+
+def before_switch(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The state of an optimizer as all have it that begin alike."""
+    own: dict[str, Any] = getattr(optimizer, "before_switch", optimizer.state_dict)()
+    return own
+
+
+def adopt(state: Path, folder: Path, task: Task, epoch: int) -> None:
+    """Makes a state that another run published the last checkpoint of the run in `folder`.
+
+    Args:
+        state: a folder with state.ckpt and perhaps best.ckpt; it is used up.
+        task: with the run's optimizer settings.
+        epoch: how many epochs the state has.
+    """
+    checkpoint = torch.load(state / "state.ckpt", map_location="cpu", weights_only=False)
+    optimizers: list[Any] = task.new_optimizers()
+    recorded = checkpoint.get("recorded", [()] * len(optimizers))
+    for i, (optimizer, own) in enumerate(zip(optimizers, recorded, strict=True)):
+        if hasattr(optimizer, "start_after"):
+            optimizer.start_after(epoch * task.steps, checkpoint["optimizer_states"][i], own)
+            checkpoint["optimizer_states"][i] = optimizer.state_dict()
+    checkpoint["callbacks"]["Record"]["from_trunk"] = epoch
+    checkpoints = folder / "checkpoints"
+    scratch = checkpoints / ".writing.ckpt"
+    if (state / "best.ckpt").exists():
+        os.replace(state / "best.ckpt", checkpoints / "best.ckpt")
+    torch.save(checkpoint, scratch)
+    os.replace(scratch, checkpoints / "last.ckpt")
+    shutil.rmtree(state)
+
+
+def link(source: Path, target: Path) -> None:
+    """The same bytes under another name, once on disk where that is possible."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 class Bar(Callback):

@@ -1,25 +1,30 @@
 """What exactly is being asked for: fills, checks and identifies a run's configuration, without torch."""
 
+import copy
 import ctypes
 import hashlib
 import json
 import math
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from .errors import ConfigError
 
 SCHEMA = 1  # of result.json; part of a run's identity
 NEVER = "never"
-GROUPS = ("task", "optimizer", "data", "protocol", "schedule", "trainer", "logger")
+GROUPS = ("task", "optimizer", "data", "protocol", "schedule", "trainer", "logger", "study")
 PROFILES = ("tiny", "full")
 PRECISIONS = ("32", "bf16-mixed")
+
+Settings = dict[str, Any]
 
 
 def conf_dir() -> Path:
@@ -36,17 +41,70 @@ def settle(cfg: DictConfig) -> DictConfig:
     Raises:
         ConfigError: a value is of the wrong kind or out of range.
     """
-    cfg = cast(DictConfig, OmegaConf.create(OmegaConf.to_container(cfg)))
+    return OmegaConf.create(settled(plain(cfg)))
+
+
+def settled(raw: Settings) -> Settings:
+    """As settle, on plain dictionaries, which is what the thousand jobs of a sweep have time for."""
+    cfg = plain(raw)
     for group in GROUPS:
         _check_kinds(cfg, group)
     _fill_from_task(cfg)
     _fill_from_trainer(cfg)
+    cfg["study"].pop("arms", None)  # for the sweep alone
+    cfg = _resolved(cfg)
     for key, (is_right, expected) in _RULES.items():
-        value = OmegaConf.select(cfg, key)
+        value = select(cfg, key)
         if not is_right(value):
             raise ConfigError(f"{key}: expected {expected}, got {value!r}")
-    OmegaConf.resolve(cfg)
+    if cfg["trunk"] is False:
+        cfg["trunk"] = "off"  # what YAML makes of it
     return cfg
+
+
+def plain(cfg: Mapping[Any, Any]) -> Settings:
+    """A configuration as dictionaries of one's own, without OmegaConf's nodes."""
+    if isinstance(cfg, DictConfig):
+        return cast(Settings, OmegaConf.to_container(cfg))
+    return copy.deepcopy(dict(cfg))
+
+
+def select(cfg: Mapping[str, Any], key: str) -> Any:
+    """The value at a dotted key."""
+    for name in key.split("."):
+        cfg = cfg[name]
+    return cfg
+
+
+_REFERENCE = re.compile(r"\$\{(\.*)([\w.]+)\}")
+
+
+def _resolved(root: Settings) -> Settings:
+    """With every interpolation replaced by its value: OmegaConf's work, but its nodes cost more than all else here."""
+
+    def value(node: Any, trail: tuple[Any, ...]) -> Any:
+        if isinstance(node, dict):
+            return {key: value(child, (*trail, key)) for key, child in node.items()}
+        if isinstance(node, list):
+            return [value(child, (*trail, i)) for i, child in enumerate(node)]
+        if not isinstance(node, str) or "${" not in node:
+            return node
+        found = _REFERENCE.fullmatch(node)
+        if found is None:
+            return OmegaConf.create({"_": node})["_"]  # such as oc.env; raises if it refers to others
+        start = trail[: -len(found[1])] if found[1] else ()
+        path = (*start, *found[2].split("."))
+        target: Any = root
+        for name in path:
+            target = target[name]
+        return value(target, path)
+
+    try:
+        return cast(Settings, value(root, ()))
+    except (KeyError, TypeError, IndexError, OmegaConfBaseException):  # something rarer, or an error that it can tell
+        cfg = OmegaConf.create(root)
+        OmegaConf.resolve(cfg)
+        return cast(Settings, OmegaConf.to_container(cfg))
 
 
 @cache
@@ -56,12 +114,12 @@ def _defaults(group: str, name: str) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path))) if path.is_file() else {}
 
 
-def _check_kinds(cfg: DictConfig, group: str) -> None:
+def _check_kinds(cfg: Settings, group: str) -> None:
     """Numbers stay numbers, switches stay switches, words stay words."""
     defaults = _defaults(group, cfg[group].get("name", cfg[group].get("profile")))
-    values = cast(dict[str, Any], OmegaConf.to_container(cfg[group]))
-    for key, default in {**defaults, **defaults.get(cfg.data.profile, {})}.items():
-        if key not in cfg[group] or default is None:
+    values = cfg[group]
+    for key, default in {**defaults, **defaults.get(cfg["data"]["profile"], {})}.items():
+        if key not in values or default is None:
             continue
         value = values[key]
         if value is None and defaults[key] is None:
@@ -81,28 +139,28 @@ def _check_kinds(cfg: DictConfig, group: str) -> None:
             raise ConfigError(f"{group}.{key}: expected {expected}, got {value!r}")
 
 
-def _fill_from_task(cfg: DictConfig) -> None:
-    task = cfg.task
+def _fill_from_task(cfg: Settings) -> None:
+    task = cfg["task"]
     if "protocols" not in task:  # settled before
         return
     protocols = task.pop("protocols")
     profiles = {name: task.pop(name) for name in PROFILES}
     choices = task.pop("choices", {})
-    if cfg.data.profile not in PROFILES:
-        raise ConfigError(f"data.profile: expected {' or '.join(PROFILES)}, got {cfg.data.profile!r}")
-    if cfg.protocol.name not in protocols:
-        raise ConfigError(f"protocol.name: expected one of {', '.join(protocols)}, got {cfg.protocol.name!r}")
-    numbers = protocols[cfg.protocol.name]
-    own = profiles[cfg.data.profile]
+    profile, protocol = cfg["data"]["profile"], cfg["protocol"]["name"]
+    if profile not in PROFILES:
+        raise ConfigError(f"data.profile: expected {' or '.join(PROFILES)}, got {profile!r}")
+    if protocol not in protocols:
+        raise ConfigError(f"protocol.name: expected one of {', '.join(protocols)}, got {protocol!r}")
+    numbers, own = protocols[protocol], profiles[profile]
     for key in ("epochs", "lr", "batch_size"):
         if cfg[key] is None:
             cfg[key] = own.get(key, numbers[key])
-    if cfg.switch_epoch is None:
-        cfg.switch_epoch = numbers.switch_epoch
-        if cfg.data.profile == "tiny" and _is_whole(cfg.epochs, 1):
+    if cfg["switch_epoch"] is None:
+        cfg["switch_epoch"] = numbers["switch_epoch"]
+        if profile == "tiny" and _is_whole(cfg["epochs"], 1):
             # Keeps the switch's place in the run, and inside it, so that a tiny TM run really switches.
-            share = numbers.switch_epoch / numbers.epochs
-            cfg.switch_epoch = max(1, min(round(share * cfg.epochs), cfg.epochs - 1))
+            share = numbers["switch_epoch"] / numbers["epochs"]
+            cfg["switch_epoch"] = max(1, min(round(share * cfg["epochs"]), cfg["epochs"] - 1))
     for key, allowed in choices.items():
         if task[key] is not None and task[key] not in allowed:
             raise ConfigError(f"task.{key}: expected one of {', '.join(allowed)}, got {task[key]!r}")
@@ -113,27 +171,29 @@ def _fill_from_task(cfg: DictConfig) -> None:
             task[key] = value
 
 
-def _fill_from_trainer(cfg: DictConfig) -> None:
-    trainer = cfg.trainer
+def _fill_from_trainer(cfg: Settings) -> None:
+    trainer = cfg["trainer"]
     for key in ("devices", "num_nodes", "precision"):
         if cfg[key] is not None:
             trainer[key] = cfg[key]
         cfg[key] = None  # one place for each value; settled configs carry it in trainer
-    trainer.precision = str(trainer.precision)
-    if trainer.accelerator == "auto":
-        trainer.accelerator = "cuda" if count_gpus() else "cpu"
-    if trainer.accelerator == "cuda" and not count_gpus():
-        raise ConfigError(f"trainer={trainer.name}: no NVIDIA GPU is visible here; use trainer=cpu or trainer=ddp_cpu")
-    if trainer.devices == -1:
-        trainer.devices = count_gpus() if trainer.accelerator == "cuda" else os.cpu_count()
-    if trainer.accelerator == "cuda" and _is_whole(trainer.devices, 1) and trainer.devices > count_gpus():
-        raise ConfigError(f"devices: expected at most {count_gpus()}, the GPUs visible here, got {trainer.devices}")
-    if trainer.strategy == "auto" and trainer.devices != 1:
-        ddp = "ddp" if trainer.accelerator == "cuda" else "ddp_cpu"
-        raise ConfigError(f"devices: trainer={trainer.name} uses one, got {trainer.devices}; use trainer={ddp}")
-    if trainer.num_workers is None:
-        on_cpu = trainer.accelerator == "cpu"
-        trainer.num_workers = 0 if on_cpu or cfg.data.profile == "tiny" else min(8, os.cpu_count() or 1)
+    trainer["precision"] = str(trainer["precision"])
+    if trainer["accelerator"] == "auto":
+        trainer["accelerator"] = "cuda" if count_gpus() else "cpu"
+    name, on_gpu = trainer["name"], trainer["accelerator"] == "cuda"
+    if on_gpu and not count_gpus():
+        raise ConfigError(f"trainer={name}: no NVIDIA GPU is visible here; use trainer=cpu or trainer=ddp_cpu")
+    if trainer["devices"] == -1:
+        trainer["devices"] = count_gpus() if on_gpu else os.cpu_count()
+    devices = trainer["devices"]
+    if on_gpu and _is_whole(devices, 1) and devices > count_gpus():
+        raise ConfigError(f"devices: expected at most {count_gpus()}, the GPUs visible here, got {devices}")
+    if trainer["strategy"] == "auto" and devices != 1:
+        ddp = "ddp" if on_gpu else "ddp_cpu"
+        raise ConfigError(f"devices: trainer={name} uses one, got {devices}; use trainer={ddp}")
+    if trainer["num_workers"] is None:
+        few = trainer["accelerator"] == "cpu" or cfg["data"]["profile"] == "tiny"
+        trainer["num_workers"] = 0 if few else min(8, os.cpu_count() or 1)
 
 
 def _is_number(value: Any) -> bool:
@@ -162,6 +222,9 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "clip_value": (lambda v: v is None or (_is_number(v) and v > 0), "a number > 0, or null"),
     "ema": (lambda v: v is None or (_is_number(v) and 0 < v < 1), "a number between 0 and 1, or null"),
     "force": (lambda v: isinstance(v, bool), "true or false"),
+    "plan": (lambda v: isinstance(v, bool), "true or false"),
+    "trunk": (lambda v: v in ("auto", "off", False), "auto or off"),
+    "trunk_gib": (lambda v: _is_number(v) and v >= 0, "a number >= 0"),
     "data_dir": (lambda v: isinstance(v, str), "a folder"),
     "runs_dir": (lambda v: isinstance(v, str), "a folder"),
     "trainer.devices": _whole(1),
@@ -187,40 +250,73 @@ def count_gpus() -> int:
     return count.value
 
 
-def reads_switch(cfg: DictConfig) -> bool:
+def reads_switch(cfg: Mapping[Any, Any]) -> bool:
     """Whether the optimizer has a switch: its YAML says so by the key `switch_step`."""
-    return "switch_step" in cfg.optimizer
+    return "switch_step" in cfg["optimizer"]
 
 
-def effective_switch(cfg: DictConfig) -> int | None:
+def effective_switch(cfg: Mapping[Any, Any]) -> int | None:
     """The epoch at which the method really changes, or None if it never does in this run."""
-    if not reads_switch(cfg) or cfg.switch_epoch == NEVER or cfg.switch_epoch >= cfg.epochs:
+    if not reads_switch(cfg) or cfg["switch_epoch"] == NEVER or cfg["switch_epoch"] >= cfg["epochs"]:
         return None
-    return int(cfg.switch_epoch)
+    return int(cfg["switch_epoch"])
 
 
-def world_size(cfg: DictConfig) -> int:
+def world_size(cfg: Mapping[Any, Any]) -> int:
     """How many processes a settled configuration asks for, over all machines."""
-    return int(cfg.trainer.devices * cfg.trainer.num_nodes)
+    return int(cfg["trainer"]["devices"] * cfg["trainer"]["num_nodes"])
 
 
-def identity(cfg: DictConfig, data_digest: str) -> dict[str, Any]:
+# What cannot change the numbers; lr reaches them through the optimizer, the protocol through what it filled in.
+_APART = (
+    "data_dir", "runs_dir", "force", "logger", "protocol", "lr", "devices", "num_nodes", "precision", "trunk",
+    "trunk_gib", "study", "plan",
+)  # fmt: skip
+
+
+def identity(cfg: Mapping[Any, Any], data_digest: str) -> Settings:
     """Everything in a settled configuration that can change the numbers, and nothing else."""
-    facts: dict[str, Any] = OmegaConf.to_container(cfg, throw_on_missing=False)  # type: ignore[assignment]
-    # lr reaches the numbers through the optimizer that reads it; the protocol through what it filled in.
-    for key in ("data_dir", "runs_dir", "force", "logger", "protocol", "lr", "devices", "num_nodes", "precision"):
-        del facts[key]
-    trainer = facts.pop("trainer")
-    facts["trainer"] = {key: trainer[key] for key in ("accelerator", "precision", "accumulate")}
+    cfg = plain(cfg)
+    facts = {key: value for key, value in cfg.items() if key not in _APART}
+    facts["optimizer"] = {key: value for key, value in cfg["optimizer"].items() if key != "trunk"}
+    facts["trainer"] = {key: cfg["trainer"][key] for key in ("accelerator", "precision", "accumulate")}
     facts["world_size"] = world_size(cfg)
     if not reads_switch(cfg):
         del facts["switch_epoch"]
-    facts["data"] = {"profile": cfg.data.profile, "digest": data_digest}
+    facts["data"] = {"profile": cfg["data"]["profile"], "digest": data_digest}
     facts["schema"] = SCHEMA
     return facts
 
 
-def run_id(cfg: DictConfig, data_digest: str) -> str:
+def run_id(cfg: Mapping[Any, Any], data_digest: str) -> str:
     """The run's name: readable words, then the hash of its identity."""
-    text = json.dumps(identity(cfg, data_digest), sort_keys=True)
-    return f"{cfg.task.name}-{cfg.optimizer.name}-{cfg.seed}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return f"{cfg['task']['name']}-{cfg['optimizer']['name']}-{cfg['seed']}-{digest(identity(cfg, data_digest))}"
+
+
+def digest(facts: Settings) -> str:
+    """A short hash of plain facts."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def before_switch(cfg: Mapping[Any, Any]) -> Settings | None:
+    """The optimizer as it is before the switch, in one form for all that are the same there; None if it can't be told.
+
+    An optimizer with a switch says it by the key `trunk` of its YAML: the name of the part that holds the first
+    optimizer, or {_target_: the class it then equals, without: [what it does not read then]}.
+    """
+    facts = plain(cfg["optimizer"])
+    rule = facts.pop("trunk", None)
+    if reads_switch(cfg):
+        # A criterion may switch at any step; a decoupled decay is no part of TM's differences, but of the weights'.
+        if rule is None or facts.get("criterion") or facts.get("decoupled"):
+            return None
+        if isinstance(rule, str):
+            facts = dict(facts[rule])
+        else:
+            facts = {key: value for key, value in facts.items() if key not in rule["without"]}
+            facts["_target_"] = rule["_target_"]
+    for key in ("name", "_partial_", "switch_step"):
+        facts.pop(key, None)
+    if facts["_target_"] == "torch.optim.SGD":
+        facts = {"momentum": 0, "dampening": 0, "nesterov": False, "maximize": False} | facts
+    return {key: float(value) if type(value) is int else value for key, value in facts.items()}

@@ -4,7 +4,8 @@ import json
 import os
 import platform
 import tempfile
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ FINAL = ("completed", "diverged")  # not repeated unless forced
 
 @dataclass
 class Result:
-    """One run's result. Seconds are training alone, without set-up and evaluation."""
+    """One run's result. Seconds are training alone, without set-up and evaluation, the shared trunk's included."""
 
     run_id: str
     status: str
@@ -32,7 +33,7 @@ class Result:
     higher_is_better: bool
     metrics: dict[str, dict[str, float]]  # last and best; best also says its epoch
     seconds: float
-    epochs: dict[str, int]  # asked, trained, from_trunk
+    epochs: dict[str, int]  # asked, trained, and how many of those came from the trunk that it shares
     steps: int
     examples_per_second: float
     peak_memory_bytes: int  # of the GPU; on a CPU the process's resident set
@@ -48,6 +49,8 @@ class Result:
     nondeterministic: list[str] = field(default_factory=list)  # operations without a deterministic kernel
     notes: list[str] = field(default_factory=list)
     error: str | None = None
+    evaluation_seconds: float = 0.0
+    overhead_seconds: float = 0.0  # all else of the process that finished the run: set-up, figures, loggers
     schema_version: int = SCHEMA
 
     def save(self, folder: Path) -> None:
@@ -63,7 +66,7 @@ class Result:
         path = folder / "result.json"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{f.name: content[f.name] for f in fields(cls)})
+            return cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content or f.default is MISSING})
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:
@@ -72,7 +75,22 @@ class Result:
 
 def versions() -> dict[str, str]:
     """The versions of this program and of what computes its numbers, without importing them."""
-    return {"tmbench": __version__, "python": platform.python_version(), **{name: version(name) for name in NUMERIC}}
+    return {"tmbench": __version__, "python": platform.python_version(), **_installed()}
+
+
+@cache
+def _installed() -> dict[str, str]:
+    return {name: version(name) for name in NUMERIC}
+
+
+@cache
+def cpu_model() -> str:
+    """The processor's name, as far as it can be told."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def write(path: Path, text: str) -> None:

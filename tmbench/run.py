@@ -10,8 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,16 @@ from .config import run_id, settle, world_size
 from .data import open_dataset
 from .errors import ConfigError
 from .result import FINAL, Result, write
+from .trunks import FETCHED, Claim, Trunk, trunk_of
 
 
-def run(cfg: DictConfig, command: str | None = None) -> tuple[Result, Path, str]:
+def run(cfg: DictConfig, command: str | None = None, until: int | None = None) -> tuple[Result, Path, str]:
     """Does the run that a configuration asks for, unless it has been done.
 
     Args:
         cfg: the composed configuration, settled or not.
         command: what a person would type for it; kept in the result.
+        until: stop after this many epochs, as if interrupted.
 
     Returns:
         Its result, its folder, and how it came: `new`, `resumed` or `shown`.
@@ -48,25 +51,42 @@ def run(cfg: DictConfig, command: str | None = None) -> tuple[Result, Path, str]
     folder = Path(cfg.runs_dir) / run_id(cfg, digest)
     config_file = folder / "config.yaml"
     command = command or f"python -m tmbench.run {config_file}"
+    trunk = trunk_of(cfg, digest) if cfg.trunk == "auto" else None
     if launched(cfg):  # one of a run's processes: the folder is ready
         from .train import train
 
-        return train(cfg, dataset, label, digest, folder, os.environ.get("TMBENCH_COMMAND", command)), folder, "new"
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+        command = os.environ.get("TMBENCH_COMMAND", command)
+        return train(cfg, dataset, label, digest, folder, command, trunk=trunk), folder, "new"
+    with locked(folder):
         if cfg.force:
             _clear(folder)
         earlier = Result.load(folder)
         if earlier and earlier.status in FINAL:
             return earlier, folder, "shown"
-        how = "resumed" if (folder / "checkpoints" / "last.ckpt").exists() else "new"
-        cfg.force = False
+        have = epochs_done(folder)
+        cfg.force = cfg.plan = False
         write(config_file, OmegaConf.to_yaml(cfg))
-        if cfg.trainer.devices > 1:
-            return _launch(cfg, folder, config_file, command), folder, how
-        from .train import train
+        shutil.rmtree(folder / FETCHED, ignore_errors=True)
+        with trunk.claim(have, folder / FETCHED) if trunk else nullcontext() as claim:
+            if cfg.trainer.devices > 1:
+                result = _launch(cfg, folder, config_file, command, trunk, claim)
+            else:
+                from .train import train
 
-        return train(cfg, dataset, label, digest, folder, command), folder, how
+                result = train(
+                    cfg, dataset, label, digest, folder, command, trunk=trunk, claim=claim, until=until
+                )  # fmt: skip
+        return result, folder, "resumed" if have else "new"
+
+
+def epochs_done(folder: Path) -> int:
+    """How many epochs the run in `folder` has on disk."""
+    if not (folder / "checkpoints" / "last.ckpt").exists():
+        return 0
+    try:
+        return max(1, len((folder / "curves.csv").read_text().splitlines()) - 1)
+    except OSError:
+        return 1
 
 
 def launched(cfg: DictConfig) -> bool:
@@ -76,15 +96,27 @@ def launched(cfg: DictConfig) -> bool:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Two processes asked for the same run: the second waits, then finds it done. A dead holder lets go."""
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"another process is at this run ({folder}); waiting for it", file=sys.stderr)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def locked(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Two processes asked for the same run: the second waits, then finds it done. A dead holder lets go.
+
+    Raises:
+        BlockingIOError: another process is at it, and we are not to wait.
+    """
+    path = folder / ".lock"
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not wait:
+                    raise
+                print(f"another process is at this run ({folder}); waiting for it", file=sys.stderr)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if path.exists() and path.stat().st_ino == os.fstat(lock.fileno()).st_ino:
+                yield
+                return
+            # The run was removed meanwhile; what we have locked is gone.
 
 
 def _clear(folder: Path) -> None:
@@ -95,7 +127,9 @@ def _clear(folder: Path) -> None:
             path.unlink()
 
 
-def _launch(cfg: DictConfig, folder: Path, config_file: Path, command: str) -> Result:
+def _launch(
+    cfg: DictConfig, folder: Path, config_file: Path, command: str, trunk: Trunk | None, claim: Claim | None
+) -> Result:
     """One process a device, by torchrun; this one waits, and passes on the wish to stop."""
     count = cfg.trainer.devices
     arguments = ["--standalone", f"--nproc-per-node={count}", "-m", "tmbench.run", str(config_file)]
@@ -120,6 +154,13 @@ def _launch(cfg: DictConfig, folder: Path, config_file: Path, command: str) -> R
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        while trunk and claim and process.poll() is None:
+            done = epochs_done(folder)
+            claim.reached(done - 1)  # the last of them may not be published yet
+            if done > trunk.end or trunk.end in trunk.states():
+                claim.release()
+                break
+            time.sleep(0.5)
         code = process.wait()
     finally:
         for number, handler in before.items():

@@ -2,13 +2,18 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from .result import Result, shown, versions
+
+if TYPE_CHECKING:
+    from .plan import Job, Paces
+
+COLOURS = {"completed": "green", "diverged": "yellow", "running": "blue"}  # of a status; others are red
 
 
 def switch_words(result: Result) -> str:
@@ -34,6 +39,8 @@ def one(result: Result, folder: Path, how: str, console: Console) -> None:
     elif how == "resumed":
         status += " (went on from its last checkpoint)"
     done = f"{result.epochs['trained']} of {result.epochs['asked']} epochs"
+    if shared := result.epochs["from_trunk"]:
+        done += f", {shared} of them another run's with the same beginning"
     lines = [
         (key.removeprefix("test/"), f"{score}, on {result.profile} data"),
         ("status", status),
@@ -44,7 +51,7 @@ def one(result: Result, folder: Path, how: str, console: Console) -> None:
     ]
     now = versions()
     others = [f"{name} {made}" for name, made in result.versions.items() if made != now.get(name)]
-    if how == "shown" and others:
+    if how in ("shown", "listed") and others:
         lines.append(("note", f"made with {', '.join(others)}; here are other versions (force=true repeats it)"))
     if result.nondeterministic:
         lines.append(("note", f"no deterministic kernel for {', '.join(result.nondeterministic)}"))
@@ -61,16 +68,14 @@ def one(result: Result, folder: Path, how: str, console: Console) -> None:
 
 def console() -> Console:
     """Standard output; wide enough for a table where it is a file."""
-    return Console() if sys.stdout.isatty() else Console(width=120)
+    return Console() if sys.stdout.isatty() else Console(width=150)
 
 
 def many(jobs: list[dict[str, Any]], console: Console) -> None:
     """One line for each job of a sweep, told apart by what the jobs do not share; a job is as in sweep.add_job."""
-    settings = [dict(word.split("=", 1) for word in job["overrides"]) for job in jobs]
-    varied = [key for key in settings[0] if len({s.get(key) for s in settings}) > 1]
+    settings, varied, common = _told_apart([(job["overrides"], job["arm"]) for job in jobs])
     results = [Result.load(Path(job["folder"])) if job["folder"] else None for job in jobs]
     profiles = sorted({r.profile for r in results if r})
-    common = " ".join(f"{key}={value}" for key, value in settings[0].items() if key not in varied)
     table = Table(title=f"{len(jobs)} jobs: {common}   {' and '.join(profiles) or 'no'} data", title_justify="left")
     table.add_column("job", justify="right")
     for key in varied:
@@ -83,8 +88,9 @@ def many(jobs: list[dict[str, Any]], console: Console) -> None:
             table.add_row(*words, "[red]failed[/red]")
             continue
         key = result.headline
-        colour = {"completed": "green", "diverged": "yellow"}.get(result.status, "red")
-        status = f"[{colour}]{result.status}[/{colour}]" + (", known" if job["how"] == "shown" else "")
+        status = f"[{COLOURS.get(result.status, 'red')}]{result.status}[/]" + (
+            ", known" if job["how"] == "shown" else ""
+        )
         effective = result.switch["effective"]
         table.add_row(
             *words, status, key.removeprefix("test/"), shown(result.metrics["last"].get(key), key),
@@ -96,3 +102,64 @@ def many(jobs: list[dict[str, Any]], console: Console) -> None:
     for number, job in enumerate(jobs):
         if job["error"]:
             console.print(f"[red]job {number}[/red] {escape(job['error'])}")
+
+
+def _told_apart(jobs: list[tuple[list[str], str]]) -> tuple[list[dict[str, str]], list[str], str]:
+    """Of (words, arm) of some jobs: each job's settings, the keys that tell them apart, and what all have in common."""
+    settings = [dict(word.split("=", 1) for word in words) | ({"arm": arm} if arm else {}) for words, arm in jobs]
+    asked = [own for own in settings if "arm" not in own] or settings  # an arm's name says what it changes
+    keys = list(dict.fromkeys(key for own in asked for key in own))
+    varied = [key for key in keys if len({own.get(key) for own in asked}) > 1]
+    common = " ".join(f"{key}={asked[0][key]}" for key in keys if key not in varied)
+    return settings, varied + (["arm"] if len(asked) < len(settings) else []), common
+
+
+def plan(jobs: "list[Job]", paces: "Paces", console: Console) -> None:
+    """What a sweep would do, and about how long it would take."""
+    settings, varied, common = _told_apart([(job.overrides, job.arm) for job in jobs])
+    table = Table(title=f"{len(jobs)} jobs: {common}", title_justify="left")
+    table.add_column("job", justify="right")
+    for key in varied:
+        table.add_column(key.removeprefix("optimizer.").removeprefix("task."), no_wrap=True)
+    for name in ("run", "from trunk", "to train", "time"):
+        table.add_column(name, justify="left" if name == "run" else "right", no_wrap=True)
+    total = alone = 0.0
+    for job, own in zip(jobs, settings, strict=True):
+        words = [str(job.number), *(own.get(key, "") for key in varied)]
+        if not job.is_due or job.cfg is None:
+            states = {"wrong": "[red]wrong[/red]", "same": "another job's", "known": "[green]known[/green]"}
+            table.add_row(*words, states[job.state])
+            continue
+        pace = paces.of(job)
+        seconds = pace.around + pace.epoch * job.trains if pace else 0.0
+        total += seconds
+        alone += pace.around + pace.epoch * (job.cfg["epochs"] - job.have) if pace else 0.0
+        run = f"goes on from epoch {job.have}" if job.have else "new"
+        table.add_row(*words, run, str(job.shares or "-"), str(job.trains), duration(seconds) if pace else "-")
+    console.print()
+    console.print(table)
+    due = [job for job in jobs if job.is_due]
+    trains, shares = sum(job.trains for job in due), sum(max(0, job.shares - job.have) for job in due)
+    known, same = (sum(job.state == state for job in jobs) for state in ("known", "same"))
+    console.print(f"runs       {len(due)} to do, {known} known, {same} the same as another job's")
+    console.print(f"epochs     {trains} to train; {shares} more come from shared trunks")
+    measured = next((pace for job in due if (pace := paces.of(job))), None)
+    if measured and total:
+        console.print(f"time       {duration(total)} one after another, {duration(alone)} with trunk=off")
+        around = f", {measured.around:.2g} s around a run" if measured.around else ""
+        console.print(
+            f"           {measured.epoch:.3g} s an epoch with its evaluation{around}: measured in {measured.run}"
+        )
+    elif due and not any(job.folder for job in due):
+        console.print("time       unknown: the data are not here yet")
+    for job in jobs:
+        if job.error:
+            console.print(f"[red]job {job.number}[/red] {escape(job.error)}")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"

@@ -1,5 +1,6 @@
 """What a task must say to be run, and the one training step that all tasks share."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -9,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 from pytorch_lightning import LightningModule
 from pytorch_lightning.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -21,6 +22,9 @@ from .loader import STEPS_A_BLOCK, Step, seed_all
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+Recorded = list[list[tuple[int, Tensor]]]  # for each parameter, newest first: (step of the run, what it added)
 
 
 class Diverged(Exception):  # noqa: N818  (a result, not an error)
@@ -64,6 +68,13 @@ class Task(LightningModule, ABC):
     def loss(self, batch: Any) -> Tensor:
         """The mean loss over a batch; shape ()."""
 
+    def players(self) -> dict[str, tuple[nn.Module, Callable[[Any], Tensor]]]:
+        """Who takes an optimizer step on every batch, in turn: name -> (the module it trains, its loss of a batch).
+
+        One, the whole task with its `loss`, for all but a GAN; each has an optimizer of its own, of the same kind.
+        """
+        return {"": (self, self.loss)}
+
     @abstractmethod
     def evaluate(self, batch: Any) -> None:
         """Updates self.metrics with a batch of the test split."""
@@ -82,21 +93,35 @@ class Task(LightningModule, ABC):
     clip_value: float | None = None
     ema: float | None = None  # decay of the weight average
     stop_requested: Callable[[], bool] = staticmethod(lambda: False)
+    steps: int  # optimizer steps an epoch
+    record_from: float = math.inf  # from this step of the run on, what each step adds to the weights is recorded
+    recorded: list[Recorded]  # for each optimizer
 
-    def configure_optimizers(self) -> Any:
+    def new_optimizers(self) -> list[Optimizer]:
+        """A fresh optimizer for each player.
+
+        Raises:
+            ConfigError: it refuses its settings.
+        """
         try:
-            optimizer = self.new_optimizer([p for p in self.parameters() if p.requires_grad])
+            return [
+                self.new_optimizer([p for p in module.parameters() if p.requires_grad])
+                for module, _ in self.players().values()
+            ]
         except (TypeError, ValueError) as error:
             raise ConfigError(f"optimizer={self.optimizer_name}: {error}") from error
-        if hasattr(optimizer, "differentiates"):
+
+    def configure_optimizers(self) -> Any:
+        optimizers = self.new_optimizers()
+        if any(hasattr(optimizer, "differentiates") for optimizer in optimizers):
             for key, used in (("clip_norm", self.clip_norm), ("clip_value", self.clip_value)):
                 if used is not None:
                     raise ConfigError(f"{key}: optimizer={self.optimizer_name} takes its gradient itself, unclipped")
             if self.trainer.world_size > 1:
                 raise ConfigError(f"devices: optimizer={self.optimizer_name} runs on one, it takes its gradient itself")
         if self.factor is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, self.factor)}
+            return optimizers
+        return optimizers, [LambdaLR(optimizer, self.factor) for optimizer in optimizers]
 
     def on_fit_start(self) -> None:
         if self.ema is None:
@@ -111,12 +136,14 @@ class Task(LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._average = checkpoint["average"]
+        if "recorded" in checkpoint:  # fresh from a trunk
+            self.recorded, self.record_from = checkpoint["recorded"], checkpoint["recorded_from"]
 
     def _set_mode(self, mode: str) -> None:
-        """Tells the optimizer whether its weights are about to be trained or evaluated, if it wants to know."""
-        optimizer: Any = self.optimizers(use_pl_optimizer=False)
-        if hasattr(optimizer, mode):  # schedule-free methods keep two sets of weights
-            getattr(optimizer, mode)()
+        """Tells the optimizers whether their weights are about to be trained or evaluated, if they want to know."""
+        for optimizer in self.trainer.optimizers:
+            if hasattr(optimizer, mode):  # schedule-free methods keep two sets of weights
+                getattr(optimizer, mode)()
 
     def on_train_epoch_start(self) -> None:
         self._set_mode("train")
@@ -126,26 +153,46 @@ class Task(LightningModule, ABC):
 
     def training_step(self, block: list[Step], block_idx: int) -> None:
         """Takes the optimizer steps of a block, and looks now and then whether all goes well."""
-        optimizer: Any = self.optimizers(use_pl_optimizer=False)
-        scheduler: Any = self.lr_schedulers()
+        optimizers: list[Any] = self.trainer.optimizers
+        schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        players = list(zip(optimizers, self.players().values(), strict=True))
         alone = self.trainer.world_size == 1
-        for step in block:
+        for number, step in enumerate(block, self.current_epoch * self.steps + len(self._losses)):
             if alone and self.stop_requested():  # several ranks must agree first, see _look
                 raise Stopped
-            self._losses.append(optimizer.step(partial(self._closure, optimizer, step)).detach())
-            if scheduler is not None:
+            losses = []
+            for i, (optimizer, (module, loss)) in enumerate(players):
+                closure = partial(self._closure, optimizer, module, loss, step)
+                if number < self.record_from:
+                    losses.append(optimizer.step(closure).detach())
+                else:
+                    losses.append(self._recorded_step(optimizer, closure, self.recorded[i], number).detach())
+            self._losses.append(losses[0] if len(losses) == 1 else torch.stack(losses))
+            for scheduler in schedulers:
                 scheduler.step()
             if self._average:
                 self._blend(self._average, self._live, 0)
         if len(self._losses) - self._looked_at >= STEPS_A_BLOCK or self.trainer.is_last_batch:
             self._look()
 
-    def _closure(self, optimizer: Optimizer, step: Step) -> Tensor:
-        """The step's loss, with its gradient left in the parameters."""
+    @staticmethod
+    def _recorded_step(optimizer: Any, closure: Callable[[], Tensor], recorded: Recorded, number: int) -> Any:
+        """One step, what it adds noted: taken from the weights, so that it does not depend on who moves them."""
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        before = [p.detach().clone() for p in params]
+        loss = optimizer.step(closure)
+        recorded.extend([] for _ in range(len(params) - len(recorded)))
+        for p, w, own in zip(params, before, recorded, strict=True):
+            if p.grad is not None:  # without a gradient it did not take part
+                own.insert(0, (number, p.detach() - w))
+        return loss
+
+    def _closure(self, optimizer: Optimizer, module: nn.Module, loss_of: Callable[[Any], Tensor], step: Step) -> Tensor:
+        """The step's loss, with its gradient left in the module's parameters."""
         optimizer.zero_grad()
         total: Tensor | None = None
         for batch, weight in step:
-            loss = self.loss(batch)
+            loss = loss_of(batch)
             if weight != 1.0:
                 loss = loss * weight
             if hasattr(optimizer, "differentiates"):  # it takes the gradient, and more, itself
@@ -163,17 +210,17 @@ class Task(LightningModule, ABC):
             torch.distributed.all_reduce(total)
             total /= self.trainer.world_size
         if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters(), self.clip_norm)
+            torch.nn.utils.clip_grad_norm_(module.parameters(), self.clip_norm)
         if self.clip_value is not None:
-            torch.nn.utils.clip_grad_value_(self.parameters(), self.clip_value)
+            torch.nn.utils.clip_grad_value_(module.parameters(), self.clip_value)
         return total
 
     def _look(self) -> None:
         """Raises Diverged or Stopped, on all ranks alike. Seldom: each look waits for the device."""
         first, self._looked_at = self._looked_at, len(self._losses)
-        bad = (~torch.stack(self._losses[first:]).isfinite()).nonzero()
+        bad = (~torch.stack(self._losses[first:]).isfinite()).nonzero()  # (step,) or (step, player)
         if len(bad):
-            raise Diverged(self.current_epoch, first + int(bad[0]))
+            raise Diverged(self.current_epoch, first + int(bad[0, 0]))
         stop = torch.tensor(int(self.stop_requested()), device=self.device)
         if self.trainer.world_size > 1:  # one rank may have heard of it before another
             torch.distributed.all_reduce(stop, op=torch.distributed.ReduceOp.MAX)
@@ -182,15 +229,16 @@ class Task(LightningModule, ABC):
 
     def last_lr(self) -> float:
         """The learning rate of the epoch's last step (of the first parameter group)."""
-        scheduler: Any = self.lr_schedulers()
-        if scheduler is None:
-            optimizer: Any = self.optimizers(use_pl_optimizer=False)
-            return float(optimizer.param_groups[0]["lr"])
+        if not self.trainer.lr_scheduler_configs:
+            return float(self.trainer.optimizers[0].param_groups[0]["lr"])
+        scheduler: Any = self.trainer.lr_scheduler_configs[0].scheduler
         return float(scheduler.base_lrs[0] * scheduler.lr_lambdas[0](scheduler.last_epoch - 1))
 
-    def epoch_loss(self) -> float:
-        """The mean training loss of the epoch over its steps."""
-        return float(torch.stack(self._losses).mean())
+    def epoch_losses(self) -> dict[str, float]:
+        """The mean training loss of the epoch over its steps, `train/loss`; of several players, their sum and each."""
+        means = torch.stack(self._losses).mean(0)
+        each = {f"train/loss_{name}": float(mean) for name, mean in zip(self.players(), means.view(-1), strict=True)}
+        return {"train/loss": float(means.sum())} | (each if len(each) > 1 else {})
 
     def on_validation_epoch_start(self) -> None:
         if self.trainer.state.fn == TrainerFn.FITTING:

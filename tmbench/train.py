@@ -1,7 +1,6 @@
 """Training itself, and the result that comes of it; the part of a run that needs torch."""
 
 import logging
-import platform
 import re
 import resource
 import signal
@@ -23,17 +22,30 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
 from rich.console import Console
 
-from .callbacks import Bar, Record
+from .callbacks import Bar, Record, Share, adopt
 from .config import effective_switch, reads_switch, world_size
 from .data import Dataset
 from .loader import TestLoader, TrainLoader, seed_all
 from .loggers import WandbMirror
-from .result import Result, versions
+from .result import Result, cpu_model, versions
 from .task import Diverged, Stopped, Task
+from .trunks import Claim, Trunk, fetched_state
 
 
-def train(cfg: DictConfig, data: Dataset, label: str, digest: str, folder: Path, command: str) -> Result:
+def train(
+    cfg: DictConfig, data: Dataset, label: str, digest: str, folder: Path, command: str, *,
+    trunk: Trunk | None = None, claim: Claim | None = None, until: int | None = None,
+) -> Result:  # fmt: skip
     """Trains and evaluates what a settled configuration asks for, from the run's last checkpoint if there is one.
+
+    Args:
+        cfg: settled.
+        data, label, digest: as open_dataset gives them.
+        folder: the run's.
+        command: what a person would type for it.
+        trunk: where states are shared; the one to start from, if any, lies in the run's folder (see run.run).
+        claim: what is to be released when the run leaves the trunk.
+        until: stop after this many epochs, as if interrupted.
 
     Returns:
         The result, also saved in the folder by rank 0: completed, diverged or interrupted.
@@ -43,14 +55,17 @@ def train(cfg: DictConfig, data: Dataset, label: str, digest: str, folder: Path,
     """
     for talkative in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
-    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    started, start = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.perf_counter()
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     seed_all("weights", cfg.seed)
     task: Task = get_class(cfg.task._target_)(cfg.task, data)
     record = Record(folder, effective_switch(cfg))
-    stop = StopOnSignal()
+    stop = StopOnSignal(until)
     trainer = _trainer(cfg, folder, [record, stop])
     first = trainer.is_global_zero
+    share = Share(trunk, claim, folder) if trunk and first else None
+    if share:
+        trainer.callbacks.append(share)  # type: ignore[attr-defined]
     if first:
         trainer.callbacks.append(Bar(record, effective_switch(cfg), Console(stderr=True)))  # type: ignore[attr-defined]
 
@@ -73,17 +88,20 @@ def train(cfg: DictConfig, data: Dataset, label: str, digest: str, folder: Path,
     task.optimizer_name = cfg.optimizer.name
     task.new_optimizer = _optimizer(cfg, switch_step)
     task.clip_norm, task.clip_value, task.ema = cfg.clip_norm, cfg.clip_value, cfg.ema
-    task.factor = _schedule(cfg, train_loader.steps)
+    task.factor, task.steps = _schedule(cfg, train_loader.steps), train_loader.steps
 
     trainer.loggers = _loggers(cfg, folder, label) if first else []
     diverged: Diverged | None = None
     error: BaseException | None = None
-    last = folder / "checkpoints" / "last.ckpt"
+    last, fetched = folder / "checkpoints" / "last.ckpt", fetched_state(folder)
     with _nondeterministic_operations() as operations:
         try:
+            if fetched and first:  # the other ranks wait in fit
+                adopt(fetched, folder, task, int(fetched.name))
             trainer.fit(
-                task, train_loader, test_loader, ckpt_path=str(last) if last.exists() else None, weights_only=False
-            )
+                task, train_loader, test_loader, weights_only=False,
+                ckpt_path=str(last) if fetched or last.exists() else None,
+            )  # fmt: skip
             if not record.finished:  # stopped after its last epoch: only the figures are missing
                 trainer.validate(task, test_loader, verbose=False)
             status = "completed"
@@ -111,7 +129,7 @@ def train(cfg: DictConfig, data: Dataset, label: str, digest: str, folder: Path,
         higher_is_better=task.higher_is_better,
         metrics={"last": _metrics(rows[-1]) if rows else {}, "best": record.best},
         seconds=record.seconds,
-        epochs={"asked": cfg.epochs, "trained": len(rows), "from_trunk": 0},
+        epochs={"asked": cfg.epochs, "trained": len(rows), "from_trunk": record.from_trunk},
         steps=len(rows) * train_loader.steps,
         examples_per_second=examples / record.seconds if record.seconds else 0.0,
         peak_memory_bytes=_peak_memory(trainer.strategy.root_device),
@@ -128,8 +146,10 @@ def train(cfg: DictConfig, data: Dataset, label: str, digest: str, folder: Path,
         started=started,
         diverged_at={"epoch": diverged.epoch, "step": diverged.step} if diverged else None,
         nondeterministic=operations,
-        notes=_notes(cfg, label),
+        notes=_notes(cfg, label) + (share.notes if share else []),
         error=f"{type(error).__name__}: {error}" if error else None,
+        evaluation_seconds=record.evaluation_seconds,
+        overhead_seconds=time.perf_counter() - start - record.here,
     )
     if first:
         result.save(folder)  # now, whatever W&B may do
@@ -193,7 +213,8 @@ def _optimizer(cfg: DictConfig, switch_step: int | None) -> Any:
 def _settings(group: DictConfig) -> dict[str, Any]:
     """What a group's YAML gives to its `_target_`."""
     settings: dict[str, Any] = OmegaConf.to_container(group)  # type: ignore[assignment]
-    settings.pop("name")
+    for ours in ("name", "trunk"):
+        settings.pop(ours, None)
     return settings
 
 
@@ -215,8 +236,8 @@ def _loggers(cfg: DictConfig, folder: Path, label: str) -> list[Any]:
 class StopOnSignal(Callback):
     """SIGINT and SIGTERM ask the run to stop at the next look; a second SIGINT does not wait for it."""
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, until: int | None = None) -> None:
+        self.asked, self.until = False, until
         self._before: dict[int, Any] = {}
 
     def requested(self) -> bool:
@@ -227,6 +248,9 @@ class StopOnSignal(Callback):
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._ask)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.asked = self.asked or trainer.current_epoch + 1 == self.until
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT:
@@ -278,13 +302,7 @@ def _hardware(trainer: Trainer) -> str:
     device = trainer.strategy.root_device
     if device.type == "cuda":
         return f"{trainer.world_size} x {torch.cuda.get_device_name(device)}"
-    model = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return f"{trainer.world_size} x {model}, {torch.get_num_threads()} threads"
+    return f"{trainer.world_size} x {cpu_model()}, {torch.get_num_threads()} threads"
 
 
 def _git_commit() -> str | None:

@@ -84,6 +84,7 @@ class SwitchOptimizer(Optimizer):
         self.switch_step, self.criterion, self.tolerance = switch_step, criterion, tolerance
         self.switched_at: int | None = None
         self._steps = 0
+        self._left: dict[str, Any] | None = None  # the first's last state, until the next step
         self._average = 0.0  # lambda_k
         if not isinstance(params, (Tensor, set)):  # those torch refuses
             params = [dict(group) if isinstance(group, dict) else group for group in params]
@@ -154,6 +155,7 @@ class SwitchOptimizer(Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Does one step of the active optimizer; returns what that returns, the closure's loss."""
+        self._left = None
         watching = self.criterion is not None and self.switched_at is None
         before = [p.detach().clone() for group in self.param_groups for p in group["params"]] if watching else []
         scaled = [
@@ -209,6 +211,7 @@ class SwitchOptimizer(Optimizer):
     def _switch(self, rate: float | None = None) -> None:
         """Makes a new second optimizer the active one; rate: the learning rate for SGD without momentum."""
         active = self._build("second")
+        self._left = self.active.state_dict()
         groups = zip(self.param_groups, active.param_groups, self._first_lrs, strict=True)
         for number, (old, new, reference) in enumerate(groups):
             if rate is not None:
@@ -225,6 +228,36 @@ class SwitchOptimizer(Optimizer):
         self.active = active
         self.switched_at = self._steps
         self._link()
+
+    def before_switch(self) -> dict[str, Any]:
+        """The state_dict that `first` alone would have in our place; up to the switch, and just after it.
+
+        Raises:
+            RuntimeError: the second optimizer has done a step.
+        """
+        if self.switched_at is None:
+            return self.active.state_dict()
+        if self._left is None:
+            raise RuntimeError("switch: the first optimizer's state is gone: the second is at work")
+        for saved, group in zip(self._left["param_groups"], self.param_groups, strict=True):
+            if "initial_lr" in group:  # a scheduler, who may have been at work since
+                saved["lr"] = group["lr"]
+        return self._left
+
+    def start_after(self, steps: int, state_dict: dict[str, Any], recorded: Any = ()) -> None:
+        """Goes on from where `first` alone came to after so many steps, bitwise as if it had been us.
+
+        Args:
+            steps: at most `switch_step`.
+            state_dict: that of `first`, of these parameters in this order.
+            recorded: not used; others start a history from it.
+        """
+        self.active = self._build("first")
+        self.active.load_state_dict(state_dict)
+        self._steps, self.switched_at = steps, None
+        self._scales = [None] * len(self._given)
+        self._link()
+        self._switch_if_due()
 
     def state_dict(self) -> dict[str, Any]:
         for before in self._optimizer_state_dict_pre_hooks.values():
@@ -269,7 +302,7 @@ class SwitchOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         ours = (
             "first", "second", "switch_step", "criterion", "tolerance", "switched_at", "active",
-            "_steps", "_average", "_given", "_first_lrs", "_scales",
+            "_steps", "_left", "_average", "_given", "_first_lrs", "_scales",
         )  # fmt: skip
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in ours}}
 

@@ -94,6 +94,45 @@ class SGDThenMultistep(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
 
+    def before_switch(self) -> dict[str, Any]:
+        """The state_dict that torch's SGD with these settings would have in our place, up to the switch."""
+        keys = ("lr", "momentum", "dampening", "nesterov", "weight_decay", "maximize", "foreach", "initial_lr")
+        groups = [{key: group[key] for key in ("params", *keys) if key in group} for group in self.param_groups]
+        sgd = torch.optim.SGD(groups)
+        for p, state in self.state.items():
+            if "momentum_buffer" in state:
+                sgd.state[p]["momentum_buffer"] = state["momentum_buffer"]
+        return sgd.state_dict()
+
+    def start_after(
+        self, steps: int, state_dict: dict[str, Any], recorded: Sequence[Sequence[tuple[int, Tensor]]] = ()
+    ) -> None:
+        """Goes on from where torch's SGD with the same settings came to, bitwise as if it had been us.
+
+        Args:
+            steps: how many steps SGD did, at most `switch_step`.
+            state_dict: SGD's, of these parameters in this order.
+            recorded: for each parameter, newest first, (number of the step, counted from 0; what that step added).
+        """
+        order = [p for group in self.param_groups for p in group["params"]]
+        for group, before in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            group["step"] = steps
+            group.update({key: before[key] for key in ("lr", "initial_lr") if key in before})
+        for place, state in state_dict["state"].items():
+            if state.get("momentum_buffer") is not None:
+                self.state[order[place]]["momentum_buffer"] = state["momentum_buffer"].to(order[place], copy=True)
+        for group in self.param_groups:
+            names, switch = difference_names(len(self.step_form(group)[0])), group["switch_step"]
+            if switch is None or group["history"] != "true":
+                continue
+            places = {p: place for place, p in enumerate(order)}
+            for p in group["params"] if recorded else ():
+                own = [d for step, d in recorded[places[p]] if step >= switch - len(names)]
+                for name, d in zip(names, own, strict=False):
+                    self.state[p][name] = d.to(p, copy=True)
+                if own:  # zeros where there was none yet
+                    self._differences([p], names)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Does one step; returns the closure's loss, if there is a closure to evaluate first."""
