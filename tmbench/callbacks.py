@@ -130,7 +130,9 @@ class Record(Callback):
             for name, figure in (own, *pl_module.pictures()):
                 if trainer.is_global_zero:
                     figures.mkdir(exist_ok=True)
-                    figure.savefig(figures / f"{name}.png", dpi=110, bbox_inches="tight")
+                    # A layout engine has seen to the margins; drawing twice for them would take most of the time.
+                    margins = None if figure.get_layout_engine() else "tight"
+                    figure.savefig(figures / f"{name}.png", dpi=110, bbox_inches=margins)
                     for logger in trainer.loggers:
                         if hasattr(logger, "log_image"):
                             logger.log_image(name, [str(figures / f"{name}.png")])

@@ -261,12 +261,12 @@ class _Waiting:
     """Watches the lock's holder; its sign of life by our own clock, since the holder's may differ."""
 
     def __init__(self, lock: Path) -> None:
-        self.lock, self.seen, self.since = lock, 0, time.monotonic()
-        self.told = False
+        self.lock, self.seen, self.start = lock, 0, time.monotonic()
+        self.since, self.told = self.start, False
 
     def is_futile(self, end: int) -> bool:
         """Whether the holder has passed epoch `end`, whose state is not there, or seems to be frozen."""
-        if not self.told:
+        if not self.told and time.monotonic() - self.start > 2:
             print("another process trains the beginning that this run shares; waiting for it", file=sys.stderr)
             self.told = True
         with contextlib.suppress(OSError, ValueError):

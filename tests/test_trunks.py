@@ -1,0 +1,601 @@
+"""Runs that begin alike share that part: bitwise the same results, every epoch trained once, whatever happens."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Compose, choices
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+from test_run import SHORT, assert_same, curves, start, wait_for_epochs, weights
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+from torchmetrics import MeanMetric, MetricCollection
+
+import tmbench.trunks
+from tmbench.config import before_switch, settle
+from tmbench.plan import Job, Recognizer, arms, forecast, wanted
+from tmbench.result import Result
+from tmbench.run import run
+from tmbench.task import Task
+from tmbench.trunks import Trunk, fetched_state, shrink, size, sweep_up, trunk_of
+
+Sweep = Callable[..., dict[str, tuple[Result, Path]]]
+
+
+@pytest.fixture
+def sweep(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
+    """sweep("shared", [job, ...], *words) -> the run of each job (its words in a string), in that folder, in order."""
+    monkeypatch.setattr(Figure, "savefig", lambda *args, **kwargs: None)  # half of the time of such small runs
+
+    def sweep(folder: str, jobs: list[str], *words: str) -> dict[str, tuple[Result, Path]]:
+        where = [*words, f"runs_dir={tmp_path / folder}"]
+        cfgs = {job: composed(*where, *job.split()) for job in jobs}
+        planned = [Job(i, job.split(), OmegaConf.to_container(cfg)) for i, (job, cfg) in enumerate(cfgs.items())]
+        recognizer = Recognizer(download=False)
+        for job in planned:
+            recognizer.recognize(job)
+        forecast(planned)
+        for trunk, epoch, needs in wanted(planned):
+            trunk.ask(epoch, needs)
+        done = {job: run(cfg)[:2] for job, cfg in cfgs.items()}
+        trained = [r.epochs["trained"] - r.epochs["from_trunk"] for r, _ in done.values()]
+        assert trained == [job.trains for job in planned], "forecast and done differ"
+        return done
+
+    return sweep
+
+
+def assert_same_runs(shared: dict[str, tuple[Result, Path]], alone: dict[str, tuple[Result, Path]]) -> None:
+    """Bitwise: weights at the end and at the best epoch, curves, metrics."""
+    assert shared.keys() == alone.keys()
+    for job, (result, folder) in shared.items():
+        other, elsewhere = alone[job]
+        assert (result.run_id, result.metrics, result.status) == (other.run_id, other.metrics, "completed")
+        assert curves(folder) == curves(elsewhere)
+        for name in ("last.ckpt", "best.ckpt"):
+            assert_same(weights(folder, name), weights(elsewhere, name))
+        assert other.epochs["from_trunk"] == 0
+
+
+def trained(runs: dict[str, tuple[Result, Path]]) -> int:
+    return sum(r.epochs["trained"] - r.epochs["from_trunk"] for r, _ in runs.values())
+
+
+# Each with the plain optimizer that it begins as; in an unkind order: the plain run first, the late switch before the
+# early one; and in the opposite order, where every run goes on from what the one before it published.
+FAMILIES = {
+    "tmsgd": ["optimizer=sgd", "optimizer=tmsgd switch_epoch=3", "optimizer=tmsgd switch_epoch=1"],
+    "tmsgdm": ["optimizer=tmsgdm switch_epoch=3", "optimizer=sgdm", "optimizer=tmsgdm switch_epoch=1"],
+    "tmnag": ["optimizer=nag", "optimizer=tmnag switch_epoch=2"],
+    "switch": ["optimizer=adam", "optimizer=switch switch_epoch=2", "optimizer=switch switch_epoch=1"],
+    "multistep": ["optimizer=multistep switch_epoch=3", "optimizer=tmsgd switch_epoch=2", "optimizer=sgd"],
+    "controls": [
+        "optimizer=tmsgd switch_epoch=2", "optimizer=sgd_half switch_epoch=2", "optimizer=sgd_to_sgdm switch_epoch=2",
+        "optimizer=tmsgd switch_epoch=2 optimizer.history=zero", "optimizer=tmsgd switch_epoch=2 optimizer.c=0.4",
+        "optimizer=tmsgd switch_epoch=never", "optimizer=sgd",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(
+    "task", [pytest.param(t, marks=[] if t == "tc" else pytest.mark.slow) for t in choices("task")]
+)
+@pytest.mark.parametrize(
+    "family", [pytest.param(f, marks=[] if f in ("tmsgd", "switch") else pytest.mark.slow) for f in FAMILIES]
+)
+def test_every_task_shares_its_beginning_bitwise_and_trains_it_once(
+    family: str, task: str, order: int, sweep: Sweep
+) -> None:
+    jobs = FAMILIES[family][::order]
+    words = [f"task={task}", *SHORT.get(task, []), "epochs=4"]
+    shared = sweep("shared", jobs, *words)
+    assert_same_runs(shared, sweep("alone", jobs, *words, "trunk=off"))
+    # The plain run once, and each tail.
+    switches = [4 - int(found[1]) for job in jobs if (found := re.search(r"switch_epoch=(\d)", job))]
+    assert trained(shared) == 4 + sum(switches)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(["schedule=cosine", "ema=0.9", "clip_norm=1", "trainer.accumulate=2"], marks=pytest.mark.slow),
+        ["batch_size=320", "lr=0.5"],  # one step an epoch: a history reaches over epochs
+        pytest.param(["batch_size=320", "lr=0.5", "schedule=cosine"], marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("order", [1, -1])
+def test_schedules_averages_clipping_and_full_batches_change_nothing_of_it(
+    words: list[str], order: int, sweep: Sweep
+) -> None:
+    jobs = ["optimizer=sgd", "optimizer=tmsgd switch_epoch=3", "optimizer=multistep switch_epoch=4"]
+    jobs = [*jobs, "optimizer=tmsgd switch_epoch=2"][::order]
+    shared = sweep("shared", jobs, "task=tc", "epochs=5", *words)
+    assert_same_runs(shared, sweep("alone", jobs, "task=tc", "epochs=5", *words, "trunk=off"))
+    assert trained(shared) == 5 + 2 + 1 + 3
+
+
+@pytest.mark.slow
+def test_a_schedule_and_any_first_optimizer(sweep: Sweep) -> None:
+    jobs = ["optimizer=switch switch_epoch=2", "optimizer=adam", "optimizer=switch switch_epoch=1"]
+    shared = sweep("shared", jobs, "task=tc", "epochs=3", "schedule=cosine")
+    assert_same_runs(shared, sweep("alone", jobs, "task=tc", "epochs=3", "schedule=cosine", "trunk=off"))
+    assert trained(shared) == 3 + 1 + 2
+
+
+class Duel(Task):
+    """Two players on points: one tells the true from the made, the other makes them. What a GAN asks of the contract."""
+
+    headline = "distance"
+    higher_is_better = False
+
+    def __init__(self, cfg: Any, data: Any) -> None:
+        super().__init__(cfg, data)
+        self.judge = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1))
+        self.maker = nn.Linear(2, 2)
+        self.metrics = MetricCollection({"distance": MeanMetric()})
+
+    def players(self) -> dict[str, Any]:
+        return {"judge": (self.judge, self.judge_loss), "maker": (self.maker, self.loss)}
+
+    def examples(self, split: str) -> TensorDataset:
+        return TensorDataset(torch.randn(64, 2, generator=torch.Generator().manual_seed(len(split))) + 3)
+
+    def judge_loss(self, batch: Any) -> Tensor:
+        true, made = self.judge(batch[0]), self.judge(self.maker(torch.randn_like(batch[0])).detach())
+        return nn.functional.softplus(-true).mean() + nn.functional.softplus(made).mean()
+
+    def loss(self, batch: Any) -> Tensor:
+        return nn.functional.softplus(-self.judge(self.maker(torch.randn_like(batch[0])))).mean()
+
+    def evaluate(self, batch: Any) -> None:
+        self.metrics.update((self.maker(batch[0]) - batch[0]).norm(dim=1))
+
+
+def test_two_players_have_an_optimizer_each_and_share_a_trunk(sweep: Sweep) -> None:
+    words = ["task=tc", "task._target_=test_trunks.Duel", "task.eval_batch_size=64", "batch_size=8", "epochs=4"]
+    jobs = ["optimizer=sgdm", "optimizer=tmsgdm switch_epoch=3", "optimizer=tmsgdm switch_epoch=1"]
+    shared = sweep("shared", jobs, *words)
+    assert_same_runs(shared, sweep("alone", jobs, *words, "trunk=off"))
+    assert trained(shared) == 4 + 1 + 3
+    result, folder = shared[jobs[1]]
+    row = result.metrics["last"]
+    assert row["train/loss"] == pytest.approx(row["train/loss_judge"] + row["train/loss_maker"])
+    states = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)["optimizer_states"]
+    assert [len(state["state"]) for state in states] == [4, 2]  # weights and biases of each
+    assert all("d_before" in own and "momentum_buffer" in own for state in states for own in state["state"].values())
+
+
+def test_what_is_published_does_not_depend_on_who_published_it(sweep: Sweep, tmp_path: Path) -> None:
+    def published(folder: str, *jobs: str) -> dict[str, Any]:
+        sweep(folder, list(jobs), "task=tc", "epochs=3", "batch_size=8")
+        (state,) = (tmp_path / folder / ".trunks").glob("*/00002/state.ckpt")
+        return torch.load(state, weights_only=False)
+
+    by_sgd = published("a", "optimizer=sgd", "optimizer=tmsgd switch_epoch=2")
+    by_tm = published("b", "optimizer=tmsgd switch_epoch=2")
+    by_half = published("c", "optimizer=sgd_half switch_epoch=2 epochs=3", "optimizer=tmsgd switch_epoch=2")
+
+    def same(a: Any, b: Any) -> bool:
+        if isinstance(a, dict):
+            return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if "seconds" not in str(k))
+        if isinstance(a, (list, tuple)):
+            return len(a) == len(b) and all(map(same, a, b))
+        return torch.equal(a, b) if isinstance(a, Tensor) else a == b
+
+    for other in (by_tm, by_half):
+        for key in ("state_dict", "optimizer_states", "lr_schedulers", "recorded", "recorded_from", "average", "loops"):
+            assert same(by_sgd[key], other[key]), key
+
+
+# Identity.
+
+
+def name(composed: Compose, *words: str) -> str | None:
+    trunk = trunk_of(settle(composed("task=tc", "epochs=4", *words)), "digest")
+    return trunk.folder.name if trunk else None
+
+
+def test_trunk_is_the_same_for_all_that_begin_alike(composed: Compose) -> None:
+    sgd = name(composed, "optimizer=sgd")
+    alike = [
+        "optimizer=tmsgd", "optimizer=tmsgd switch_epoch=1", "optimizer=tmsgd switch_epoch=never",
+        "optimizer=tmsgd optimizer.c=0.4 optimizer.history=zero", "optimizer=tmsgd_third", "optimizer=multistep",
+        "optimizer=sgd_half", "optimizer=sgd_to_sgdm", "optimizer=tmsgdm optimizer.momentum=0", "logger=csv force=true",
+    ]  # fmt: skip
+    for words in alike:
+        assert name(composed, *("optimizer=tmsgd", *words.split())[-len(words.split()) - 1 :]) == sgd, words
+    assert name(composed, "optimizer=sgdm") == name(composed, "optimizer=tmsgdm") != sgd
+    assert name(composed, "optimizer=nag") == name(composed, "optimizer=tmnag") != sgd
+    assert name(composed, "optimizer=adam") == name(composed, "optimizer=switch") != sgd
+    others = ["seed=1", "lr=0.3", "batch_size=3", "schedule=cosine", "ema=0.9", "optimizer.weight_decay=0.1"]
+    assert len({sgd, *(name(composed, "optimizer=tmsgd", word) for word in others)}) == 1 + len(others)
+
+
+def test_trunk_is_another_on_other_machines_versions_and_code(
+    composed: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {name(composed)}
+    for what, value in (
+        ("versions", lambda: {"torch": "0.1"}),
+        ("_source", lambda *targets: "changed"),
+        ("_machine", lambda: ["another"]),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(tmbench.trunks, what, value)
+            names.add(name(composed))
+    names.add(name(composed, "precision=bf16-mixed"))
+    assert len(names) == 5
+
+
+def test_optimizers_whose_beginning_cannot_be_told_do_without(composed: Compose) -> None:
+    assert name(composed, "optimizer=switch", "switch_epoch=never", "optimizer.criterion=swats") is None
+    assert name(composed, "optimizer=tmsgd", "+optimizer.decoupled=true") is None
+    assert before_switch(settle(composed("optimizer=tmsgd", "~optimizer.trunk"))) is None
+
+
+# The store.
+
+
+def published(store: Path, *epochs: int, end: int = 9, needs: int = 0) -> Trunk:
+    trunk = Trunk(store, "t", end, needs=needs)
+    for epoch in epochs:
+        trunk.publish(epoch, needs, lambda folder, e=epoch: (folder / "state.ckpt").write_text(f"state {e}"))
+    return trunk
+
+
+def test_state_comes_back_whole_or_not_at_all(tmp_path: Path) -> None:
+    trunk = published(tmp_path / "store", 3)
+    assert trunk.fetch(3, tmp_path / "run")
+    state = fetched_state(tmp_path)
+    assert state is None
+    assert (tmp_path / "run" / "00003" / "state.ckpt").read_text() == "state 3"
+    damaged = tmp_path / "store" / "t" / "00003" / "state.ckpt"
+    damaged.unlink()
+    damaged.write_text("state 4")
+    assert not trunk.fetch(3, tmp_path / "other")
+    assert trunk.states() == {}  # and it is gone, so that it is made anew
+    assert not trunk.fetch(5, tmp_path / "other")
+    assert not list((tmp_path / "other").iterdir())
+
+
+def test_state_with_more_history_takes_the_place_of_one_with_less(tmp_path: Path) -> None:
+    trunk = published(tmp_path, 3)
+    trunk.ask(3, 2)
+    assert trunk.lacks(3) == 2
+    trunk.publish(3, 2, lambda folder: (folder / "state.ckpt").write_text("richer"))
+    assert (trunk.states(), trunk.asked(), trunk.lacks(3)) == ({3: 2}, {}, None)
+    trunk.publish(3, 0, lambda folder: (folder / "state.ckpt").write_text("poorer"))
+    assert (trunk.folder / "00003" / "state.ckpt").read_text() == "richer"
+
+
+def test_failed_publication_leaves_nothing(tmp_path: Path) -> None:
+    trunk = Trunk(tmp_path, "t", 9)
+
+    def full(folder: Path) -> None:
+        (folder / "state.ckpt").write_text("half")
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        trunk.publish(3, 0, full)
+    assert [path.name for path in trunk.folder.iterdir()] == []
+
+
+def test_full_disk_is_noted_and_the_run_goes_on(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Trunk, "publish", full)
+    result, _, _ = run(composed("task=tc", "epochs=2", "batch_size=8", "switch_epoch=1", f"runs_dir={tmp_path}"))
+    assert result.status == "completed"
+    assert "the state after epoch 1 is not shared: No space left on device" in result.notes
+
+
+def test_limit_removes_the_least_recently_used(tmp_path: Path) -> None:
+    trunk = published(tmp_path / "store", 1, 2, 3, 4)
+    for age, epoch in ((40, 2), (30, 1), (20, 4), (10, 3)):
+        then = time.time() - age
+        os.utime(trunk.folder / f"{epoch:05d}", (then, then))
+    each = size(trunk.folder / "00001")
+    trunk.fetch(2, tmp_path / "run")  # used now
+    assert shrink(trunk.store, 2 * each) == 2 * each
+    assert sorted(trunk.states()) == [2, 3]
+    assert shrink(trunk.store, 2 * each) == 0
+    Trunk(trunk.store, "u", 9, limit=each).publish(1, 0, lambda folder: (folder / "state.ckpt").write_text("new"))
+    assert len(list(trunk.store.glob("*/0*"))) == 1
+
+
+def test_leftovers_of_the_dead_are_swept_up_and_those_of_the_living_stay(tmp_path: Path) -> None:
+    import socket
+
+    trunk = published(tmp_path, 1)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for pid in (dead.pid, os.getpid()):
+        (trunk.folder / f".writing-{socket.gethostname()}-{pid}-abc").mkdir()
+    sweep_up(tmp_path)
+    assert [path.name.split("-")[-2] for path in trunk.folder.glob(".writing-*")] == [str(os.getpid())]
+    assert trunk.states() == {1: 0}
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from tmbench.trunks import Trunk
+trunk = Trunk(Path(sys.argv[1]), "t", 9)
+with trunk.claim(0, Path(sys.argv[1]) / "holder") as claim:
+    claim.reached(int(sys.argv[2]))
+    print("holding", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Any:
+    """holder(epoch) -> a process that holds the trunk's lock and has come that far."""
+    processes = []
+
+    def holder(epoch: int) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", HOLDER, str(tmp_path), str(epoch)]
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        assert processes[-1].stdout.readline() == "holding\n"
+        return processes[-1]
+
+    yield holder
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_waiter_takes_the_state_as_soon_as_it_is_published(tmp_path: Path, holder: Any) -> None:
+    import threading
+
+    holder(0)
+    timer = threading.Timer(0.5, lambda: published(tmp_path, 4))
+    timer.start()
+    with Trunk(tmp_path, "t", 4).claim(0, tmp_path / "run") as claim:
+        assert claim.start == 4
+    timer.join()
+
+
+def test_waiter_goes_on_when_the_holder_dies(tmp_path: Path, holder: Any) -> None:
+    process = holder(0)
+    published(tmp_path, 2)
+    process.kill()
+    with Trunk(tmp_path, "t", 4).claim(0, tmp_path / "run") as claim:
+        assert claim.start == 2
+        assert claim._lock is not None
+
+
+def test_waiter_does_not_wait_for_what_will_not_come(tmp_path: Path, holder: Any) -> None:
+    holder(5)  # has passed 4 before anybody asked
+    published(tmp_path, 3)
+    with Trunk(tmp_path, "t", 4).claim(0, tmp_path / "run") as claim:
+        assert (claim.start, claim._lock) == (3, None)
+
+
+def test_frozen_holder_is_overtaken(
+    tmp_path: Path, holder: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tmbench.trunks, "PATIENCE", 0.5)
+    holder(1).send_signal(signal.SIGSTOP)
+    with Trunk(tmp_path, "t", 4).claim(0, tmp_path / "run") as claim:
+        assert (claim.start, claim._lock) == (None, None)
+    assert "no sign of life" in capsys.readouterr().err
+
+
+def test_file_system_without_locks_costs_time_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tmbench.trunks, "_try_lock", lambda file: None)
+    published(tmp_path, 3)
+    with Trunk(tmp_path, "t", 4).claim(0, tmp_path / "run") as claim:
+        assert (claim.start, claim._lock) == (3, None)
+
+
+@pytest.mark.slow
+def test_eight_processes_on_one_store_with_random_kills(tmp_path: Path) -> None:
+    command = [sys.executable, str(Path(__file__).parent / "trunk_workers.py"), str(tmp_path), "50"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "all right\n"), done.stderr[-2000:]
+
+
+# Whole runs and sweeps.
+
+
+def test_killed_run_goes_on_from_its_own_epoch_or_a_later_shared_one(composed: Compose, tmp_path: Path) -> None:
+    """It has two epochs of the trunk when it dies; meanwhile another publishes the state at its switch."""
+    words = ["task=tc", "batch_size=4", "epochs=8"]
+    process = start(tmp_path, *words, "optimizer=tmsgd", "switch_epoch=6")
+    folder = wait_for_epochs(tmp_path, 2)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (folder / "result.json").exists()
+    run(composed(*words, "optimizer=sgd", f"runs_dir={tmp_path}"))
+    result, again, how = run(composed(*words, "optimizer=tmsgd", "switch_epoch=6", f"runs_dir={tmp_path}"))
+    assert (again, how, result.epochs) == (folder, "resumed", {"asked": 8, "trained": 8, "from_trunk": 6})
+    alone, elsewhere, _ = run(
+        composed(*words, "optimizer=tmsgd", "switch_epoch=6", "trunk=off", f"runs_dir={tmp_path / 'alone'}")
+    )
+    assert_same(weights(folder), weights(elsewhere))
+    assert curves(folder) == curves(elsewhere)
+
+
+@pytest.mark.slow
+def test_two_processes_of_one_run_share_a_trunk_with_the_others(sweep: Sweep) -> None:
+    words = ["task=tc", "epochs=3", "batch_size=5", "trainer=ddp_cpu", "devices=2"]
+    jobs = ["optimizer=tmsgd switch_epoch=2", "optimizer=sgd", "optimizer=tmsgd switch_epoch=1"]
+    shared = sweep("shared", jobs, *words)
+    assert_same_runs(shared, sweep("alone", jobs, *words, "trunk=off"))
+    assert trained(shared) == 3 + 1 + 2
+
+
+def command(folder: Path, *words: str) -> list[str]:
+    return [sys.executable, "-m", "tmbench", "-m", *words, f"runs_dir={folder}"]
+
+
+def results(folder: Path) -> dict[str, tuple[Result, Path]]:
+    """The results in a runs_dir by run id."""
+    found = {path.parent.name: (Result.load(path.parent), path.parent) for path in folder.glob("*/result.json")}
+    return {name: (result, path) for name, (result, path) in found.items() if result is not None}
+
+
+def test_killed_sweep_does_only_what_is_missing_when_started_again(tmp_path: Path) -> None:
+    words = ["task=tc", "optimizer=sgd,tmsgd", "seed=0,1", "switch_epoch=1", "epochs=4", "batch_size=4"]
+    process = subprocess.Popen(command(tmp_path, *words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(results(tmp_path)) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    before = {name: (path / "result.json").stat().st_mtime_ns for name, (_, path) in results(tmp_path).items()}
+    assert 2 <= len(before) < 4
+    done = subprocess.run(command(tmp_path, *words), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    after = results(tmp_path)
+    assert len(after) == 4
+    assert all((after[name][1] / "result.json").stat().st_mtime_ns == then for name, then in before.items())
+    assert done.stdout.count("completed, known") == len(before)
+
+
+def test_study_adds_the_controls_from_the_same_trunk(tmp_path: Path) -> None:
+    words = ["task=tc", "optimizer=tmsgd", "switch_epoch=2", "epochs=3", "batch_size=8", "study=switch"]
+    planned = subprocess.run(command(tmp_path, *words, "plan=true"), capture_output=True, text=True, timeout=120)
+    assert planned.returncode == 0, planned.stderr
+    assert "measuring an epoch of job 0" in planned.stderr
+    assert re.search(r"6 to do, 0 known, 0 the same", planned.stdout)
+    assert re.search(r"7 to train; \d+ more come from shared trunks", planned.stdout)  # one of 3 is done; five tails
+    assert re.search(r"time +\d+ s one after another, \d+ s with trunk=off", planned.stdout)
+    done = subprocess.run(command(tmp_path, *words), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for arm in ("no switch", "half lr", "SGD-M", "no history", "c = 1/3"):
+        assert f"{arm} (job 0)" in done.stdout
+    found = [result for result, _ in results(tmp_path).values()]
+    assert len(found) == 6
+    assert sum(r.epochs["trained"] - r.epochs["from_trunk"] for r in found) == 3 + 5 * 1
+    assert len({r.metrics["last"]["train/loss"] for r in found}) == 6  # every arm does something else
+    again = subprocess.run(command(tmp_path, *words, "plan=true"), capture_output=True, text=True, timeout=120)
+    assert "0 to do, 6 known" in again.stdout
+
+
+def test_arms_are_only_those_that_begin_as_the_run_does(composed: Compose, tmp_path: Path) -> None:
+    def of(*words: str) -> dict[str, list[str]]:
+        cfg = composed("task=tc", "study=switch", *words)
+        job = Job(0, ["task=tc", *words], OmegaConf.to_container(cfg))
+        Recognizer(download=False).recognize(job)
+        return arms(job)
+
+    assert list(of("optimizer=tmsgd")) == ["no switch", "half lr", "SGD-M", "no history", "c = 1/3"]
+    momentum = of("optimizer=tmsgdm", "optimizer.momentum=0.8", "seed=3")
+    assert "optimizer.momentum=0.8" in momentum["half lr"]
+    assert "optimizer.first.momentum=0.8" in momentum["SGD-M"]
+    assert "seed=3" in momentum["SGD-M"]
+    assert "optimizer.momentum=0.8" not in momentum["SGD-M"]
+    assert list(of("optimizer=tmsgd", "switch_epoch=never")) == []
+    assert list(of("optimizer=sgd")) == []
+
+
+@pytest.mark.parametrize("word", ["plan=true", "study=switch"])
+def test_plan_and_study_ask_for_a_sweep(word: str, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "tmbench", "task=tc", word, f"runs_dir={tmp_path}"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert f"{word.split('=')[0]}: expected a sweep: add -m" in done.stderr
+
+
+def test_jobs_that_differ_in_values_are_composed_by_hydra_once(tmp_path: Path) -> None:
+    code = (
+        "import sys, tmbench.sweep; own = tmbench.sweep.Composer._compose; n = []\n"
+        "def counted(self, words): n.append(words); return own(self, words)\n"
+        "tmbench.sweep.Composer._compose = counted\n"
+        "from tmbench.__main__ import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print('composed', len(n))"
+    )
+    words = ["-m", "task=tc", "optimizer=sgd,tmsgd", "seed=range(0,40)", "lr=0.1,0.2", "plan=true", "epochs=1"]
+    cfg_words = [*words, f"runs_dir={tmp_path}", "data=full", "data_dir=/nowhere"]
+    done = subprocess.run([sys.executable, "-c", code, *cfg_words], capture_output=True, text=True, timeout=60)
+    assert "160 to do" in done.stdout, done.stderr
+    assert "the data are not here yet" in done.stdout
+    assert "composed 2" in done.stdout
+
+
+def test_composed_job_is_what_hydra_composes(composed: Compose, tmp_path: Path) -> None:
+    """Values set by ourselves, against Hydra's own composition of the same words: the runs are the same."""
+    words = ["task=seg", "optimizer=adam", "lr=1e-3", "seed=2", "switch_epoch=never", "task.short_side=32", "ema=0.9"]
+    done = subprocess.run(command(tmp_path, *words, "epochs=1"), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (only,) = results(tmp_path)
+    _, folder, how = run(composed(*words, "epochs=1", f"runs_dir={tmp_path}"))
+    assert (folder.name, how) == (only, "shown")
+
+
+@pytest.mark.slow
+def test_switch_study_of_ten_points_and_two_seeds_is_at_the_lower_bound(tmp_path: Path) -> None:
+    """Unkind order: sgd first, large switches before small."""
+    points = ",".join(map(str, range(10, 0, -1)))
+    words = ["task=tc", "optimizer=sgd,tmsgd", f"switch_epoch={points}", "seed=0,1", "epochs=12", "batch_size=8"]
+    for folder, trunk in (("shared", "auto"), ("alone", "off")):
+        done = subprocess.run(
+            command(tmp_path / folder, *words, f"trunk={trunk}"), capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, done.stderr
+    shared, alone = results(tmp_path / "shared"), results(tmp_path / "alone")
+    assert len(shared) == 22
+    assert_same_runs(shared, alone)
+    assert trained(shared) == 2 * (12 + sum(12 - e for e in range(1, 11)))
+    assert trained(alone) == 22 * 12
+
+
+@pytest.mark.slow
+def test_eight_sweeps_on_one_folder_with_random_kills(tmp_path: Path) -> None:
+    import random
+
+    words = ["task=tc", "optimizer=sgd,tmsgd,tmsgdm", "switch_epoch=2,1", "epochs=3", "batch_size=4"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    reference = subprocess.run(
+        command(tmp_path / "alone", *words, "trunk=off", "force=true"),
+        capture_output=True,
+        timeout=300,
+        env=environment,
+    )
+    assert reference.returncode == 0
+    alone = results(tmp_path / "alone")
+    chance = random.Random(0)
+    for number in range(5):
+        folder = tmp_path / str(number)
+        orders = [words, [w.replace("2,1", "1,2").replace("sgd,tmsgd,tmsgdm", "tmsgdm,tmsgd,sgd") for w in words]]
+        sweeps = [
+            subprocess.Popen(
+                command(folder, *orders[k % 2]), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            for k in range(8)
+        ]
+        for process in chance.sample(sweeps, 6):
+            time.sleep(chance.random() * 6)
+            process.send_signal(signal.SIGKILL)
+        codes = [process.wait(timeout=300) for process in sweeps]
+        assert set(codes) <= {0, -signal.SIGKILL}, codes
+        last = subprocess.run(command(folder, *words), capture_output=True, text=True, timeout=300, env=environment)
+        assert last.returncode == 0, last.stderr
+        assert_same_runs(results(folder), alone)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("optimizer", choices("optimizer"))
+def test_every_optimizer_with_a_switch_says_what_it_is_before(optimizer: str, composed: Compose) -> None:
+    cfg = settle(composed("task=tc", f"optimizer={optimizer}"))
+    assert ("switch_step" in cfg.optimizer) == ("trunk" in cfg.optimizer)
+    assert before_switch(cfg) is not None
