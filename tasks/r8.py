@@ -5,48 +5,40 @@ Source: yao8839836/text_gcn, commit 9622236, data/R8; the all-terms text, lower 
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from tmbench.data import Dataset, missing, read_text
+from tmbench.data import Dataset, entry, read_text
 from tmbench.errors import DataError
 
-URL = "https://raw.githubusercontent.com/yao8839836/text_gcn/962223652e9bb164ac2d83cd09fc7b8845ce860b/data/R8"
-SHA256 = {
-    "train.txt": "3ed60c905aaa95b96c3fc4afb6d14ad2e20106c59c5b9dda950dcb3075eecfbe",
-    "test.txt": "2ba368c42e6808bc3dc68b8f7879eb07a2810ed137f0b304e2213b689677e561",
-}
 # In the order of the source recipe's label ids (jiangqy/LSTM-Classification-Pytorch).
 LABELS = ("earn", "acq", "trade", "ship", "grain", "crude", "interest", "money-fx")
+
+SPLITS = ("train", "test")
 
 Document = tuple[int, list[str]]  # label id, words
 
 
 class R8(Dataset):
     folder = "r8"
+    entry = entry("r8", "tc")
 
     def files(self) -> Iterable[Path]:
-        for name in SHA256:
-            if not (self.root / name).is_file():
-                raise missing(self.root / name, "tc", f"put the file of {URL}/{name} there (sha256 {SHA256[name]})")
-            yield self.root / name
+        for split in SPLITS:
+            path = self.root / f"{split}.txt"
+            if not path.is_file():
+                raise self.missing(path)
+            yield path
 
-    def is_official(self, digests: dict[str, str]) -> bool:
-        return digests == SHA256
+    def counts(self) -> dict[str, int]:
+        return {split: len(self.read(split)) for split in SPLITS}
 
-    def download(self) -> None:
-        import torch
-
-        for name, digest in SHA256.items():
-            path = self.root / name
-            if path.exists():
-                continue
-            print(f"downloading {URL}/{name}")
-            try:
-                self.root.mkdir(parents=True, exist_ok=True)
-                torch.hub.download_url_to_file(f"{URL}/{name}", str(path), hash_prefix=digest)
-            except (OSError, RuntimeError) as error:
-                raise missing(path, "tc", f"the download failed: {error}", f"put {URL}/{name} there") from None
+    def prepare(self, out: Path, **settings: Any) -> None:
+        """The stripped text in files of the same format, to look at; a run strips as it reads."""
+        for split in SPLITS:
+            lines = [f"{LABELS[label]}\t{' '.join(words)}" for label, words in self.read(split, "stripped")]
+            (out / f"{split}.txt").write_text("\n".join(lines), encoding="utf-8")
 
     def read(self, split: str, variant: str = "clean") -> list[Document]:
         """The documents of `train` or `test`, in file order.

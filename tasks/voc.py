@@ -7,18 +7,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tmbench.data import Dataset, folder_digest, missing, read_text
+from tmbench.data import Dataset, entry, read_text
 from tmbench.errors import DataError
 
-ARCHIVE = "VOCtrainval_06-Nov-2007.tar"
-ARCHIVE_URL = f"http://host.robots.ox.ac.uk/pascal/VOC/voc2007/{ARCHIVE}"
-ARCHIVE_MD5 = "c52e279531787c972589f7e41ab4ae64"
 CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 BORDER = 255  # in a mask: neither class nor background, ignored
-OFFICIAL_COUNTS = {"train": 209, "val": 213}
+MAX_PIXELS = 2**26  # of a picture; a small file can unpack to gigabytes
+SPLITS = ("train", "val")
 
 
 def palette() -> np.ndarray:
@@ -34,6 +32,7 @@ class VOCSegmentation(Dataset):
     """Images and class masks of ImageSets/Segmentation: train.txt to train, val.txt to evaluate."""
 
     folder = "voc2007"
+    entry = entry("voc2007", "seg")
 
     @property
     def year(self) -> Path:
@@ -50,7 +49,7 @@ class VOCSegmentation(Dataset):
         """
         path = self.list_file(split)
         if not path.is_file():
-            raise missing(path, "seg", f"put {ARCHIVE} ({ARCHIVE_URL}) into {self.root}; it is unpacked there")
+            raise self.missing(path)
         pairs = []
         for number, line in enumerate(read_text(path).splitlines(), 1):
             name = line.strip()
@@ -61,41 +60,20 @@ class VOCSegmentation(Dataset):
             pair = (self.year / "JPEGImages" / f"{name}.jpg", self.year / "SegmentationClass" / f"{name}.png")
             for file in pair:
                 if not file.is_file():
-                    raise missing(file, "seg", f"it is named in {path}, line {number}")
+                    raise self.missing(file, f"it is named in {path}, line {number}")
             pairs.append(pair)
         if not pairs:
             raise DataError(f"{path}: expected image names, one a line; the file is empty")
         return pairs
 
     def files(self) -> Iterable[Path]:
-        for split in OFFICIAL_COUNTS:
+        for split in SPLITS:
             yield self.list_file(split)
             for pair in self.pairs(split):
                 yield from pair
 
-    def is_official(self, digests: dict[str, str]) -> bool:
-        # The publisher's digest is the archive's: what came out of a verified archive is marked on unpacking.
-        mark = self.year / ".unpacked.sha256"
-        return mark.is_file() and mark.read_text().strip() == folder_digest(digests)
-
-    def download(self) -> None:
-        if self.year.is_dir() and not (self.root / ARCHIVE).is_file():
-            list(self.files())  # says what is missing of a person's own files, which stay as they are
-            return
-        # With the archive beside a folder that is not whole, an unpacking was cut off: it is done again.
-        import torchvision
-
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            torchvision.datasets.VOCSegmentation(str(self.root), year="2007", image_set="train", download=True)
-        except (OSError, RuntimeError) as error:
-            advice = f"put {ARCHIVE} (md5 {ARCHIVE_MD5}) from {ARCHIVE_URL} into {self.root}; it is unpacked there"
-            raise missing(self.year, "seg", f"the download failed: {error}", advice) from None
-        digests = self.digests()
-        counts = {split: len(self.pairs(split)) for split in OFFICIAL_COUNTS}
-        if counts != OFFICIAL_COUNTS:
-            raise DataError(f"{self.root / ARCHIVE}: expected {OFFICIAL_COUNTS} images, unpacked {counts}")
-        (self.year / ".unpacked.sha256").write_text(folder_digest(digests) + "\n")
+    def counts(self) -> dict[str, int]:
+        return {split: sum(1 for pair in self.pairs(split) if self.read(*pair)) for split in SPLITS}
 
     @staticmethod
     def read(image_file: Path, mask_file: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -133,12 +111,17 @@ class VOCSegmentation(Dataset):
             (year / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(names) + "\n")
 
 
+BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
 def _opened(path: Path) -> Image.Image:
     """The decoded picture; DataError if it is broken."""
     try:
-        with Image.open(path) as picture:  # closes the file; what is loaded stays
+        with Image.open(path, formats=("JPEG", "PNG")) as picture:  # closes the file; what is loaded stays
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ValueError(f"{picture.width}x{picture.height} pixels")
             picture.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, *BOMBS) as error:
         raise DataError(f"{path}: not a readable picture ({error})") from None
     return picture
 

@@ -3,28 +3,29 @@
 import gc
 import hashlib
 import inspect
+import json
 import multiprocessing
+import os
 import shutil
-import tarfile
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
 import numpy as np
 import pytest
-import torch
-import torchvision
 from conftest import Compose, Run, real_data
 from omegaconf import DictConfig
 from PIL import Image
+from web import Web, publish, publish_r8, publish_voc, serving, tiny_files, tree
 
 from tmbench.config import settle
-from tmbench.data import Dataset, _tiny_root, folder_digest, open_dataset, read_text
+from tmbench.data import Dataset, _tiny_root, fetch, files, folder_digest, open_dataset, read_text
+from tmbench.data.catalogue import catalogue
 from tmbench.errors import DataError
-from tmbench.tasks import r8, voc
 from tmbench.tasks.r8 import LABELS, R8
 from tmbench.tasks.tc import vocabulary
 from tmbench.tasks.voc import BORDER, CLASSES, VOCSegmentation, palette
@@ -33,11 +34,6 @@ TINY_CLASSES = {0, 1, 7, 15}  # background and the three shapes
 BOTH = pytest.mark.parametrize(("task", "cls"), [("tc", R8), ("seg", VOCSegmentation)])
 
 Open = Callable[..., tuple[Dataset, str, str]]
-
-
-def tree(root: Path) -> dict[str, bytes]:
-    """Every file under a folder with its content."""
-    return {str(f.relative_to(root)): f.read_bytes() for f in sorted(root.rglob("*")) if f.is_file()}
 
 
 def tiny(cls: type[Dataset], root: Path) -> Any:
@@ -56,10 +52,6 @@ def opened(composed: Compose, tmp_path: Path) -> Open:
         return open_dataset(cfg, cls)
 
     return opened
-
-
-def offline(*args: Any, **kwargs: Any) -> None:
-    raise URLError("no route to host")
 
 
 # R8: reading
@@ -148,8 +140,9 @@ def test_r8_names_the_missing_file_where_to_get_it_and_the_way_without(opened: O
     path.unlink()
     with pytest.raises(DataError) as error:
         opened("tc", R8, "data=full", "data.download=false")
-    for hint in (f"tc: no {path}\n", f"{r8.URL}/{name}", r8.SHA256[name], "data=tiny"):
-        assert hint in str(error.value)
+    (file,) = (file for file in catalogue()["r8"].files if file.path == name)
+    for hint in (f"tc: no {path}\n", file.urls[0], file.sha256, "tmbench.data get tc", "data=tiny"):
+        assert str(hint) in str(error.value)
 
 
 def test_vocabulary_of_train_leaves_the_test_words_out() -> None:
@@ -192,9 +185,10 @@ def test_real_r8_is_official_and_opens_as_full(opened: Open) -> None:
     root = real_data("r8").absolute()
     data, label, digest = opened("tc", R8, "data=full", "data.download=false", f"data_dir={root.parent}")
     assert (data.root, label) == (root, "full")
-    assert data.digests() == r8.SHA256
+    published = {file.path: file.sha256 for file in catalogue()["r8"].files}
+    assert data.digests() == published
     assert data.is_official(data.digests())
-    assert digest == folder_digest(r8.SHA256)
+    assert digest == folder_digest(data.digests())
 
 
 def test_real_r8_with_one_more_word_opens_as_subset(opened: Open, tmp_path: Path) -> None:
@@ -205,7 +199,7 @@ def test_real_r8_with_one_more_word_opens_as_subset(opened: Open, tmp_path: Path
     data, label, digest = opened("tc", R8, "data=full", "data.download=false")
     assert label == "subset"
     assert not data.is_official(data.digests())
-    assert digest != folder_digest(r8.SHA256)
+    assert digest != folder_digest(R8(real_data("r8")).digests())
 
 
 # VOC: reading
@@ -282,7 +276,8 @@ def test_voc_names_a_missing_list_and_the_archive_that_has_it(voc_set: VOCSegmen
     voc_set.list_file(split).unlink()
     with pytest.raises(DataError) as error:
         voc_set.digests()
-    for hint in (f"seg: no {voc_set.list_file(split)}\n", voc.ARCHIVE_URL, "data=tiny"):
+    archive = catalogue()["voc2007"].archives[0]
+    for hint in (f"seg: no {voc_set.list_file(split)}\n", archive.urls[0], "tmbench.data get seg", "data=tiny"):
         assert hint in str(error.value)
 
 
@@ -599,30 +594,41 @@ def test_read_text_gives_the_text_or_names_the_file(tmp_path: Path) -> None:
         read_text(tmp_path / "b")
 
 
+@pytest.fixture
+def web() -> Iterator[Web]:
+    with serving() as web:
+        yield web
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+
+
 def test_r8_without_a_network_names_the_file_and_where_it_comes_from(
-    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: Open, tmp_path: Path, offline: None
 ) -> None:
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     with pytest.raises(DataError) as error:
         opened("tc", R8, "data=full")
     path = tmp_path / "data" / "r8" / "train.txt"
-    for hint in (f"tc: no {path}\n", "no route to host", f"{r8.URL}/train.txt", "data=tiny"):
+    for hint in (f"tc: no {path}\n", "no route to host", catalogue()["r8"].files[0].urls[0], "data=tiny"):
         assert hint in str(error.value)
 
 
-def test_voc_without_a_network_names_the_folder_and_the_archive(
-    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torchvision.datasets, "VOCSegmentation", offline)
+def test_voc_without_a_network_names_the_folder_and_the_archive(opened: Open, tmp_path: Path, offline: None) -> None:
     with pytest.raises(DataError) as error:
         opened("seg", VOCSegmentation, "data=full")
     root = tmp_path / "data" / "voc2007"
+    archive = catalogue()["voc2007"].archives[0]
     hints = (
-        f"seg: no {root}/VOCdevkit/VOC2007\n", "no route to host", voc.ARCHIVE_URL, voc.ARCHIVE, voc.ARCHIVE_MD5,
-        f"into {root}", "data=tiny",
+        f"seg: no {root}/VOCdevkit/VOC2007\n", "no route to host", *archive.urls, archive.sha256,
+        f"{root}/{archive.path}", "data=tiny",
     )  # fmt: skip
     for hint in hints:
-        assert hint in str(error.value)
+        assert str(hint) in str(error.value)
 
 
 @BOTH
@@ -644,65 +650,44 @@ def test_a_data_dir_that_is_a_file_is_a_data_error(
 # R8: downloading
 
 
-@pytest.fixture
-def r8_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """What the R8 repository holds in this test: a tiny set, behind a file:// URL, under its own digests."""
-    served = tree(tiny(R8, tmp_path / "served").root)
-    monkeypatch.setattr(r8, "URL", (tmp_path / "served").as_uri())
-    monkeypatch.setattr(r8, "SHA256", {name: hashlib.sha256(b).hexdigest() for name, b in sorted(served.items())})
-    return served
-
-
 def test_r8_is_downloaded_where_it_is_missing_and_runs_as_full(
-    do: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, r8_server: dict[str, bytes]
+    do: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, web: Web
 ) -> None:
-    asked = []
-
-    def write(url: str, path: str, hash_prefix: str) -> None:
-        asked.append((url, path, hash_prefix))
-        Path(path).write_bytes(r8_server[Path(path).name])
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", write)
-    root = tmp_path / "data" / "r8"
+    publish_r8(monkeypatch, web)
     full = ("task=tc", "trainer=cpu", "data=full", f"data_dir={tmp_path}/data", "epochs=1", "batch_size=64")
     result, _ = do(*full)
     assert (result.status, result.profile) == ("completed", "full")
-    assert tree(root) == r8_server
-    assert sorted(asked) == [(f"{r8.URL}/{name}", str(root / name), r8.SHA256[name]) for name in sorted(r8.SHA256)]
+    assert tree(tmp_path / "data" / "r8") == web.files
+    assert web.asked == [("train.txt", None), ("test.txt", None)]
 
 
-def test_r8_is_downloaded_through_torch_and_checked(opened: Open, tmp_path: Path, r8_server: dict[str, bytes]) -> None:
-    data, label, digest = opened("tc", R8, "data=full")
-    assert tree(data.root) == r8_server
-    assert (label, digest) == ("full", folder_digest(r8.SHA256))
-
-
-def test_r8_with_another_content_is_not_taken_and_leaves_nothing(
-    opened: Open, tmp_path: Path, r8_server: dict[str, bytes]
+def test_r8_with_another_content_is_not_taken(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, web: Web
 ) -> None:
-    (tmp_path / "served" / "test.txt").write_text("earn\tsomething else")
-    root = tmp_path / "data" / "r8"
-    with pytest.raises(DataError, match=f"^tc: no {root / 'test.txt'}\n  the download failed: invalid hash"):
+    publish_r8(monkeypatch, web)
+    web.files["test.txt"] = b"earn\tsomething else"
+    path = tmp_path / "data" / "r8" / "test.txt"
+    with pytest.raises(
+        DataError, match=f"^tc: no {path}\n  .*expected sha256 .*\n  what came is kept as {path}.wrong\n"
+    ):
         opened("tc", R8, "data=full")
-    assert tree(root).keys() <= {"train.txt"}
+    assert tree(path.parent).keys() == {"train.txt", "test.txt.wrong"}
 
 
 @pytest.mark.parametrize("mine", ["train.txt", "test.txt"])
 def test_r8_downloads_only_the_file_that_is_missing(
-    opened: Open, tmp_path: Path, r8_server: dict[str, bytes], mine: str
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, web: Web, mine: str
 ) -> None:
+    publish_r8(monkeypatch, web)
     root = tmp_path / "data" / "r8"
     root.mkdir(parents=True)
     (root / mine).write_text("earn\tmy own")
     _, label, _ = opened("tc", R8, "data=full")
     assert label == "subset"
-    assert tree(root) == {**r8_server, mine: b"earn\tmy own"}
+    assert tree(root) == {**web.files, mine: b"earn\tmy own"}
 
 
-def test_r8_that_is_there_is_opened_without_a_download(
-    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+def test_r8_that_is_there_is_opened_without_a_download(opened: Open, tmp_path: Path, offline: None) -> None:
     write_r8(tmp_path / "data" / "r8")
     _, label, _ = opened("tc", R8, "data=full")
     assert label == "subset"
@@ -711,26 +696,15 @@ def test_r8_that_is_there_is_opened_without_a_download(
 # VOC: downloading
 
 
-def unpack_tiny(root: str, year: str, image_set: str, download: bool) -> None:
-    """torchvision's VOCSegmentation, but what it unpacks is a tiny set."""
-    assert (year, image_set, download) == ("2007", "train", True)
-    VOCSegmentation.write_tiny(Path(root), np.random.default_rng(0))
-
-
-@pytest.fixture
-def tiny_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(voc, "OFFICIAL_COUNTS", {"train": 32, "val": 12})
-
-
 def test_voc_is_full_once_unpacked_and_subset_once_a_mask_is_changed(
-    opened: Open, monkeypatch: pytest.MonkeyPatch, tiny_counts: None
+    opened: Open, monkeypatch: pytest.MonkeyPatch, web: Web
 ) -> None:
-    monkeypatch.setattr(torchvision.datasets, "VOCSegmentation", unpack_tiny)
+    publish_voc(monkeypatch, web)
     data, label, digest = opened("seg", VOCSegmentation, "data=full")
     assert isinstance(data, VOCSegmentation)
     assert label == "full"
-    monkeypatch.setattr(torchvision.datasets, "VOCSegmentation", offline)
     assert opened("seg", VOCSegmentation, "data=full")[1:] == ("full", digest)
+    assert len(web.asked) == 1
 
     _, mask_file = data.pairs("val")[0]
     original = mask_file.read_bytes()
@@ -744,8 +718,8 @@ def test_voc_is_full_once_unpacked_and_subset_once_a_mask_is_changed(
     assert opened("seg", VOCSegmentation, "data=full")[1:] == ("full", digest)
 
 
-def test_voc_with_a_shorter_list_is_a_subset(opened: Open, monkeypatch: pytest.MonkeyPatch, tiny_counts: None) -> None:
-    monkeypatch.setattr(torchvision.datasets, "VOCSegmentation", unpack_tiny)
+def test_voc_with_a_shorter_list_is_a_subset(opened: Open, monkeypatch: pytest.MonkeyPatch, web: Web) -> None:
+    publish_voc(monkeypatch, web)
     data, label, _ = opened("seg", VOCSegmentation, "data=full")
     assert isinstance(data, VOCSegmentation)
     assert label == "full"
@@ -753,76 +727,132 @@ def test_voc_with_a_shorter_list_is_a_subset(opened: Open, monkeypatch: pytest.M
     assert opened("seg", VOCSegmentation, "data=full")[1] == "subset"
 
 
-def test_voc_that_a_person_unpacked_has_no_mark_and_is_a_subset(
-    opened: Open, tmp_path: Path, tiny_counts: None
+def test_voc_that_a_person_unpacked_is_a_subset_until_the_archive_lies_beside_it(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, web: Web
 ) -> None:
-    tiny(VOCSegmentation, tmp_path / "data" / "voc2007")
+    entry = publish_voc(monkeypatch, web)
+    data = tiny(VOCSegmentation, tmp_path / "data" / "voc2007")
+    before = tree(data.root)
     assert opened("seg", VOCSegmentation, "data=full")[1] == "subset"
+    archive = data.root / entry.archives[0].path
+    archive.write_bytes(web.files[archive.name])
+    fetch.get(entry, data.root)
+    assert opened("seg", VOCSegmentation, "data=full")[1] == "full"
+    archive.unlink()  # is not needed any more
+    assert opened("seg", VOCSegmentation, "data=full")[1] == "full"
+    assert not web.asked
+    assert tree(data.root).items() - before.items() == {
+        (f"{archive.name}.sha256", (data.root / f"{archive.name}.sha256").read_bytes())
+    }
 
 
 def test_voc_with_other_counts_than_the_published_ones_is_refused(
-    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, web: Web
 ) -> None:
-    monkeypatch.setattr(torchvision.datasets, "VOCSegmentation", unpack_tiny)
-    with pytest.raises(DataError) as error:
+    entry = publish_voc(monkeypatch, web)
+    publish(monkeypatch, VOCSegmentation, files=tuple(replace(file, lines=209) for file in entry.files[:1]))
+    with pytest.raises(DataError, match=f"^{tmp_path}/data/voc2007/{entry.archives[0].path}: .* 32 of 209 lines$"):
         opened("seg", VOCSegmentation, "data=full")
-    message = str(error.value)
-    assert message.startswith(f"{tmp_path}/data/voc2007/{voc.ARCHIVE}: expected {{'train': 209, 'val': 213}}")
-    assert message.endswith("unpacked {'train': 32, 'val': 12}")
-    assert not list((tmp_path / "data").rglob(".unpacked*"))
+    assert tree(tmp_path / "data" / "voc2007").keys() == {entry.archives[0].path}
 
 
 @pytest.mark.parametrize("gone", ["list", "image", "mask"])
 def test_voc_download_leaves_a_person_s_own_files_and_names_what_is_missing(
-    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, web: Web, gone: str
 ) -> None:
-    called = []
-    monkeypatch.setattr(torchvision.datasets, "VOCSegmentation", lambda *args, **kwargs: called.append(args))
+    publish_voc(monkeypatch, web)
     data = tiny(VOCSegmentation, tmp_path / "data" / "voc2007")
     image, mask = data.pairs("val")[0]
     path = {"list": data.list_file("val"), "image": image, "mask": mask}[gone]
     path.unlink()
-    before = tree(data.root)
+    before = {p: p.read_bytes() for p in data.root.rglob("*") if p.is_file()}  # not even a lock
     with pytest.raises(DataError, match=f"^seg: no {path}\n"):
         opened("seg", VOCSegmentation, "data=full")
-    assert not called
-    assert tree(data.root) == before
+    assert not web.asked
+    assert {p: p.read_bytes() for p in data.root.rglob("*") if p.is_file()} == before
 
 
-@pytest.mark.filterwarnings("ignore:.*extraction filter:DeprecationWarning")  # torchvision's, on Python 3.12 and 3.13
-def test_a_voc_archive_that_was_put_there_is_unpacked_by_torchvision(
-    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_counts: None
+def test_a_voc_archive_that_was_put_there_is_unpacked(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, web: Web
 ) -> None:
-    served = tiny(VOCSegmentation, tmp_path / "served").root
-    archive = tmp_path / "data" / "voc2007" / voc.ARCHIVE
+    entry = publish_voc(monkeypatch, web)
+    archive = tmp_path / "data" / "voc2007" / entry.archives[0].path
     archive.parent.mkdir(parents=True)
-    with tarfile.open(archive, "w") as tar:
-        tar.add(served / "VOCdevkit", "VOCdevkit")
-    content = archive.read_bytes()
-    known = torchvision.datasets.voc.DATASET_YEAR_DICT["2007"]
-    assert (known["filename"], known["md5"]) == (voc.ARCHIVE, voc.ARCHIVE_MD5)
-    monkeypatch.setitem(known, "md5", hashlib.md5(content).hexdigest())
-    monkeypatch.setattr("urllib.request.urlopen", offline)
+    archive.write_bytes(web.files[archive.name])
     data, label, _ = opened("seg", VOCSegmentation, "data=full")
     assert label == "full"
+    assert not web.asked
     unpacked = tree(data.root)
-    assert unpacked.pop("VOCdevkit/VOC2007/.unpacked.sha256")
-    assert unpacked.pop(voc.ARCHIVE) == content
-    assert unpacked == tree(served)
+    assert unpacked.pop(f"{archive.name}.sha256")
+    assert unpacked.pop(archive.name) == web.files[archive.name]
+    assert unpacked == tiny_files(VOCSegmentation)
 
 
 def test_another_archive_under_the_voc_name_is_not_unpacked(
-    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_counts: None
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, web: Web
 ) -> None:
-    served = tiny(VOCSegmentation, tmp_path / "served").root
-    root = tmp_path / "data" / "voc2007"
-    root.mkdir(parents=True)
-    with tarfile.open(root / voc.ARCHIVE, "w") as tar:
-        tar.add(served / "VOCdevkit", "VOCdevkit")
-    before = tree(root)
-    monkeypatch.setattr("urllib.request.urlopen", offline)
-    with pytest.raises(
-        DataError, match=f"^seg: no {root}/VOCdevkit/VOC2007\n  the download failed: .*no route to host"
-    ):
+    entry = publish_voc(monkeypatch, web)
+    archive = tmp_path / "data" / "voc2007" / entry.archives[0].path
+    archive.parent.mkdir(parents=True)
+    archive.write_bytes(b"x" * len(web.files[archive.name]))
+    with pytest.raises(DataError, match=f"^{archive}: expected sha256 .*, got .*\n  it is not the published archive"):
         opened("seg", VOCSegmentation, "data=full")
-    assert tree(root) == before
+    assert tree(archive.parent).keys() == {archive.name}
+
+
+# What is kept between runs
+
+
+def test_unchanged_files_are_not_read_again(opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_r8(tmp_path / "data" / "r8")
+    path = tmp_path / "data" / "r8" / "train.txt"
+    read: list[Path] = []
+
+    def digest_of(path: Path) -> str:
+        read.append(path)
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    monkeypatch.setattr(files, "digest_of", digest_of)
+    monkeypatch.setattr(files.time, "time_ns", lambda: path.stat().st_ctime_ns + 10**10)  # the files are old
+    answer = opened("tc", R8, "data=full")[1:]
+    assert len(read) == 2
+    assert opened("tc", R8, "data=full")[1:] == answer
+    assert len(read) == 2
+    stat = path.stat()
+    path.write_text("acq\ta")  # of the same size, and then with the same time
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert opened("tc", R8, "data=full")[1:] != answer
+    assert read[2:] == [path]
+    (cache,) = (tmp_path / "runs" / ".digests").iterdir()
+    cache.write_text("{broken")
+    assert opened("tc", R8, "data=full")[1] == "subset"
+
+
+def test_a_file_that_was_written_just_now_is_read_again(opened: Open, tmp_path: Path) -> None:
+    write_r8(tmp_path / "data" / "r8")
+    first = opened("tc", R8, "data=full")[2]
+    (cache,) = (tmp_path / "runs" / ".digests").iterdir()
+    assert all(entry[:3] == [-1, -1, -1] for entry in json.loads(cache.read_text()).values())
+    assert opened("tc", R8, "data=full")[2] == first
+
+
+def test_r8_is_prepared_once_from_the_same_files_in_both_texts(tmp_path: Path) -> None:
+    data = tiny(R8, tmp_path / "r8")
+    before = tree(data.root)
+    folder = data.prepared(tmp_path / "runs")
+    for split in ("train", "test"):
+        assert R8(folder).read(split) == data.read(split, "stripped") != data.read(split)
+    stamp = folder.stat().st_mtime_ns
+    assert data.prepared(tmp_path / "runs") == folder
+    assert folder.stat().st_mtime_ns == stamp
+    assert tree(data.root) == before
+    (data.root / "train.txt").write_text("earn\tearnings")
+    assert data.prepared(tmp_path / "runs") != folder
+    assert data.prepared(tmp_path / "runs", variant="another") != data.prepared(tmp_path / "runs")
+
+
+def test_a_preparation_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    data = write_r8(tmp_path / "r8", test="no tab")
+    with pytest.raises(DataError, match="line 1: expected label<TAB>text"):
+        data.prepared(tmp_path / "runs")
+    assert list((tmp_path / "runs" / ".prepared").iterdir()) == []

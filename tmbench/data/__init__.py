@@ -1,0 +1,151 @@
+"""Where a task's files come from: the real ones under data_dir, or tiny ones in the same format.
+
+`python -m tmbench.data` lists, gets, prepares, verifies and describes them.
+"""
+
+import hashlib
+import inspect
+import json
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from ..errors import DataError
+from .catalogue import Entry, entry
+from .files import digests_of, folder_digest, missing, read_pickle, read_text
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["Dataset", "entry", "folder_digest", "missing", "open_dataset", "read_pickle", "read_text"]
+
+
+class Dataset(ABC):
+    """One data set in its original files under `root`. Torch-free: a run is recognised by these files alone.
+
+    A data set says which files are read and how tiny ones are written. One of the catalogue is thereby known,
+    fetched and checked; any other is a person's own, and counts as a subset of nothing published.
+    """
+
+    folder: str  # its place under data_dir
+    entry: Entry | None = None  # what tasks/catalogue.yaml says of it
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @abstractmethod
+    def files(self) -> Iterable[Path]:
+        """The files that a run reads; raises DataError for the first that is missing."""
+
+    @classmethod
+    @abstractmethod
+    def write_tiny(cls, root: Path, rng: "np.random.Generator") -> None:
+        """Writes a small learnable data set in the same format."""
+
+    def counts(self) -> dict[str, int]:
+        """How many examples each split has, every one of them read; DataError names the first that is broken."""
+        return {}
+
+    def prepare(self, out: Path, **settings: Any) -> None:  # noqa: B027 (nothing is what most need)
+        """Writes what is derived from the files into the new folder `out`, if anything is; see `prepared`."""
+
+    def is_official(self, digests: dict[str, str]) -> bool:
+        """Whether these files (name under root -> sha256) are the published data set, whole and unchanged."""
+        return self.entry is not None and self.entry.is_official(self.root, digests)
+
+    def download(self) -> None:
+        """Puts the missing official files under root, checked; files that are there stay as they are.
+
+        Raises:
+            DataError: that was not possible; names the files to place by hand.
+        """
+        if self.entry is None:
+            list(self.files())  # says what is missing
+            return
+        from .fetch import get
+
+        get(self.entry, self.root)
+
+    def missing(self, path: Path, *advice: str) -> DataError:
+        """The error for a file that is not there, with how it gets there if the catalogue knows."""
+        if self.entry is None:
+            return missing(path, self.folder, *advice)
+        return missing(path, self.entry.word, *advice, *self.entry.advice(self.root))
+
+    def digests(self, cache: Path | None = None) -> dict[str, str]:
+        """The sha256 of each file, by its name under root; with a cache, unchanged files are not read again."""
+        return digests_of(self.root, self.files(), cache)
+
+    def prepared(self, runs_dir: Path, digests: dict[str, str] | None = None, **settings: Any) -> Path:
+        """The folder under runs_dir that `prepare` fills, once for each content of the files and choice of settings.
+
+        It appears whole or not at all, also when several processes want it.
+        """
+        key = json.dumps([folder_digest(digests or self.digests()), settings, _source(type(self))], sort_keys=True)
+        name = f"{self.folder}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+        return _written_once(runs_dir / ".prepared" / name, lambda scratch: self.prepare(scratch, **settings))
+
+
+def open_dataset(cfg: DictConfig, cls: type[Dataset]) -> tuple[Dataset, str, str]:
+    """The data set that a settled configuration asks for, its profile's label, and its digest.
+
+    The label is `tiny`, `full` (the official files) or `subset` (any other real files).
+
+    Raises:
+        DataError: a file is missing and cannot be fetched.
+    """
+    runs_dir = Path(cfg.runs_dir)
+    if cfg.data.profile == "tiny":
+        dataset = cls(_tiny_root(cls, runs_dir))
+        try:
+            return dataset, "tiny", folder_digest(dataset.digests())
+        except DataError as error:
+            where = str(error).splitlines()[0]
+            raise DataError(f"{where}\n  the tiny data set is damaged; remove {dataset.root}") from None
+    dataset = cls(Path(cfg.data_dir) / cls.folder)
+    # Whatever is derived lies in runs_dir, which can be written to: data_dir holds what was published.
+    place = hashlib.sha256(str(dataset.root.resolve()).encode()).hexdigest()[:12]
+    cache = runs_dir / ".digests" / f"{cls.folder}-{place}.json"
+    try:
+        digests = dataset.digests(cache)
+    except DataError:
+        if not cfg.data.download:
+            raise
+        dataset.download()
+        digests = dataset.digests(cache)
+    return dataset, "full" if dataset.is_official(digests) else "subset", folder_digest(digests)
+
+
+def _tiny_root(cls: type[Dataset], runs_dir: Path) -> Path:
+    """The tiny set's folder, written if it is not there; a changed writer gets a folder of its own."""
+    import numpy as np
+
+    root = runs_dir / ".tiny" / f"{cls.folder}-{hashlib.sha256(_source(cls).encode()).hexdigest()[:12]}"
+    return _written_once(root, lambda scratch: cls.write_tiny(scratch, np.random.default_rng(0)))
+
+
+def _source(cls: type[Dataset]) -> str:
+    return inspect.getsource(inspect.getmodule(cls))  # type: ignore[arg-type]
+
+
+def _written_once(root: Path, write: Callable[[Path], None]) -> Path:
+    """A folder that `write` fills if it is not there; it appears whole or not at all."""
+    if root.is_dir():
+        return root
+    root.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=root.parent, prefix=".writing-"))
+    try:
+        write(scratch)
+        scratch.chmod(0o755)
+        scratch.rename(root)
+    except OSError:
+        if not root.is_dir():  # else another process was first, and wrote the same
+            raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return root

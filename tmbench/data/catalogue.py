@@ -1,0 +1,191 @@
+"""What is known of each data set: reads tasks/catalogue.yaml, and compares a folder with it."""
+
+import hashlib
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+
+from ..config import conf_dir
+from ..errors import ConfigError
+from .files import digest_of
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a data set, or those of a pattern, and what its publisher says of it; None is not known."""
+
+    path: str
+    tasks: tuple[str, ...] = ()  # that need it; none: all
+    urls: tuple[str, ...] = ()
+    size: int | None = None
+    at_most: int | None = None  # bytes, where the size is not known
+    md5: str | None = None
+    sha256: str | None = None
+    lines: int | None = None
+    rows: int | None = None  # lines after a header
+    files: int | None = None
+    digest: str | None = None  # of a pattern's files
+    unpack: dict[str, Any] = field(default_factory=dict)  # an archive: from, to, at_most
+
+    def under(self, root: Path) -> list[Path]:
+        """The files that are there, in order of their names."""
+        return sorted(p for p in root.glob(self.path) if p.is_file()) if root.is_dir() else []
+
+    def wrong(self, path: Path) -> str | None:
+        """How this one file differs from the published, read anew; None if it does not, as far as is known."""
+        size = path.stat().st_size
+        if self.size is not None and size != self.size:
+            return f"expected {self.size:,} bytes, got {size:,}"
+        for kind in ("sha256", "md5"):
+            expected = getattr(self, kind)
+            if expected:  # the stronger one is enough
+                got = digest_of(path, kind)
+                return None if got == expected else f"expected {kind} {expected}, got {got}"
+        return None
+
+    def differences(self, root: Path, at_most: float = float("inf")) -> Iterator[str]:
+        """How the files that are there differ from the published; those of more bytes than `at_most` are not read."""
+        found = self.under(root)
+        if self.files is not None and len(found) != self.files:
+            yield f"{self.path}: {len(found):,} of {self.files:,} files"
+        elif (
+            self.digest
+            and sum(path.stat().st_size for path in found) <= at_most
+            and self.digest not in _digests_of_pattern(found)
+        ):
+            yield f"{self.path}: not the published files (by the digest over all of them)"
+        for path in found if self.files is None else ():
+            if path.stat().st_size > at_most:
+                continue
+            for kind, expected, header in (("lines", self.lines, 0), ("rows", self.rows, 1)):
+                if expected is not None and (got := _count_lines(path) - header) != expected:
+                    yield f"{self.path}: {got:,} of {expected:,} {kind}"
+                    break
+            else:
+                if wrong := self.wrong(path):
+                    yield f"{self.path}: {wrong}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One data set of the catalogue."""
+
+    name: str
+    title: str
+    tasks: tuple[str, ...]
+    about: str
+    size: str
+    terms: str
+    homepage: str
+    citation: str
+    published: str | None = None
+    by_hand: str | None = None  # how a person gets it, where no program may
+    archives: tuple[File, ...] = ()
+    files: tuple[File, ...] = ()
+    counts: dict[str, int] = field(default_factory=dict)
+    facts: tuple[str, ...] = ()
+    records: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
+    alternative: bool = False  # to another set of the same task; only got by its own name
+    part: str | None = None  # the task, of what one task needs
+
+    def of(self, task: str) -> "Entry":
+        """The part that a task needs."""
+        archives, files = (
+            tuple(f for f in group if not f.tasks or task in f.tasks) for group in (self.archives, self.files)
+        )
+        return replace(self, part=task, archives=archives, files=files)
+
+    @property
+    def word(self) -> str:
+        """What a person types for it: the task, or the data set's own name."""
+        return self.part or self.name
+
+    def absent(self, root: Path) -> list[File]:
+        return [file for file in self.files if not file.under(root)]
+
+    def is_official(self, root: Path, digests: dict[str, str]) -> bool:
+        """Whether these files (name under root -> sha256) are all known to be the published ones, unchanged."""
+        known = {file.path: file.sha256 for file in self.files if file.sha256}
+        for archive in self.archives:
+            known |= manifest(root, archive)
+        md5s = {file.path: file for file in self.files if file.md5}
+        left = {name: digest for name, digest in digests.items() if known.get(name) != digest}
+        for file in self.files:
+            if file.digest and left:
+                here = [path for path in file.under(root) if path.relative_to(root).as_posix() in left]
+                if len(here) == file.files and file.digest in _digests_of_pattern(here):
+                    left = {name: d for name, d in left.items() if root / name not in here}
+        return bool(digests) and all(name in md5s and not md5s[name].wrong(root / name) for name in left)
+
+    def advice(self, root: Path) -> list[str]:
+        """How what is missing gets there."""
+        if self.by_hand:
+            return self.by_hand.format(root=root).splitlines()
+        command = f"python -m tmbench.data get {self.word} --data-dir {shlex.quote(str(root.parent))}"
+        lines = [f"{command} fetches it ({self.size})"]
+        for file in (*self.archives, *self.files):
+            if file.urls:
+                kind = "sha256" if file.sha256 else "md5"
+                digest = getattr(file, kind)
+                known = f"{kind} {digest}" if digest else "no digest of it is known"
+                then = ", to be unpacked by that command" if file.unpack else ""
+                lines.append(f"or put {file.urls[0]} there as {root / file.path} ({known}){then}")
+        return lines
+
+
+def manifest(root: Path, archive: File) -> dict[str, str]:
+    """The sha256 of each file that came out of the verified archive, by its name under root; {} if not known here."""
+    path = manifest_file(root, archive)
+    if not path.is_file():
+        return {}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    digests = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    of_archive = digests.pop(archive.path, None)
+    return digests if of_archive and archive.sha256 in (None, of_archive) else {}
+
+
+def manifest_file(root: Path, archive: File) -> Path:
+    return root / f"{archive.path}.sha256"
+
+
+@cache
+def catalogue() -> dict[str, Entry]:
+    """All data sets by name."""
+    raw: Any = OmegaConf.to_container(OmegaConf.load(conf_dir().parent / "tasks" / "catalogue.yaml"))
+    return {name: _entry(name, values) for name, values in raw.items()}
+
+
+def entry(name: str, task: str | None = None) -> Entry:
+    """One data set, or the part of it that a task needs."""
+    return catalogue()[name].of(task) if task else catalogue()[name]
+
+
+def _entry(name: str, values: dict[str, Any]) -> Entry:
+    for group in ("archives", "files"):
+        values[group] = [_made(File, name, file) for file in values.get(group, ())]
+    return _made(Entry, name, {"name": name, **values})
+
+
+def _made(cls: type[T], name: str, values: dict[str, Any]) -> T:
+    if strange := values.keys() - {f.name for f in fields(cls)}:  # type: ignore[arg-type]
+        raise ConfigError(f"catalogue.yaml, {name}: there is no {', '.join(sorted(strange))} in a {cls.__name__}")
+    return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def _digests_of_pattern(paths: list[Path]) -> set[str]:
+    """The digest of files by their bare names, with the lines sorted by name and as `sort` would: publishers differ."""
+    lines = [f"{digest_of(path)}  {path.name}\n" for path in sorted(paths)]
+    return {hashlib.sha256("".join(ordered).encode()).hexdigest() for ordered in (lines, sorted(lines))}
+
+
+def _count_lines(path: Path) -> int:
+    """Lines with something on them; the last needs no newline."""
+    with path.open("rb") as f:
+        return sum(1 for line in f if line.strip())

@@ -1,0 +1,192 @@
+"""Files that may be missing, broken or hostile: their digests, and how they are read."""
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import pickle
+import pickletools
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MAX_BYTES = 2**28  # of a text or a pickle, which are read into memory at once; the largest real one has 155 MB
+
+
+def digest_of(path: Path, kind: str = "sha256") -> str:
+    """A file's `sha256` or `md5`; DataError if it cannot be read."""
+    try:
+        with path.open("rb") as f:
+            return hashlib.file_digest(f, kind).hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+
+
+def folder_digest(digests: dict[str, str]) -> str:
+    """One digest for many files: the sha256 over the lines `sha256  name`, sorted by name."""
+    return hashlib.sha256("".join(f"{d}  {name}\n" for name, d in sorted(digests.items())).encode()).hexdigest()
+
+
+def digests_of(root: Path, files: Iterable[Path], cache: Path | None = None) -> dict[str, str]:
+    """The sha256 of each file by its name under root.
+
+    With a cache, a file is read again only when its size or a time stamp has changed. What escapes it is a file
+    rewritten at the same size with both stamps, also that of the inode, set back.
+    """
+    known: dict[str, Any] = {}
+    if cache:
+        with suppress(OSError, ValueError):
+            known = json.loads(cache.read_text())
+    found: dict[str, Any] = {}
+    for path in sorted(files):
+        name = path.relative_to(root).as_posix()
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}") from None
+        stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+        # A file changed within the clock's grain could change once more unseen: its stamp is not trusted.
+        settled = time.time_ns() - max(stamp[1:]) > 2_000_000_000
+        earlier = known.get(name)
+        digest = earlier[3] if earlier and earlier[:3] == stamp else digest_of(path)
+        found[name] = [*(stamp if settled else [-1, -1, -1]), digest]
+    if cache and found != known:
+        with suppress(OSError):  # nowhere to write: the next run reads the files again
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(cache, json.dumps(found))
+    return {name: entry[3] for name, entry in found.items()}
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is there whole or not at all."""
+    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as f:
+            f.write(text)
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, path)
+    except BaseException:
+        os.unlink(scratch)
+        raise
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time in a folder, which is made; the second waits. A dead holder lets go."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written to ({error.strerror})") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another process is at {folder}; waiting for it", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def missing(path: Path, what: str, *advice: str) -> DataError:
+    """The error for a file that is not there: where it should be, and what can be done."""
+    lines = [f"{what}: no {path}", *advice, "or use data=tiny, which needs no download"]
+    return DataError("\n  ".join(lines))
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's content; DataError names the file if it cannot be read or is too large to be what it should be."""
+    try:
+        with path.open("rb") as f:
+            size = os.fstat(f.fileno()).st_size
+            if size > MAX_BYTES:
+                raise DataError(f"{path}: expected at most {MAX_BYTES:,} bytes, got {size:,}")
+            return f.read(MAX_BYTES)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+
+
+def read_text(path: Path) -> str:
+    """A text file's content; DataError names the file if it cannot be read or is not UTF-8."""
+    try:
+        return read_bytes(path).decode().replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: expected UTF-8 text, found a byte that is not at {error.start}") from None
+
+
+class _DType:
+    """Stands for numpy.dtype in a pickle that is not trusted: takes what it is told, does nothing."""
+
+    def __init__(self, name: Any, *_: Any) -> None:
+        self.name, self.order = _word(name), "|"
+
+    def __setstate__(self, state: Any) -> None:
+        self.order = _word(state[1])
+
+
+class _Array:
+    """Stands for a numpy array there, until all is read and checked."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None:
+        self.shape, self.dtype, self.fortran, self.raw = state[1:5]
+
+    def array(self) -> "np.ndarray":
+        import numpy as np
+
+        kind = self.dtype.order + self.dtype.name
+        if not re.fullmatch("[<>|=][biuf][1248]", kind) or type(self.raw) is not bytes:
+            raise ValueError(f"an array of numbers was expected, not of {kind}")
+        flat = np.frombuffer(self.raw, kind)
+        return flat.reshape(self.shape, order="F" if self.fortran else "C").copy()
+
+
+def _word(text: Any) -> str:
+    return text.decode("ascii") if isinstance(text, bytes) else str(text)
+
+
+class _Restricted(pickle.Unpickler):
+    """Builds numbers, words, lists, dicts and stand-ins for arrays; no name in the file leads to other code."""
+
+    ALLOWED: dict[tuple[str, str], Any] = {
+        ("numpy.core.multiarray", "_reconstruct"): _Array,
+        ("numpy._core.multiarray", "_reconstruct"): _Array,
+        ("numpy", "ndarray"): _Array,
+        ("numpy", "dtype"): _DType,
+        ("_codecs", "encode"): lambda text, _: text.encode("latin1"),  # how Python 3 writes bytes in protocol 2
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which a data set does not need")
+        return self.ALLOWED[module, name]
+
+
+def read_pickle(path: Path) -> dict[bytes, Any]:
+    """The dict in a pickle of plain values and arrays; Python 2's strings come as bytes, as in CIFAR's batches.
+
+    Raises:
+        DataError: it is not such a pickle, or it wants to run code; nothing of it was run.
+    """
+    content = read_bytes(path)
+    try:
+        for opcode, argument, _ in pickletools.genops(content):
+            # The memo is an array as long as its largest index: a few bytes could ask for all memory.
+            if "PUT" in opcode.name and int(argument or 0) > len(content):
+                raise ValueError(f"{opcode.name} {argument} in a file of {len(content)} bytes")
+        values = _Restricted(io.BytesIO(content), encoding="bytes").load()
+        return {key: value.array() if isinstance(value, _Array) else value for key, value in values.items()}
+    except Exception as error:  # a broken pickle raises nearly anything
+        told = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: not a pickle that can be trusted ({type(error).__name__}: {told})") from None
