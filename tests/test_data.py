@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -562,7 +563,7 @@ def test_a_writer_that_fails_leaves_no_tiny_set_behind(tmp_path: Path) -> None:
 
 def test_a_changed_writer_gets_a_tiny_set_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = _tiny_root(R8, tmp_path)
-    source = inspect.getsource(r8)
+    source = inspect.getsource(sys.modules[R8.__module__])
     monkeypatch.setattr(inspect, "getsource", lambda module: source + "# changed\n")
     after = _tiny_root(R8, tmp_path)
     assert before != after
@@ -741,9 +742,8 @@ def test_voc_that_a_person_unpacked_is_a_subset_until_the_archive_lies_beside_it
     archive.unlink()  # is not needed any more
     assert opened("seg", VOCSegmentation, "data=full")[1] == "full"
     assert not web.asked
-    assert tree(data.root).items() - before.items() == {
-        (f"{archive.name}.sha256", (data.root / f"{archive.name}.sha256").read_bytes())
-    }
+    assert tree(data.root).keys() - before.keys() == {f"{archive.name}.sha256"}
+    assert tree(data.root).items() >= before.items()
 
 
 def test_voc_with_other_counts_than_the_published_ones_is_refused(

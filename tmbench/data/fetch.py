@@ -221,7 +221,7 @@ def _receive(url: str, response: Any, part: Path, start: int, total: int | None,
     with out, _progress(part.stem, start, total) as advance:
         while True:
             try:
-                chunk = response.read(CHUNK)
+                chunk = response.read1(CHUNK)  # what has come, so that a silence loses none of it
             except (http.client.HTTPException, OSError) as error:
                 raise _Again(f"the connection was cut after {done:,} bytes ({error})") from None
             if not chunk:
@@ -336,8 +336,8 @@ def _refused(archive: Path, number: int, name: str, kind: str) -> DataError:
 class _Bounded:
     """A stream that ends in an error after so many bytes, whatever its headers say."""
 
-    def __init__(self, stream: IO[bytes], archive: Path, at_most: int) -> None:
-        self.stream, self.archive, self.at_most, self.left = stream, archive, at_most, at_most
+    def __init__(self, stream: IO[bytes], archive: Path, at_most: int, done: int = 0) -> None:
+        self.stream, self.archive, self.at_most, self.left = stream, archive, at_most, at_most - done
 
     def read(self, size: int = -1) -> bytes:
         content = self.stream.read(min(size, self.left + 1) if size >= 0 else self.left + 1)
@@ -377,7 +377,7 @@ def _untar(path: Path, scratch: Path, inside: PurePosixPath, to: PurePosixPath, 
 
 
 def _unzip(path: Path, scratch: Path, inside: PurePosixPath, to: PurePosixPath, at_most: int) -> None:
-    left = at_most
+    done = 0
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         if len(members) > MAX_MEMBERS:
@@ -392,6 +392,6 @@ def _unzip(path: Path, scratch: Path, inside: PurePosixPath, to: PurePosixPath, 
             if place is None:
                 continue
             with archive.open(member) as content:
-                bounded: Any = _Bounded(content, path, left)
+                bounded: Any = _Bounded(content, path, at_most, done)
                 _copy(bounded, scratch / place, member.file_size)
-            left = bounded.left
+            done += member.file_size
