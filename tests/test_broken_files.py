@@ -1,0 +1,381 @@
+"""Every way in which a data set's files can be broken, in one place: a new data set is added to SETS and BREAKS.
+
+Whatever is done to a file, its set either still reads with its right counts, or one DataError names the file.
+"""
+
+import os
+import pickle
+import re
+import shutil
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import real_data
+from PIL import Image
+from web import tree
+
+from tmbench.data import Dataset, files, read_pickle
+from tmbench.errors import DataError
+from tmbench.tasks.r8 import R8
+from tmbench.tasks.voc import VOCSegmentation
+
+
+@dataclass(frozen=True)
+class Broken:
+    """One file of a tiny set, by its pattern, and what is done to it; `told` is in the message that names it."""
+
+    file: str
+    do: Callable[[Path], Any]
+    told: str
+
+
+SETS: dict[str, type[Dataset]] = {"r8": R8, "voc2007": VOCSegmentation}
+TEXT, LIST, IMAGE, MASK = (
+    "train.txt",
+    "VOCdevkit/VOC2007/ImageSets/Segmentation/train.txt",
+    "VOCdevkit/VOC2007/JPEGImages/*.jpg",
+    "VOCdevkit/VOC2007/SegmentationClass/*.png",
+)
+
+
+def half(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def huge(path: Path) -> None:
+    """More than is read into memory, though it takes no room on the disk."""
+    os.truncate(path, files.MAX_BYTES + 1)
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def leads_nowhere(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+def leads_to_itself(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def picture(mode: str, size: tuple[int, int], kind: str) -> Callable[[Path], None]:
+    return lambda path: Image.new(mode, size).save(path, kind)
+
+
+def png_bomb(path: Path) -> None:
+    """A few bytes that would unpack to 10 GB."""
+    Image.new("1", (9, 9)).save(path, "PNG")
+    content = bytearray(path.read_bytes())
+    content[16:24] = struct.pack(">II", 10**5, 10**5)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    path.write_bytes(content)
+
+
+COMMON: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "missing": (Path.unlink, ": no {}"),
+    "a folder": (folder, ": no {}"),
+    "a pipe": (pipe, ": no {}"),
+    "a link to nowhere": (leads_nowhere, ": no {}"),
+    "a link to itself": (leads_to_itself, ": no {}"),
+}
+BREAKS: dict[str, dict[str, Broken]] = {
+    "r8": {
+        **{case: Broken(TEXT, do, told) for case, (do, told) in COMMON.items()},
+        "empty": Broken(TEXT, lambda p: p.write_bytes(b""), "{}, line 1: expected label<TAB>text"),
+        "UTF-16": Broken(TEXT, lambda p: p.write_text("earn\ta", "utf-16"), "{}: expected UTF-8 text"),
+        "latin-1": Broken(TEXT, lambda p: p.write_bytes(b"earn\tcaf\xe9 au lait"), "{}: expected UTF-8 text"),
+        "a picture": Broken(TEXT, picture("RGB", (9, 9), "PNG"), "{}: expected UTF-8 text"),
+        "binary zeros": Broken(TEXT, lambda p: p.write_bytes(bytes(99)), "{}, line 1: expected label<TAB>text"),
+        "another table": Broken(TEXT, lambda p: p.write_text("id,click\n1,0\n"), "{}, line 1: expected label<TAB>text"),
+        "oversized": Broken(TEXT, huge, "{}: expected at most"),
+    },
+    "voc2007": {
+        **{f"list {case}": Broken(LIST, do, told) for case, (do, told) in COMMON.items()},
+        **{f"image {case}": Broken(IMAGE, do, told) for case, (do, told) in COMMON.items()},
+        **{f"mask {case}": Broken(MASK, do, told) for case, (do, told) in COMMON.items()},
+        "empty list": Broken(LIST, lambda p: p.write_bytes(b""), "{}: expected image names"),
+        "UTF-16 list": Broken(LIST, lambda p: p.write_text("000001", "utf-16"), "{}: expected UTF-8 text"),
+        "oversized list": Broken(LIST, huge, "{}: expected at most"),
+        "list of what is not there": Broken(LIST, lambda p: p.write_text("000001\n999999"), "named in {}, line 2"),
+        "list that leads out": Broken(LIST, lambda p: p.write_text("../../x"), "{}, line 1: expected an image's name"),
+        "list with numbers": Broken(LIST, lambda p: p.write_text("000001  1"), "{}, line 1: expected an image's name"),
+        "empty image": Broken(IMAGE, lambda p: p.write_bytes(b""), "{}: not a readable picture"),
+        "empty mask": Broken(MASK, lambda p: p.write_bytes(b""), "{}: not a readable picture"),
+        "truncated image": Broken(IMAGE, half, "{}: not a readable picture"),
+        "truncated mask": Broken(MASK, half, "{}: not a readable picture"),
+        "a GIF": Broken(IMAGE, picture("L", (9, 9), "GIF"), "{}: not a readable picture"),
+        "PostScript": Broken(
+            IMAGE, lambda p: p.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"),
+            "{}: not a readable picture",
+        ),
+        "image of another size": Broken(IMAGE, picture("RGB", (9, 9), "JPEG"), "expected the image's size"),
+        "mask of another size": Broken(MASK, picture("P", (9, 9), "PNG"), "{}: expected the image's size"),
+        "mask in colours": Broken(MASK, picture("RGB", (9, 9), "PNG"), "{}: expected a palette PNG"),
+        "image bomb": Broken(IMAGE, png_bomb, "{}: not a readable picture"),
+        "mask bomb": Broken(MASK, png_bomb, "{}: not a readable picture"),
+        "large image": Broken(IMAGE, picture("1", (9000, 8000), "PNG"), "{}: not a readable picture (9000x8000"),
+    },
+}  # fmt: skip
+CASES = [(name, case) for name, cases in BREAKS.items() for case in cases]
+
+
+@pytest.fixture(scope="module", params=SETS)
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A tiny set's name and folder."""
+    return request.param, write(request.param, tmp_path_factory.mktemp("whole"))
+
+
+def write(name: str, root: Path) -> Path:
+    SETS[name].write_tiny(root, np.random.default_rng(0))
+    return root
+
+
+def read(name: str, root: Path) -> dict[str, int]:
+    """Everything that a run would read."""
+    data = SETS[name](root)
+    data.digests()
+    return data.counts()
+
+
+def test_every_set_has_its_broken_cases() -> None:
+    assert SETS.keys() == BREAKS.keys()
+
+
+def test_a_whole_set_reads_with_its_counts(whole: tuple[str, Path]) -> None:
+    name, root = whole
+    assert read(name, root) == {"r8": {"train": 320, "test": 160}, "voc2007": {"train": 32, "val": 12}}[name]
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_a_broken_file_is_named_in_one_message(tmp_path: Path, name: str, case: str) -> None:
+    root = write(name, tmp_path)
+    broken = BREAKS[name][case]
+    path = next(iter(sorted(root.glob(broken.file))))
+    broken.do(path)
+    with pytest.raises(DataError) as error:
+        read(name, root)
+    assert broken.told.format(path) in str(error.value)
+    assert len(str(error.value)) < 1500
+
+
+# Fuzz: any bytes
+
+MUTATIONS: list[Callable[[bytearray, np.random.Generator], bytearray]] = [
+    lambda c, rng: c[: rng.integers(len(c) + 1)],
+    lambda c, rng: c[rng.integers(len(c) + 1) :],
+    lambda c, rng: changed(c, rng, 1),
+    lambda c, rng: changed(c, rng, 30),
+    lambda c, rng: changed(c[:600], rng, 3) + c[600:],  # the headers are where a picture's trouble begins
+    lambda c, rng: (at := rng.integers(len(c) + 1)) and c[:at] + bytearray(rng.bytes(50)) + c[at:],
+    lambda c, rng: (at := rng.integers(len(c) + 1)) and c[:at] + c[at + rng.integers(200) :],
+    lambda c, rng: c + c[: rng.integers(len(c) + 1)],
+    lambda c, rng: bytearray(rng.bytes(int(rng.integers(2000)))),
+]
+
+
+def changed(content: bytearray, rng: np.random.Generator, count: int) -> bytearray:
+    content = bytearray(content)
+    for at in rng.integers(len(content), size=count if content else 0):
+        content[at] = rng.integers(256)
+    return content
+
+
+def fuzz(name: str, root: Path, cases: int, outside: Path) -> tuple[int, int]:
+    """How many mutations of a file still read, and how many were refused; any other end is an error of ours."""
+    rng = np.random.default_rng(0)
+    expected = read(name, root)
+    paths = [path for path in sorted(root.rglob("*")) if path.is_file()]
+    around = {path: path.stat().st_mtime_ns for path in outside.rglob("*") if not path.is_relative_to(root)}
+    good = refused = 0
+    for case in range(cases):
+        path = paths[rng.integers(len(paths))]
+        content = path.read_bytes()
+        mutation = MUTATIONS[case % len(MUTATIONS)]
+        path.write_bytes(mutation(bytearray(content), rng) or b"")
+        told, counts = "", {}
+        try:
+            counts = one(name, root, path, expected)
+        except DataError as error:
+            told = str(error)
+        if told:
+            assert path.stem in told, (case, path, told)
+            assert len(told) < 1500
+            refused += 1
+        else:
+            # A list or a text with fewer or more good lines is another set of good examples, and counted so.
+            right = expected | ({path.stem: lines_of(path, name)} if path.suffix == ".txt" else {})
+            assert counts == right, (case, path)
+            good += 1
+        path.write_bytes(content)
+    assert {p: p.stat().st_mtime_ns for p in outside.rglob("*") if not p.is_relative_to(root)} == around
+    assert read(name, root) == expected
+    return good, refused
+
+
+def lines_of(path: Path, name: str) -> int:
+    """How many examples a text file names; blank lines count where they are examples without words."""
+    lines = re.split("\r\n|\r|\n", path.read_bytes().decode())
+    return len([line for line in lines if line.strip()]) if name == "voc2007" else len(lines) - (not lines[-1])
+
+
+def one(name: str, root: Path, path: Path, expected: dict[str, int]) -> dict[str, int]:
+    """Reads what the changed file is part of; of VOC's other pictures nothing has changed."""
+    data = SETS[name](root)
+    if isinstance(data, VOCSegmentation) and path.suffix != ".txt":
+        pairs = [pair for split in expected for pair in data.pairs(split) if path in pair]
+        for pair in pairs:
+            data.read(*pair)
+        return expected
+    if isinstance(data, VOCSegmentation):
+        return {split: len(data.pairs(split)) for split in expected}
+    return data.counts()
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_200_mutated_files_read_or_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "beside").write_text("not ours")
+    (tmp_path / "data").mkdir()
+    good, refused = fuzz(name, write(name, tmp_path / "data"), 200, tmp_path)
+    assert good > 20
+    assert refused > 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETS)
+def test_2000_mutated_files_read_or_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "data").mkdir()
+    good, refused = fuzz(name, write(name, tmp_path / "data"), 2000, tmp_path)
+    print(f"{name}: {good} of 2000 mutated files still read, {refused} were refused with a message")
+    assert good + refused == 2000
+
+
+# Pickles, as CIFAR's batches are
+
+
+def batch(root: Path, content: bytes) -> Path:
+    path = root / "data_batch_1"
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_pickle_of_plain_values_and_arrays_reads_as_with_pickle(tmp_path: Path, protocol: int, order: Any) -> None:
+    values = {
+        b"data": np.arange(12, dtype=np.uint8).reshape(3, 4, order=order), b"labels": [1, 2, 3],
+        b"wide": np.array([1.5, -2.0]), b"filenames": [b"a.png", b"b.png"], b"batch_label": b"training batch",
+    }  # fmt: skip
+    if protocol == 5:
+        values = {key: value for key, value in values.items() if not isinstance(value, np.ndarray)}  # another layout
+    path = batch(tmp_path, pickle.dumps(values, protocol))
+    got = read_pickle(path)
+    assert got.keys() == values.keys()
+    for key, value in values.items():
+        np.testing.assert_array_equal(got[key], value)
+        assert getattr(got[key], "dtype", None) == getattr(value, "dtype", None)
+
+
+def test_real_cifar_batches_read_as_with_pickle() -> None:
+    folder = real_data("cifar10") / "cifar-10-batches-py"
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as f:
+            expected = pickle.load(f, encoding="bytes")
+        got = read_pickle(path)
+        assert got.keys() == expected.keys()
+        for key, value in expected.items():
+            np.testing.assert_array_equal(got[key], value)
+
+
+class Runs:
+    """Runs a command when it is unpickled by pickle itself."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.what = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.what
+
+
+def test_a_pickle_that_runs_code_is_refused_before_it_does(tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    for attack in (
+        Runs(os.system, f"touch {mark}"),
+        Runs(eval, f"open({str(mark)!r}, 'w')"),
+        Runs(getattr, "text", "upper"),
+        Runs(np.load, str(mark)),
+        Runs(np.array, [Runs(os.mkdir, str(mark))]),
+        Runs(shutil.copy, __file__, str(mark)),
+    ):
+        for protocol in (0, 2, 4):
+            path = batch(tmp_path, pickle.dumps({b"data": attack}, protocol))
+            with pytest.raises(DataError, match=f"^{path}: not a pickle that can be trusted"):
+                read_pickle(path)
+            assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no pickle",
+        pickle.dumps([1, 2]),
+        pickle.dumps({b"data": np.zeros(9)})[:50],
+        pickle.dumps({b"data": np.array([object, None])}, 2),
+        pickle.dumps({b"data": np.zeros(2, dtype=[("a", "O"), ("b", "u1")])}, 2),
+        b"\x80\x02}q\x00r\xff\xff\xff\x7f.",  # a memo of two thousand million entries
+        b"\x80\x05\x96" + (2**62).to_bytes(8, "little") + b".",  # a bytearray of 4 EiB
+        b"\x80\x02c_codecs\nencode\nq\x00X\x01\x00\x00\x00aX\x03\x00\x00\x00rot\x86R.",
+        b"(" * 100_000 + b"l" * 100_000 + b".",
+    ],
+    ids=["empty", "text", "a list", "cut", "objects", "a table", "memo bomb", "bytes bomb", "codec", "deep"],
+)
+def test_a_broken_pickle_is_a_data_error(tmp_path: Path, content: bytes) -> None:
+    path = batch(tmp_path, content)
+    with pytest.raises(DataError, match=f"^{path}: not a pickle that can be trusted") as error:
+        read_pickle(path)
+    assert len(str(error.value)) < 400 + len(str(path))
+
+
+def test_an_oversized_or_missing_pickle_is_a_data_error(tmp_path: Path) -> None:
+    path = batch(tmp_path, b"")
+    huge(path)
+    with pytest.raises(DataError, match=f"^{path}: expected at most"):
+        read_pickle(path)
+    path.unlink()
+    with pytest.raises(DataError, match=f"^{path}: No such file"):
+        read_pickle(path)
+
+
+def test_mutated_pickles_read_or_are_refused(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    values = {
+        b"data": np.arange(60, dtype=np.uint8).reshape(5, 12),
+        b"labels": [1, 2, 3, 4, 5],
+        b"filenames": [b"a"] * 5,
+    }
+    content = pickle.dumps(values, 2)
+    told = []
+    for case in range(2000):
+        path = batch(tmp_path, bytes(MUTATIONS[case % len(MUTATIONS)](bytearray(content), rng) or b""))
+        try:
+            read_pickle(path)
+        except DataError as error:
+            told.append(str(error))
+    assert all(text.startswith(str(path)) for text in told)
+    assert 500 < len(told) < 2000
+    assert tree(tmp_path).keys() == {"data_batch_1"}
