@@ -44,6 +44,7 @@ def test_wheel_works_from_another_folder_beside_another_module_called_tasks(tmp_
     for group in conf_dir().iterdir():
         for file in group.glob("*.yaml") if group.is_dir() else [group]:
             assert f"tmbench/conf/{file.relative_to(conf_dir())}" in names
+    assert "tmbench/tasks/catalogue.yaml" in names
     home = tmp_path / "venv"
     venv.create(home, with_pip=True)
     python = home / "bin" / "python"
@@ -63,6 +64,7 @@ def test_wheel_works_from_another_folder_beside_another_module_called_tasks(tmp_
     told = run(python, "-c", start, "task=tc", "epochs=1", cwd=work)
     assert "completed" in told
     assert list((work / "runs").glob("tc-tmsgd-0-*/result.json"))
+    assert "avazu_x4" in run(python, "-c", start.replace("tmbench.__main__", "tmbench.data.__main__"), "list", cwd=work)
     # tmbench.optim needs torch alone.
     alone = (
         f"import sys; sys.path.append({site!r}); from tmbench.optim import TMSGD; import torch; "

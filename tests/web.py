@@ -153,7 +153,7 @@ def publish_r8(monkeypatch: pytest.MonkeyPatch, web: Web) -> Entry:
     content = tiny_files(R8)
     web.files.update(content)
     files = [
-        File(path=name, urls=(web.url(name),), sha256=sha256(c), lines=c.count(b"\n") + 1, at_most=10**6)
+        File(path=name, urls=(web.url(name),), sha256=sha256(c), size=None, lines=c.count(b"\n") + 1, at_most=10**6)
         for name, c in sorted(content.items(), reverse=True)
     ]
     return publish(monkeypatch, R8, files=tuple(files), counts={"train": 320, "test": 160})

@@ -6,10 +6,8 @@
 import hashlib
 import inspect
 import json
-import shutil
-import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +15,7 @@ from omegaconf import DictConfig
 
 from ..errors import DataError
 from .catalogue import Entry, entry
-from .files import digests_of, folder_digest, missing, read_pickle, read_text
+from .files import digests_of, folder_digest, missing, read_pickle, read_text, written_once
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,7 +86,7 @@ class Dataset(ABC):
         """
         key = json.dumps([folder_digest(digests or self.digests()), settings, _source(type(self))], sort_keys=True)
         name = f"{self.folder}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-        return _written_once(runs_dir / ".prepared" / name, lambda scratch: self.prepare(scratch, **settings))
+        return written_once(runs_dir / ".prepared" / name, lambda scratch: self.prepare(scratch, **settings))
 
 
 def open_dataset(cfg: DictConfig, cls: type[Dataset]) -> tuple[Dataset, str, str]:
@@ -126,26 +124,8 @@ def _tiny_root(cls: type[Dataset], runs_dir: Path) -> Path:
     import numpy as np
 
     root = runs_dir / ".tiny" / f"{cls.folder}-{hashlib.sha256(_source(cls).encode()).hexdigest()[:12]}"
-    return _written_once(root, lambda scratch: cls.write_tiny(scratch, np.random.default_rng(0)))
+    return written_once(root, lambda scratch: cls.write_tiny(scratch, np.random.default_rng(0)))
 
 
 def _source(cls: type[Dataset]) -> str:
     return inspect.getsource(inspect.getmodule(cls))  # type: ignore[arg-type]
-
-
-def _written_once(root: Path, write: Callable[[Path], None]) -> Path:
-    """A folder that `write` fills if it is not there; it appears whole or not at all."""
-    if root.is_dir():
-        return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=root.parent, prefix=".writing-"))
-    try:
-        write(scratch)
-        scratch.chmod(0o755)
-        scratch.rename(root)
-    except OSError:
-        if not root.is_dir():  # else another process was first, and wrote the same
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return root

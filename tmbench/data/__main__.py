@@ -18,8 +18,9 @@ from rich.table import Table
 
 from ..config import conf_dir
 from ..errors import ConfigError, DataError
-from . import Dataset, _written_once, fetch
+from . import Dataset, fetch
 from .catalogue import Entry, catalogue
+from .files import written_once
 from .verify import verify
 
 COLOURS = {"full": "green", "here": "green", "subset": "yellow", "part": "yellow", "broken": "red", "missing": "dim"}
@@ -219,10 +220,10 @@ def describe(targets: list[Target], options: argparse.Namespace) -> None:
                 continue
             raise DataError("\n  ".join([f"{target.name}: {state}, and cannot be described", *reasons]))
         path = Path(options.out) if options.out else target.root / "croissant.json"
-        warnings = describe(target.entry, target.root, state, reasons, path)
+        unknown = describe(target.entry, target.root, state, reasons, path)
         print(f"{target.name}: {state}; described in {path}, which mlcroissant accepts")
-        for warning in warnings:
-            print(f"  {warning}")
+        if unknown:
+            print(f"  recommended, but not known: {', '.join(unknown)}")
 
 
 def tiny(targets: list[Target], options: argparse.Namespace) -> None:
@@ -235,7 +236,7 @@ def tiny(targets: list[Target], options: argparse.Namespace) -> None:
         root = Path(options.out) / cls.folder
         if root.exists():
             raise DataError(f"{root}: is there already; remove it, or name another folder with --out")
-        _written_once(root, partial(cls.write_tiny, rng=np.random.default_rng(0)))
+        written_once(root, partial(cls.write_tiny, rng=np.random.default_rng(0)))
         files = [path for path in sorted(root.rglob("*")) if path.is_file()]
         size = sum(path.stat().st_size for path in files)
         print(f"{target.name}: {len(files)} files, {size:,} bytes, in {root}; the same that data=tiny trains on")

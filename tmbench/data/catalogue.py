@@ -107,6 +107,12 @@ class Entry:
         """What a person types for it: the task, or the data set's own name."""
         return self.part or self.name
 
+    @property
+    def to_download(self) -> str:
+        sizes = [file.size for file in (*self.archives, *self.files) if file.urls]
+        known = [size for size in sizes if size]
+        return f"{sum(known) / 1e6:,.1f} MB" if sizes and len(known) == len(sizes) else self.size
+
     def absent(self, root: Path) -> list[File]:
         return [file for file in self.files if not file.under(root)]
 
@@ -129,7 +135,7 @@ class Entry:
         if self.by_hand:
             return self.by_hand.format(root=root).splitlines()
         command = f"python -m tmbench.data get {self.word} --data-dir {shlex.quote(str(root.parent))}"
-        lines = [f"{command} fetches it ({self.size})"]
+        lines = [f"{command} fetches it ({self.to_download})"]
         for file in (*self.archives, *self.files):
             if file.urls:
                 kind = "sha256" if file.sha256 else "md5"

@@ -3,6 +3,7 @@
 import json
 import logging
 import mimetypes
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ TYPES = {"image": "IMAGE_OBJECT", "int": "INTEGER", "float": "FLOAT"}  # else TE
 
 
 def describe(entry: Entry, root: Path, state: str, reasons: list[str], out: Path) -> list[str]:
-    """Writes the description of what is under root, and returns mlcroissant's warnings about it.
+    """Writes the description of what is under root, and returns what mlcroissant would like to see in it, too.
 
     The addresses in it are relative to root: there, mlcroissant reads the records from the files as they lie.
 
@@ -52,7 +53,7 @@ def describe(entry: Entry, root: Path, state: str, reasons: list[str], out: Path
         write_whole(out, json.dumps(described, indent=2, ensure_ascii=False, default=str) + "\n")
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error.strerror}); name another file with --out") from None
-    return sorted(checked.metadata.ctx.issues.warnings)
+    return sorted(re.sub(r".*/(\w+)\" is recommended.*", r"\1", text) for text in checked.metadata.ctx.issues.warnings)
 
 
 def _archives(mlc: Any, entry: Entry) -> list[Any]:

@@ -8,10 +8,11 @@ import os
 import pickle
 import pickletools
 import re
+import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,6 +80,24 @@ def write_whole(path: Path, text: str) -> None:
     except BaseException:
         os.unlink(scratch)
         raise
+
+
+def written_once(root: Path, write: Callable[[Path], None]) -> Path:
+    """A folder that `write` fills if it is not there; it appears whole or not at all."""
+    if root.is_dir():
+        return root
+    root.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=root.parent, prefix=".writing-"))
+    try:
+        write(scratch)
+        scratch.chmod(0o755)
+        scratch.rename(root)
+    except OSError:
+        if not root.is_dir():  # else another process was first, and wrote the same
+            raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return root
 
 
 @contextmanager
