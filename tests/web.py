@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import tarfile
 import tempfile
 import threading
@@ -11,6 +12,7 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -103,7 +105,8 @@ def serving() -> Iterator[Web]:
     thread = threading.Thread(target=web.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
-        yield web
+        with mock.patch.dict(os.environ, no_proxy="*"):
+            yield web
     finally:
         web.shutdown()
         web.server_close()

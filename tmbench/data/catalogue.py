@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from ..config import conf_dir
 from ..errors import ConfigError
-from .files import digest_of
+from .files import digest_of, read_text
 
 T = TypeVar("T")
 
@@ -151,7 +151,7 @@ def manifest(root: Path, archive: File) -> dict[str, str]:
     path = manifest_file(root, archive)
     if not path.is_file():
         return {}
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_text(path).splitlines()
     digests = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     of_archive = digests.pop(archive.path, None)
     return digests if of_archive and archive.sha256 in (None, of_archive) else {}

@@ -46,11 +46,11 @@ def describe(entry: Entry, root: Path, state: str, reasons: list[str], out: Path
             record_sets=[_records(mlc, entry, name) for name in entry.records],
         )
         described = metadata.to_json() | {"conditionsOfAccess": (entry.by_hand or entry.terms).format(root=root.name)}
-        checked = mlc.Dataset(jsonld=json.loads(json.dumps(described, default=str)))
+        checked = mlc.Dataset(jsonld=json.loads(json.dumps(described)))
     except mlc.ValidationError as error:
         raise DataError(f"{out}: mlcroissant does not accept the description of {entry.name}: {error}") from None
     try:
-        write_whole(out, json.dumps(described, indent=2, ensure_ascii=False, default=str) + "\n")
+        write_whole(out, json.dumps(described, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error.strerror}); name another file with --out") from None
     return sorted(re.sub(r".*/(\w+)\" is recommended.*", r"\1", text) for text in checked.metadata.ctx.issues.warnings)

@@ -43,8 +43,7 @@ def get(entry: Entry, root: Path, say: Say = print) -> None:
         return
     if entry.by_hand:
         raise missing(root / entry.absent(root)[0].path, entry.word, *entry.advice(root))
-    for archive in entry.archives:
-        _keep_own(entry, archive, root)
+    _keep_own(entry, root)
     with locked(root):
         if _is_done(entry, root):  # another process was at it
             return
@@ -77,16 +76,16 @@ def _explained(entry: Entry, root: Path, path: Path, error: DataError) -> DataEr
     return missing(path, entry.word, *told, *entry.advice(root))
 
 
-def _keep_own(entry: Entry, archive: File, root: Path) -> None:
+def _keep_own(entry: Entry, root: Path) -> None:
     """Refuses to mix the published files with a person's own, unless they put the archive beside theirs."""
-    path, to = root / archive.path, archive.unpack["to"]
-    own = [file for file in entry.files if file.path.startswith(to) and file.under(root)]
-    if own and not path.exists() and not manifest(root, archive):
+    own = [file.path for file in entry.files if file.under(root)]
+    if own and entry.archives and not any((root / a.path).exists() or manifest(root, a) for a in entry.archives):
+        archive = entry.archives[0]
         raise missing(
             root / entry.absent(root)[0].path,
             entry.word,
-            f"{root / to} is there, but not from {archive.path}; it stays as it is",
-            f"to have it completed, and compared, put the published archive beside it, as {path}",
+            f"{root / archive.unpack['to']} is there, but not from {archive.path}; it stays as it is",
+            f"to have it completed, and compared, put the published archive beside it, as {root / archive.path}",
             "to have the published set instead, move that folder away",
             *entry.advice(root),
         )
