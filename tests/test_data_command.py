@@ -167,7 +167,9 @@ def test_get_without_a_server_tells_what_to_place_where(do: Do, monkeypatch: pyt
     assert code == 1
     assert "tc: no data/r8/train.txt" in told or "r8: no data/r8/train.txt" in told
     assert f"{web.url('train.txt')}: the server says 404 Not Found" in told
-    assert f"or put {one.files[0].urls[0]} there as data/r8/train.txt (sha256 {one.files[0].sha256})" in told
+    assert (
+        f"or put the file of {one.files[0].urls[0]} there as data/r8/train.txt (sha256 {one.files[0].sha256})" in told
+    )
 
 
 def test_get_explains_a_log_in_in_one_message(do: Do) -> None:

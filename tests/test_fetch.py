@@ -228,21 +228,26 @@ def test_a_folder_that_cannot_be_written_to_is_told(web: Web, tmp_path: Path, mo
         fetch.get(entry, tmp_path / "r8")
 
 
-def fetch_r8(entry: Entry, root: Path, said: Any) -> None:
-    fetch.get(entry, root, said.put)
+def get_quickly(entry: Entry, root: Path) -> None:
+    fetch.PAUSE, fetch.TIMEOUT = 0.01, 0.5
+    fetch.get(entry, root)
+
+
+def at_once(count: int, entry: Entry, root: Path) -> list[int | None]:
+    """The exit codes of so many processes that all want it."""
+    spawn = multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=get_quickly, args=(entry, root)) for _ in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    return [process.exitcode for process in processes]
 
 
 def test_two_processes_at_once_fetch_it_once(web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = publish_r8(monkeypatch, web)
     web.faults = [("hang", 1000)]  # the first has it in hand while the second comes
-    fork = multiprocessing.get_context("fork")
-    said = fork.Queue()
-    processes = [fork.Process(target=fetch_r8, args=(entry, tmp_path / "r8", said)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0]
+    assert at_once(2, entry, tmp_path / "r8") == [0, 0]
     assert [name for name, asked in web.asked if asked is None] == ["train.txt", "test.txt"]
     assert tree(tmp_path / "r8").keys() == {"train.txt", "test.txt"}
 
@@ -437,14 +442,7 @@ def test_an_archive_whose_digest_nobody_knows_is_judged_by_what_comes_out(root: 
 
 def test_two_processes_at_once_unpack_it_once(web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = publish_voc(monkeypatch, web)
-    fork = multiprocessing.get_context("fork")
-    said = fork.Queue()
-    processes = [fork.Process(target=fetch_r8, args=(entry, tmp_path / "voc", said)) for _ in range(3)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert at_once(3, entry, tmp_path / "voc") == [0, 0, 0]
     assert len(web.asked) == 1
     found = tree(tmp_path / "voc")
     assert {name: content for name, content in found.items() if name.startswith(VOC)} == tiny_files(VOCSegmentation)

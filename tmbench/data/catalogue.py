@@ -142,7 +142,7 @@ class Entry:
                 digest = getattr(file, kind)
                 known = f"{kind} {digest}" if digest else "no digest of it is known"
                 then = ", to be unpacked by that command" if file.unpack else ""
-                lines.append(f"or put {file.urls[0]} there as {root / file.path} ({known}){then}")
+                lines.append(f"or put the file of {file.urls[0]} there as {root / file.path} ({known}){then}")
         return lines
 
 

@@ -73,7 +73,7 @@ def _is_done(entry: Entry, root: Path) -> bool:
 
 def _explained(entry: Entry, root: Path, path: Path, error: DataError) -> DataError:
     told = [line for line in str(error).splitlines() if line.strip()]
-    return missing(path, entry.word, *told, *entry.advice(root))
+    return missing(path, entry.word, *told, *entry.advice(root)[1:])  # the first is what has just been tried
 
 
 def _keep_own(entry: Entry, root: Path) -> None:
