@@ -17,8 +17,7 @@ from web import Web, publish_r8, publish_voc, serving, sha256, tar_of, tree
 
 from tmbench.config import conf_dir
 from tmbench.data import __main__ as command
-from tmbench.data import fetch
-from tmbench.data.catalogue import catalogue, entry
+from tmbench.data.catalogue import catalogue, entry, manifest_file
 from tmbench.data.croissant import describe
 from tmbench.errors import ConfigError, DataError
 from tmbench.tasks.r8 import LABELS, R8
@@ -130,7 +129,7 @@ def test_get_fetches_verifies_and_does_nothing_the_second_time(
     code, told = do("get tc seg")
     assert code == 0, told
     assert f"downloading {web.url('train.txt')}" in told
-    assert f"unpacking data/voc2007/{fetch.manifest_file(Path(), entry('voc2007').archives[0]).stem}" in told
+    assert f"unpacking data/voc2007/{manifest_file(Path(), entry('voc2007').archives[0]).stem}" in told
     assert re.search(r"^r8 +full +data/r8\n +the published files: train 320, test 160$", told, re.MULTILINE)
     assert re.search(r"^voc2007 +full +data/voc2007\n +the published files: train 32, val 12$", told, re.MULTILINE)
     asked = list(web.asked)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from web import Web, publish_r8, publish_voc, serving, sha256, tar_of, tiny_files, tree
 
-from tmbench.data import fetch
+from tmbench.data import archive, fetch
 from tmbench.data.catalogue import Entry, File, manifest
 from tmbench.errors import DataError
 from tmbench.tasks.voc import VOCSegmentation
@@ -377,7 +377,7 @@ def test_a_hostile_or_broken_archive_is_told_and_leaves_nothing(root: Path, tmp_
 
 
 def test_too_many_members_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "MAX_MEMBERS", 2)
+    monkeypatch.setattr(archive, "MAX_MEMBERS", 2)
     for name, content in (("a.tar", tar_of(GOOD)), ("a.zip", zip_of(GOOD))):
         with pytest.raises(DataError, match="more than 2 members"):
             fetch.get(entry_of(root, content, name), root)
@@ -402,7 +402,7 @@ def test_an_unpacking_that_was_killed_is_done_again(root: Path, monkeypatch: pyt
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(fetch, "_move", killed)
+        patch.setattr(archive, "_move", killed)
         with pytest.raises(KeyboardInterrupt):
             fetch.get(entry, root)
     shutil.copytree(root, root / ".unpacking-left", ignore=lambda *_: [".unpacking-left"])  # as after SIGKILL

@@ -1,31 +1,23 @@
-"""Downloads that resume, are checked and land whole; archives that are unpacked into their folder and nowhere else."""
+"""Gets what is missing of a data set: downloads that resume, are checked, and land whole or not at all."""
 
-import errno
-import gzip
 import http.client
 import os
-import shutil
-import stat
 import sys
-import tarfile
-import tempfile
 import time
 import urllib.error
 import urllib.request
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from pathlib import Path
+from typing import Any
 
 from ..errors import DataError
-from .catalogue import Entry, File, manifest, manifest_file
-from .files import digest_of, locked, missing, write_whole
+from .archive import unpack
+from .catalogue import Entry, File, manifest
+from .files import locked, missing, writing
 
 TRIES, PAUSE, TIMEOUT = 4, 1.0, 20.0  # of one address; seconds before the second try, doubled each time; of silence
 CHUNK = 2**20
-MAX_MEMBERS = 200_000
 Say = Callable[[str], None]
 
 
@@ -117,7 +109,7 @@ def download(file: File, target: Path, say: Say = print) -> None:
         DataError: no address has it, or what came is not the published file.
     """
     told = []
-    with _writing(target):
+    with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     for url in file.urls:
         say(f"downloading {url}")
@@ -210,7 +202,7 @@ def _transfer(url: str, file: File, part: Path) -> None:
 
 def _receive(url: str, response: Any, part: Path, start: int, total: int | None, limit: int | None) -> None:
     done = start
-    with _writing(part, None if total is None else total - start):
+    with writing(part, None if total is None else total - start):
         version = response.headers.get("ETag") or response.headers.get("Last-Modified")
         if version and not version.startswith("W/"):  # a weak one does not promise the same bytes
             _tag(part).write_text(version, encoding="utf-8")
@@ -225,7 +217,7 @@ def _receive(url: str, response: Any, part: Path, start: int, total: int | None,
                 raise _Again(f"the connection was cut after {done:,} bytes ({error})") from None
             if not chunk:
                 break
-            with _writing(part, None if total is None else total - done):
+            with writing(part, None if total is None else total - done):
                 out.write(chunk)
                 out.flush()
             done += len(chunk)
@@ -235,19 +227,6 @@ def _receive(url: str, response: Any, part: Path, start: int, total: int | None,
         os.fsync(out.fileno())
     if total is not None and done < total:
         raise _Again(f"the connection was cut after {done:,} of {total:,} bytes")
-
-
-@contextmanager
-def _writing(path: Path, needed: int | None = None) -> Iterator[None]:
-    """Turns a failure to write into a clear message."""
-    try:
-        yield
-    except OSError as error:
-        more = ""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(path.parent).free
-            more = f"; {free:,} bytes are free there" + (f", {needed:,} more are needed" if needed else "")
-        raise DataError(f"{path}: cannot be written ({error.strerror}{more}); what is there is kept") from None
 
 
 @contextmanager
@@ -262,135 +241,3 @@ def _progress(name: str, start: int, total: int | None) -> Iterator[Callable[[in
     with Progress(TextColumn("{task.description}"), *columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(name, total=total, completed=start)
         yield lambda count: bar.advance(task, count)
-
-
-# Archives
-
-
-def unpack(entry: Entry, archive: File, root: Path) -> None:
-    """Unpacks a verified archive beside its place, compares what came with the catalogue, and moves it in.
-
-    Files that are there already stay as they are. The sha256 of all that came out is written to
-    `<archive>.sha256`, so that it can be told later which files are the published ones.
-
-    Raises:
-        DataError: it is broken, or has what no data set's archive has: names outside its folder, links, devices,
-            more bytes than it may; nothing was moved in.
-    """
-    path, spec = root / archive.path, archive.unpack
-    for left in root.glob(".unpacking-*"):  # of a process that was killed: this one holds the lock
-        shutil.rmtree(left, ignore_errors=True)
-    with _writing(root):
-        scratch = Path(tempfile.mkdtemp(dir=root, prefix=".unpacking-"))
-    try:
-        writer = _unzip if path.suffix == ".zip" else _untar
-        try:
-            writer(path, scratch, PurePosixPath(spec["from"]), PurePosixPath(spec["to"]), spec["at_most"])
-        except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile, RuntimeError) as error:
-            raise DataError(f"{path}: not a readable archive ({error})") from None
-        except (OSError, ValueError, NotImplementedError) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"{path}: cannot be unpacked ({error})") from None
-        found = {file.relative_to(scratch).as_posix(): digest_of(file) for file in _files(scratch)}
-        if not found:
-            raise DataError(f"{path}: expected files under {spec['from'] or '.'}, found none")
-        for file in entry.files:
-            for difference in file.differences(scratch) if file.under(scratch) else ():
-                raise DataError(f"{path}: what came out of it is not what was published: {difference}")
-        with _writing(root):
-            lines = [f"{digest}  {name}\n" for name, digest in {archive.path: digest_of(path), **found}.items()]
-            write_whole(manifest_file(root, archive), "".join(lines))
-            _move(scratch, root)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _move(source: Path, target: Path) -> None:
-    """Moves a folder's content into another; at once where nothing is, else beside what is there."""
-    for path in sorted(source.iterdir()):
-        place = target / path.name
-        if not os.path.lexists(place):
-            path.rename(place)
-        elif path.is_dir() and place.is_dir():
-            _move(path, place)
-
-
-def _place(archive: Path, number: int, name: str, inside: PurePosixPath, to: PurePosixPath) -> PurePosixPath | None:
-    """Where a member goes under the folder, or None if it is not wanted."""
-    pure = PurePosixPath(name)
-    if not name or "\\" in name or "\0" in name or pure.is_absolute() or ".." in pure.parts:
-        raise DataError(f"{archive}: member {number}, {name[:80]!r}, leads out of the folder; nothing was unpacked")
-    return to / pure.relative_to(inside) if pure.is_relative_to(inside) else None
-
-
-def _refused(archive: Path, number: int, name: str, kind: str) -> DataError:
-    return DataError(f"{archive}: member {number}, {name[:80]!r}, is {kind}, not a file; nothing was unpacked")
-
-
-class _Bounded:
-    """A stream that ends in an error after so many bytes, whatever its headers say."""
-
-    def __init__(self, stream: IO[bytes], archive: Path, at_most: int, done: int = 0) -> None:
-        self.stream, self.archive, self.at_most, self.left = stream, archive, at_most, at_most - done
-
-    def read(self, size: int = -1) -> bytes:
-        content = self.stream.read(min(size, self.left + 1) if size >= 0 else self.left + 1)
-        self.left -= len(content)
-        if self.left < 0:
-            raise DataError(f"{self.archive}: more than {self.at_most:,} bytes when unpacked; nothing was unpacked")
-        return content
-
-
-def _copy(source: IO[bytes], target: Path, size: int) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("xb") as out:
-        shutil.copyfileobj(source, out, CHUNK)
-    if target.stat().st_size != size:
-        raise EOFError(f"{target.name}: expected {size:,} bytes, got {target.stat().st_size:,}")
-
-
-def _untar(path: Path, scratch: Path, inside: PurePosixPath, to: PurePosixPath, at_most: int) -> None:
-    with path.open("rb") as raw:
-        packed = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        stream: Any = gzip.GzipFile(fileobj=raw) if packed else raw
-        with tarfile.open(fileobj=_Bounded(stream, path, at_most), mode="r|") as tar:  # type: ignore[call-overload]
-            for number, member in enumerate(tar, 1):
-                if number > MAX_MEMBERS:
-                    raise DataError(f"{path}: more than {MAX_MEMBERS:,} members; nothing was unpacked")
-                place = _place(path, number, member.name, inside, to)
-                if member.isdir():
-                    continue
-                if not member.isreg() or member.issparse():
-                    kind = "a link" if member.islnk() or member.issym() else "special"
-                    raise _refused(path, number, member.name, kind)
-                content = tar.extractfile(member)
-                assert content is not None
-                if place is not None:
-                    _copy(content, scratch / place, member.size)
-
-
-def _unzip(path: Path, scratch: Path, inside: PurePosixPath, to: PurePosixPath, at_most: int) -> None:
-    done = 0
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        if len(members) > MAX_MEMBERS:
-            raise DataError(f"{path}: more than {MAX_MEMBERS:,} members; nothing was unpacked")
-        for number, member in enumerate(members, 1):
-            place = _place(path, number, member.filename, inside, to)
-            kind = stat.S_IFMT(member.external_attr >> 16)
-            if member.is_dir():
-                continue
-            if kind not in (0, stat.S_IFREG):
-                raise _refused(path, number, member.filename, "a link" if kind == stat.S_IFLNK else "special")
-            if place is None:
-                continue
-            with archive.open(member) as content:
-                bounded: Any = _Bounded(content, path, at_most, done)
-                _copy(bounded, scratch / place, member.file_size)
-            done += member.file_size

@@ -1,5 +1,6 @@
 """Files that may be missing, broken or hostile: their digests, and how they are read."""
 
+import errno
 import fcntl
 import hashlib
 import io
@@ -98,6 +99,19 @@ def written_once(root: Path, write: Callable[[Path], None]) -> Path:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return root
+
+
+@contextmanager
+def writing(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Turns a failure to write into a clear message."""
+    try:
+        yield
+    except OSError as error:
+        more = ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(path.parent).free
+            more = f"; {free:,} bytes are free there" + (f", {needed:,} more are needed" if needed else "")
+        raise DataError(f"{path}: cannot be written ({error.strerror}{more}); what is there is kept") from None
 
 
 @contextmanager
