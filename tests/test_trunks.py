@@ -134,7 +134,7 @@ def test_a_schedule_and_any_first_optimizer(sweep: Sweep) -> None:
 
 
 class Duel(Task):
-    """Two players on points: one tells the true from the made, the other makes them. What a GAN asks of the contract."""
+    """Two players on points, as in a GAN: one tells the true from the made, the other makes them."""
 
     headline = "distance"
     higher_is_better = False
@@ -424,7 +424,7 @@ def test_killed_run_goes_on_from_its_own_epoch_or_a_later_shared_one(composed: C
     run(composed(*words, "optimizer=sgd", f"runs_dir={tmp_path}"))
     result, again, how = run(composed(*words, "optimizer=tmsgd", "switch_epoch=6", f"runs_dir={tmp_path}"))
     assert (again, how, result.epochs) == (folder, "resumed", {"asked": 8, "trained": 8, "from_trunk": 6})
-    alone, elsewhere, _ = run(
+    _, elsewhere, _ = run(
         composed(*words, "optimizer=tmsgd", "switch_epoch=6", "trunk=off", f"runs_dir={tmp_path / 'alone'}")
     )
     assert_same(weights(folder), weights(elsewhere))
