@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import tmbench.trunks
-from tmbench.result import write
+from tmbench.files import write
 from tmbench.trunks import Trunk, fetched_state
 
 EPOCHS, WORKERS = 8, 8

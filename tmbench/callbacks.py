@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from .figures import curves
-from .result import shown, write
+from .files import write
+from .result import shown
 from .task import Diverged, Task
 from .trunks import Claim, Trunk
 

@@ -1,9 +1,7 @@
 """What came of a run: its record in result.json, and how a person sees it."""
 
 import json
-import os
 import platform
-import tempfile
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cache
 from importlib.metadata import version
@@ -13,6 +11,7 @@ from typing import Any
 from . import __version__
 from .config import SCHEMA
 from .errors import DataError
+from .files import write
 
 NUMERIC = ("torch", "torchvision", "pytorch-lightning", "torchmetrics")  # whose versions may change the numbers
 FINAL = ("completed", "diverged")  # not repeated unless forced
@@ -91,15 +90,6 @@ def cpu_model() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a whole file, or leaves the old one: never half of it."""
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    with os.fdopen(handle, "w", encoding="utf-8") as f:
-        f.write(text)
-    os.chmod(scratch, 0o644)
-    os.replace(scratch, path)
 
 
 def shown(value: float | None, key: str) -> str:

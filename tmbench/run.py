@@ -3,7 +3,6 @@
 `python -m tmbench.run <runs>/<run id>/config.yaml [key=value ...]` asks for a saved run again.
 """
 
-import fcntl
 import os
 import shlex
 import shutil
@@ -11,8 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from .config import run_id, settle, world_size
 from .data import open_dataset
 from .errors import ConfigError
-from .result import FINAL, Result, write
+from .files import locked, write
+from .result import FINAL, Result
 from .trunks import FETCHED, Claim, Trunk, trunk_of
 
 
@@ -93,30 +92,6 @@ def launched(cfg: DictConfig) -> bool:
     """Whether this process is one of those that torchrun or Slurm started for this run; not if it is to be alone."""
     world = world_size(cfg)
     return world > 1 and ("TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) == world)
-
-
-@contextmanager
-def locked(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Two processes asked for the same run: the second waits, then finds it done. A dead holder lets go.
-
-    Raises:
-        BlockingIOError: another process is at it, and we are not to wait.
-    """
-    path = folder / ".lock"
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not wait:
-                    raise
-                print(f"another process is at this run ({folder}); waiting for it", file=sys.stderr)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            if path.exists() and path.stat().st_ino == os.fstat(lock.fileno()).st_ino:
-                yield
-                return
-            # The run was removed meanwhile; what we have locked is gone.
 
 
 def _clear(folder: Path) -> None:

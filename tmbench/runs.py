@@ -21,8 +21,9 @@ from rich.table import Table
 from . import show
 from .config import Settings, plain, select
 from .errors import ConfigError, DataError
+from .files import locked
 from .result import Result, shown
-from .run import epochs_done, locked
+from .run import epochs_done
 from .trunks import GIB, STORE, shrink, size, sweep_up
 
 GONE = ".removing-"  # what a run's folder is called while it is being removed

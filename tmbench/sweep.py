@@ -16,8 +16,8 @@ from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from .config import Settings, plain
+from .files import write
 from .plan import Job, Paces, Recognizer, arms, forecast, wanted
-from .result import write
 
 PROGRAM = os.environ.get("TMBENCH_PROGRAM", "python -m tmbench")  # as the person called it
 _folder: Path | None = None

@@ -30,7 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from .config import before_switch, digest, effective_switch, identity, reads_switch
-from .result import cpu_model, versions, write
+from .files import digest_of, write
+from .result import cpu_model, versions
 
 STORE = ".trunks"  # under runs_dir
 FETCHED = ".trunk"  # under a run's folder
@@ -142,7 +143,7 @@ class Trunk:
         scratch = Path(tempfile.mkdtemp(dir=self.folder, prefix=mark))
         try:
             fill(scratch)
-            files = {path.name: _sha256(path) for path in sorted(scratch.iterdir())}
+            files = {path.name: digest_of(path) for path in sorted(scratch.iterdir())}
             write(scratch / "about.json", json.dumps({"differences": differences, "files": files}) + "\n")
             scratch.chmod(0o755)
             if self.states().get(epoch, differences) < differences:
@@ -170,7 +171,7 @@ class Trunk:
                     raise
                 except OSError:  # another file system
                     shutil.copyfile(source / name, scratch / name)
-            whole = all(_sha256(scratch / name) == known for name, known in about["files"].items())
+            whole = all(digest_of(scratch / name) == known for name, known in about["files"].items())
             if whole:
                 os.utime(source)  # used just now
                 scratch.rename(into / source.name)
@@ -347,8 +348,3 @@ def _remove(state: Path) -> None:
     with contextlib.suppress(OSError):
         state.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()

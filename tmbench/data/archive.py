@@ -12,8 +12,9 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from ..errors import DataError
+from ..files import digest_of, write
 from .catalogue import Entry, File, manifest_file
-from .files import digest_of, write_whole, writing
+from .files import writing
 
 CHUNK = 2**20
 MAX_MEMBERS = 200_000
@@ -52,7 +53,7 @@ def unpack(entry: Entry, archive: File, root: Path) -> None:
                 raise DataError(f"{path}: what came out of it is not what was published: {difference}")
         with writing(root):
             lines = [f"{digest}  {name}\n" for name, digest in {archive.path: digest_of(path), **found}.items()]
-            write_whole(manifest_file(root, archive), "".join(lines))
+            write(manifest_file(root, archive), "".join(lines))
             _move(scratch, root)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

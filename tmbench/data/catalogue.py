@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 
 from ..config import conf_dir
 from ..errors import ConfigError
-from .files import digest_of, read_text
+from ..files import digest_of
+from .files import read_text
 
 T = TypeVar("T")
 
@@ -58,7 +59,7 @@ class File:
         elif (
             self.digest
             and sum(path.stat().st_size for path in found) <= at_most
-            and self.digest not in _digests_of_pattern(found)
+            and self.digest != _digest_of_pattern(found)
         ):
             yield f"{self.path}: not the published files (by the digest over all of them)"
         for path in found if self.files is None else ():
@@ -126,7 +127,7 @@ class Entry:
         for file in self.files:
             if file.digest and left:
                 here = [path for path in file.under(root) if path.relative_to(root).as_posix() in left]
-                if len(here) == file.files and file.digest in _digests_of_pattern(here):
+                if len(here) == file.files and file.digest == _digest_of_pattern(here):
                     left = {name: d for name, d in left.items() if root / name not in here}
         return bool(digests) and all(name in md5s and not md5s[name].wrong(root / name) for name in left)
 
@@ -185,10 +186,10 @@ def _made(cls: type[T], name: str, values: dict[str, Any]) -> T:
     return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
-def _digests_of_pattern(paths: list[Path]) -> set[str]:
-    """The digest of files by their bare names, with the lines sorted by name and as `sort` would: publishers differ."""
-    lines = [f"{digest_of(path)}  {path.name}\n" for path in sorted(paths)]
-    return {hashlib.sha256("".join(ordered).encode()).hexdigest() for ordered in (lines, sorted(lines))}
+def _digest_of_pattern(paths: list[Path]) -> str:
+    """The sha256 over the sorted lines `sha256  bare name`."""
+    lines = sorted(f"{digest_of(path)}  {path.name}\n" for path in paths)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _count_lines(path: Path) -> int:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DataError
+from ..files import digest_of, write
 from .catalogue import Entry, File
-from .files import digest_of, write_whole
 
 VERSION = "http://mlcommons.org/croissant/1.1"
 TYPES = {"image": "IMAGE_OBJECT", "int": "INTEGER", "float": "FLOAT"}  # else TEXT
@@ -50,7 +50,7 @@ def describe(entry: Entry, root: Path, state: str, reasons: list[str], out: Path
     except mlc.ValidationError as error:
         raise DataError(f"{out}: mlcroissant does not accept the description of {entry.name}: {error}") from None
     try:
-        write_whole(out, json.dumps(described, indent=2, ensure_ascii=False) + "\n")
+        write(out, json.dumps(described, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error.strerror}); name another file with --out") from None
     return sorted(re.sub(r".*/(\w+)\" is recommended.*", r"\1", text) for text in checked.metadata.ctx.issues.warnings)

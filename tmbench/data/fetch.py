@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from ..files import locked
 from .archive import unpack
 from .catalogue import Entry, File, manifest
-from .files import locked, missing, writing
+from .files import missing, writing
 
 TRIES, PAUSE, TIMEOUT = 4, 1.0, 20.0  # of one address; seconds before the second try, doubled each time; of silence
 CHUNK = 2**20
@@ -36,6 +37,11 @@ def get(entry: Entry, root: Path, say: Say = print) -> None:
     if entry.by_hand:
         raise missing(root / entry.absent(root)[0].path, entry.word, *entry.advice(root))
     _keep_own(entry, root)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        (root / ".lock").touch()
+    except OSError as error:
+        raise DataError(f"{root}: cannot be written to ({error.strerror})") from None
     with locked(root):
         if _is_done(entry, root):  # another process was at it
             return

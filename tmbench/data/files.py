@@ -1,7 +1,6 @@
 """Files that may be missing, broken or hostile: their digests, and how they are read."""
 
 import errno
-import fcntl
 import hashlib
 import io
 import json
@@ -10,7 +9,6 @@ import pickle
 import pickletools
 import re
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,20 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
+from ..files import digest_of, write
 
 if TYPE_CHECKING:
     import numpy as np
 
 MAX_BYTES = 2**28  # of a text or a pickle, which are read into memory at once; the largest real one has 155 MB
-
-
-def digest_of(path: Path, kind: str = "sha256") -> str:
-    """A file's `sha256` or `md5`; DataError if it cannot be read."""
-    try:
-        with path.open("rb") as f:
-            return hashlib.file_digest(f, kind).hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
 
 
 def folder_digest(digests: dict[str, str]) -> str:
@@ -66,31 +56,18 @@ def digests_of(root: Path, files: Iterable[Path], cache: Path | None = None) -> 
     if cache and found != known:
         with suppress(OSError):  # nowhere to write: the next run reads the files again
             cache.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(cache, json.dumps(found))
+            write(cache, json.dumps(found))
     return {name: entry[3] for name, entry in found.items()}
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is there whole or not at all."""
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as f:
-            f.write(text)
-        os.chmod(scratch, 0o644)
-        os.replace(scratch, path)
-    except BaseException:
-        os.unlink(scratch)
-        raise
-
-
-def written_once(root: Path, write: Callable[[Path], None]) -> Path:
-    """A folder that `write` fills if it is not there; it appears whole or not at all."""
+def written_once(root: Path, fill: Callable[[Path], None]) -> Path:
+    """A folder that `fill` fills if it is not there; it appears whole or not at all."""
     if root.is_dir():
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=root.parent, prefix=".writing-"))
     try:
-        write(scratch)
+        fill(scratch)
         scratch.chmod(0o755)
         scratch.rename(root)
     except OSError:
@@ -112,23 +89,6 @@ def writing(path: Path, needed: int | None = None) -> Iterator[None]:
             free = shutil.disk_usage(path.parent).free
             more = f"; {free:,} bytes are free there" + (f", {needed:,} more are needed" if needed else "")
         raise DataError(f"{path}: cannot be written ({error.strerror}{more}); what is there is kept") from None
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One process at a time in a folder, which is made; the second waits. A dead holder lets go."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be written to ({error.strerror})") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"another process is at {folder}; waiting for it", file=sys.stderr)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def missing(path: Path, what: str, *advice: str) -> DataError:

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from ..errors import DataError
+from ..files import digest_of
 from . import Dataset
 from .catalogue import Entry, manifest
-from .files import digest_of, digests_of
+from .files import digests_of
 
 Verdict = tuple[str, list[str]]  # full, subset, broken or missing; and why
 
