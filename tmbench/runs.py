@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import json
 import os
-import shlex
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -27,6 +26,8 @@ from .run import epochs_done
 from .trunks import GIB, STORE, shrink, size, sweep_up
 
 GONE = ".removing-"  # what a run's folder is called while it is being removed
+MANY = 300
+SHOWN = ("seed", "switch_epoch", "runs_dir", "data_dir", "logger", "study", "force", "plan", "trunk", "trunk_gib")
 STATUSES = ("completed", "diverged", "failed", "interrupted", "running", "stopped", "broken")
 
 
@@ -98,9 +99,7 @@ def table(runs: list[Run], runs_dir: Path) -> None:
     for name in ("status", "data", "metric", "last", "best", "switch", "epochs", "shared", "seconds", "settings"):
         words = name in ("status", "data", "metric", "settings")
         lines.add_column(name, justify="left" if words else "right", no_wrap=name != "settings")
-    settings = [_settings(run) for run in runs]
-    common = set.intersection(*map(set, settings)) if settings else set()
-    for run, own in zip(runs, settings, strict=True):
+    for run, settings in zip(runs, _told_apart(runs), strict=True):
         result = run.result
         status = f"[{show.COLOURS.get(run.status, 'red')}]{run.status}[/]"
         if result is None:
@@ -112,7 +111,7 @@ def table(runs: list[Run], runs_dir: Path) -> None:
             shown(result.metrics["last"].get(key), key), shown(result.metrics["best"].get(key), key),
             "-" if at is None else str(at), f"{result.epochs['trained']}/{result.epochs['asked']}",
             str(result.epochs["from_trunk"] or "-"), f"{result.seconds:.1f}",
-            " ".join(word for word in own if word not in common),
+            settings,
         )  # fmt: skip
     if runs:
         console.print(lines)
@@ -128,11 +127,28 @@ def table(runs: list[Run], runs_dir: Path) -> None:
     )
 
 
-def _settings(run: Run) -> list[str]:
-    """The words of the run's command that the columns do not show."""
-    words = shlex.split(run.result.command) if run.result else []
-    columns = ("task", "optimizer", "seed", "switch_epoch", "runs_dir", "data_dir", "logger", "study")
-    return [word for word in words if "=" in word and word.split("=")[0] not in columns]
+def _told_apart(runs: list[Run]) -> list[str]:
+    """For each run, the settings in which the runs of its task and optimizer differ and that no column shows."""
+    if len(runs) > MANY:  # reading so many configurations would take seconds
+        return [""] * len(runs)
+    flat = [_flat({key: value for key, value in run.config.items() if key not in SHOWN}) for run in runs]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for own in flat:
+        groups.setdefault(f"{own['task.name']} {own['optimizer.name']}", []).append(own)
+    words = []
+    for own in flat:
+        alike = groups[f"{own['task.name']} {own['optimizer.name']}"]
+        varied = [key for key in own if len({str(other.get(key)) for other in alike}) > 1]
+        # A rate goes by its first name, not by every place that it was filled into.
+        words.append(" ".join(f"{key}={own[key]}" for key in varied if "lr" not in varied or not key.endswith(".lr")))
+    return words
+
+
+def _flat(node: Settings, prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def remove(runs: list[Run], sure: bool) -> int:
