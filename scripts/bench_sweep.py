@@ -1,0 +1,120 @@
+"""What sharing beginnings saves, and how fast known runs are recognized; all in one run, as ratios.
+
+    python scripts/bench_sweep.py                    # tiny data
+    python scripts/bench_sweep.py --data-dir DIR     # the real R8 (some 20 minutes on 2 cores)
+
+Does the same sweep twice, with shared trunks and without, in an unkind order (sgd first, late switches before early
+ones), compares the results bit by bit, and counts the epochs trained against the least possible.
+"""
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+POINTS, SEEDS, EPOCHS, KNOWN = range(10, 0, -1), (0, 1), 12, 1000
+
+
+def sweep(folder: Path, *words: str) -> float:
+    """Does a sweep; returns its seconds, start of the program included."""
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "tmbench", "-m", *words, f"runs_dir={folder}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr[-2000:])
+    return time.perf_counter() - started
+
+
+def content(folder: Path) -> tuple[Any, ...]:
+    """What must not depend on who trained the beginning: metrics, curves but for the seconds, weights."""
+    with (folder / "curves.csv").open() as f:
+        rows = [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(f)]
+    states = [
+        torch.load(folder / "checkpoints" / name, weights_only=False)["state_dict"]
+        for name in ("last.ckpt", "best.ckpt")
+    ]
+    return json.loads((folder / "result.json").read_text())["metrics"], rows, states
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+def epochs(folder: Path) -> int:
+    counts = [json.loads(path.read_text())["epochs"] for path in folder.glob("*/result.json")]
+    return sum(own["trained"] - own["from_trunk"] for own in counts)
+
+
+def recognize(folder: Path, words: list[str]) -> float:
+    """Seconds for a sweep of a thousand runs that have all completed (copies of one result under their own names)."""
+    done = next(folder.glob("*/result.json"))
+    listed = subprocess.run(
+        [sys.executable, "-c", RUN_IDS, str(KNOWN), f"runs_dir={folder / 'known'}", *words],
+        capture_output=True,
+        text=True,
+    )
+    if listed.returncode:
+        sys.exit(listed.stderr[-2000:])
+    for name in listed.stdout.split():
+        (folder / "known" / name).mkdir(parents=True)
+        (folder / "known" / name / "result.json").write_text(done.read_text())
+    return sweep(folder / "known", *words, f"seed=range({KNOWN})")
+
+
+RUN_IDS = """
+import sys
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+from tmbench.config import conf_dir, plain, run_id, settled
+from tmbench.data import open_dataset
+with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    cfg = compose("config", sys.argv[2:])
+digest = open_dataset(OmegaConf.create(settled(plain(cfg))), get_class(cfg.task.data))[2]
+for seed in range(int(sys.argv[1])):
+    print(run_id(settled(plain(cfg) | {"seed": seed}), digest))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data-dir", help="a folder with r8/; without it, tiny data")
+    where = parser.parse_args().data_dir
+    data = ["data=full", f"data_dir={where}"] if where else []
+    points, seeds = ",".join(map(str, POINTS)), ",".join(map(str, SEEDS))
+    words = ["task=tc", "optimizer=sgd,tmsgd", f"switch_epoch={points}", f"seed={seeds}", f"epochs={EPOCHS}", *data]
+    with tempfile.TemporaryDirectory() as scratch:
+        shared, alone = Path(scratch) / "shared", Path(scratch) / "alone"
+        seconds = {"shared": sweep(shared, *words), "alone": sweep(alone, *words, "trunk=off")}
+        again = sweep(shared, *words)
+        runs = sorted(path.parent.name for path in alone.glob("*/result.json"))
+        unequal = [name for name in runs if not same(content(shared / name), content(alone / name))]
+        least = len(SEEDS) * (EPOCHS + sum(EPOCHS - point for point in POINTS))
+        print(f"tc on {'R8' if where else 'tiny data'}: {len(runs)} runs of {EPOCHS} epochs; {torch.__version__}, CPU")
+        print(f"results    {len(runs) - len(unequal)} of {len(runs)} bitwise equal with trunk=off")
+        print(f"epochs     {epochs(shared)} trained (the least possible: {least}), {epochs(alone)} with trunk=off")
+        ratio = seconds["shared"] / seconds["alone"]
+        print(f"wall time  {seconds['shared']:.0f} s, {seconds['alone']:.0f} s with trunk=off: ratio {ratio:.2f}")
+        print(f"           {again:.1f} s once all are known")
+        if not where:
+            known = recognize(shared, ["task=tc", "optimizer=tmsgd", "epochs=5"])
+            print(f"known      {KNOWN} completed runs are recognized and listed in {known:.1f} s")
+        if unequal or epochs(shared) != least:
+            sys.exit(f"not as it should be: {unequal}")
+
+
+if __name__ == "__main__":
+    main()
