@@ -198,6 +198,21 @@ def test_what_is_published_does_not_depend_on_who_published_it(sweep: Sweep, tmp
             assert same(by_sgd[key], other[key]), key
 
 
+def test_only_the_steps_that_a_history_needs_are_recorded(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each costs a copy of the weights: two for each state that TM goes on from, none else."""
+    own, numbers = Task._recorded_step, []
+
+    def counted(optimizer: Any, closure: Any, recorded: Any, number: int) -> Any:
+        numbers.append(number)
+        assert max(map(len, recorded), default=0) < 2
+        return own(optimizer, closure, recorded, number)
+
+    monkeypatch.setattr(Task, "_recorded_step", staticmethod(counted))
+    jobs = ["optimizer=sgd", "optimizer=sgd_half switch_epoch=1", "optimizer=tmsgd switch_epoch=2"]
+    sweep("shared", [*jobs, "optimizer=tmsgd switch_epoch=4"], "task=tc", "epochs=5", "batch_size=8")
+    assert numbers == [78, 79, 158, 159]  # 40 steps an epoch
+
+
 # Identity.
 
 
@@ -229,7 +244,7 @@ def test_trunk_is_another_on_other_machines_versions_and_code(
     for what, value in (
         ("versions", lambda: {"torch": "0.1"}),
         ("_source", lambda *targets: "changed"),
-        ("_machine", lambda: ["another"]),
+        ("_machine", lambda accelerator: ["another"]),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(tmbench.trunks, what, value)

@@ -156,14 +156,13 @@ class Share(Callback):
         assert isinstance(pl_module, Task)
         epoch, steps = trainer.current_epoch, pl_module.steps
         asked = self.trunk.asked().items()
-        start = min(
-            (e * steps - needs for e, needs in asked if epoch < e <= self.trunk.end and needs), default=math.inf
-        )
-        if start >= (epoch + 1) * steps:  # not in this epoch
-            pl_module.record_from, pl_module.recorded = math.inf, []
-        elif pl_module.record_from == math.inf:
-            pl_module.record_from = max(0, start, epoch * steps)
-            pl_module.recorded = [[] for _ in trainer.optimizers]
+        starts = (e * steps - needs for e, needs in asked if epoch < e <= self.trunk.end and needs)
+        start = max(0, min(starts, default=math.inf))
+        if start < epoch * steps and pl_module.record_from <= start:  # a history over short epochs
+            kept = [[[(n, d) for n, d in own if n >= start] for own in recorded] for recorded in pl_module.recorded]
+        else:
+            start, kept = max(start, epoch * steps), [[] for _ in trainer.optimizers]
+        pl_module.record_from, pl_module.recorded = start, kept
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Task)

@@ -237,17 +237,27 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def count_gpus() -> int:
-    """How many NVIDIA GPUs CUDA shows, asked of the driver itself: importing torch takes seconds."""
+    """How many NVIDIA GPUs CUDA shows."""
+    return len(gpu_names())
+
+
+@cache
+def gpu_names() -> list[str]:
+    """The types of the NVIDIA GPUs that CUDA shows, asked of the driver itself: importing torch takes seconds."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return 0
-    if version("torch").endswith("+cpu"):
-        return 0
+        return []
     count = ctypes.c_int(0)
-    if cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
+    if version("torch").endswith("+cpu") or cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return []
+    names = []
+    for ordinal in range(count.value):
+        device, name = ctypes.c_int(0), ctypes.create_string_buffer(256)
+        cuda.cuDeviceGet(ctypes.byref(device), ordinal)
+        cuda.cuDeviceGetName(name, len(name), device)
+        names.append(name.value.decode(errors="replace"))
+    return names
 
 
 def reads_switch(cfg: Mapping[Any, Any]) -> bool:

@@ -29,7 +29,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .config import before_switch, digest, effective_switch, identity, reads_switch
+from .config import before_switch, digest, effective_switch, gpu_names, identity, reads_switch
 from .files import digest_of, write
 from .result import cpu_model, versions
 
@@ -47,7 +47,8 @@ def trunk_of(cfg: Mapping[Any, Any], data_digest: str) -> "Trunk | None":
     facts = identity(cfg, data_digest)
     facts.pop("switch_epoch", None)
     facts["optimizer"] = before
-    facts["made"] = {**versions(), "by": _source(cfg["task"]["_target_"], cfg["task"]["data"]), "on": _machine()}
+    source = _source(cfg["task"]["_target_"], cfg["task"]["data"])
+    facts["made"] = {**versions(), "by": source, "on": _machine(cfg["trainer"]["accelerator"])}
     rule = cfg["optimizer"].get("trunk")
     switch = effective_switch(cfg)
     needs = rule["differences"] if reads_switch(cfg) and not isinstance(rule, str) else 0
@@ -72,19 +73,12 @@ def _source(*targets: str) -> str:
 
 
 @cache
-def _machine() -> list[str]:
-    """What may round otherwise: processor, threads, GPU."""
-    threads = [f"{key}={os.environ.get(key)}" for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES")]
-    return [cpu_model(), str(len(os.sched_getaffinity(0))), *threads, *_gpus()]
-
-
-def _gpus() -> list[str]:
-    return sorted(
-        line.partition(":")[2].strip()
-        for path in Path("/proc/driver/nvidia/gpus").glob("*/information")
-        for line in path.read_text().splitlines()
-        if line.startswith("Model")
-    )
+def _machine(accelerator: str) -> list[str]:
+    """What may round otherwise: the GPU's type; else the processor's and how many threads share its work."""
+    if accelerator == "cuda":
+        return gpu_names()
+    threads = [f"{key}={os.environ.get(key)}" for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")]
+    return [cpu_model(), str(len(os.sched_getaffinity(0))), *threads]
 
 
 class Trunk:
