@@ -88,10 +88,11 @@ class Loader:
             return
         sizes = [len(batch) for batch in batches]
         for first in range(0, len(batches), STEPS_A_BLOCK):
-            # One gather for many batches: cutting views off it costs next to nothing.
+            # One gather for many batches: cutting views off it costs next to nothing. index_select copies whole
+            # examples, where t[index] goes over their elements: 20 times faster for images.
             some = slice(first, first + STEPS_A_BLOCK)
             index = torch.tensor([i for batch in batches[some] for i in batch], device=self.tensors[0].device)
-            yield from zip(*(torch.split(t[index], sizes[some]) for t in self.tensors), strict=True)
+            yield from zip(*(torch.split(t.index_select(0, index), sizes[some]) for t in self.tensors), strict=True)
 
 
 class TrainLoader(Loader):
