@@ -146,6 +146,8 @@ def _fill_from_task(cfg: Settings) -> None:
     protocols = task.pop("protocols")
     profiles = {name: task.pop(name) for name in PROFILES}
     choices = task.pop("choices", {})
+    if isinstance(task["data"], dict):  # several data sets serve this task
+        choices["dataset"] = list(task["data"])
     profile, protocol = cfg["data"]["profile"], cfg["protocol"]["name"]
     if profile not in PROFILES:
         raise ConfigError(f"data.profile: expected {' or '.join(PROFILES)}, got {profile!r}")
@@ -164,6 +166,8 @@ def _fill_from_task(cfg: Settings) -> None:
     for key, allowed in choices.items():
         if task[key] is not None and task[key] not in allowed:
             raise ConfigError(f"task.{key}: expected one of {', '.join(allowed)}, got {task[key]!r}")
+    if isinstance(task["data"], dict):
+        task["data"] = task["data"][task["dataset"]]
     for key, value in own.items():
         if key not in task:
             continue  # epochs, lr, batch_size

@@ -96,15 +96,14 @@ def _targets(names: list[str], data_dir: Path) -> list[Target]:
     found = []
     for name in names or known:
         if name in known:
-            readers = (_reader(task) for task in known[name].tasks)
-            cls = next((cls for cls in readers if cls and cls.folder == name), None)
+            cls = next((cls for task in known[name].tasks for cls in _readers(task) if cls.folder == name), None)
             found.append(Target(name, data_dir / name, known[name], cls))
         elif name in tasks:
-            reader = _reader(name)
+            readers = {cls.folder: cls for cls in _readers(name)}
             for entry in known.values():
                 if name in entry.tasks and not entry.alternative:
-                    cls = reader if reader and reader.folder == entry.name else None
-                    found.append(Target(entry.name, data_dir / entry.name, entry.of(name), cls))
+                    root = data_dir / entry.name
+                    found.append(Target(entry.name, root, entry.of(name), readers.get(entry.name)))
         elif "." in name:
             cls = _class(name)
             found.append(Target(cls.folder, data_dir / cls.folder, cls.entry, cls))
@@ -115,10 +114,13 @@ def _targets(names: list[str], data_dir: Path) -> list[Target]:
     return found
 
 
-def _reader(task: str) -> type[Dataset] | None:
-    """What reads a task's data set, as its YAML says; None if there is no such task yet."""
+def _readers(task: str) -> list[type[Dataset]]:
+    """What reads a task's data sets, as its YAML says; none if there is no such task yet."""
     path = conf_dir() / "task" / f"{task}.yaml"
-    return _class(OmegaConf.load(path)["data"]) if path.is_file() else None  # type: ignore[index]
+    if not path.is_file():
+        return []
+    data = OmegaConf.load(path)["data"]  # type: ignore[index]
+    return [_class(name) for name in ([data] if isinstance(data, str) else data.values())]
 
 
 def _class(path: str) -> type[Dataset]:
