@@ -22,6 +22,7 @@ from web import tree
 
 from tmbench.data import Dataset, files, read_pickle
 from tmbench.errors import DataError
+from tmbench.tasks.cifar import CIFAR10, CIFAR100
 from tmbench.tasks.r8 import R8
 from tmbench.tasks.voc import VOCSegmentation
 
@@ -35,7 +36,13 @@ class Broken:
     told: str
 
 
-SETS: dict[str, type[Dataset]] = {"r8": R8, "voc2007": VOCSegmentation}
+SETS: dict[str, type[Dataset]] = {
+    "r8": R8, "voc2007": VOCSegmentation, "cifar10": CIFAR10, "cifar100": CIFAR100,
+}  # fmt: skip
+COUNTS = {
+    "r8": {"train": 320, "test": 160}, "voc2007": {"train": 32, "val": 12},
+    "cifar10": CIFAR10.tiny_counts, "cifar100": CIFAR100.tiny_counts,
+}  # fmt: skip
 TEXT, LIST, IMAGE, MASK = (
     "train.txt",
     "VOCdevkit/VOC2007/ImageSets/Segmentation/train.txt",
@@ -86,6 +93,92 @@ def png_bomb(path: Path) -> None:
     path.write_bytes(content)
 
 
+def pickled(change: Callable[[dict[bytes, Any]], Any]) -> Callable[[Path], None]:
+    """A pickle that can be trusted, its values changed."""
+
+    def do(path: Path) -> None:
+        values = read_pickle(path)
+        change(values)
+        path.write_bytes(pickle.dumps(values, 3))  # 2 writes empty bytes as a call of bytes
+
+    return do
+
+
+def put(key: bytes, value: Any, at: int | None = None) -> Callable[[Path], None]:
+    """A value of a pickle, or one item of it, is another."""
+    return pickled(lambda values: values.__setitem__(key, value) if at is None else values[key].__setitem__(at, value))
+
+
+def batches(file: str, labels: bytes, last: int) -> dict[str, Broken]:
+    """The ways to break one of CIFAR's batches."""
+    key = labels.decode()
+    return {
+        **{case: Broken(file, do, told) for case, (do, told) in COMMON.items()},
+        "empty": Broken(file, lambda p: p.write_bytes(b""), "{}: not a pickle that can be trusted"),
+        "truncated": Broken(file, half, "{}: not a pickle that can be trusted"),
+        "a picture": Broken(file, picture("RGB", (9, 9), "PNG"), "{}: not a pickle that can be trusted"),
+        "a list": Broken(file, lambda p: p.write_bytes(pickle.dumps([1], 2)), "{}: not a pickle that can be trusted"),
+        "code": Broken(file, lambda p: p.write_bytes(pickle.dumps(os.getcwd, 2)), "{}: not a pickle that can be"),
+        "oversized": Broken(file, huge, "{}: expected at most"),
+        "another pickle": Broken(
+            file, lambda p: p.write_bytes(pickle.dumps({b"x": 1}, 2)), "{}: expected a value 'data', there are 'x'"
+        ),
+        "nothing in it": Broken(
+            file, lambda p: p.write_bytes(pickle.dumps({}, 2)), "{}: expected a value 'data', there are none"
+        ),
+        "no labels": Broken(file, pickled(lambda v: v.pop(labels)), f"{{}}: expected a value '{key}', there are "),
+        "no images": Broken(
+            file, pickled(lambda v: v.update({labels: [], b"data": v[b"data"][:0]})), "{}: expected images, there are"
+        ),
+        "grey images": Broken(
+            file, pickled(lambda v: v.update({b"data": v[b"data"][:, :1024]})), "uint8 of shape (N, 3072), got uint8 of"
+        ),
+        "square images": Broken(
+            file, pickled(lambda v: v.update({b"data": v[b"data"].reshape(-1, 3, 32, 32)})), "{}: expected data to be"
+        ),
+        "images as numbers": Broken(
+            file, pickled(lambda v: v.update({b"data": v[b"data"].astype("f4")})), "{}: expected data to be uint8"
+        ),
+        "images as a list": Broken(file, put(b"data", [1, 2]), "(N, 3072), got list"),
+        "an image less": Broken(
+            file, pickled(lambda v: v.update({b"data": v[b"data"][1:]})), f"{{}}: expected {key} to be a list of "
+        ),
+        "a label less": Broken(file, pickled(lambda v: v[labels].pop()), f"{{}}: expected {key} to be a list of "),
+        "labels as an array": Broken(
+            file, pickled(lambda v: v.update({labels: np.array(v[labels])})), f"{{}}: expected {key} to be a list"
+        ),
+        "label too large": Broken(
+            file, put(labels, last + 1, 17), f"{{}}, {key}[17]: expected a label 0-{last}, got {last + 1}"
+        ),
+        "negative label": Broken(file, put(labels, -1, 3), f"{{}}, {key}[3]: expected a label 0-{last}, got -1"),
+        "label in words": Broken(file, put(labels, b"cat", 0), f"{{}}, {key}[0]: expected a label 0-{last}, got 'cat'"),
+        "label that is true": Broken(
+            file, put(labels, True, 5), f"{{}}, {key}[5]: expected a label 0-{last}, got True"
+        ),
+    }
+
+
+def class_names(file: str, names: bytes, count: int) -> dict[str, Broken]:
+    """The ways to break the file that names the classes."""
+    key = names.decode()
+    cases = {
+        **{case: Broken(file, do, told) for case, (do, told) in COMMON.items()},
+        "empty": Broken(file, lambda p: p.write_bytes(b""), "{}: not a pickle that can be trusted"),
+        "truncated": Broken(file, half, "{}: not a pickle that can be trusted"),
+        "without": Broken(file, pickled(lambda v: v.pop(names)), f"{{}}: expected a value '{key}', there are none"),
+        "one less": Broken(
+            file, pickled(lambda v: v[names].pop()), f"{key} to be a list of {count} names, got {count - 1}"
+        ),
+        "no list": Broken(file, put(names, b"cat"), f"{{}}: expected {key} to be a list of {count} names, got bytes"),
+        "a number": Broken(file, put(names, 4, 2), f"{{}}, {key}[2]: expected a class's name, got 4"),
+        "no word": Broken(file, put(names, b"\xff", 2), f"{{}}, {key}[2]: expected a class's name"),
+        "twice the same": Broken(
+            file, pickled(lambda v: v[names].__setitem__(1, v[names][0])), f"{{}}: expected {key} to name each class"
+        ),
+    }  # fmt: skip
+    return {f"names {case}": broken for case, broken in cases.items()}
+
+
 COMMON: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing": (Path.unlink, ": no {}"),
     "a folder": (folder, ": no {}"),
@@ -130,6 +223,14 @@ BREAKS: dict[str, dict[str, Broken]] = {
         "mask bomb": Broken(MASK, png_bomb, "{}: not a readable picture"),
         "large image": Broken(IMAGE, picture("1", (9000, 8000), "PNG"), "{}: not a readable picture (9000x8000"),
     },
+    "cifar10": {
+        **batches("cifar-10-batches-py/data_batch_4", b"labels", 9),
+        **class_names("cifar-10-batches-py/batches.meta", b"label_names", 10),
+    },
+    "cifar100": {
+        **batches("cifar-100-python/train", b"fine_labels", 99),
+        **class_names("cifar-100-python/meta", b"fine_label_names", 100),
+    },
 }  # fmt: skip
 CASES = [(name, case) for name, cases in BREAKS.items() for case in cases]
 
@@ -158,7 +259,7 @@ def test_every_set_has_its_broken_cases() -> None:
 
 def test_a_whole_set_reads_with_its_counts(whole: tuple[str, Path]) -> None:
     name, root = whole
-    assert read(name, root) == {"r8": {"train": 320, "test": 160}, "voc2007": {"train": 32, "val": 12}}[name]
+    assert read(name, root) == COUNTS[name]
 
 
 @pytest.mark.parametrize(("name", "case"), CASES)

@@ -11,8 +11,8 @@ from tmbench.config import GROUPS, conf_dir, effective_switch, settle
 from tmbench.errors import ConfigError
 
 # The paper's Table 2: epochs, lr, batch size, switch epoch.
-PRINTED = {"tc": (120, 1e-2, 5, 100), "seg": (30, 1e-4, 4, 200)}
-RECONCILED = PRINTED | {"seg": (30, 1e-4, 4, 10)}
+PRINTED = {"tc": (120, 1e-2, 5, 100), "seg": (30, 1e-4, 4, 200), "ic": (10, 0.1, 256, 75)}
+RECONCILED = PRINTED | {"seg": (30, 1e-4, 4, 10), "ic": (100, 0.1, 256, 75)}
 
 
 def rates(settings: object) -> set[float]:
@@ -90,7 +90,8 @@ def test_targets_of_a_task_exist(task: str, composed: Compose) -> None:
 
     cfg = composed(f"task={task}")
     assert issubclass(get_class(cfg.task._target_), Task)
-    assert issubclass(get_class(cfg.task.data), Dataset)
+    data = [cfg.task.data] if isinstance(cfg.task.data, str) else cfg.task.data.values()
+    assert all(issubclass(get_class(cls), Dataset) for cls in data)
 
 
 @pytest.mark.parametrize("trainer", ["gpu", "ddp"])

@@ -96,4 +96,4 @@ def shown(value: float | None, key: str) -> str:
     """A metric as a person reads it: shares in percent."""
     if value is None:
         return "-"
-    return f"{100 * value:.2f} %" if key.split("/")[-1] in ("accuracy", "miou") else f"{value:.4g}"
+    return f"{100 * value:.2f} %" if key.split("/")[-1] in ("accuracy", "top5_accuracy", "miou") else f"{value:.4g}"
