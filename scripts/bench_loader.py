@@ -1,0 +1,115 @@
+"""How many training examples a second does each task's loader give, and how many torch's DataLoader with 2 workers?
+
+ic: batches as the network reads them, against torchvision's CIFAR-10 and transforms over the same files. Generated
+here in the original format: 50,000 training images. tc: against a DataLoader over the same tensors. Both take turns;
+ours has one thread of one process, the DataLoader two workers besides, which are started before the clock.
+Usage: python scripts/bench_loader.py [--rounds 3]
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from bench_harness import write_documents
+from hydra import compose, initialize_config_dir
+from torch.utils.data import DataLoader
+from torchvision import datasets, transforms
+
+from tmbench.config import conf_dir, settle
+from tmbench.loader import TrainLoader
+from tmbench.task import Task
+from tmbench.tasks.cifar import CIFAR10, SHAPE, write_pickle
+from tmbench.tasks.ic import IC, PAD
+from tmbench.tasks.r8 import R8
+from tmbench.tasks.tc import TC
+
+WORKERS = 2
+
+
+class Generated(datasets.CIFAR10):
+    """torchvision's reader, of files that are not the published ones."""
+
+    train_list = [[name, None] for name, _ in datasets.CIFAR10.train_list]
+    test_list = [[name, None] for name, _ in datasets.CIFAR10.test_list]
+    meta = datasets.CIFAR10.meta | {"md5": None}
+
+
+def write_images(root: Path) -> None:
+    """Random images in CIFAR-10's format, of its size: 5 x 10,000 and 10,000."""
+    rng = np.random.default_rng(0)
+    (root / CIFAR10.meta).parent.mkdir(parents=True)
+    write_pickle(root / CIFAR10.meta, {b"label_names": [b"class%d" % i for i in range(10)]})
+    for name in (*CIFAR10.batches["train"], *CIFAR10.batches["test"]):
+        images = rng.integers(0, 256, (10_000, *SHAPE), dtype=np.uint8)
+        CIFAR10.write_batch(root / name, images, rng.integers(0, 10, 10_000))
+
+
+def transform(preprocess: str) -> Callable[[Any], torch.Tensor]:
+    """torchvision's for the same preprocessing, from its documentation."""
+    if preprocess == "paper":
+        return transforms.ToTensor()
+    geometry = [transforms.RandomCrop(32, PAD), transforms.RandomHorizontalFlip()]
+    return transforms.Compose([*geometry, transforms.ToTensor(), transforms.Normalize(CIFAR10.mean, CIFAR10.std)])
+
+
+def ours(task: Task, batch_size: int) -> Callable[[], Iterable[Any]]:
+    """An epoch of batches, as the model reads them."""
+    loader = TrainLoader(task.examples("train"), task.collate, batch_size, device=torch.device("cpu"), epoch=lambda: 0)
+
+    def epoch() -> Iterable[Any]:
+        for block in loader:
+            for (((inputs, labels), _),) in block:
+                yield (task.preprocess(inputs, training=True) if isinstance(task, IC) else inputs), labels
+
+    return epoch
+
+
+def speed(epoch: Callable[[], Iterable[Any]], count: int) -> float:
+    """Examples a second over an epoch."""
+    started = time.perf_counter()
+    seen = sum(len(labels) for _, labels in epoch())
+    assert seen == count
+    return count / (time.perf_counter() - started)
+
+
+def compare(name: str, task: Task, batch_size: int, examples: Any, rounds: int) -> None:
+    theirs = DataLoader(examples, batch_size, shuffle=True, num_workers=WORKERS, persistent_workers=True)
+    epochs = (ours(task, batch_size), lambda: theirs)
+    count = len(examples)
+    for epoch in epochs:
+        speed(epoch, count)
+    pairs = [[speed(epoch, count) for epoch in epochs] for _ in range(rounds)]
+    ratios = [a / b for a, b in pairs]
+    mine, other = (statistics.median(values) for values in zip(*pairs, strict=True))
+    print(f"{name:<12} batch {batch_size:>3}: {mine:>11,.0f} examples/s, DataLoader {other:>9,.0f}; ratio: median "
+          f"{statistics.median(ratios):.1f}, min {min(ratios):.1f}, max {max(ratios):.1f}", flush=True)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"torch {torch.__version__}, 1 thread, {WORKERS} workers, n={options.rounds}")
+    with tempfile.TemporaryDirectory() as scratch, initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        root = Path(scratch)
+        write_images(root / CIFAR10.folder)
+        write_documents(root / "r8")
+        for preprocess in ("paper", "standard"):
+            cfg = settle(compose("config", ["task=ic", "data=full", f"task.preprocess={preprocess}", "task.width=8"]))
+            examples = Generated(str(root / CIFAR10.folder), transform=transform(preprocess))
+            task = IC(cfg.task, CIFAR10(root / CIFAR10.folder))
+            compare(f"ic {preprocess}", task, cfg.batch_size, examples, options.rounds)
+        cfg = settle(compose("config", ["task=tc", "data=full"]))
+        tc = TC(cfg.task, R8(root / "r8"))
+        compare("tc", tc, cfg.batch_size, tc.examples("train"), options.rounds)
+
+
+if __name__ == "__main__":
+    main()
