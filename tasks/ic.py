@@ -98,7 +98,10 @@ class IC(Task):
     def __init__(self, cfg: DictConfig, data: CIFAR) -> None:
         super().__init__(cfg, data)
         if data.folder != cfg.dataset:  # a saved configuration whose task.dataset was changed
-            raise ConfigError(f"task.dataset: expected {data.folder}, as task.data reads it, got {cfg.dataset!r}")
+            raise ConfigError(
+                f"task.dataset: task.data reads {data.folder}, got {cfg.dataset!r}; a saved configuration has made "
+                "that choice, ask python -m tmbench for another"
+            )
         self.model = build_model(cfg.model, data.num_classes, cfg.width)
         self.names = data.names()
         metrics: dict[str, Metric | MetricCollection] = {}

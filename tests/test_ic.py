@@ -11,6 +11,7 @@ import torch
 from conftest import Compose, Run, real_data
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
+from test_run import assert_same, curves, weights
 from test_tasks import build, first_batch
 from torch import Tensor, nn
 from torchvision import models
@@ -247,8 +248,25 @@ def test_another_data_set_is_another_run(do: Run, monkeypatch: pytest.MonkeyPatc
     assert set(hundred.metrics["last"]) == {*ten.metrics["last"], "test/top5_accuracy"}
     cfg = OmegaConf.load(folder / "config.yaml")
     cfg.task.dataset = "cifar100"  # by hand, where the choice has been made
-    with pytest.raises(ConfigError, match=r"task\.dataset: expected cifar10, as task\.data reads it, got 'cifar100'"):
+    with pytest.raises(ConfigError, match=r"task\.dataset: task\.data reads cifar10, got 'cifar100'; a saved"):
         run(cfg)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_augmented_runs_repeat_and_resume_bitwise(dataset: str, composed: Compose, tmp_path: Path) -> None:
+    words = ["task=ic", f"task.dataset={dataset}", "task.preprocess=standard", "optimizer=tmsgd", "epochs=3",
+             "switch_epoch=2", "task.width=2", "batch_size=50"]  # fmt: skip
+    folders = []
+    for name, stops in (("whole", [None]), ("again", [None]), ("stopped", [1, 2, None])):
+        cfg = composed(*words, f"runs_dir={tmp_path / name}")
+        for until in stops:
+            result, folder, how = run(cfg, until=until)
+        assert (result.status, how) == ("completed", "resumed" if len(stops) > 1 else "new")
+        folders.append(folder)
+    for folder in folders[1:]:
+        assert_same(weights(folders[0]), weights(folder))
+        assert curves(folders[0]) == curves(folder)
 
 
 # The files
