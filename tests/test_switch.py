@@ -618,7 +618,7 @@ PARAMS = [nn.Parameter(torch.ones(1))]
             "switch: first: expected an optimizer that keeps its 1 parameter groups, got 2 groups from Adam",
         ),
     ],
-    ids=lambda value: str(value)[:60],
+    ids=lambda value: value[:60] if isinstance(value, str) else " ".join(value),
 )
 def test_a_wrong_argument_is_refused_at_construction(settings: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):

@@ -428,6 +428,7 @@ def test_eight_processes_on_one_store_with_random_kills(tmp_path: Path) -> None:
 # Whole runs and sweeps.
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_from_its_own_epoch_or_a_later_shared_one(composed: Compose, tmp_path: Path) -> None:
     """It has two epochs of the trunk when it dies; meanwhile another publishes the state at its switch."""
     words = ["task=tc", "batch_size=4", "epochs=8"]
@@ -465,6 +466,7 @@ def results(folder: Path) -> dict[str, tuple[Result, Path]]:
     return {name: (result, path) for name, (result, path) in found.items() if result is not None}
 
 
+@pytest.mark.slow
 def test_killed_sweep_does_only_what_is_missing_when_started_again(tmp_path: Path) -> None:
     words = ["task=tc", "optimizer=sgd,tmsgd", "seed=0,1", "switch_epoch=1", "epochs=4", "batch_size=4"]
     process = subprocess.Popen(command(tmp_path, *words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -575,6 +577,7 @@ def test_switch_study_of_ten_points_and_two_seeds_is_at_the_lower_bound(tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_eight_sweeps_on_one_folder_with_random_kills(tmp_path: Path) -> None:
     import random
 

@@ -744,6 +744,7 @@ def _asked_for(words: list[str]) -> tuple[str, NewOptimizer, NewOptimizer | None
         cfg = _composed(overrides, folder)
         settings: Any = OmegaConf.to_container(cfg.optimizer)
         name = settings.pop("name") if "_target_" in settings else ""
+        settings.pop("trunk", None)  # for the run alone
         if reads_switch(cfg) and settings["switch_step"] is None and cfg.switch_epoch != "never":
             settings["switch_step"] = SWITCH_STEP
         return name, located(settings)
