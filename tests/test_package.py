@@ -40,7 +40,7 @@ def test_wheel_works_from_another_folder_beside_another_module_called_tasks(tmp_
     run(sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, ROOT, cwd=tmp_path)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"tmbench"}
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"tmbench", "hydra_plugins"}
     for group in conf_dir().iterdir():
         for file in group.glob("*.yaml") if group.is_dir() else [group]:
             assert f"tmbench/conf/{file.relative_to(conf_dir())}" in names

@@ -91,9 +91,7 @@ FAMILIES = {
 @pytest.mark.parametrize(
     "task", [pytest.param(t, marks=[] if t == "tc" else pytest.mark.slow) for t in choices("task")]
 )
-@pytest.mark.parametrize(
-    "family", [pytest.param(f, marks=[] if f in ("tmsgd", "switch") else pytest.mark.slow) for f in FAMILIES]
-)
+@pytest.mark.parametrize("family", [pytest.param(f, marks=[] if f == "tmsgd" else pytest.mark.slow) for f in FAMILIES])
 def test_every_task_shares_its_beginning_bitwise_and_trains_it_once(
     family: str, task: str, order: int, sweep: Sweep
 ) -> None:
@@ -114,7 +112,7 @@ def test_every_task_shares_its_beginning_bitwise_and_trains_it_once(
         pytest.param(["batch_size=320", "lr=0.5", "schedule=cosine"], marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("order", [1, pytest.param(-1, marks=pytest.mark.slow)])
 def test_schedules_averages_clipping_and_full_batches_change_nothing_of_it(
     words: list[str], order: int, sweep: Sweep
 ) -> None:
@@ -551,7 +549,7 @@ def test_jobs_that_differ_in_values_are_composed_by_hydra_once(tmp_path: Path) -
 
 def test_composed_job_is_what_hydra_composes(composed: Compose, tmp_path: Path) -> None:
     """Values set by ourselves, against Hydra's own composition of the same words: the runs are the same."""
-    words = ["task=seg", "optimizer=adam", "lr=1e-3", "seed=2", "switch_epoch=never", "task.short_side=32", "ema=0.9"]
+    words = ["task=tc", "optimizer=adam", "lr=1e-3", "seed=2", "switch_epoch=never", "task.width=8", "ema=0.9"]
     done = subprocess.run(command(tmp_path, *words, "epochs=1"), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     (only,) = results(tmp_path)

@@ -77,7 +77,9 @@ def read_back(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("task", choices("task"))
+@pytest.mark.parametrize(
+    "task", [pytest.param(t, marks=[] if t == "tc" else pytest.mark.slow) for t in choices("task")]
+)
 def test_offline_file_of_every_task_holds_config_curves_headline_and_images(task: str, do: Run) -> None:
     result, folder = do(f"task={task}", "epochs=2", "logger=wandb", "logger.group=some-sweep")
     told = read_back(folder)
