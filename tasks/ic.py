@@ -139,6 +139,9 @@ class IC(Task):
         if len(self.names) <= 10:
             self.confusion.update(logits_BC, labels_B)
 
+    def baseline(self) -> dict[str, float]:
+        return {"accuracy": self.majority()}
+
     def pictures(self) -> Iterable[tuple[str, "Figure"]]:
         import matplotlib.pyplot as plt
 

@@ -3,8 +3,8 @@
 Legend: B batch, H and W pixels, K classes (21, background included).
 """
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from omegaconf import DictConfig
@@ -132,23 +132,38 @@ class Seg(Task):
         images_B3HW, masks_BHW = batch
         self.metrics.update(self.model(images_B3HW)["out"], masks_BHW)
 
-    def pictures(self) -> Iterable[tuple[str, "Figure"]]:
+    def baseline(self) -> dict[str, float]:
+        """Background everywhere."""
+        metric, examples = MeanIoU(len(CLASSES), ignore_index=BORDER, sync_on_compute=False), self.examples("test")
+        for i in range(len(examples)):
+            mask_HW = examples[i][1]
+            metric.update(torch.zeros_like(mask_HW), mask_HW)
+        return {"miou": float(metric.compute())}
+
+    @classmethod
+    def compare(cls, tasks: Mapping[str, Task]) -> Iterable[tuple[str, "Figure"]]:
         import matplotlib.pyplot as plt
         from matplotlib.patches import Patch
 
         colours = torch.from_numpy(palette())
         seen: set[int] = set()
-        examples = self.examples("test")
+        examples: Any = next(iter(tasks.values())).examples("test")
         rows = [examples[i] for i in range(min(PICTURES, len(examples)))]
-        figure, axes = plt.subplots(len(rows), 3, figsize=(7.5, 2.3 * len(rows)), squeeze=False, layout="constrained")
-        for ax, name in zip(axes[0], ("image", "truth", "prediction"), strict=True):
+        names = ["image", "truth", *tasks]
+        size = (2.5 * len(names), 2.3 * len(rows))
+        figure, axes = plt.subplots(len(rows), len(names), figsize=size, squeeze=False, layout="constrained")
+        for ax, name in zip(axes[0], names, strict=True):
             ax.set_title(name)
         for row, (image_3HW, mask_HW) in zip(axes, rows, strict=True):
-            guess_HW = self.model(image_3HW[None].to(self.device))["out"][0].argmax(0).cpu()
-            guess_HW[mask_HW == BORDER] = BORDER  # not judged there
-            seen |= {*torch.unique(mask_HW).tolist(), *torch.unique(guess_HW).tolist()}
             shown = image_3HW.permute(1, 2, 0) * torch.tensor(STD) + torch.tensor(MEAN)
-            panels: list[Any] = [shown.clip(0, 1), colours[mask_HW], colours[guess_HW]]
+            panels: list[Tensor] = [shown.clip(0, 1), colours[mask_HW]]
+            for task in tasks.values():
+                logits_BKHW = cast(Seg, task).model(image_3HW[None].to(task.device))["out"]
+                guess_HW = logits_BKHW[0].argmax(0).cpu()
+                guess_HW[mask_HW == BORDER] = BORDER  # not judged there
+                seen |= set(torch.unique(guess_HW).tolist())
+                panels.append(colours[guess_HW])
+            seen |= set(torch.unique(mask_HW).tolist())
             for ax, panel in zip(row, panels, strict=True):
                 ax.imshow(panel.numpy())
                 ax.set_axis_off()

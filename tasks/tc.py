@@ -86,6 +86,9 @@ class TC(Task):
         self.metrics.update(logits_BC, labels_B)
         self.confusion.update(logits_BC, labels_B)
 
+    def baseline(self) -> dict[str, float]:
+        return {"accuracy": self.majority()}
+
     def pictures(self) -> Iterable[tuple[str, "Figure"]]:
         figure, axes = self.confusion.plot(labels=list(LABELS), cmap="Blues")
         axes.set(title="test documents by topic", xlabel="predicted", ylabel="true")

@@ -17,7 +17,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from .figures import curves
+from .figures import curves, save
 from .files import write
 from .result import shown
 from .task import Diverged, Task
@@ -131,9 +131,7 @@ class Record(Callback):
             for name, figure in (own, *pl_module.pictures()):
                 if trainer.is_global_zero:
                     figures.mkdir(exist_ok=True)
-                    # A layout engine has seen to the margins; drawing twice for them would take most of the time.
-                    margins = None if figure.get_layout_engine() else "tight"
-                    figure.savefig(figures / f"{name}.png", dpi=110, bbox_inches=margins)
+                    save(figure, figures / f"{name}.png")
                     for logger in trainer.loggers:
                         if hasattr(logger, "log_image"):
                             logger.log_image(name, [str(figures / f"{name}.png")])

@@ -48,6 +48,7 @@ class Result:
     nondeterministic: list[str] = field(default_factory=list)  # operations without a deterministic kernel
     notes: list[str] = field(default_factory=list)
     error: str | None = None
+    baseline: dict[str, float] = field(default_factory=dict)  # of a predictor that never looks at its input
     evaluation_seconds: float = 0.0
     overhead_seconds: float = 0.0  # all else of the process that finished the run: set-up, figures, loggers
     schema_version: int = SCHEMA

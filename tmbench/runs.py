@@ -96,7 +96,19 @@ def table(runs: list[Run], runs_dir: Path) -> None:
     console = show.console()
     lines = Table(title=f"{runs_dir}", title_justify="left")
     lines.add_column("run", no_wrap=True)
-    for name in ("status", "data", "metric", "last", "best", "switch", "epochs", "shared", "seconds", "settings"):
+    for name in (
+        "status",
+        "data",
+        "metric",
+        "last",
+        "best",
+        "baseline",
+        "switch",
+        "epochs",
+        "shared",
+        "seconds",
+        "settings",
+    ):
         words = name in ("status", "data", "metric", "settings")
         lines.add_column(name, justify="left" if words else "right", no_wrap=name != "settings")
     for run, settings in zip(runs, _told_apart(runs), strict=True):
@@ -109,7 +121,8 @@ def table(runs: list[Run], runs_dir: Path) -> None:
         lines.add_row(
             run.folder.name, status, result.profile, key.removeprefix("test/"),
             shown(result.metrics["last"].get(key), key), shown(result.metrics["best"].get(key), key),
-            "-" if at is None else str(at), f"{result.epochs['trained']}/{result.epochs['asked']}",
+            shown(result.baseline.get(key), key), "-" if at is None else str(at),
+            f"{result.epochs['trained']}/{result.epochs['asked']}",
             str(result.epochs["from_trunk"] or "-"), f"{result.seconds:.1f}",
             settings,
         )  # fmt: skip

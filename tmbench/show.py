@@ -28,6 +28,7 @@ def switch_words(result: Result) -> str:
 def one(result: Result, folder: Path, how: str, console: Console) -> None:
     """One run's result, and what to do next."""
     last, best, key = result.metrics["last"], result.metrics["best"], result.headline
+    trivial = result.baseline.get(key)
     score = shown(last.get(key), key)
     if best:
         score += f" at the end, best {shown(best[key], key)} after epoch {best['epoch'] + 1}"
@@ -43,6 +44,7 @@ def one(result: Result, folder: Path, how: str, console: Console) -> None:
         done += f", {shared} of them another run's with the same beginning"
     lines = [
         (key.removeprefix("test/"), f"{score}, on {result.profile} data"),
+        *([("baseline", f"{shown(trivial, key)} without a look at the input")] if trivial is not None else []),
         ("status", status),
         ("switch", switch_words(result)),
         ("seconds", f"{result.seconds:.1f} of training ({done}, {result.examples_per_second:,.0f} examples/s)"),
@@ -76,11 +78,14 @@ def many(jobs: list[dict[str, Any]], console: Console) -> None:
     settings, varied, common = _told_apart([(job["overrides"], job["arm"]) for job in jobs])
     results = [Result.load(Path(job["folder"])) if job["folder"] else None for job in jobs]
     profiles = sorted({r.profile for r in results if r})
+    columns = ["status", "metric", "last", "best", "baseline", "switch at", "seconds"]
+    if not any(r and r.baseline for r in results):
+        columns.remove("baseline")
     table = Table(title=f"{len(jobs)} jobs: {common}   {' and '.join(profiles) or 'no'} data", title_justify="left")
     table.add_column("job", justify="right")
     for key in varied:
         table.add_column(key.removeprefix("optimizer.").removeprefix("task."), no_wrap=True)
-    for name in ("status", "metric", "last", "best", "switch at", "seconds"):
+    for name in columns:
         table.add_column(name, justify="left" if name in ("status", "metric") else "right", no_wrap=True)
     for number, (job, own, result) in enumerate(zip(jobs, settings, results, strict=True)):
         words = [str(number), *(own.get(key, "") for key in varied)]
@@ -94,8 +99,9 @@ def many(jobs: list[dict[str, Any]], console: Console) -> None:
         effective = result.switch["effective"]
         table.add_row(
             *words, status, key.removeprefix("test/"), shown(result.metrics["last"].get(key), key),
-            shown(result.metrics["best"].get(key), key), "-" if effective is None else str(effective),
-            f"{result.seconds:.1f}",
+            shown(result.metrics["best"].get(key), key),
+            *([shown(result.baseline.get(key), key)] if "baseline" in columns else []),
+            "-" if effective is None else str(effective), f"{result.seconds:.1f}",
         )  # fmt: skip
     console.print()
     console.print(table)

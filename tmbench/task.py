@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -79,8 +79,17 @@ class Task(LightningModule, ABC):
     def evaluate(self, batch: Any) -> None:
         """Updates self.metrics with a batch of the test split."""
 
+    def baseline(self) -> dict[str, float]:
+        """What a predictor that never looks at its input reaches on the test split, by metric; {} if there is none."""
+        return {}
+
     def pictures(self) -> Iterable[tuple[str, "Figure"]]:
         """(file name without ending, matplotlib figure) pairs that a person would rather look at; drawn at the end."""
+        return self.compare({"prediction": self})
+
+    @classmethod
+    def compare(cls, tasks: Mapping[str, "Task"]) -> Iterable[tuple[str, "Figure"]]:
+        """The same for several trained tasks of this class side by side, each under its label."""
         return ()
 
     # What follows is the same for all tasks; the runner sets the attributes.
@@ -258,6 +267,11 @@ class Task(LightningModule, ABC):
                 self.evaluate(self.transfer_batch_to_device(batch, self.device, 0))
         torch._foreach_copy_(self._live, kept)
         return self.values("test_ema")
+
+    def majority(self) -> float:
+        """The share of test examples in the most frequent class of the training split; of (input, label) tensors."""
+        labels = {split: self.examples(split).tensors[-1] for split in ("train", "test")}
+        return float((labels["test"] == labels["train"].mode().values).float().mean())
 
     def reset_metrics(self) -> None:
         for child in self.children():

@@ -27,7 +27,7 @@ from .config import effective_switch, reads_switch, world_size
 from .data import Dataset
 from .loader import TestLoader, TrainLoader, seed_all
 from .loggers import WandbMirror
-from .result import Result, cpu_model, versions
+from .result import FINAL, Result, cpu_model, versions
 from .task import Diverged, Stopped, Task
 from .trunks import Claim, Trunk, fetched_state
 
@@ -116,6 +116,7 @@ def train(
 
     rows = record.rows
     headline = f"test/{task.headline}"
+    trivial = task.baseline() if first and status in FINAL else {}
     examples = len(rows) * train_loader.count
     result = Result(
         run_id=folder.name,
@@ -148,6 +149,7 @@ def train(
         nondeterministic=operations,
         notes=_notes(cfg, label) + (share.notes if share else []),
         error=f"{type(error).__name__}: {error}" if error else None,
+        baseline={f"test/{key}": value for key, value in trivial.items()},
         evaluation_seconds=record.evaluation_seconds,
         overhead_seconds=time.perf_counter() - start - record.here,
     )
@@ -155,8 +157,9 @@ def train(
         result.save(folder)  # now, whatever W&B may do
         for logger in trainer.loggers:
             if isinstance(logger, WandbMirror):
-                best = {f"best/{key}": value for key, value in record.best.items()}
-                result.notes += logger.close({"status": status, "profile": label, **result.metrics["last"], **best})
+                more = {f"best/{key}": value for key, value in record.best.items()}
+                more |= {f"baseline/{key}": value for key, value in result.baseline.items()}
+                result.notes += logger.close({"status": status, "profile": label, **result.metrics["last"], **more})
                 result.save(folder)
     if error is not None:
         raise error
