@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tmbench.data import Dataset, entry, read_text
+from tmbench.data import Dataset, entry, read_picture, read_text
 from tmbench.errors import DataError
 
 CLASSES = (
@@ -15,7 +15,6 @@ CLASSES = (
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 BORDER = 255  # in a mask: neither class nor background, ignored
-MAX_PIXELS = 2**26  # of a picture; a small file can unpack to gigabytes
 SPLITS = ("train", "val")
 
 
@@ -82,8 +81,8 @@ class VOCSegmentation(Dataset):
         Raises:
             DataError: names the file that is no such picture.
         """
-        image = np.array(_opened(image_file).convert("RGB"))
-        picture = _opened(mask_file)
+        image = np.array(read_picture(image_file).convert("RGB"))
+        picture = read_picture(mask_file)
         if picture.mode not in ("P", "L"):
             raise DataError(f"{mask_file}: expected a palette PNG of class ids, got mode {picture.mode}")
         mask = np.array(picture)
@@ -109,21 +108,6 @@ class VOCSegmentation(Dataset):
                 image.save(year / "JPEGImages" / f"{names[-1]}.jpg", quality=90)
                 mask.save(year / "SegmentationClass" / f"{names[-1]}.png")
             (year / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(names) + "\n")
-
-
-BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-
-
-def _opened(path: Path) -> Image.Image:
-    """The decoded picture; DataError if it is broken."""
-    try:
-        with Image.open(path, formats=("JPEG", "PNG")) as picture:  # closes the file; what is loaded stays
-            if picture.width * picture.height > MAX_PIXELS:
-                raise ValueError(f"{picture.width}x{picture.height} pixels")
-            picture.load()
-    except (OSError, SyntaxError, ValueError, *BOMBS) as error:
-        raise DataError(f"{path}: not a readable picture ({error})") from None
-    return picture
 
 
 def _draw_tiny(rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:

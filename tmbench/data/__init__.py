@@ -15,12 +15,14 @@ from omegaconf import DictConfig
 
 from ..errors import DataError
 from .catalogue import Entry, entry
-from .files import digests_of, folder_digest, missing, read_pickle, read_text, written_once
+from .files import digests_of, folder_digest, missing, read_pickle, read_picture, read_text, written_once
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Dataset", "entry", "folder_digest", "missing", "open_dataset", "read_pickle", "read_text"]
+__all__ = [
+    "Dataset", "entry", "folder_digest", "missing", "open_dataset", "read_pickle", "read_picture", "read_text",
+]  # fmt: skip
 
 
 class Dataset(ABC):

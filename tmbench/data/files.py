@@ -21,8 +21,10 @@ from ..files import digest_of, write
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL import Image
 
 MAX_BYTES = 2**28  # of a text or a pickle, which are read into memory at once; the largest real one has 155 MB
+MAX_PIXELS = 2**26  # of a picture; a small file can unpack to gigabytes
 
 
 def folder_digest(digests: dict[str, str]) -> str:
@@ -115,6 +117,21 @@ def read_text(path: Path) -> str:
         return read_bytes(path).decode().replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: expected UTF-8 text, found a byte that is not at {error.start}") from None
+
+
+def read_picture(path: Path) -> "Image.Image":
+    """A decoded JPEG or PNG; DataError names the file that is none, is broken or too large."""
+    from PIL import Image
+
+    bombs = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+    try:
+        with Image.open(path, formats=("JPEG", "PNG")) as picture:  # closes the file; what is loaded stays
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ValueError(f"{picture.width}x{picture.height} pixels")
+            picture.load()
+    except (OSError, SyntaxError, ValueError, *bombs) as error:
+        raise DataError(f"{path}: not a readable picture ({error})") from None
+    return picture
 
 
 class _DType:
