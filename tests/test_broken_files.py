@@ -8,9 +8,11 @@ import pickle
 import re
 import shutil
 import struct
+import tempfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from web import tree
 from tmbench.data import Dataset, files, read_pickle
 from tmbench.errors import DataError
 from tmbench.tasks.cifar import CIFAR10, CIFAR100
+from tmbench.tasks.faces import Faces
 from tmbench.tasks.r8 import R8
 from tmbench.tasks.voc import VOCSegmentation
 
@@ -37,17 +40,19 @@ class Broken:
 
 
 SETS: dict[str, type[Dataset]] = {
-    "r8": R8, "voc2007": VOCSegmentation, "cifar10": CIFAR10, "cifar100": CIFAR100,
+    "r8": R8, "voc2007": VOCSegmentation, "cifar10": CIFAR10, "cifar100": CIFAR100, "faces": Faces,
 }  # fmt: skip
 COUNTS = {
     "r8": {"train": 320, "test": 160}, "voc2007": {"train": 32, "val": 12},
-    "cifar10": CIFAR10.tiny_counts, "cifar100": CIFAR100.tiny_counts,
+    "cifar10": CIFAR10.tiny_counts, "cifar100": CIFAR100.tiny_counts, "faces": {"train": 200, "test": 60},
 }  # fmt: skip
-TEXT, LIST, IMAGE, MASK = (
+TEXT, LIST, IMAGE, MASK, FACE, POINTS = (
     "train.txt",
     "VOCdevkit/VOC2007/ImageSets/Segmentation/train.txt",
     "VOCdevkit/VOC2007/JPEGImages/*.jpg",
     "VOCdevkit/VOC2007/SegmentationClass/*.png",
+    "data/training/*.jpg",
+    "data/test_frames_keypoints.csv",
 )
 
 
@@ -91,6 +96,17 @@ def png_bomb(path: Path) -> None:
     content[16:24] = struct.pack(">II", 10**5, 10**5)
     content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
     path.write_bytes(content)
+
+
+def edited(change: Callable[[list[list[str]]], Any]) -> Callable[[Path], None]:
+    """A table without quotes, its rows changed."""
+
+    def do(path: Path) -> None:
+        rows = [line.split(",") for line in path.read_text().splitlines()]
+        change(rows)
+        path.write_text("\n".join(",".join(row) for row in rows) + "\n")
+
+    return do
 
 
 def pickled(change: Callable[[dict[bytes, Any]], Any]) -> Callable[[Path], None]:
@@ -233,6 +249,32 @@ BREAKS: dict[str, dict[str, Broken]] = {
             **class_names("cifar-100-python/meta", b"fine_label_names", 100),
         }.items() if case in ("missing", "truncated", "no labels", "label too large", "names missing", "names one less")
     },
+    "faces": {
+        **{f"table {case}": Broken(POINTS, do, told) for case, (do, told) in COMMON.items()},
+        **{f"image {case}": Broken(FACE, do, told) for case, (do, told) in COMMON.items()},
+        "image named in the table": Broken(FACE, Path.unlink, "data/training_frames_keypoints.csv, line 2"),
+        "empty table": Broken(POINTS, lambda p: p.write_bytes(b""), "{}, line 1: expected a name's column and 0-135"),
+        "header alone": Broken(POINTS, edited(lambda r: r.__delitem__(slice(1, None))), "{}: expected rows"),
+        "no header": Broken(POINTS, edited(lambda r: r.pop(0)), "{}, line 1: expected a name's column and 0-135, got"),
+        "missing column": Broken(POINTS, edited(lambda r: [own.pop() for own in r]), "got 136 columns of 137"),
+        "renamed column": Broken(POINTS, edited(lambda r: r[0].__setitem__(7, "x3")), "line 1: expected a name's colu"),
+        "short row": Broken(POINTS, edited(lambda r: r[4].pop()), "{}, line 5: expected 137 columns, got 136"),
+        "long row": Broken(POINTS, edited(lambda r: r[4].append("1")), "{}, line 5: expected 137 columns, got 138"),
+        "no number": Broken(POINTS, edited(lambda r: r[3].__setitem__(9, "x")), "{}, line 4, column 8: expected a num"),
+        "empty number": Broken(POINTS, edited(lambda r: r[3].__setitem__(136, "")), "{}, line 4, column 135: expected"),
+        "not a number": Broken(POINTS, edited(lambda r: r[3].__setitem__(1, "nan")), "{}, line 4, column 0: expected"),
+        "infinite": Broken(POINTS, edited(lambda r: r[3].__setitem__(1, "-inf")), "{}, line 4, column 0: expected a"),
+        "named twice": Broken(POINTS, edited(lambda r: r[3].__setitem__(0, r[2][0])), "line 4: Face_0_1.jpg is named"),
+        "name that leads out": Broken(POINTS, edited(lambda r: r[3].__setitem__(0, "../x.jpg")), "line 4: expected an"),
+        "name of nothing": Broken(POINTS, edited(lambda r: r[3].__setitem__(0, "x.jpg")), "named in {}, line 4"),
+        "open quote": Broken(POINTS, edited(lambda r: r[3].__setitem__(5, '"1')), "not a row of a table"),
+        "UTF-16 table": Broken(POINTS, lambda p: p.write_text("x", "utf-16"), "{}: expected UTF-8 text"),
+        "oversized table": Broken(POINTS, huge, "{}: expected at most"),
+        "truncated table": Broken(POINTS, half, "{}, line "),
+        "empty image": Broken(FACE, lambda p: p.write_bytes(b""), "{}: not a readable picture"),
+        "truncated image": Broken(FACE, half, "{}: not a readable picture"),
+        "image bomb": Broken(FACE, png_bomb, "{}: not a readable picture"),
+    },
 }  # fmt: skip
 CASES = [(name, case) for name, cases in BREAKS.items() for case in cases]
 
@@ -243,8 +285,15 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return request.param, write(request.param, tmp_path_factory.mktemp("whole"))
 
 
+@cache
+def written(name: str) -> tempfile.TemporaryDirectory[str]:
+    folder = tempfile.TemporaryDirectory()
+    SETS[name].write_tiny(Path(folder.name), np.random.default_rng(0))
+    return folder
+
+
 def write(name: str, root: Path) -> Path:
-    SETS[name].write_tiny(root, np.random.default_rng(0))
+    shutil.copytree(written(name).name, root, dirs_exist_ok=True)
     return root
 
 
@@ -321,7 +370,8 @@ def fuzz(name: str, root: Path, cases: int, outside: Path) -> tuple[int, int]:
             refused += 1
         else:
             # A list or a text with fewer or more good lines is another set of good examples, and counted so.
-            right = expected | ({path.stem: lines_of(path, name)} if path.suffix == ".txt" else {})
+            split = path.stem.removesuffix("ing_frames_keypoints").removesuffix("_frames_keypoints")
+            right = expected | ({split: lines_of(path, name)} if path.suffix in (".txt", ".csv") else {})
             assert counts == right, (case, path)
             good += 1
         path.write_bytes(content)
@@ -333,11 +383,13 @@ def fuzz(name: str, root: Path, cases: int, outside: Path) -> tuple[int, int]:
 def lines_of(path: Path, name: str) -> int:
     """How many examples a text file names; blank lines count where they are examples without words."""
     lines = re.split("\r\n|\r|\n", path.read_bytes().decode())
-    return len([line for line in lines if line.strip()]) if name == "voc2007" else len(lines) - (not lines[-1])
+    if name == "r8":
+        return len(lines) - (not lines[-1])
+    return len([line for line in lines if line.strip()]) - (name == "faces")  # a header
 
 
 def one(name: str, root: Path, path: Path, expected: dict[str, int]) -> dict[str, int]:
-    """Reads what the changed file is part of; of VOC's other pictures nothing has changed."""
+    """Reads what the changed file is part of; of the other pictures nothing has changed."""
     data = SETS[name](root)
     if isinstance(data, VOCSegmentation) and path.suffix != ".txt":
         pairs = [pair for split in expected for pair in data.pairs(split) if path in pair]
@@ -346,6 +398,10 @@ def one(name: str, root: Path, path: Path, expected: dict[str, int]) -> dict[str
         return expected
     if isinstance(data, VOCSegmentation):
         return {split: len(data.pairs(split)) for split in expected}
+    if isinstance(data, Faces):
+        if path.suffix != ".csv":
+            data.read(path)
+        return {split: sum(1 for _ in data.rows(split)) for split in expected}
     return data.counts()
 
 

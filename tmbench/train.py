@@ -27,7 +27,7 @@ from .config import effective_switch, reads_switch, world_size
 from .data import Dataset
 from .loader import TestLoader, TrainLoader, seed_all
 from .loggers import WandbMirror
-from .result import FINAL, Result, cpu_model, versions
+from .result import Result, cpu_model, versions
 from .task import Diverged, Stopped, Task
 from .trunks import Claim, Trunk, fetched_state
 
@@ -90,6 +90,7 @@ def train(
     task.clip_norm, task.clip_value, task.ema = cfg.clip_norm, cfg.clip_value, cfg.ema
     task.factor, task.steps = _schedule(cfg, train_loader.steps), train_loader.steps
 
+    trivial = task.baseline() if first else {}
     trainer.loggers = _loggers(cfg, folder, label) if first else []
     diverged: Diverged | None = None
     error: BaseException | None = None
@@ -116,7 +117,6 @@ def train(
 
     rows = record.rows
     headline = f"test/{task.headline}"
-    trivial = task.baseline() if first and status in FINAL else {}
     examples = len(rows) * train_loader.count
     result = Result(
         run_id=folder.name,

@@ -2,10 +2,11 @@
 
 import hashlib
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
@@ -126,9 +127,10 @@ class Entry:
         left = {name: digest for name, digest in digests.items() if known.get(name) != digest}
         for file in self.files:
             if file.digest and left:
-                here = [path for path in file.under(root) if path.relative_to(root).as_posix() in left]
-                if len(here) == file.files and file.digest == _digest_of_pattern(here):
-                    left = {name: d for name, d in left.items() if root / name not in here}
+                here, read = file.under(root), {root / name: digest for name, digest in digests.items()}
+                # A run may read only some of them; the digest is that of all.
+                if len(here) == file.files and file.digest == _digest_of_pattern(here, read):
+                    left = {name: digest for name, digest in left.items() if root / name not in here}
         return bool(digests) and all(name in md5s and not md5s[name].wrong(root / name) for name in left)
 
     def advice(self, root: Path) -> list[str]:
@@ -186,9 +188,9 @@ def _made(cls: type[T], name: str, values: dict[str, Any]) -> T:
     return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
-def _digest_of_pattern(paths: list[Path]) -> str:
-    """The sha256 over the sorted lines `sha256  bare name`."""
-    lines = sorted(f"{digest_of(path)}  {path.name}\n" for path in paths)
+def _digest_of_pattern(paths: list[Path], known: Mapping[Path, str] = MappingProxyType({})) -> str:
+    """The sha256 over the sorted lines `sha256  bare name`; a file whose digest is known is not read."""
+    lines = sorted(f"{known.get(path) or digest_of(path)}  {path.name}\n" for path in paths)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
