@@ -45,7 +45,7 @@ def test_one_batch_can_be_overfitted(name: str, composed: Compose) -> None:
     batch = first_batch(task, cfg.batch_size)
     optimizer = torch.optim.Adam(task.parameters(), lr=0.01)
     first = task.loss(batch).item()
-    for _ in range(40):
+    for _ in range(60):
         optimizer.zero_grad()
         loss = task.loss(batch)
         loss.backward()
