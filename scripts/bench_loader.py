@@ -1,8 +1,10 @@
 """How many training examples a second does each task's loader give, and how many torch's DataLoader with 2 workers?
 
 ic: batches as the network reads them, against torchvision's CIFAR-10 and transforms over the same files. Generated
-here in the original format: 50,000 training images. tc: against a DataLoader over the same tensors. Both take turns;
-ours has one thread of one process, the DataLoader two workers besides, which are started before the clock.
+here in the original format: 50,000 training images. fkpd: against a Dataset that opens and transforms each
+picture with PIL and torchvision when it is asked for. tc: against a DataLoader over the same tensors. Both take turns;
+ours has one thread of one process, the DataLoader two workers besides, which are started before the clock. What ours
+reads once, before the first epoch, is told beside it.
 Usage: python scripts/bench_loader.py [--rounds 3]
 """
 
@@ -18,13 +20,16 @@ import numpy as np
 import torch
 from bench_harness import write_documents
 from hydra import compose, initialize_config_dir
-from torch.utils.data import DataLoader
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets, transforms
 
 from tmbench.config import conf_dir, settle
 from tmbench.loader import TrainLoader
 from tmbench.task import Task
 from tmbench.tasks.cifar import CIFAR10, SHAPE, write_pickle
+from tmbench.tasks.faces import Faces
+from tmbench.tasks.fkpd import FKPD, FRAME
 from tmbench.tasks.ic import IC, PAD
 from tmbench.tasks.r8 import R8
 from tmbench.tasks.tc import TC
@@ -58,37 +63,56 @@ def transform(preprocess: str) -> Callable[[Any], torch.Tensor]:
     return transforms.Compose([*geometry, transforms.ToTensor(), transforms.Normalize(CIFAR10.mean, CIFAR10.std)])
 
 
+def read(task: Any, batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """A batch as the network reads it."""
+    if isinstance(task, IC):
+        return task.preprocess(batch[0], training=True), batch[1]
+    if isinstance(task, FKPD):
+        return batch[0][:, None].float().div_(255), task.target(batch[1])
+    return batch
+
+
 def ours(task: Task, batch_size: int) -> Callable[[], Iterable[Any]]:
     """An epoch of batches, as the model reads them."""
     loader = TrainLoader(task.examples("train"), task.collate, batch_size, device=torch.device("cpu"), epoch=lambda: 0)
+    return lambda: (read(task, batch) for block in loader for ((batch, _),) in block)
 
-    def epoch() -> Iterable[Any]:
-        for block in loader:
-            for (((inputs, labels), _),) in block:
-                yield (task.preprocess(inputs, training=True) if isinstance(task, IC) else inputs), labels
 
-    return epoch
+class Pictures(Dataset[Any]):
+    """Pictures and numbers, as a person would load them from a folder."""
+
+    def __init__(self, items: list[tuple[Path, torch.Tensor]], transform: Callable[[Any], torch.Tensor]) -> None:
+        self.items, self.transform = items, transform
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        path, numbers = self.items[i]
+        with Image.open(path) as picture:
+            return self.transform(picture.convert("RGB")), numbers
 
 
 def speed(epoch: Callable[[], Iterable[Any]], count: int) -> float:
     """Examples a second over an epoch."""
     started = time.perf_counter()
-    seen = sum(len(labels) for _, labels in epoch())
+    seen = sum(len(batch[0]) for batch in epoch())
     assert seen == count
     return count / (time.perf_counter() - started)
 
 
 def compare(name: str, task: Task, batch_size: int, examples: Any, rounds: int) -> None:
     theirs = DataLoader(examples, batch_size, shuffle=True, num_workers=WORKERS, persistent_workers=True)
+    started = time.perf_counter()
     epochs = (ours(task, batch_size), lambda: theirs)
-    count = len(examples)
+    once, count = time.perf_counter() - started, len(examples)
     for epoch in epochs:
         speed(epoch, count)
     pairs = [[speed(epoch, count) for epoch in epochs] for _ in range(rounds)]
     ratios = [a / b for a, b in pairs]
     mine, other = (statistics.median(values) for values in zip(*pairs, strict=True))
     print(f"{name:<12} batch {batch_size:>3}: {mine:>11,.0f} examples/s, DataLoader {other:>9,.0f}; ratio: median "
-          f"{statistics.median(ratios):.1f}, min {min(ratios):.1f}, max {max(ratios):.1f}", flush=True)  # fmt: skip
+          f"{statistics.median(ratios):.1f}, min {min(ratios):.1f}, max {max(ratios):.1f}; {once:.1f} s once", flush=True)  # fmt: skip
 
 
 def main() -> None:
@@ -106,6 +130,13 @@ def main() -> None:
             examples = Generated(str(root / CIFAR10.folder), transform=transform(preprocess))
             task = IC(cfg.task, CIFAR10(root / CIFAR10.folder))
             compare(f"ic {preprocess}", task, cfg.batch_size, examples, options.rounds)
+        (root / "faces").mkdir()
+        Faces.write_tiny(root / "faces", np.random.default_rng(0))
+        cfg = settle(compose("config", ["task=fkpd", "data=full", "task.width=8"]))
+        fkpd = FKPD(cfg.task, Faces(root / "faces"))
+        grey = transforms.Compose([transforms.Grayscale(), transforms.Resize((FRAME, FRAME)), transforms.ToTensor()])
+        items = [(path, torch.from_numpy(points)) for path, points in Faces(root / "faces").rows("train")]
+        compare("fkpd", fkpd, cfg.batch_size, Pictures(items, grey), options.rounds)
         cfg = settle(compose("config", ["task=tc", "data=full"]))
         tc = TC(cfg.task, R8(root / "r8"))
         compare("tc", tc, cfg.batch_size, tc.examples("train"), options.rounds)

@@ -23,7 +23,7 @@ HEADER = ["", *(str(i) for i in range(2 * POINTS))]  # the image's name, then x0
 
 class Faces(Dataset):
     folder = "faces"
-    entry = entry("faces")
+    entry = entry("faces", "fkpd")
 
     def table(self, split: str) -> Path:
         return self.root / "data" / f"{FOLDERS[split]}_frames_keypoints.csv"

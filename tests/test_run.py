@@ -30,7 +30,8 @@ OPTIMIZER = {
     "schedule_free_sgd": ["lr=0.5"],
 }
 SHORT = {"tc": ["epochs=4", "batch_size=8"], "seg": ["epochs=3", "task.short_side=32"],
-         "ic": ["epochs=3", "batch_size=100", "task.width=1"], "fkpd": ["epochs=3", "batch_size=50", "task.width=1"]}  # fmt: skip
+         "ic": ["epochs=3", "batch_size=100", "task.width=1"],
+         "fkpd": ["epochs=3", "batch_size=50", "task.width=1"]}  # fmt: skip
 
 
 def weights(folder: Path, name: str = "last.ckpt") -> dict[str, torch.Tensor]:
