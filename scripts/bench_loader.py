@@ -111,8 +111,9 @@ def compare(name: str, task: Task, batch_size: int, examples: Any, rounds: int) 
     pairs = [[speed(epoch, count) for epoch in epochs] for _ in range(rounds)]
     ratios = [a / b for a, b in pairs]
     mine, other = (statistics.median(values) for values in zip(*pairs, strict=True))
-    print(f"{name:<12} batch {batch_size:>3}: {mine:>11,.0f} examples/s, DataLoader {other:>9,.0f}; ratio: median "
-          f"{statistics.median(ratios):.1f}, min {min(ratios):.1f}, max {max(ratios):.1f}; {once:.1f} s once", flush=True)  # fmt: skip
+    spread = f"median {statistics.median(ratios):.1f}, min {min(ratios):.1f}, max {max(ratios):.1f}"
+    print(f"{name:<12} batch {batch_size:>3}: {mine:>11,.0f} examples/s, DataLoader {other:>9,.0f}; ratio: {spread}; "
+          f"{once:.1f} s once", flush=True)  # fmt: skip
 
 
 def main() -> None:
