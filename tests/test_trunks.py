@@ -26,7 +26,7 @@ from tmbench.config import before_switch, settle
 from tmbench.plan import Job, Recognizer, arms, forecast, wanted
 from tmbench.result import Result
 from tmbench.run import run
-from tmbench.task import Task
+from tmbench.task import Player, Task
 from tmbench.trunks import Trunk, fetched_state, shrink, size, sweep_up, trunk_of
 
 Sweep = Callable[..., dict[str, tuple[Result, Path]]]
@@ -143,8 +143,8 @@ class Duel(Task):
         self.maker = nn.Linear(2, 2)
         self.metrics = MetricCollection({"distance": MeanMetric()})
 
-    def players(self) -> dict[str, Any]:
-        return {"judge": (self.judge, self.judge_loss), "maker": (self.maker, self.loss)}
+    def players(self) -> dict[str, Player]:
+        return {"judge": Player(self.judge, self.judge_loss), "maker": Player(self.maker, self.loss, lr=0.003)}
 
     def examples(self, split: str) -> TensorDataset:
         return TensorDataset(torch.randn(64, 2, generator=torch.Generator().manual_seed(len(split))) + 3)

@@ -78,7 +78,7 @@ class Record(Callback):
         row: dict[str, float] = {
             "epoch": epoch,
             "step": (epoch + 1) * len(pl_module._losses),
-            "lr": pl_module.last_lr(),
+            **pl_module.last_lrs(),
             "seconds": self.seconds,
             **pl_module.epoch_losses(),
             **metrics,

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig
@@ -39,6 +39,14 @@ class Stopped(BaseException):
     """A person or the scheduler asked the run to stop; its last epoch is on disk."""
 
 
+class Player(NamedTuple):
+    """Who takes an optimizer step on every batch: the module it trains, by its loss of a batch."""
+
+    module: nn.Module
+    loss: Callable[[Any], Tensor]
+    lr: float | None = None  # a learning rate of its own; None is the run's
+
+
 class Task(LightningModule, ABC):
     """A model, its data, its loss and its metrics. A task knows nothing of optimizers, devices or runs.
 
@@ -68,12 +76,12 @@ class Task(LightningModule, ABC):
     def loss(self, batch: Any) -> Tensor:
         """The mean loss over a batch; shape ()."""
 
-    def players(self) -> dict[str, tuple[nn.Module, Callable[[Any], Tensor]]]:
-        """Who takes an optimizer step on every batch, in turn: name -> (the module it trains, its loss of a batch).
+    def players(self) -> dict[str, Player]:
+        """Who takes an optimizer step on every batch, in turn, by name.
 
         One, the whole task with its `loss`, for all but a GAN; each has an optimizer of its own, of the same kind.
         """
-        return {"": (self, self.loss)}
+        return {"": Player(self, self.loss)}
 
     @abstractmethod
     def evaluate(self, batch: Any) -> None:
@@ -112,11 +120,13 @@ class Task(LightningModule, ABC):
         Raises:
             ConfigError: it refuses its settings.
         """
+        optimizers = []
         try:
-            return [
-                self.new_optimizer([p for p in module.parameters() if p.requires_grad])
-                for module, _ in self.players().values()
-            ]
+            for player in self.players().values():
+                params: list[Any] = [p for p in player.module.parameters() if p.requires_grad]
+                own = params if player.lr is None else [{"params": params, "lr": player.lr}]
+                optimizers.append(self.new_optimizer(own))
+            return optimizers
         except (TypeError, ValueError) as error:
             raise ConfigError(f"optimizer={self.optimizer_name}: {error}") from error
 
@@ -170,8 +180,8 @@ class Task(LightningModule, ABC):
             if alone and self.stop_requested():  # several ranks must agree first, see _look
                 raise Stopped
             losses = []
-            for i, (optimizer, (module, loss)) in enumerate(players):
-                closure = partial(self._closure, optimizer, module, loss, step)
+            for i, (optimizer, player) in enumerate(players):
+                closure = partial(self._closure, optimizer, player.module, player.loss, step)
                 if number < self.record_from:
                     losses.append(optimizer.step(closure).detach())
                 else:
@@ -236,12 +246,15 @@ class Task(LightningModule, ABC):
         if stop:
             raise Stopped
 
-    def last_lr(self) -> float:
-        """The learning rate of the epoch's last step (of the first parameter group)."""
-        if not self.trainer.lr_scheduler_configs:
-            return float(self.trainer.optimizers[0].param_groups[0]["lr"])
-        scheduler: Any = self.trainer.lr_scheduler_configs[0].scheduler
-        return float(scheduler.base_lrs[0] * scheduler.lr_lambdas[0](scheduler.last_epoch - 1))
+    def last_lrs(self) -> dict[str, float]:
+        """The learning rate of the epoch's last step (of the first parameter group), `lr`; of several players, each."""
+        schedulers: list[Any] = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        if schedulers:
+            rates = [s.base_lrs[0] * s.lr_lambdas[0](s.last_epoch - 1) for s in schedulers]
+        else:
+            rates = [optimizer.param_groups[0]["lr"] for optimizer in self.trainer.optimizers]
+        names = self.players()
+        return {f"lr_{name}" if len(names) > 1 else "lr": float(r) for name, r in zip(names, rates, strict=True)}
 
     def epoch_losses(self) -> dict[str, float]:
         """The mean training loss of the epoch over its steps, `train/loss`; of several players, their sum and each."""

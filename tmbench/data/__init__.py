@@ -34,6 +34,7 @@ class Dataset(ABC):
 
     folder: str  # its place under data_dir
     entry: Entry | None = None  # what tasks/catalogue.yaml says of it
+    opened: tuple[Path, dict[str, str]] | None = None  # the runs_dir and the digests, if a run has opened it
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -103,10 +104,12 @@ def open_dataset(cfg: DictConfig, cls: type[Dataset]) -> tuple[Dataset, str, str
     if cfg.data.profile == "tiny":
         dataset = cls(_tiny_root(cls, runs_dir))
         try:
-            return dataset, "tiny", folder_digest(dataset.digests())
+            digests = dataset.digests()
         except DataError as error:
             where = str(error).splitlines()[0]
             raise DataError(f"{where}\n  the tiny data set is damaged; remove {dataset.root}") from None
+        dataset.opened = runs_dir, digests
+        return dataset, "tiny", folder_digest(digests)
     dataset = cls(Path(cfg.data_dir) / cls.folder)
     # Whatever is derived lies in runs_dir, which can be written to: data_dir holds what was published.
     place = hashlib.sha256(str(dataset.root.resolve()).encode()).hexdigest()[:12]
@@ -118,6 +121,7 @@ def open_dataset(cfg: DictConfig, cls: type[Dataset]) -> tuple[Dataset, str, str
             raise
         dataset.download()
         digests = dataset.digests(cache)
+    dataset.opened = runs_dir, digests
     return dataset, "full" if dataset.is_official(digests) else "subset", folder_digest(digests)
 
 

@@ -1,0 +1,208 @@
+"""ig: pictures of sneakers by a DCGAN (Radford et al., 2016), after zjy-T/Sneaker-GAN@5bf47a7.
+
+Legend: B batch, Z entries of the noise, H and W pixels, N pictures, R rows, C columns.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from omegaconf import DictConfig
+from pytorch_lightning.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+from torchmetrics import MetricCollection
+from torchvision.utils import make_grid
+
+from tmbench.errors import ConfigError
+from tmbench.loader import derive
+from tmbench.task import Player, Task
+
+from .distances import spaces
+from .sneakers import SHAPE, Sneakers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NOISE = 100  # entries of the generator's input
+GRID = (8, 8)  # rows and columns of the samples' picture
+PROGRESS = (6, 12)  # rows, each at its moment, and columns of the progress picture
+EXAMPLES_A_PASS = 64  # real pictures that a network looks at together
+
+
+def generator(width: int) -> nn.Sequential:
+    """Noise (B, 100, 1, 1) to pictures (B, 3, 64, 64) in [-1, 1]; 3,576,704 parameters with a width of 64."""
+    layers: list[nn.Module] = []
+    channels = NOISE
+    for stage, out in enumerate((8 * width, 4 * width, 2 * width, width)):
+        stride, padding = (2, 1) if stage else (1, 0)
+        layers += [
+            nn.ConvTranspose2d(channels, out, 4, stride, padding, bias=False),
+            nn.BatchNorm2d(out),
+            nn.ReLU(True),
+        ]
+        channels = out
+    return nn.Sequential(*layers, nn.ConvTranspose2d(channels, 3, 4, 2, 1, bias=False), nn.Tanh())
+
+
+def discriminator(width: int) -> nn.Sequential:
+    """Pictures (B, 3, 64, 64) in [-1, 1] to logits (B,) of being real; 2,765,568 parameters with a width of 64.
+
+    The sigmoid that the source ends with is part of the losses.
+    """
+    layers: list[nn.Module] = [nn.Conv2d(3, width, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, True)]
+    channels = width
+    for out in (2 * width, 4 * width, 8 * width):
+        layers += [nn.Conv2d(channels, out, 4, 2, 1, bias=False), nn.BatchNorm2d(out), nn.LeakyReLU(0.2, True)]
+        channels = out
+    return nn.Sequential(*layers, nn.Conv2d(channels, 1, 4, 1, 0, bias=False), nn.Flatten(0))
+
+
+def initialize(module: nn.Module) -> None:
+    """As in the source: weights from N(0, 0.02), batch norm's from N(1, 0.02) with biases of 0."""
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)
+
+
+def as_bytes(pictures_B3HW: Tensor) -> Tensor:
+    """Pictures in [-1, 1] as uint8."""
+    return ((pictures_B3HW + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def fixed_noise(purpose: str, count: int) -> Tensor:
+    """Noise (count, 100) that is the same in every run."""
+    return torch.randn(count, NOISE, generator=torch.Generator().manual_seed(derive(purpose)))
+
+
+def moments(epochs: int) -> list[int]:
+    """After how many epochs each row of the progress picture is taken: closer together early, when most happens."""
+    rows = PROGRESS[0]
+    return [math.ceil(epochs * ((row + 1) / rows) ** 2) for row in range(rows)]
+
+
+class IG(Task):
+    higher_is_better = False
+    progress: Tensor
+    progress_epochs: Tensor
+
+    def __init__(self, cfg: DictConfig, data: Sneakers) -> None:
+        super().__init__(cfg, data)
+        for key in ("lr_d", "lr_g"):
+            lr = cfg[key]
+            if lr is not None and (isinstance(lr, (bool, str)) or not 0 < lr < math.inf):
+                raise ConfigError(f"task.{key}: expected a number > 0, or null for lr, got {lr!r}")
+        self.real_N3HW = torch.from_numpy(data.read())
+        self.discriminator, self.generator = discriminator(cfg.width), generator(cfg.width)
+        self.apply(initialize)
+        rows, columns = PROGRESS
+        self.register_buffer("progress", torch.zeros(rows, columns, *SHAPE, dtype=torch.uint8))
+        self.register_buffer("progress_epochs", torch.zeros(rows, dtype=torch.long))  # 0: not yet
+        # No submodules: nobody trains, averages or saves what only looks.
+        self.networks, metrics = spaces(cfg.features, cfg.resnet34)
+        self.reads = {name: kind for name, (kind, _) in metrics.items()}
+        self.metrics = MetricCollection({name: metric for name, (_, metric) in metrics.items()}, compute_groups=False)
+        self.headline = next(iter(metrics))
+        self.saw_real = False
+
+    def players(self) -> dict[str, Player]:
+        return {
+            "d": Player(self.discriminator, self.discriminator_loss, self.cfg.lr_d),
+            "g": Player(self.generator, self.loss, self.cfg.lr_g),
+        }
+
+    def examples(self, split: str) -> TensorDataset:
+        """`train`: the real pictures (N, 3, 64, 64), uint8. `test`: noise (N, 100), one for each picture to judge."""
+        if split == "train":
+            return TensorDataset(self.real_N3HW)
+        return TensorDataset(fixed_noise("samples", self.cfg.samples or len(self.real_N3HW)))
+
+    def generate(self, noise_BZ: Tensor) -> Tensor:
+        """Pictures (B, 3, 64, 64) in [-1, 1]."""
+        return self.generator(noise_BZ[:, :, None, None])
+
+    def imitations(self, real_B3HW: Tensor) -> Tensor:
+        """As many pictures from fresh noise."""
+        return self.generate(torch.randn(len(real_B3HW), NOISE, device=real_B3HW.device))
+
+    def discriminator_loss(self, batch: tuple[Tensor]) -> Tensor:
+        """Binary cross-entropy of telling real pictures from as many generated ones; both means added, as usual."""
+        real_B3HW = batch[0]
+        with torch.no_grad():
+            fake_B3HW = self.imitations(real_B3HW)
+        # Two passes: batch norm sees either kind alone, as in the source.
+        real_logits_B, fake_logits_B = self.discriminator(real_B3HW / 127.5 - 1), self.discriminator(fake_B3HW)
+        return nn.functional.softplus(-real_logits_B).mean() + nn.functional.softplus(fake_logits_B).mean()
+
+    def loss(self, batch: tuple[Tensor]) -> Tensor:
+        """The generator's, which does not saturate: binary cross-entropy of its pictures being taken for real."""
+        return nn.functional.softplus(-self.discriminator(self.imitations(batch[0]))).mean()
+
+    def evaluate(self, batch: tuple[Tensor]) -> None:
+        if not self.saw_real:  # once a run: they do not change
+            world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+            for real_B3HW in torch.split(self.real_N3HW[self.global_rank :: world], EXAMPLES_A_PASS):
+                self.look(real_B3HW.to(batch[0].device), real=True)
+            self.saw_real = True
+        self.look(as_bytes(self.generate(batch[0])), real=False)
+
+    def look(self, pictures_B3HW: Tensor, real: bool) -> None:
+        """Updates the metrics with uint8 pictures, each of which goes through each network once."""
+        features = {kind: seen for network in self.networks for kind, seen in network(pictures_B3HW).items()}
+        for name, kind in self.reads.items():
+            self.metrics[name].update(features[kind], real=real)
+
+    def on_validation_epoch_end(self) -> None:
+        """Takes the row of the progress picture that is due."""
+        epochs, done = self.trainer.max_epochs, self.trainer.current_epoch + 1
+        assert epochs is not None
+        if self.trainer.state.fn != TrainerFn.FITTING or done not in moments(epochs):
+            return
+        row = moments(epochs).index(done)
+        self.progress[row] = as_bytes(
+            self.generate(fixed_noise("pictures", math.prod(GRID))[: PROGRESS[1]].to(self.device))
+        )
+        self.progress_epochs[row] = done
+
+    def pictures(self) -> Iterable[tuple[str, "Figure"]]:
+        return self.compare({"generated": self})
+
+    @classmethod
+    def compare(cls, tasks: Mapping[str, Task]) -> Iterable[tuple[str, "Figure"]]:
+        import matplotlib.pyplot as plt
+
+        runs = {label: cast(IG, task) for label, task in tasks.items()}
+        some = next(iter(runs.values()))
+        noise_NZ = fixed_noise("pictures", math.prod(GRID))
+        spread = torch.linspace(0, len(some.real_N3HW) - 1, math.prod(GRID)).long()
+        grids = {"real": some.real_N3HW[spread]}
+        grids |= {label: as_bytes(run.generate(noise_NZ.to(run.device))).cpu() for label, run in runs.items()}
+        figure, axes = plt.subplots(1, len(grids), figsize=(4.6 * len(grids), 4.9), squeeze=False, layout="constrained")
+        for ax, (label, pictures_N3HW) in zip(axes[0], grids.items(), strict=True):
+            show(ax, pictures_N3HW, GRID[1])
+            ax.set_title(label)
+        yield "samples", figure
+        runs = {label: run for label, run in runs.items() if run.progress_epochs.any()}
+        if not runs:
+            return
+        figure, axes = plt.subplots(1, len(runs), figsize=(7.5 * len(runs), 4.2), squeeze=False, layout="constrained")
+        for ax, (label, run) in zip(axes[0], runs.items(), strict=True):
+            taken = run.progress_epochs.nonzero().flatten()
+            show(ax, run.progress[taken].flatten(0, 1).cpu(), PROGRESS[1])
+            step = SHAPE[1] + 2
+            ax.set_axis_on()
+            ax.set_xticks([])
+            ax.set_yticks([step * (i + 0.5) for i in range(len(taken))], run.progress_epochs[taken].tolist())
+            ax.tick_params(length=0)
+            ax.spines[:].set_visible(False)
+            ax.set(title=label, ylabel="epochs trained")
+        yield "progress", figure
+
+
+def show(ax: Any, pictures_N3HW: Tensor, columns: int) -> None:
+    """Draws uint8 pictures in rows, with a thin white line between them."""
+    ax.imshow(make_grid(pictures_N3HW, columns, padding=2, pad_value=255).permute(1, 2, 0).numpy())
+    ax.set_axis_off()
