@@ -27,6 +27,7 @@ from tmbench.errors import DataError
 from tmbench.tasks.cifar import CIFAR10, CIFAR100
 from tmbench.tasks.faces import Faces
 from tmbench.tasks.r8 import R8
+from tmbench.tasks.sneakers import TINY_COUNT, Sneakers
 from tmbench.tasks.voc import VOCSegmentation
 
 
@@ -41,13 +42,16 @@ class Broken:
 
 SETS: dict[str, type[Dataset]] = {
     "r8": R8, "voc2007": VOCSegmentation, "cifar10": CIFAR10, "cifar100": CIFAR100, "faces": Faces,
+    "sneakers": Sneakers,
 }  # fmt: skip
 COUNTS = {
     "r8": {"train": 320, "test": 160}, "voc2007": {"train": 32, "val": 12},
     "cifar10": CIFAR10.tiny_counts, "cifar100": CIFAR100.tiny_counts, "faces": {"train": 200, "test": 60},
+    "sneakers": {"train": TINY_COUNT},
 }  # fmt: skip
-TEXT, LIST, IMAGE, MASK, FACE, POINTS = (
+TEXT, SHOE, LIST, IMAGE, MASK, FACE, POINTS = (
     "train.txt",
+    "images/*.jpg",
     "VOCdevkit/VOC2007/ImageSets/Segmentation/train.txt",
     "VOCdevkit/VOC2007/JPEGImages/*.jpg",
     "VOCdevkit/VOC2007/SegmentationClass/*.png",
@@ -63,6 +67,12 @@ def half(path: Path) -> None:
 def huge(path: Path) -> None:
     """More than is read into memory, though it takes no room on the disk."""
     os.truncate(path, files.MAX_BYTES + 1)
+
+
+def empty_folder(path: Path) -> None:
+    """Nothing is left beside this file, nor it."""
+    for other in path.parent.iterdir():
+        other.unlink()
 
 
 def folder(path: Path) -> None:
@@ -275,6 +285,21 @@ BREAKS: dict[str, dict[str, Broken]] = {
         "truncated image": Broken(FACE, half, "{}: not a readable picture"),
         "image bomb": Broken(FACE, png_bomb, "{}: not a readable picture"),
     },
+    "sneakers": {
+        **{case: Broken(SHOE, do, "{}: expected nothing but files *.jpg") for case, (do, _) in COMMON.items()
+           if case != "missing"},
+        "no folder": Broken(SHOE, lambda p: shutil.rmtree(p.parent), "images"),
+        "empty folder": Broken(SHOE, empty_folder, "images: expected pictures, files *.jpg; the folder is empty"),
+        "another ending": Broken(
+            SHOE, lambda p: p.rename(p.with_suffix(".gif")), "shoe0000.gif: expected nothing but files *.jpg"
+        ),
+        "empty": Broken(SHOE, lambda p: p.write_bytes(b""), "{}: not a readable picture"),
+        "truncated": Broken(SHOE, half, "{}: not a readable picture"),
+        "a text": Broken(SHOE, lambda p: p.write_text("a shoe"), "{}: not a readable picture"),
+        "a GIF": Broken(SHOE, picture("L", (9, 9), "GIF"), "{}: not a readable picture"),
+        "bomb": Broken(SHOE, png_bomb, "{}: not a readable picture"),
+        "large": Broken(SHOE, picture("1", (9000, 8000), "PNG"), "{}: not a readable picture (9000x8000"),
+    },
 }  # fmt: skip
 CASES = [(name, case) for name, cases in BREAKS.items() for case in cases]
 
@@ -391,6 +416,9 @@ def lines_of(path: Path, name: str) -> int:
 def one(name: str, root: Path, path: Path, expected: dict[str, int]) -> dict[str, int]:
     """Reads what the changed file is part of; of the other pictures nothing has changed."""
     data = SETS[name](root)
+    if isinstance(data, Sneakers):
+        data.picture(path)
+        return expected
     if isinstance(data, VOCSegmentation) and path.suffix != ".txt":
         pairs = [pair for split in expected for pair in data.pairs(split) if path in pair]
         for pair in pairs:
