@@ -141,6 +141,10 @@ class IG(Task):
         """The generator's, which does not saturate: binary cross-entropy of its pictures being taken for real."""
         return nn.functional.softplus(-self.discriminator(self.imitations(batch[0]))).mean()
 
+    def evaluates_after(self, epochs: int) -> bool:
+        assert self.trainer.max_epochs is not None
+        return epochs % self.cfg.evaluate_every == 0 or epochs in moments(self.trainer.max_epochs)
+
     def evaluate(self, batch: tuple[Tensor]) -> None:
         if not self.saw_real:  # once a run: they do not change
             world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1

@@ -503,6 +503,25 @@ def test_pictures_are_decoded_once_for_each_content_of_the_folder(
     assert len(decoded) == 192 + 191
 
 
+def test_a_run_evaluated_seldom_is_the_run_evaluated_always_with_gaps(do: Run) -> None:
+    words = ["task=ig", "optimizer=adam", "epochs=7", "batch_size=96", "task.width=2", "task.samples=8", "ema=0.9"]
+    always, whole = do(*words)
+    seldom, gaps = do(*words, "task.evaluate_every=100")
+    assert_same(weights(gaps), weights(whole))
+    assert seldom.metrics["last"] == always.metrics["last"]
+    rows = zip(curves(gaps), curves(whole), strict=True)
+    for epoch, (row, full) in enumerate(rows, 1):
+        for key, value in full.items():
+            skipped = key.startswith("test") and epoch in (
+                3,
+                6,
+            )  # neither a moment of the progress picture nor the last
+            assert row[key] == ("" if skipped else value)
+    assert seldom.metrics["best"][seldom.headline] == min(
+        float(row[seldom.headline]) for row in curves(gaps) if row[seldom.headline]
+    )
+
+
 # What a person looks at
 
 

@@ -55,13 +55,18 @@ class Record(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = time.perf_counter()
+        self._trained: float | None = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.VALIDATING:
-            return
-        if pl_module.device.type == "cuda":
-            torch.cuda.synchronize()
-        self._trained = time.perf_counter()
+        if trainer.state.fn != TrainerFn.VALIDATING:
+            self._note_trained(pl_module)
+
+    def _note_trained(self, pl_module: LightningModule) -> float:
+        if self._trained is None:
+            if pl_module.device.type == "cuda":
+                torch.cuda.synchronize()
+            self._trained = time.perf_counter()
+        return self._trained
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Task)
@@ -70,11 +75,11 @@ class Record(Callback):
         if not torch.stack([n.float() for n in norms]).isfinite().all():
             # The last step's loss was finite and its update was not.
             raise Diverged(epoch, len(pl_module._losses) - 1)
-        now = time.perf_counter()
-        self.seconds += self._trained - self._started
-        self.evaluation_seconds += now - self._trained
+        trained, now = self._note_trained(pl_module), time.perf_counter()
+        self.seconds += trained - self._started
+        self.evaluation_seconds += now - trained
         self.here += now - self._started
-        metrics = pl_module.values() | pl_module.average_values
+        metrics = pl_module.values() | pl_module.average_values if pl_module.evaluated else {}
         row: dict[str, float] = {
             "epoch": epoch,
             "step": (epoch + 1) * len(pl_module._losses),
@@ -86,7 +91,7 @@ class Record(Callback):
         self.rows.append(row)
         headline = f"test/{pl_module.headline}"
         sign = 1 if pl_module.higher_is_better else -1
-        improved = not self.best or sign * metrics[headline] > sign * self.best[headline]
+        improved = bool(metrics) and (not self.best or sign * metrics[headline] > sign * self.best[headline])
         if improved:
             self.best = {key: value for key, value in row.items() if key == "epoch" or "/" in key}
         self._log(trainer, row)
@@ -110,9 +115,14 @@ class Record(Callback):
             os.replace(scratch, best)
         self.write_curves()
 
+    def newest(self) -> dict[str, float]:
+        """The last value of everything in the rows; that of a metric may be from an earlier epoch."""
+        return {name: value for row in self.rows for name, value in row.items()}
+
     def write_curves(self) -> None:
         text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(self.rows[0]))
+        names = dict.fromkeys(name for row in self.rows for name in row)  # some rows may lack the metrics
+        writer = csv.DictWriter(text, fieldnames=list(names))
         writer.writeheader()
         writer.writerows(self.rows)
         write(self.folder / "curves.csv", text.getvalue())
@@ -259,8 +269,9 @@ class Bar(Callback):
         self._update(advance=1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        row, key = self.record.rows[-1], f"test/{pl_module.headline}"
-        self._update(news=f"loss {row['train/loss']:.3f}  {key} {shown(row[key], key)}")
+        row, key = self.record.newest(), f"test/{pl_module.headline}"
+        told = f"  {key} {shown(row[key], key)}" if key in row else ""
+        self._update(news=f"loss {row['train/loss']:.3f}{told}")
 
     def _update(self, **what: Any) -> None:
         assert self.line is not None

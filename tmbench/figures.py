@@ -27,9 +27,9 @@ DPI = 110
 def curves(rows: list[dict[str, float]], headline: str, switch_epoch: int | None) -> Figure:
     """Training loss and headline metric after each epoch, the switch marked."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    epochs = [row["epoch"] + 1 for row in rows]
     for ax, key in zip(axes, ("train/loss", f"test/{headline}"), strict=True):
-        ax.plot(epochs, [row[key] for row in rows], marker="o", markersize=3)
+        known = [row for row in rows if key in row]
+        ax.plot([row["epoch"] + 1 for row in known], [row[key] for row in known], marker="o", markersize=3)
         ax.set(title=key, xlabel="epochs trained")
         ax.grid(alpha=0.3)
         ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))

@@ -1,6 +1,7 @@
 """What a task must say to be run, and the one training step that all tasks share."""
 
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -87,6 +88,10 @@ class Task(LightningModule, ABC):
     def evaluate(self, batch: Any) -> None:
         """Updates self.metrics with a batch of the test split."""
 
+    def evaluates_after(self, epochs: int) -> bool:
+        """Whether the test split is evaluated after so many epochs of training, beside the last; it may be costly."""
+        return True
+
     def baseline(self) -> dict[str, float]:
         """What a predictor that never looks at its input reaches on the test split, by metric; {} if there is none."""
         return {}
@@ -111,6 +116,7 @@ class Task(LightningModule, ABC):
     ema: float | None = None  # decay of the weight average
     stop_requested: Callable[[], bool] = staticmethod(lambda: False)
     steps: int  # optimizer steps an epoch
+    evaluated: bool = True  # whether this epoch is, at its end
     record_from: float = math.inf  # from this step of the run on, what each step adds to the weights is recorded
     recorded: list[Recorded]  # for each optimizer
 
@@ -169,6 +175,9 @@ class Task(LightningModule, ABC):
         seed_all("epoch", self.seed, self.current_epoch, self.global_rank)
         self._losses: list[Tensor] = []
         self._looked_at = 0
+        done = self.current_epoch + 1
+        self.evaluated = self.evaluates_after(done) or done == self.trainer.max_epochs
+        self.trainer.check_val_every_n_epoch = 1 if self.evaluated else sys.maxsize
 
     def training_step(self, block: list[Step], block_idx: int) -> None:
         """Takes the optimizer steps of a block, and looks now and then whether all goes well."""

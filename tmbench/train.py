@@ -128,7 +128,7 @@ def train(
         protocol=cfg.protocol.name,
         headline=headline,
         higher_is_better=task.higher_is_better,
-        metrics={"last": _metrics(rows[-1]) if rows else {}, "best": record.best},
+        metrics={"last": _metrics(record.newest()), "best": record.best},
         seconds=record.seconds,
         epochs={"asked": cfg.epochs, "trained": len(rows), "from_trunk": record.from_trunk},
         steps=len(rows) * train_loader.steps,
