@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
+from torchmetrics.utilities import dim_zero_cat
 from torchvision.models import ResNet34_Weights, resnet34
 
 from tmbench.errors import ConfigError, DataError
@@ -210,7 +211,7 @@ class PrecisionRecall(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         # float64: the squares of distances are differences of much larger numbers.
-        real_ND, fake_MD = (torch.cat(list(seen)).double() for seen in (self.real, self.fake))
+        real_ND, fake_MD = (dim_zero_cat(seen).double() for seen in (self.real, self.fake))
         return {
             f"{self.prefix}precision": share_within(fake_MD, real_ND),
             f"{self.prefix}recall": share_within(real_ND, fake_MD),

@@ -15,7 +15,6 @@ from torch.utils.data import TensorDataset
 from torchmetrics import MetricCollection
 from torchvision.utils import make_grid
 
-from tmbench.errors import ConfigError
 from tmbench.loader import derive
 from tmbench.task import Player, Task
 
@@ -91,10 +90,6 @@ class IG(Task):
 
     def __init__(self, cfg: DictConfig, data: Sneakers) -> None:
         super().__init__(cfg, data)
-        for key in ("lr_d", "lr_g"):
-            lr = cfg[key]
-            if lr is not None and (isinstance(lr, (bool, str)) or not 0 < lr < math.inf):
-                raise ConfigError(f"task.{key}: expected a number > 0, or null for lr, got {lr!r}")
         self.real_N3HW = torch.from_numpy(data.read())
         self.discriminator, self.generator = discriminator(cfg.width), generator(cfg.width)
         self.apply(initialize)
@@ -110,8 +105,8 @@ class IG(Task):
 
     def players(self) -> dict[str, Player]:
         return {
-            "d": Player(self.discriminator, self.discriminator_loss, self.cfg.lr_d),
-            "g": Player(self.generator, self.loss, self.cfg.lr_g),
+            "d": Player(self.discriminator, self.discriminator_loss, self.cfg.lr_d or None),
+            "g": Player(self.generator, self.loss, self.cfg.lr_g or None),
         }
 
     def examples(self, split: str) -> TensorDataset:

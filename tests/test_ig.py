@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms import v2
 
+from tmbench.config import settle
 from tmbench.errors import ConfigError, DataError
 from tmbench.loader import TestLoader, TrainLoader, seed_all
 from tmbench.tasks import distances
@@ -143,17 +144,31 @@ def test_an_epoch_is_a_step_of_d_then_one_of_g_on_every_batch_each_at_its_rate(c
 
 
 def test_a_schedule_scales_both_rates(do: Run) -> None:
-    words = ["optimizer=adam", "epochs=3", "batch_size=192", "lr=0.01", "task.lr_g=0.004", "task.samples=8"]
+    words = [
+        "optimizer=adam",
+        "epochs=3",
+        "batch_size=192",
+        "lr=0.01",
+        "task.lr_d=0",
+        "task.lr_g=0.004",
+        "task.samples=8",
+    ]
     _, folder = do("task=ig", *words, "schedule=cosine")
     factors = [(1 + math.cos(math.pi * step / 3)) / 2 for step in range(3)]
     assert [float(row["lr_d"]) for row in curves(folder)] == pytest.approx([0.01 * f for f in factors])
     assert [float(row["lr_g"]) for row in curves(folder)] == pytest.approx([0.004 * f for f in factors])
 
 
-@pytest.mark.parametrize("lr", ["0", "-1", "fast", "true", ".inf", ".nan"])
+@pytest.mark.parametrize("lr", ["-1", "fast", "true", ".inf", ".nan"])
 def test_a_rate_that_is_none_is_refused(lr: str, composed: Compose) -> None:
-    with pytest.raises(ConfigError, match=r"task\.lr_g: expected a number > 0, or null for lr, got"):
+    with pytest.raises(ConfigError, match=r"task\.lr_g: expected a number >= 0, got"):
         build(composed, "ig", f"task.lr_g={lr}")
+
+
+def test_rates_are_the_run_s_unless_they_are_given(composed: Compose) -> None:
+    assert {player.lr for player in build(composed, "ig", "task.lr_d=0")[0].players().values()} == {None}
+    full = settle(composed("task=ig", "data=full"))
+    assert (full.task.lr_d, full.task.lr_g, full.task.features) == (0, 0, "inception")
 
 
 # What judges the pictures

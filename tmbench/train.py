@@ -61,7 +61,7 @@ def train(
     task: Task = get_class(cfg.task._target_)(cfg.task, data)
     record = Record(folder, effective_switch(cfg))
     stop = StopOnSignal(until)
-    trainer = _trainer(cfg, folder, [record, stop])
+    trainer = _trainer(cfg, folder, [record, stop], players=len(task.players()))
     first = trainer.is_global_zero
     share = Share(trunk, claim, folder) if trunk and first else None
     if share:
@@ -178,8 +178,10 @@ def _metrics(row: dict[str, float]) -> dict[str, float]:
     return {key: value for key, value in row.items() if "/" in key}
 
 
-def _trainer(cfg: DictConfig, folder: Path, callbacks: list[Callback]) -> Trainer:
+def _trainer(cfg: DictConfig, folder: Path, callbacks: list[Callback], players: int = 1) -> Trainer:
     alone = world_size(cfg) == 1
+    # One player's loss does not reach the others' parameters, whose gradients nobody then waits for.
+    ddp = "ddp" if players == 1 else "ddp_find_unused_parameters_true"
     on_gpu = cfg.trainer.accelerator == "cuda"
     precision = cfg.trainer.precision
     with warnings.catch_warnings():
@@ -187,7 +189,7 @@ def _trainer(cfg: DictConfig, folder: Path, callbacks: list[Callback]) -> Traine
         warnings.filterwarnings("ignore", message="GPU available but not used")
         return Trainer(
             accelerator=cfg.trainer.accelerator,
-            strategy="auto" if alone else "ddp",
+            strategy="auto" if alone else ddp,
             devices=cfg.trainer.devices,
             num_nodes=cfg.trainer.num_nodes,
             precision="32-true" if precision == "32" else precision,
