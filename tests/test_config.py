@@ -11,7 +11,7 @@ from tmbench.config import GROUPS, conf_dir, effective_switch, settle
 from tmbench.errors import ConfigError
 
 # The paper's Table 2: epochs, lr, batch size, switch epoch.
-PRINTED = {"tc": (120, 1e-2, 5, 100), "seg": (30, 1e-4, 4, 200), "ic": (10, 0.1, 256, 75)}
+PRINTED = {"tc": (120, 1e-2, 5, 100), "seg": (30, 1e-4, 4, 200), "ic": (10, 0.1, 256, 75), "ig": (120, 2e-3, 64, 50)}
 RECONCILED = PRINTED | {"seg": (30, 1e-4, 4, 10), "ic": (100, 0.1, 256, 75)}
 
 
