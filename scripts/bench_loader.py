@@ -1,7 +1,7 @@
 """How many training examples a second does each task's loader give, and how many torch's DataLoader with 2 workers?
 
 ic: batches as the network reads them, against torchvision's CIFAR-10 and transforms over the same files. Generated
-here in the original format: 50,000 training images. fkpd: against a Dataset that opens and transforms each
+here in the original format: 50,000 training images. fkpd, ig: against a Dataset that opens and transforms each
 picture with PIL and torchvision when it is asked for. tc: against a DataLoader over the same tensors. Both take turns;
 ours has one thread of one process, the DataLoader two workers besides, which are started before the clock. What ours
 reads once, before the first epoch, is told beside it.
@@ -31,7 +31,9 @@ from tmbench.tasks.cifar import CIFAR10, SHAPE, write_pickle
 from tmbench.tasks.faces import Faces
 from tmbench.tasks.fkpd import FKPD, FRAME
 from tmbench.tasks.ic import IC, PAD
+from tmbench.tasks.ig import IG
 from tmbench.tasks.r8 import R8
+from tmbench.tasks.sneakers import SIZE, Sneakers
 from tmbench.tasks.tc import TC
 
 WORKERS = 2
@@ -69,6 +71,8 @@ def read(task: Any, batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]
         return task.preprocess(batch[0], training=True), batch[1]
     if isinstance(task, FKPD):
         return batch[0][:, None].float().div_(255), task.target(batch[1])
+    if isinstance(task, IG):
+        return (batch[0] / 127.5 - 1,)
     return batch
 
 
@@ -138,6 +142,14 @@ def main() -> None:
         grey = transforms.Compose([transforms.Grayscale(), transforms.Resize((FRAME, FRAME)), transforms.ToTensor()])
         items = [(path, torch.from_numpy(points)) for path, points in Faces(root / "faces").rows("train")]
         compare("fkpd", fkpd, cfg.batch_size, Pictures(items, grey), options.rounds)
+        (root / "sneakers").mkdir()
+        Sneakers.write_tiny(root / "sneakers", np.random.default_rng(0))
+        cfg = settle(compose("config", ["task=ig", "data=full", "task.width=8", "task.features=random"]))
+        sneakers = Sneakers(root / "sneakers")
+        signed = [transforms.Resize((SIZE, SIZE)), transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
+        items = [(path, torch.tensor(0)) for path in sneakers.files()]
+        examples = Pictures(items, transforms.Compose(signed))
+        compare("ig", IG(cfg.task, sneakers), cfg.batch_size, examples, options.rounds)
         cfg = settle(compose("config", ["task=tc", "data=full"]))
         tc = TC(cfg.task, R8(root / "r8"))
         compare("tc", tc, cfg.batch_size, tc.examples("train"), options.rounds)

@@ -21,7 +21,7 @@ TINY_COUNT = 192
 
 class Sneakers(Dataset):
     folder = "sneakers"
-    entry = entry("sneakers")
+    entry = entry("sneakers", "ig")
 
     def files(self) -> list[Path]:
         folder = self.root / "images"
