@@ -4,6 +4,7 @@ Legend: B batch, H and W pixels, K classes (21, background included).
 """
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -17,10 +18,10 @@ from torchvision.models import MobileNet_V3_Large_Weights
 from torchvision.models.segmentation import LRASPP_MobileNet_V3_Large_Weights, lraspp_mobilenet_v3_large
 from torchvision.transforms import v2
 
-from tmbench.errors import DataError
 from tmbench.task import Task
 
 from .voc import BORDER, CLASSES, VOCSegmentation, palette
+from .weights import with_weights
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,17 +81,8 @@ def build_model(weights: str, bn_momentum: float) -> nn.Module:
     """
     coco = LRASPP_MobileNet_V3_Large_Weights.COCO_WITH_VOC_LABELS_V1 if weights == "coco" else None
     backbone = MobileNet_V3_Large_Weights.IMAGENET1K_V1 if weights == "backbone" else None
-    try:
-        model = lraspp_mobilenet_v3_large(weights=coco, weights_backbone=backbone, num_classes=len(CLASSES))
-    except OSError as error:
-        chosen = coco or backbone
-        assert chosen is not None
-        folder = torch.hub.get_dir() + "/checkpoints"
-        raise DataError(
-            f"seg: the initial weights (task.weights={weights}) could not be downloaded: {error}\n"
-            f"  put {chosen.url}\n  into {folder}\n"
-            "  or train from random weights with task.weights=none (and a larger lr)"
-        ) from None
+    build = partial(lraspp_mobilenet_v3_large, weights=coco, weights_backbone=backbone, num_classes=len(CLASSES))
+    model: nn.Module = with_weights("seg", weights, coco or backbone, build)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = bn_momentum

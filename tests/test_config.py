@@ -11,8 +11,9 @@ from tmbench.config import GROUPS, conf_dir, effective_switch, settle
 from tmbench.errors import ConfigError
 
 # The paper's Table 2: epochs, lr, batch size, switch epoch.
-PRINTED = {"tc": (120, 1e-2, 5, 100), "seg": (30, 1e-4, 4, 200), "ic": (10, 0.1, 256, 75), "ig": (120, 2e-3, 64, 50)}
-RECONCILED = PRINTED | {"seg": (30, 1e-4, 4, 10), "ic": (100, 0.1, 256, 75)}
+PRINTED = {"tc": (120, 1e-2, 5, 100), "seg": (30, 1e-4, 4, 200), "ic": (10, 0.1, 256, 75), "ig": (120, 2e-3, 64, 50),
+           "od": (210, 4e-3, 32, 10)}  # fmt: skip
+RECONCILED = PRINTED | {"seg": (30, 1e-4, 4, 10), "ic": (100, 0.1, 256, 75), "od": (210, 4e-3, 32, 200)}
 
 
 def rates(settings: object) -> set[float]:
@@ -45,6 +46,47 @@ def test_full_runs_have_the_papers_settings(protocol: str, table: dict, composed
     for task, numbers in table.items():
         cfg = settle(composed(f"task={task}", "data=full", f"protocol={protocol}"))
         assert (cfg.epochs, cfg.lr, cfg.batch_size, cfg.switch_epoch) == numbers
+
+
+def test_what_depends_on_the_model_is_the_models_own_under_every_protocol_and_profile(composed: Compose) -> None:
+    """Table 2's row for detection is RFBNet's; Fast R-CNN has its source's, the switch at the same share of the run."""
+    expected = {"reconciled": (16, 1e-3, 2, 15), "as_printed": (16, 1e-3, 2, 1)}
+    for protocol, numbers in expected.items():
+        cfg = settle(composed("task=od", "task.model=fast_rcnn", "data=full", f"protocol={protocol}", "trainer=cpu"))
+        assert (cfg.epochs, cfg.lr, cfg.batch_size, cfg.switch_epoch) == numbers
+        assert cfg.switch_epoch == round(PRINTED["od"][3] / 210 * 16) or protocol == "reconciled"
+        assert (cfg.task.size, cfg.task.eval_batch_size, cfg.task.mode) == (600, 1, "paper_text")
+        assert (list(cfg.schedule.milestones), cfg.schedule.warmup_epochs) == ([0.75], 0.0)
+        assert "models" not in cfg.task
+    cfg = settle(composed("task=od", "data=full", "trainer=cpu"))
+    assert (cfg.task.size, cfg.task.eval_batch_size, cfg.task.mode) == (300, 16, "paper_number")
+    assert [round(210 * share) for share in cfg.schedule.milestones] == [150, 200]
+    assert cfg.lr * cfg.schedule.warmup_from == pytest.approx(1e-6)
+    own = ["epochs=9", "lr=0.5", "batch_size=3", "switch_epoch=2", "task.size=400", "schedule.milestones=[0.5]"]
+    cfg = settle(composed("task=od", "task.model=fast_rcnn", *own, "trainer=cpu"))
+    assert (cfg.epochs, cfg.lr, cfg.batch_size, cfg.switch_epoch, cfg.task.size) == (9, 0.5, 3, 2, 400)
+    assert list(cfg.schedule.milestones) == [0.5]
+    with pytest.raises(ConfigError, match=r"task.model: expected one of rfbnet, fast_rcnn, got 'yolo'"):
+        settle(composed("task=od", "task.model=yolo", "trainer=cpu"))
+
+
+def test_what_reads_the_data_is_chosen_by_the_key_that_the_task_names(composed: Compose) -> None:
+    for words, reader in (
+        (["data=full"], "VOC0712"), (["data=full", "task.mode=paper_text"], "VOCDetection"),
+        ([], "VOCDetection"), (["task.mode=paper_number"], "VOC0712"),
+        (["data=full", "task.model=fast_rcnn"], "VOCDetection"),
+    ):  # fmt: skip
+        cfg = settle(composed("task=od", "trainer=cpu", *words))
+        assert cfg.task.data == f"tmbench.tasks.voc.{reader}"
+        assert "data_by" not in cfg.task
+    with pytest.raises(ConfigError, match=r"task.mode: expected one of paper_number, paper_text, got 'both'"):
+        settle(composed("task=od", "task.mode=both", "trainer=cpu"))
+
+
+@pytest.mark.parametrize("task", choices("task"))
+def test_source_schedule_is_constant_for_a_task_without_one(task: str, composed: Compose) -> None:
+    cfg = settle(composed(f"task={task}", "schedule=source", "data=full", "trainer=cpu"))
+    assert list(cfg.schedule.milestones) == ([] if task != "od" else [0.714286, 0.952381])
 
 
 @pytest.mark.parametrize(("task", "protocol"), list(product(choices("task"), choices("protocol"))))

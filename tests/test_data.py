@@ -257,7 +257,7 @@ def test_voc_reads_a_grey_image_as_three_channels(voc_set: VOCSegmentation) -> N
 def test_voc_files_are_the_lists_and_the_pairs_that_they_name(voc_set: VOCSegmentation) -> None:
     expected = {voc_set.list_file("train"), voc_set.list_file("val")}
     expected |= {file for split in ("train", "val") for pair in voc_set.pairs(split) for file in pair}
-    (voc_set.year / "JPEGImages" / "999999.jpg").write_bytes(b"named in no list")
+    (voc_set.devkit / "JPEGImages" / "999999.jpg").write_bytes(b"named in no list")
     assert set(voc_set.files()) == expected
     assert len(expected) == 2 + 2 * (32 + 12)
 
@@ -461,7 +461,9 @@ def test_tiny_voc_has_the_real_layout_and_every_class_in_both_splits(voc_set: VO
     names = {"train": [f"{n:06d}" for n in range(1, 33)], "val": [f"{n:06d}" for n in range(33, 45)]}
     year = Path("VOCdevkit") / "VOC2007"
     expected = {str(year / "ImageSets" / "Segmentation" / f"{split}.txt") for split in names}
+    expected |= {str(year / "ImageSets" / "Main" / f"{split}.txt") for split in ("trainval", "test")}
     for listed in names.values():
+        expected |= {str(year / "Annotations" / f"{n}.xml") for n in listed}
         expected |= {str(year / "JPEGImages" / f"{n}.jpg") for n in listed}
         expected |= {str(year / "SegmentationClass" / f"{n}.png") for n in listed}
     assert set(tree(voc_set.root)) == expected

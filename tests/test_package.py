@@ -31,7 +31,7 @@ def test_runner_and_contract_know_no_task_by_name() -> None:
 
 
 def test_tasks_know_no_optimizer() -> None:
-    for file in (ROOT / "tasks").glob("*.py"):
+    for file in (ROOT / "tasks").rglob("*.py"):
         assert "optim" not in file.read_text().replace("optimizer of", ""), file
 
 

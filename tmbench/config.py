@@ -139,21 +139,34 @@ def _check_kinds(cfg: Settings, group: str) -> None:
             raise ConfigError(f"{group}.{key}: expected {expected}, got {value!r}")
 
 
+_NO_STEPS = {"milestones": [], "warmup_epochs": 0.0, "warmup_from": 1.0}  # of a task that has no schedule of its own
+
+
 def _fill_from_task(cfg: Settings) -> None:
     task = cfg["task"]
     if "protocols" not in task:  # settled before
         return
     protocols = task.pop("protocols")
     profiles = {name: task.pop(name) for name in PROFILES}
-    choices = task.pop("choices", {})
+    choices, models = task.pop("choices", {}), task.pop("models", {})
+    by = task.pop("data_by", "dataset")
     if isinstance(task["data"], dict):  # several data sets serve this task
-        choices["dataset"] = list(task["data"])
+        choices[by] = list(task["data"])
     profile, protocol = cfg["data"]["profile"], cfg["protocol"]["name"]
     if profile not in PROFILES:
         raise ConfigError(f"data.profile: expected {' or '.join(PROFILES)}, got {profile!r}")
     if protocol not in protocols:
         raise ConfigError(f"protocol.name: expected one of {', '.join(protocols)}, got {protocol!r}")
-    numbers, own = protocols[protocol], profiles[profile]
+    for key, allowed in choices.items():
+        if task[key] is not None and task[key] not in allowed:
+            raise ConfigError(f"task.{key}: expected one of {', '.join(allowed)}, got {task[key]!r}")
+    model = models.get(task.get("model"), {})  # what differs for it
+    numbers = protocols[protocol] | model.get("protocols", {}).get(protocol, {})
+    own = profiles[profile] | model.get(profile, {})
+    steps = _NO_STEPS | task.pop("schedule", {}) | model.get("schedule", {}) | own.pop("schedule", {})
+    for key, value in cfg["schedule"].items():
+        if value is None:
+            cfg["schedule"][key] = steps[key]
     for key in ("epochs", "lr", "batch_size"):
         if cfg[key] is None:
             cfg[key] = own.get(key, numbers[key])
@@ -163,16 +176,13 @@ def _fill_from_task(cfg: Settings) -> None:
             # Keeps the switch's place in the run, and inside it, so that a tiny TM run really switches.
             share = numbers["switch_epoch"] / numbers["epochs"]
             cfg["switch_epoch"] = max(1, min(round(share * cfg["epochs"]), cfg["epochs"] - 1))
-    for key, allowed in choices.items():
-        if task[key] is not None and task[key] not in allowed:
-            raise ConfigError(f"task.{key}: expected one of {', '.join(allowed)}, got {task[key]!r}")
-    if isinstance(task["data"], dict):
-        task["data"] = task["data"][task["dataset"]]
     for key, value in own.items():
         if key not in task:
             continue  # epochs, lr, batch_size
         if task[key] is None:
             task[key] = value
+    if isinstance(task["data"], dict):
+        task["data"] = task["data"][task[by]]
 
 
 def _fill_from_trainer(cfg: Settings) -> None:
