@@ -232,7 +232,7 @@ class VOC0712(Detection):
     """trainval of VOC 2007 and 2012 to train with, test of 2007 to evaluate: two sets, each in its own folder."""
 
     folder = ""
-    parts = (VOCDetection, VOC2012)
+    parts: "tuple[type[VOCDetection], ...]" = (VOCDetection, VOC2012)
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)

@@ -34,6 +34,7 @@ class Dataset(ABC):
 
     folder: str  # its place under data_dir
     entry: Entry | None = None  # what tasks/catalogue.yaml says of it
+    parts: "tuple[type[Dataset], ...]" = ()  # of several sets read together, each in its own folder under root
     opened: tuple[Path, dict[str, str]] | None = None  # the runs_dir and the digests, if a run has opened it
 
     def __init__(self, root: Path) -> None:

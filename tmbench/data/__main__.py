@@ -120,7 +120,8 @@ def _readers(task: str) -> list[type[Dataset]]:
     if not path.is_file():
         return []
     data = OmegaConf.load(path)["data"]  # type: ignore[index]
-    return [_class(name) for name in ([data] if isinstance(data, str) else data.values())]
+    readers = [_class(name) for name in ([data] if isinstance(data, str) else data.values())]
+    return list(dict.fromkeys([*readers, *(part for cls in readers for part in cls.parts)]))
 
 
 def _class(path: str) -> type[Dataset]:
