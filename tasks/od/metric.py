@@ -110,11 +110,8 @@ class VOCMeanAP(Metric):
 
     def curves(self) -> dict[int, Curve]:
         """Each class's curve by its label; in step over all ranks, like compute."""
-        with self.sync_context(should_sync=self._to_sync and self._is_distributed(), should_unsync=self._should_unsync):
+        with self.sync_context(should_sync=self._to_sync, should_unsync=self._should_unsync):
             return self._curves()
-
-    def _is_distributed(self) -> bool:
-        return torch.distributed.is_available() and torch.distributed.is_initialized()
 
     def _curves(self) -> dict[int, Curve]:
         scores_E, rows_E3 = dim_zero_cat(self.scores).cpu(), dim_zero_cat(self.rows).cpu()
