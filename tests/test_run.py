@@ -33,7 +33,8 @@ SHORT = {"tc": ["epochs=4", "batch_size=8"], "seg": ["epochs=3", "task.short_sid
          "ic": ["epochs=3", "batch_size=100", "task.width=1"],
          "fkpd": ["epochs=3", "batch_size=50", "task.width=1"],
          "ig": ["epochs=3", "batch_size=64", "task.width=1", "task.samples=8"],
-         "od": ["epochs=3", "batch_size=8", "task.size=64", "task.width=0.05"]}  # fmt: skip
+         "od": ["epochs=3", "batch_size=8", "task.size=64", "task.width=0.05"],
+         "ctr": ["epochs=3", "batch_size=256"]}  # fmt: skip
 
 
 def weights(folder: Path, name: str = "last.ckpt") -> dict[str, torch.Tensor]:

@@ -1,7 +1,8 @@
 """Which examples make which batch: decided by (seed, epoch) alone, shared out over ranks and parts."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -76,23 +77,23 @@ class Loader:
     def __len__(self) -> int:
         raise NotImplementedError
 
-    def gather(self, batches: list[list[int]], epoch: int) -> Iterator[Any]:
+    def gather(self, batches: Iterable[np.ndarray], epoch: int) -> Iterator[Any]:
         """The batches of these examples."""
         if self.tensors is None:
-            keys = [[(epoch, i) for i in batch] for batch in batches]
+            keys = [[(epoch, i) for i in batch.tolist()] for batch in batches]
             # The generator is given so that the loader draws nothing from the global one.
             yield from DataLoader(
                 self.examples, batch_sampler=keys, collate_fn=self.collate, num_workers=self.num_workers,
                 generator=torch.Generator(),
             )  # fmt: skip
             return
-        sizes = [len(batch) for batch in batches]
-        for first in range(0, len(batches), STEPS_A_BLOCK):
+        batches = iter(batches)
+        while some := list(islice(batches, STEPS_A_BLOCK)):
             # One gather for many batches: cutting views off it costs next to nothing. index_select copies whole
             # examples, where t[index] goes over their elements: 20 times faster for images.
-            some = slice(first, first + STEPS_A_BLOCK)
-            index = torch.tensor([i for batch in batches[some] for i in batch], device=self.tensors[0].device)
-            yield from zip(*(torch.split(t.index_select(0, index), sizes[some]) for t in self.tensors), strict=True)
+            index = torch.from_numpy(np.concatenate(some)).to(self.tensors[0].device)
+            sizes = [len(batch) for batch in some]
+            yield from zip(*(torch.split(t.index_select(0, index), sizes) for t in self.tensors), strict=True)
 
 
 class TrainLoader(Loader):
@@ -115,15 +116,9 @@ class TrainLoader(Loader):
     def __iter__(self) -> Iterator[list[Step]]:
         epoch = self.epoch()
         shuffle = torch.Generator().manual_seed(derive("order", self.seed, epoch))
-        order = torch.randperm(self.count, generator=shuffle).tolist()
-        batches, weights = [], []
-        for first in range(0, self.count, self.batch_size):
-            whole = order[first : first + self.batch_size]
-            for part in self._parts(len(whole)):
-                # A rank without a share still takes part in the exchange of gradients, with nothing to add.
-                batches.append(whole[part] or whole[:1])
-                weights.append(len(whole[part]) * self.world / len(whole))
-        parts = zip(self.gather(batches, epoch), weights, strict=True)
+        # As an array, and cut as it is used: of millions of examples, a list would take gigabytes.
+        order = torch.randperm(self.count, generator=shuffle).numpy()
+        parts = zip(self.gather(self._batches(order), epoch), self._weights(), strict=True)
         steps = ([part, *(next(parts) for _ in range(self.accumulate - 1))] for part in parts)
         block = []
         for step in steps:
@@ -133,6 +128,21 @@ class TrainLoader(Loader):
                 block = []
         if block:
             yield block
+
+    def _batches(self, order: np.ndarray) -> Iterator[np.ndarray]:
+        """The examples of each part of each step."""
+        for first in range(0, self.count, self.batch_size):
+            whole = order[first : first + self.batch_size]
+            for part in self._parts(len(whole)):
+                # A rank without a share still takes part in the exchange of gradients, with nothing to add.
+                yield whole[part] if part.start < part.stop else whole[:1]
+
+    def _weights(self) -> Iterator[float]:
+        """The weight of each part in its step's loss."""
+        for first in range(0, self.count, self.batch_size):
+            size = min(self.batch_size, self.count - first)
+            for part in self._parts(size):
+                yield (part.stop - part.start) * self.world / size
 
     def _parts(self, size: int) -> list[slice]:
         """This rank's slices of a batch of this size, one for each accumulation step."""
@@ -150,5 +160,5 @@ class TestLoader(Loader):
         return -(-len(range(self.rank, self.count, self.world)) // self.batch_size)
 
     def __iter__(self) -> Iterator[Any]:
-        mine = list(range(self.rank, self.count, self.world))
-        yield from self.gather([mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)], 0)
+        mine = np.arange(self.rank, self.count, self.world)
+        yield from self.gather((mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)), 0)

@@ -2,12 +2,10 @@
 
 import http.client
 import os
-import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from ..errors import DataError
 from ..files import locked
 from .archive import unpack
 from .catalogue import Entry, File, manifest
-from .files import missing, writing
+from .files import missing, progress, writing
 
 TRIES, PAUSE, TIMEOUT = 4, 1.0, 20.0  # of one address; seconds before the second try, doubled each time; of silence
 CHUNK = 2**20
@@ -215,7 +213,7 @@ def _receive(url: str, response: Any, part: Path, start: int, total: int | None,
         else:
             _tag(part).unlink(missing_ok=True)
         out = part.open("ab" if start else "wb")
-    with out, _progress(part.stem, start, total) as advance:
+    with out, progress(part.stem, start, total) as advance:
         while True:
             try:
                 chunk = response.read1(CHUNK)  # what has come, so that a silence loses none of it
@@ -233,17 +231,3 @@ def _receive(url: str, response: Any, part: Path, start: int, total: int | None,
         os.fsync(out.fileno())
     if total is not None and done < total:
         raise _Again(f"the connection was cut after {done:,} of {total:,} bytes")
-
-
-@contextmanager
-def _progress(name: str, start: int, total: int | None) -> Iterator[Callable[[int], None]]:
-    if not sys.stderr.isatty():
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(TextColumn("{task.description}"), *columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(name, total=total, completed=start)
-        yield lambda count: bar.advance(task, count)

@@ -9,6 +9,7 @@ import pickle
 import pickletools
 import re
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -91,6 +92,21 @@ def writing(path: Path, needed: int | None = None) -> Iterator[None]:
             free = shutil.disk_usage(path.parent).free
             more = f"; {free:,} bytes are free there" + (f", {needed:,} more are needed" if needed else "")
         raise DataError(f"{path}: cannot be written ({error.strerror}{more}); what is there is kept") from None
+
+
+@contextmanager
+def progress(name: str, start: int, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal's standard error, moved on by so many bytes; nothing anywhere else."""
+    if not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(TextColumn("{task.description}"), *columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(name, total=total, completed=start)
+        yield lambda count: bar.advance(task, count)
 
 
 def missing(path: Path, what: str, *advice: str) -> DataError:

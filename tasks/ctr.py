@@ -1,0 +1,190 @@
+"""ctr: whether an advertisement is clicked, by Wide & Deep (Cheng et al. 2016) as in shenweichen/DeepCTR-Torch@048e7ad.
+
+Legend: B batch, F fields, E numbers of an embedding, N examples.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.utils.data import TensorDataset
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryCalibrationError
+
+from tmbench.errors import ConfigError
+from tmbench.task import Task
+
+from .avazu import SETTINGS, Avazu
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DRAWN = 500_000  # test examples, at most
+BINS = 20
+
+
+class WideDeep(nn.Module):
+    """One weight for each value, plus a multi-layer perceptron over the embeddings of an example's values.
+
+    With n values over all F fields and H units in the last of the hidden layers there are n (E + 1) + H + 1 parameters
+    beside the hidden layers'. The source starts those at N(0, 1e-4) too, which leaves SGD nothing to go on; here they
+    start as torch's layers do.
+
+    Args:
+        sizes: how many values each field has.
+        embedding: E.
+        hidden: units of each layer.
+        dropout: after each.
+        init_std: of the embeddings and the linear weights.
+    """
+
+    offsets_F: Tensor
+
+    def __init__(
+        self, sizes: Sequence[int], embedding: int, hidden: Sequence[int], dropout: float = 0.0, init_std: float = 1e-4
+    ) -> None:
+        super().__init__()
+        # One table for all fields, with the linear weight as its last column: one gather, and one tensor to step.
+        self.table = nn.Embedding(sum(sizes), embedding + 1)
+        nn.init.normal_(self.table.weight, std=init_std)
+        offsets_F = torch.tensor([0, *sizes[:-1]]).cumsum(0)
+        self.register_buffer("offsets_F", offsets_F, persistent=False)
+        layers: list[nn.Module] = []
+        width = len(sizes) * embedding
+        for units in hidden:
+            layers += [nn.Linear(width, units), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
+            width = units
+        self.deep = nn.Sequential(*layers, nn.Linear(width, 1, bias=False))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, indices_BF: Tensor) -> Tensor:
+        """Logits (B,) of a click; each field's indices count from 0."""
+        rows_BFE = self.table(indices_BF + self.offsets_F)  # E + 1 of them
+        wide_B = rows_BFE[..., -1].sum(1)
+        return wide_B + self.deep(rows_BFE[..., :-1].flatten(1)).squeeze(1) + self.bias
+
+
+class _Mean(Metric):
+    """A sum over all examples divided by another; in float64, which is exact enough for any number of them."""
+
+    above: Tensor
+    below: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name in ("above", "below"):
+            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def compute(self) -> Tensor:
+        return self.above / self.below
+
+
+class LogLoss(_Mean):
+    """The mean of -log of what was said to be the probability of what happened."""
+
+    def update(self, logits_B: Tensor, clicks_B: Tensor) -> None:
+        self.above += binary_cross_entropy_with_logits(logits_B.double(), clicks_B.double(), reduction="sum")
+        self.below += len(clicks_B)
+
+
+class ClickRatio(_Mean):
+    """Clicks predicted over clicks observed; 1 if the probabilities are right on average."""
+
+    def update(self, logits_B: Tensor, clicks_B: Tensor) -> None:
+        self.above += logits_B.double().sigmoid().sum()
+        self.below += clicks_B.sum()
+
+
+class CTR(Task):
+    headline = "auc"
+
+    def __init__(self, cfg: DictConfig, data: Avazu) -> None:
+        super().__init__(cfg, data)
+        if data.folder != cfg.dataset:  # a saved configuration whose task.dataset was changed
+            raise ConfigError(
+                f"task.dataset: task.data reads {data.folder}, got {cfg.dataset!r}; a saved configuration has made "
+                "that choice, ask python -m tmbench for another"
+            )
+        self.model = WideDeep(self._table("train").sizes, cfg.embedding, cfg.hidden, cfg.dropout, cfg.init_std)
+        # The AUC is exact: all probabilities are kept, 8 bytes for each example, and sorted.
+        self.metrics = MetricCollection(
+            {
+                "auc": BinaryAUROC(), "log_loss": LogLoss(), "accuracy": BinaryAccuracy(),
+                "calibration_error": BinaryCalibrationError(n_bins=BINS), "click_ratio": ClickRatio(),
+            }
+        )  # fmt: skip
+
+    def _table(self, split: str) -> Any:
+        assert isinstance(self.data, Avazu)
+        return self.data.table(split, **{name: self.cfg[name] for name in SETTINGS})
+
+    def examples(self, split: str) -> TensorDataset:
+        """Indices (N, F of the group) in up to three groups by width, and clicks (N,); mapped into memory."""
+        table = self._table(split)
+        return TensorDataset(*map(torch.from_numpy, table.groups), torch.from_numpy(table.clicks_N))
+
+    def predict(self, groups: Sequence[Tensor]) -> Tensor:
+        """Logits (B,) of examples as the loader gives them."""
+        return self.model(torch.cat([group.int() for group in groups], 1))
+
+    def loss(self, batch: tuple[Tensor, ...]) -> Tensor:
+        *groups, clicks_B = batch
+        loss = binary_cross_entropy_with_logits(self.predict(groups), clicks_B.float())
+        if self.cfg.l2:
+            loss = loss + self.cfg.l2 * self.model.table.weight.square().sum()
+        return loss
+
+    def evaluate(self, batch: tuple[Tensor, ...]) -> None:
+        *groups, clicks_B = batch
+        logits_B = self.predict(groups).float()
+        for name, metric in self.metrics.items():
+            metric.update(logits_B if name in ("log_loss", "click_ratio") else logits_B.sigmoid(), clicks_B)
+
+    def baseline(self) -> dict[str, float]:
+        """The training rows' share of clicks as the probability of each."""
+        train, test = (float(self.examples(split).tensors[-1].float().mean()) for split in ("train", "test"))
+        return {
+            "auc": 0.5,
+            "log_loss": -test * math.log(train) - (1 - test) * math.log(1 - train),
+            "accuracy": test if train > 0.5 else 1 - test,
+            "calibration_error": abs(train - test),
+            "click_ratio": train / test,
+        }
+
+    @classmethod
+    def compare(cls, tasks: Mapping[str, Task]) -> Iterable[tuple[str, "Figure"]]:
+        """ROC, calibration in bins of equally many examples, and how often each probability is said."""
+        import matplotlib.pyplot as plt
+
+        figure, (roc, calibration, histogram) = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
+        for label, task in tasks.items():
+            said_N, clicks_N = cast(CTR, task).said()
+            order = said_N.argsort(descending=True)
+            hits_N = clicks_N[order].double().cumsum(0)
+            misses_N = torch.arange(1, len(order) + 1) - hits_N
+            few = slice(None, None, max(1, len(order) // 2000))
+            roc.plot((misses_N / misses_N[-1])[few], (hits_N / hits_N[-1])[few], label=label)
+            bins = [part for part in order.flip(0).tensor_split(BINS) if len(part)]
+            means = [[float(t[part].double().mean()) for part in bins] for t in (said_N, clicks_N)]
+            calibration.plot(*means, marker="o", markersize=3, label=label)
+            histogram.hist(said_N.numpy(), bins=50, histtype="step", label=label)
+        for ax in (roc, calibration):
+            ax.axline((0, 0), slope=1, color="grey", linestyle="--", linewidth=1)
+            ax.set_aspect("equal", adjustable="datalim")
+        roc.set(title="ROC", xlabel="false positive rate", ylabel="true positive rate")
+        calibration.set(title="Calibration", xlabel="probability said", ylabel="share clicked")
+        histogram.set(title="Probabilities", xlabel="probability said", ylabel="test examples", yscale="log")
+        if len(tasks) > 1:
+            figure.legend(*roc.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+        yield "calibration", figure
+
+    def said(self) -> tuple[Tensor, Tensor]:
+        """Probabilities and clicks of the first test examples, (N,) each."""
+        *groups, clicks_N = (t[:DRAWN] for t in self.examples("test").tensors)
+        parts = zip(*(torch.split(group, self.cfg.eval_batch_size) for group in groups), strict=True)
+        logits = [self.predict([t.to(self.device) for t in part]).float().cpu() for part in parts]
+        return torch.cat(logits).sigmoid(), clicks_N
