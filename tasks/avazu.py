@@ -49,7 +49,7 @@ WIDTHS: dict[np.dtype[Any], int] = {
     np.dtype(np.int32): 2**31,
 }  # how many indices fit
 SETTINGS: dict[str, Any] = {
-    "split": "random", "split_seed": 0, "rows": None, "sample": "random", "min_count": 1, "buckets": None,
+    "split": "random", "split_seed": 0, "rows": 0, "sample": "random", "min_count": 1, "buckets": 0,
 }  # fmt: skip
 TINY_ROWS, TINY_DAYS = 6000, 4
 
@@ -135,7 +135,7 @@ class Avazu(Dataset):
         import tempfile
 
         with tempfile.TemporaryDirectory() as scratch:
-            return self._store(Path(scratch), None, ids_alone=True)
+            return self._store(Path(scratch), 0, ids_alone=True)
 
     def table(self, split: str, /, **settings: Any) -> Table:
         """A split, mapped into memory; prepared under the runs_dir of the run that has opened these files."""
@@ -151,9 +151,9 @@ class Avazu(Dataset):
         if unknown := settings.keys() - SETTINGS.keys():
             raise ConfigError(f"{self.folder}: there is no setting {', '.join(sorted(unknown))}")
         settings = SETTINGS | settings
-        for name, least in (("rows", 1), ("min_count", 1), ("buckets", 2)):
+        for name, least in (("rows", 0), ("min_count", 1), ("buckets", 0)):
             value = settings[name]
-            if not (isinstance(value, int) and value >= least) and (value is not None or SETTINGS[name] is not None):
+            if not isinstance(value, int) or value < least:
                 raise ConfigError(f"task.{name}: expected a whole number >= {least}, got {value!r}")
         if self.given:
             settings["split"] = "given"
@@ -167,14 +167,14 @@ class Avazu(Dataset):
         if "first" in settings:
             self._store(out, settings["first"])
             return
-        first = settings["rows"] if settings["sample"] == "first" and not self.given else None
+        first = settings["rows"] if settings["sample"] == "first" and not self.given else 0
         columns = super().prepared(*self._at, first=first)
         _Indexing(self, columns, out, settings).run()
 
     # The first stage: text to columns
 
-    def _store(self, out: Path, first: int | None, ids_alone: bool = False) -> dict[str, int]:
-        """Writes each column of each file as `<file>.<column>`, of the first rows or of all; returns their numbers."""
+    def _store(self, out: Path, first: int, ids_alone: bool = False) -> dict[str, int]:
+        """Writes each column of each file as `<file>.<column>`, of the first rows or all (0); returns how many."""
         counts = {}
         for path in self.files():
             name = path.name.partition(".")[0]
@@ -187,7 +187,7 @@ class Avazu(Dataset):
                             kept = [column for column in batch if not ids_alone or column == "id"]
                             files = {column: (out / f"{name}.{column}").open("wb") for column in kept}
                         count = len(batch[self.label])
-                        if first is not None:
+                        if first:
                             count = min(count, first - counts[name])
                         for column, file in files.items():
                             batch[column][:count].tofile(file)
@@ -240,7 +240,7 @@ class Avazu(Dataset):
         values: np.ndarray = column.to_numpy(zero_copy_only=False)
         if kind in (CLICK, CLICKED) and not np.isin(values, (0, 1)).all():
             raise _Refused
-        if kind is HOUR and any(moment(int(hour)) is None for hour in np.unique(values)):
+        if kind is HOUR and any(moment(int(hour)) is None for hour in _distinct(values)):
             raise _Refused
         if kind is INDEX and not ((values == np.rint(values)) & (abs(values) < 1e9)).all():
             raise _Refused
@@ -370,7 +370,7 @@ class _Indexing:
         self.data, self.columns, self.out, self.settings = data, columns, out, settings
         self.names = [path.name.partition(".")[0] for path in data.files()]
         self.rows = {name: (columns / f"{name}.{data.label}").stat().st_size for name in self.names}
-        if settings["rows"] is not None and settings["rows"] > sum(self.rows.values()):
+        if settings["rows"] > sum(self.rows.values()):
             there = sum(self.rows.values())
             raise ConfigError(f"task.rows: expected at most {there:,}, as many as there are, got {settings['rows']:,}")
 
@@ -403,7 +403,7 @@ class _Indexing:
         asked, total, days = self.settings["rows"], sum(self.rows.values()), self._days()
         for i, name in enumerate(self.names):
             here = left = self.rows[name]
-            if asked is not None:  # each file's share; what rounding leaves over is the last's
+            if self.settings["rows"]:  # each file's share; what rounding leaves over is the last's
                 left = round(asked * here / total)
                 asked, total = asked - left, total - here
             with (self.out / f"{name}.split").open("wb") as f:
@@ -429,9 +429,9 @@ class _Indexing:
         """The split of each row of a block, of which the sample takes its part of the `left` rows still wanted."""
         count = len(clicks)
         taken = np.ones(count, bool)
-        if self.settings["rows"] is not None and self.settings["sample"] == "first":
+        if self.settings["rows"] and self.settings["sample"] == "first":
             taken[left:] = False
-        elif self.settings["rows"] is not None:
+        elif self.settings["rows"]:
             taken[:] = False
             share = rng.hypergeometric(left, count + later - left, count)
             taken[rng.choice(count, share, replace=False)] = True
@@ -453,7 +453,7 @@ class _Indexing:
         if self.settings["split"] != "day":
             return np.empty(0, np.uint32)
         path = self.columns / f"{self.names[0]}.hour"
-        days = np.unique(np.concatenate([np.unique(hours // 100) for hours in _blocks(path, np.uint32)]))
+        days = np.unique(np.concatenate([_distinct(hours // 100) for hours in _blocks(path, np.uint32)]))
         if len(days) < 2:
             raise ConfigError(f"task.split=day: all rows are of one day, {days[0]}; use task.split=random")
         return days if len(days) > 2 else np.array([days[0], days[1] + 1, days[1]])  # a day that no row has
@@ -464,7 +464,7 @@ class _Indexing:
         self.advance(keys.nbytes)
         if field not in OF_HOUR:
             return keys
-        hours = np.unique(keys)
+        hours = _distinct(keys)
         moments = [moment(int(hour)) for hour in hours]
         own = {
             "hour": [m.hour for m in moments if m],
@@ -510,9 +510,10 @@ class _Indexing:
                         indices_NF[:, f] = _indices(keys, values[names[f]], sizes[names[f]])
 
                     list(pool.map(fill, range(len(names))))
-                for (split, kind), file in files.items():
-                    own = splits == SPLITS.index(split)
-                    arrays[kind][own].tofile(file)
+                for i, split in enumerate(SPLITS):
+                    own = np.flatnonzero(splits == i)
+                    for kind, array in arrays.items():
+                        array.take(own, axis=0).tofile(files[split, kind])
         finally:
             for file in files.values():
                 file.close()
@@ -525,11 +526,20 @@ def _indices(keys: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
     return _places(keys, values) + 1
 
 
+def _distinct(keys: np.ndarray) -> np.ndarray:
+    """The values that there are, sorted; quick where equal ones follow one another."""
+    return np.unique(keys[np.flatnonzero(np.diff(keys, prepend=~keys[:1]))])
+
+
 def _places(keys: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Where each key is among the values; -1 for one that is not there."""
+    """Where each key is among the sorted values; -1 for one that is not there."""
     import pyarrow as pa
     from pyarrow import compute
 
+    if len(values) and (span := int(values[-1] - values[0])) < 2**16:
+        table = np.full(span + 2, -1, np.int32)
+        table[values - values[0]] = np.arange(len(values))
+        return table[np.minimum(keys - values[0], np.uint32(span + 1))]  # what is below wraps round, and is far above
     places = compute.index_in(pa.array(keys), value_set=pa.array(values))  # hashed: far faster than a binary search
     found: np.ndarray = compute.fill_null(places, -1).to_numpy(zero_copy_only=False)
     return found

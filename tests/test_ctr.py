@@ -363,8 +363,8 @@ def test_a_kill_in_the_second_stage_leaves_the_first(tmp_path: Path, monkeypatch
 
 def test_what_is_asked_of_the_data_is_checked(tmp_path: Path) -> None:
     data = tiny(tmp_path)
-    for key, value in (("rows", 0), ("min_count", 0), ("min_count", None), ("buckets", 1), ("rows", 1.5)):
-        with pytest.raises(ConfigError, match=rf"task\.{key}: expected a whole number >= \d, got {value}"):
+    for key, value in (("rows", -1), ("min_count", 0), ("min_count", None), ("buckets", "many"), ("rows", 1.5)):
+        with pytest.raises(ConfigError, match=rf"task\.{key}: expected a whole number >= \d, got {value!r}"):
             data.table("train", **{key: value})
     with pytest.raises(DataError, match="with and without a click in the train split, got 0 with and 5 without"):
         data.table("train", rows=6, sample="first")
