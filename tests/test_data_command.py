@@ -178,8 +178,13 @@ def test_get_without_a_server_tells_what_to_place_where(do: Do, monkeypatch: pyt
 def test_get_explains_a_log_in_in_one_message(do: Do) -> None:
     code, told = do("get avazu")
     assert code == 1
-    for hint in ("no data/avazu/train.csv", "log in, accept the rules", "kaggle.com/c/avazu-ctr-prediction/data",
-                 "put the result at data/avazu/train.csv", "get avazu_x4"):  # fmt: skip
+    for hint in (
+        "no data/avazu/train.csv",
+        "log in, accept the rules",
+        "kaggle.com/c/avazu-ctr-prediction/data",
+        "put it at data/avazu/train.gz as it is, or unpacked at data/avazu/train.csv",
+        "get avazu_x4",
+    ):
         assert hint in told
 
 
@@ -190,7 +195,7 @@ def test_get_explains_a_log_in_in_one_message(do: Do) -> None:
         ("verify xyzzy", "there are tc, seg, od, ic"),
         ("verify nowhere.Data", "nowhere.Data: no such class"),
         ("verify tmbench.data.missing", "expected a tmbench.data.Dataset"),
-        ("tiny avazu_x1", "avazu_x1: nothing writes a tiny one yet"),
+        ("describe avazu_x1", "avazu_x1: missing, and cannot be described"),
         ("describe r8", "r8: missing, and cannot be described"),
         ("describe r8 voc2007 --out x.json", "--out: expected one data set for one file, got r8, voc2007"),
     ],
