@@ -12,7 +12,7 @@ from tmbench.errors import ConfigError
 
 # The paper's Table 2: epochs, lr, batch size, switch epoch.
 PRINTED = {"tc": (120, 1e-2, 5, 100), "seg": (30, 1e-4, 4, 200), "ic": (10, 0.1, 256, 75), "ig": (120, 2e-3, 64, 50),
-           "od": (210, 4e-3, 32, 10)}  # fmt: skip
+           "od": (210, 4e-3, 32, 10), "ctr": (20, 1e-3, 256, 15)}  # fmt: skip
 RECONCILED = PRINTED | {"seg": (30, 1e-4, 4, 10), "ic": (100, 0.1, 256, 75), "od": (210, 4e-3, 32, 200)}
 
 
