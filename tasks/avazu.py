@@ -190,7 +190,7 @@ class Avazu(Dataset):
                         if first:
                             count = min(count, first - counts[name])
                         for column, file in files.items():
-                            batch[column][:count].tofile(file)
+                            file.write(batch[column][:count].data)
                         counts[name] += count
                         if counts[name] == first:
                             break
