@@ -649,17 +649,3 @@ def test_a_state_of_parameters_in_another_order_is_refused_and_changes_nothing()
     assert not other.state
     with pytest.raises(ValueError, match="different number of parameter groups"):
         TMSGD([a, b], lr=0.1).load_state_dict(saved.state_dict())
-
-
-def test_fused_says_that_there_is_no_kernel_yet_and_is_foreach() -> None:
-    a, b = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
-    with pytest.warns(UserWarning, match="no fused kernel yet"):
-        fused = TMSGD([a], lr=0.1, fused=True)
-    foreach = TMSGD([b], lr=0.1, foreach=True)
-    for _ in range(5):
-        a.grad, b.grad = a.detach().clone(), b.detach().clone()
-        fused.step()
-        foreach.step()
-    assert torch.equal(a, b)
-    with pytest.raises(ValueError, match="expected one of foreach and fused, got both"):
-        TMSGD([a], lr=0.1, fused=True, foreach=True)

@@ -119,7 +119,7 @@ class MultistepSGD(SGDThenMultistep):
     lr * curvature with these settings. Of several groups with formulas of their own, the lowest.
 
     Args:
-        params, lr, momentum, dampening, nesterov, weight_decay, decoupled, maximize, foreach: as in TMSGD.
+        params, lr, momentum, dampening, nesterov, weight_decay, decoupled, maximize, foreach, fused: as in TMSGD.
         coefficients: of W[k], W[k-1], ...: numbers, or texts such as "6/13".
         b: of lr g[k]; None is the only one that is consistent, 1 plus the sum of j times coefficient j.
         preset: in place of both: euler, paper (TMSGD), third (its c = 1/3), five_point, five_point_best, six_point.
@@ -152,6 +152,7 @@ class MultistepSGD(SGDThenMultistep):
         history: str = "true",
         maximize: bool = False,
         foreach: bool | None = None,
+        fused: bool | None = None,
     ) -> None:
         a = _chosen(coefficients, b, preset)
         # Floats, which a checkpoint can hold; `exact` finds the fractions again.
@@ -159,7 +160,7 @@ class MultistepSGD(SGDThenMultistep):
             "lr": lr, "momentum": momentum, "coefficients": tuple(map(float, a)),
             "b": float(first_order_b(a) if b is None else exact(b)), "dampening": dampening, "nesterov": nesterov,
             "weight_decay": weight_decay, "decoupled": decoupled, "switch_step": switch_step,
-            "history": history, "maximize": maximize, "foreach": foreach, "step": 0,
+            "history": history, "maximize": maximize, "foreach": foreach, "fused": fused, "step": 0,
         }  # fmt: skip
         super().__init__(params, defaults)
 

@@ -12,7 +12,8 @@ class RescaledSGD(SGDThenMultistep):
     """SGD, with `factor` times its learning rate from `switch_step` on; all else, momentum too, goes on as it was.
 
     Args:
-        params, lr, momentum, dampening, nesterov, weight_decay, decoupled, switch_step, maximize, foreach: as in TMSGD.
+        params, lr, momentum, dampening, nesterov, weight_decay, decoupled, switch_step, maximize, foreach, fused: as in
+            TMSGD.
         factor: > 0. (The decay of `decoupled` keeps the old rate.)
 
     Raises:
@@ -35,11 +36,12 @@ class RescaledSGD(SGDThenMultistep):
         switch_step: int | None = 0,
         maximize: bool = False,
         foreach: bool | None = None,
+        fused: bool | None = None,
     ) -> None:
         defaults = {
             "lr": lr, "momentum": momentum, "factor": factor, "dampening": dampening, "nesterov": nesterov,
             "weight_decay": weight_decay, "decoupled": decoupled, "switch_step": switch_step, "history": "zero",
-            "maximize": maximize, "foreach": foreach, "step": 0,
+            "maximize": maximize, "foreach": foreach, "fused": fused, "step": 0,
         }  # fmt: skip
         super().__init__(params, defaults)
 

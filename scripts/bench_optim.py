@@ -1,0 +1,107 @@
+"""What a step costs, beside torch's SGD with momentum: milliseconds, bytes moved a second, ratios; all in one run.
+
+    python scripts/bench_optim.py [--device cuda] [--rounds 30]
+
+TM-SGD has to move 6 words a parameter (read the weight, gradient and two differences; write the weight and one
+difference), SGD with momentum 5. "GB/s" counts those, whatever a path really moves, so it is comparable with the copy
+bandwidth, measured here with one copy of the largest model's size. The paths take turns in each round; a ratio is the
+median of the rounds' ratios, with the fastest quarter's in brackets, which other work on the machine disturbs less.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet18
+from torchvision.models.segmentation import lraspp_mobilenet_v3_large
+
+from tmbench.optim import TMSGD
+
+MODELS: dict[str, Callable[[], list[tuple[int, ...]]]] = {
+    "ResNet18": lambda: shapes(resnet18()),
+    "LRASPP": lambda: shapes(lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=21)),
+    "100M": lambda: [(4096, 4096)] * 5 + [(4096, 1024)] * 4 + [(4096,)] * 9,
+}
+PATHS: dict[str, tuple[int, Callable[..., torch.optim.Optimizer]]] = {  # words a parameter, and what moves them
+    "sgdm foreach": (5, lambda params: torch.optim.SGD(params, lr=1e-6, momentum=0.9, foreach=True)),
+    "sgdm fused": (5, lambda params: torch.optim.SGD(params, lr=1e-6, momentum=0.9, fused=True)),
+    "tmsgd for-loop": (6, lambda params: TMSGD(params, lr=1e-6, foreach=False)),
+    "tmsgd foreach": (6, lambda params: TMSGD(params, lr=1e-6, foreach=True)),
+    "tmsgd fused": (6, lambda params: TMSGD(params, lr=1e-6, fused=True)),
+}
+
+
+def shapes(model: nn.Module) -> list[tuple[int, ...]]:
+    return [tuple(p.shape) for p in model.parameters()]
+
+
+def seconds(work: Callable[[], object], device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def copy_bandwidth(words: int, device: str, rounds: int) -> float:
+    """Bytes read and written a second by the fastest of several copies."""
+    source = torch.ones(words, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / min(seconds(lambda: target.copy_(source), device) for _ in range(rounds + 2))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
+    options = parser.parse_args()
+    name = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} threads"
+    bandwidth = copy_bandwidth(100_000_000, options.device, 5)
+    print(f"torch {torch.__version__}, {options.device} ({name}), copies at {bandwidth / 1e9:.1f} GB/s")
+    print(f"{'model':10}{'path':16}{'ms':>9}{'GB/s':>8}{'of copy':>9}   to sgdm foreach   to sgdm fused")
+    for model in options.models:
+        bench(model, options.device, options.rounds, bandwidth)
+
+
+def bench(model: str, device: str, rounds: int, bandwidth: float) -> None:
+    steps: dict[str, Callable[[], object]] = {}
+    words = 0
+    for path, (_, new_optimizer) in PATHS.items():
+        params: list[Tensor] = [nn.Parameter(torch.randn(shape, device=device)) for shape in MODELS[model]()]
+        words = sum(p.numel() for p in params)
+        for p in params:
+            p.grad = torch.randn_like(p)
+        steps[path] = new_optimizer(params).step
+        for _ in range(3):  # untimed: buffers, compilation
+            steps[path]()
+    taken: dict[str, list[float]] = {path: [] for path in PATHS}
+    for _ in range(rounds):
+        for path, step in steps.items():
+            taken[path].append(seconds(step, device))
+
+    def ratio(path: str, to: str) -> str:
+        typical = statistics.median(a / b for a, b in zip(taken[path], taken[to], strict=True))
+        return f"{typical:.2f} ({quick(taken[path]) / quick(taken[to]):.2f})"
+
+    for path, (moved, _) in PATHS.items():
+        median = statistics.median(taken[path])
+        speed = moved * 4 * words / median
+        print(
+            f"{model:10}{path:16}{median * 1e3:9.2f}{speed / 1e9:8.1f}{speed / bandwidth:9.2f}"
+            f"{ratio(path, 'sgdm foreach'):>18}{ratio(path, 'sgdm fused'):>16}"
+        )
+
+
+def quick(times: list[float]) -> float:
+    """The mean of the fastest quarter."""
+    return statistics.mean(sorted(times)[: max(1, len(times) // 4)])
+
+
+if __name__ == "__main__":
+    main()
