@@ -80,12 +80,14 @@ class SGDThenMultistep(torch.optim.Optimizer):
         saved = [i for group in state_dict["param_groups"] for i in group["params"]]
         for place, (p, i) in enumerate(zip(params, saved, strict=False)):  # torch itself compares the counts
             for key, value in state_dict["state"].get(i, {}).items():
-                if isinstance(value, Tensor) and value.shape != p.shape:
+                if isinstance(value, Tensor) and key != "live" and value.shape != p.shape:
                     raise ValueError(
                         f"{self.name}: the state is of other parameters or another order: parameter {place} has shape "
                         f"{tuple(p.shape)}, its saved {key} has {tuple(value.shape)}"
                     )
         super().load_state_dict(state_dict)
+        for state in self.state.values():
+            state.pop("live", None)  # torch has made it a parameter's type; the differences tell it again
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; a group that joins later counts its steps with the others, so all switch together."""
@@ -144,17 +146,74 @@ class SGDThenMultistep(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for p in (p for group in self.param_groups for p in group["params"]):
-            if p.grad is not None and p.grad.is_sparse:  # before any weight has moved
-                raise RuntimeError(
-                    f"{self.name}: sparse gradients are not supported; build the embedding with sparse=False"
-                )
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and p.grad.is_sparse:
+                    self._check_sparse(group, p)  # before any weight has moved
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                self._step_group(group, params)
+            dense = [p for p in params if not p.grad.is_sparse]
+            if dense:
+                for p in dense:
+                    self.state.get(p, {}).pop("live", None)  # all of its rows move now
+                self._step_group(group, dense)
+            for p in params:
+                if p.grad.is_sparse:
+                    self._step_rows(group, p)
             group["step"] += 1
         return loss
+
+    def _check_sparse(self, group: dict[str, Any], p: Tensor) -> None:
+        assert p.grad is not None
+        if group["momentum"] != 0 or group["weight_decay"] != 0:
+            got = f"momentum {group['momentum']}, weight_decay {group['weight_decay']}"
+            raise RuntimeError(
+                f"{self.name}: sparse gradients need momentum 0 and weight_decay 0, with which rows without a gradient "
+                f"stay where they are; got {got}: build the embedding with sparse=False"
+            )
+        if p.grad.sparse_dim() != 1:
+            raise RuntimeError(
+                f"{self.name}: expected sparse gradients of whole rows, as of nn.Embedding(sparse=True), "
+                f"got {p.grad.sparse_dim()} sparse dimensions"
+            )
+
+    def _step_rows(self, group: dict[str, Any], p: Tensor) -> None:
+        """Steps the rows that have a gradient or are still moving.
+
+        A row's differences shrink by sqrt(c) a step once it has no gradient. It rests when they can't change its
+        weights any more, which in float32 takes some 30 steps (until they are exactly 0: 280). Resting weights
+        are those of the dense path, bit for bit; its next gradient finds no history in place of such a small one.
+        """
+        assert p.grad is not None
+        lr, grad, state = _number(group["lr"]), p.grad.coalesce(), self.state[p]
+        rows, grad_RD = grad.indices()[0], grad.values()
+        grad_RD = -grad_RD if group["maximize"] else grad_RD
+        factors, b = self.step_form(group)
+        names = difference_names(len(factors))
+        switch, step = group["switch_step"], group["step"]
+        acts = switch is not None and step >= switch
+        recording = names and switch is not None and step >= switch - len(names) and group["history"] == "true"
+        if not names or not (acts or recording):
+            moved_RD = p[rows].add_(grad_RD, alpha=-lr * (b if acts else 1))
+            p.index_copy_(0, rows, moved_RD)
+            return
+        known = [d for (d,) in self._differences([p], names)]
+        if "live" not in state:
+            state["live"] = _moving(p, known, factors)
+        state["live"][rows] = True
+        live = state["live"].nonzero()[:, 0]
+        weights_LD, grads_LD = p[live], p.new_zeros(len(live), *p.shape[1:])
+        grads_LD.index_copy_(0, torch.searchsorted(live, rows), grad_RD)
+        differences = [[state[name][live]] for name in names]
+        if acts:
+            multistep_update([weights_LD], [grads_LD], differences, factors, b * lr, foreach=False)
+        else:
+            before_LD = weights_LD.clone()
+            torch.sub(weights_LD.add_(grads_LD, alpha=-lr), before_LD, out=differences[-1][0])
+        p.index_copy_(0, live, weights_LD)
+        state[names[-1]].index_copy_(0, live, differences[-1][0])
+        state["live"][live] = _moving(weights_LD, [d for (d,) in differences], factors)
+        self._rotate([p], names)
 
     def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
         lr, foreach = _number(group["lr"]), group["foreach"] is not False
@@ -309,7 +368,8 @@ class TMSGD(SGDThenMultistep):
     which is kept) takes the place of g in eq. 8; the paper prints no formula for TM-SGD-M, this is ours.
 
     Args:
-        params: parameters or parameter groups, as in `torch.optim.SGD`. Real and dense.
+        params: parameters or parameter groups, as in `torch.optim.SGD`. Real. Gradients of whole rows, as of
+            `nn.Embedding(sparse=True)`, are stepped by rows, as if they were dense, without momentum and decay.
         lr: learning rate, a number or a tensor of one, which is read as a number in every step;
             TM is stable for lr * curvature < 1 (momentum 0.9: < 0.5008); see `stability`.
         momentum: in [0, 1); PyTorch's convention, v = momentum v + (1 - dampening) g.
@@ -334,7 +394,7 @@ class TMSGD(SGDThenMultistep):
 
     Raises:
         ValueError: an argument out of its range, of any group, or a complex parameter.
-        RuntimeError: a sparse gradient; no weight has moved then.
+        RuntimeError: a sparse gradient, together with momentum or weight decay; no weight has moved then.
     """
 
     name = "tmsgd"
@@ -371,6 +431,14 @@ class TMSGD(SGDThenMultistep):
         super()._check(group)
         if not 0 < group["c"] < 1:
             raise ValueError(f"tmsgd: c must be in (0, 1), where the family is zero-stable, got {group['c']}")
+
+
+def _moving(weights: Tensor, differences: list[Tensor], factors: Sequence[float]) -> Tensor:
+    """Which rows will still change without a gradient; shape (rows,)."""
+    # Below half a unit in the last place, and no later difference will be larger than these.
+    share = torch.finfo(weights.dtype).eps / 8 if sum(map(abs, factors)) <= 1 else 0.0
+    least = weights.abs() * share
+    return torch.stack([(d.abs() > least).flatten(1).any(1) for d in differences]).any(0)
 
 
 def difference_names(count: int) -> list[str]:
