@@ -64,7 +64,12 @@ def measure() -> dict[str, Any]:
 
 
 def table(numbers: dict[str, Any]) -> str:
-    head = ["largest lr * curvature", "theory", "by bisection", *(f"weight at {r:g} of it" for r in numbers["relative"])]
+    head = [
+        "largest lr * curvature",
+        "theory",
+        "by bisection",
+        *(f"weight at {r:g} of it" for r in numbers["relative"]),
+    ]
     rows = []
     for key in TRAINED:
         own = numbers[key]
