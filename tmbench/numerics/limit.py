@@ -1,0 +1,92 @@
+"""Just under and just over the limit of lr * curvature, on a quadratic; and the limit itself, by bisection.
+
+Shapes: Q curvatures, a weight each.
+"""
+
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from .formulas import METHODS, Look, Method, markdown
+
+RELATIVE = (0.95, 0.999, 1.001, 1.05)  # of the theoretical limit
+STEPS, WINDOW = 20_000, 20
+LOOKS = (Look("#0072B2", "-"), Look("#56B4E9", "--"), Look("#E69F00", "-."), Look("#D55E00", ":"))
+TRAINED = ("euler", "tm", "tm_third")
+BISECTIONS, TRIAL = 12, 2000
+OUTSIDE = 1e12  # of the figure
+
+
+def amplitudes(method: Method, qs: list[float], steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest |w| in each window of steps, from a cold start at 1, and the last four |w|: (windows, Q), (4, Q)."""
+    q_Q = torch.tensor(qs, dtype=torch.float64)
+    w_Q = torch.ones_like(q_Q, requires_grad=True)
+    optimizer = method.optimizer(w_Q, 1.0)
+    rows = []
+    for _ in range(steps):
+        w_Q.grad = q_Q * w_Q.detach()
+        optimizer.step()
+        rows.append(w_Q.detach().abs())
+    moduli = torch.stack(rows)
+    return moduli.view(steps // WINDOW, WINDOW, -1).amax(1), moduli[-4:]
+
+
+def bisected(method: Method) -> float:
+    """The learning rate up to which training lowers the loss of a quadratic of curvature 1, to within 4 / 2^12."""
+    low, high = 0.0, 4.0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        windows, _ = amplitudes(method, [middle], TRIAL)
+        low, high = (middle, high) if _falls(windows) else (low, middle)
+    return (low + high) / 2
+
+
+def _falls(windows: torch.Tensor) -> bool:
+    half, end = windows[len(windows) // 2], windows[-1]
+    return bool((end <= half) & end.isfinite())  # equal where both have come to 0
+
+
+def measure() -> dict[str, Any]:
+    shown = np.unique(np.geomspace(1, STEPS // WINDOW, 60).round()).astype(int)
+    numbers: dict[str, Any] = {"relative": RELATIVE, "window": WINDOW, "steps": (WINDOW * shown).tolist()}
+    for key in TRAINED:
+        method = METHODS[key]
+        qs = [r * method.limit for r in RELATIVE]
+        windows, last = amplitudes(method, qs, STEPS)
+        numbers[key] = {
+            "theory": method.limit, "bisected": bisected(method), "q": qs, "amplitude": windows[shown - 1].T.tolist(),
+            "last": last.amax(0).tolist(),
+        }  # fmt: skip
+    return numbers
+
+
+def table(numbers: dict[str, Any]) -> str:
+    head = [
+        "largest lr * curvature",
+        "theory",
+        "by bisection",
+        *(f"weight at {r:g} of it" for r in numbers["relative"]),
+    ]
+    rows = []
+    for key in TRAINED:
+        own = numbers[key]
+        last = ["overflow" if x is None else f"{x:.2g}" if x > 1e-300 else "0" for x in own["last"]]
+        rows.append([METHODS[key].label, f"{own['theory']:.3f}", f"{own['bisected']:.3f}", *last])
+    return markdown(head, rows)
+
+
+def draw(numbers: dict[str, Any]) -> Figure:
+    figure, axes = plt.subplots(1, len(TRAINED), figsize=(11, 3.8), layout="constrained", sharey=True)
+    for ax, key in zip(axes, TRAINED, strict=True):
+        own = numbers[key]
+        for q, amplitude, look in zip(own["q"], own["amplitude"], LOOKS, strict=True):
+            known = [min(a, OUTSIDE) if a is not None else OUTSIDE for a in amplitude]
+            ax.plot(numbers["steps"], known, label=f"lr * curvature = {q:.4g}", **look.line)
+        ax.set(title=METHODS[key].label, xlabel="steps", xscale="log", yscale="log", ylim=(1e-8, 1e8))
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize="small", loc="lower left")
+    axes[0].set_ylabel("largest |weight| in 20 steps")
+    return figure

@@ -1,0 +1,175 @@
+"""What gradient noise makes of the weights: how far they spread around a minimum, and how they wander where it is flat.
+
+Shapes: Q values of q = lr * curvature, N independent walkers.
+"""
+
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter
+from torch import Tensor
+
+from ..optim import TMSGD
+from .formulas import METHODS, SGD, Method, beside, markdown
+
+MOMENTUM = 0.9
+PLAIN = (0.01, 0.1, 0.3, 0.5, 0.7, 0.9)
+HEAVY = (0.01, 0.05, 0.1, 0.3, 0.45)
+WALK = (1, 2, 3, 5, 10, 50)
+METHODS_M = {
+    "sgd": Method("SGD-M", SGD, {"momentum": MOMENTUM}),
+    "tm": Method("TM, c = 1/2 (paper)", TMSGD, {"momentum": MOMENTUM}),
+}
+PAIRS = {
+    # name: SGD, the methods beside it, the q at which they are simulated
+    "plain": (METHODS["euler"], {key: METHODS[key] for key in ("tm", "tm_third")}, PLAIN),
+    "heavy_ball": (METHODS_M["sgd"], {"tm": METHODS_M["tm"]}, HEAVY),
+}
+
+
+def variance(method: Method, q: float) -> float:
+    """Stationary variance of w, in units of (noise / curvature)^2, for gradients curvature * w + noise.
+
+    The weights are autoregressive, w[k+1] = a . (w[k], w[k-1], ...) + b q noise: the discrete Lyapunov equation.
+    """
+    stay, move = method.polynomials
+    padded = np.zeros(len(stay))
+    padded[len(stay) - len(move) :] = move
+    assert np.count_nonzero(padded) == 1, "one noise a step; not so with Nesterov"
+    n = len(stay) - 1
+    a = np.eye(n, k=-1)
+    a[0] = -(np.array(stay) + q * padded)[1:]
+    noise = np.zeros((n, n))
+    noise[0, 0] = (q * padded.sum()) ** 2
+    return float(np.linalg.solve(np.eye(n * n) - np.kron(a, a), noise.ravel())[0])
+
+
+def simulated(methods: list[Method], qs: tuple[float, ...], walkers: int, burn_in: int, steps: int) -> Tensor:
+    """The variance of w over walkers and time, for each method (rows) and q; all methods get the same noise."""
+    random = torch.Generator().manual_seed(0)
+    q_Q1 = torch.tensor(qs, dtype=torch.float64)[:, None]
+    weights = [torch.zeros(len(qs), walkers, dtype=torch.float64, requires_grad=True) for _ in methods]
+    optimizers = [method.optimizer(w_QN, 1.0) for method, w_QN in zip(methods, weights, strict=True)]
+    sums = torch.zeros(len(methods), len(qs), dtype=torch.float64)
+    for step in range(burn_in + steps):
+        noise_QN = torch.randn(len(qs), walkers, generator=random, dtype=torch.float64)
+        for i, (w_QN, optimizer) in enumerate(zip(weights, optimizers, strict=True)):
+            w_QN.grad = q_Q1 * (w_QN.detach() + noise_QN)
+            optimizer.step()
+            if step >= burn_in and step % 5 == 0:
+                sums[i] += w_QN.detach().square().mean(-1) / (steps / 5)
+    return sums
+
+
+def walk(walkers: int) -> dict[str, Any]:
+    """Without curvature: Var(W_n - W_0) beside SGD's, and the variance of a step beside that of SGD's."""
+    steps = WALK[-1]
+    numbers: dict[str, Any] = {}
+    for key in ("euler", "tm", "tm_0.4", "tm_third", "tm_0.2"):
+        random = torch.Generator().manual_seed(0)
+        w_N = torch.zeros(walkers, dtype=torch.float64, requires_grad=True)
+        optimizer = METHODS[key].optimizer(w_N, 1.0)
+        spread, gain = [], 0.0
+        for n in range(1, steps + 1):
+            before_N = w_N.detach().clone()
+            w_N.grad = torch.randn(walkers, generator=random, dtype=torch.float64)
+            optimizer.step()
+            if n in WALK:
+                spread.append(w_N.detach().square().mean().item())
+            if n > steps // 2:
+                gain += (w_N.detach() - before_N).square().mean().item() / (steps - steps // 2)
+        h = impulse(METHODS[key], steps)
+        cumulative = np.cumsum(np.cumsum(h) ** 2)
+        numbers[key] = {
+            "measured": spread, "theory": [float(cumulative[n - 1]) for n in WALK], "gain": gain,
+            "gain_theory": float((h**2).sum()),
+        }  # fmt: skip
+    sgd = numbers.pop("euler")["measured"]
+    for own in numbers.values():
+        own["measured"] = [x / s for x, s in zip(own["measured"], sgd, strict=True)]
+        own["theory"] = [x / n for x, n in zip(own["theory"], WALK, strict=True)]
+    return {"n": WALK, **numbers}
+
+
+def impulse(method: Method, steps: int) -> np.ndarray:
+    """The steps that one gradient of 1 causes, in units of the rate, descent counted as positive."""
+    stay, move = method.polynomials
+    recurrence = np.polydiv(np.array(stay), np.array([1.0, -1.0]))[0]  # of the steps: w's without the root at 1
+    h = np.zeros(steps)
+    for k in range(steps):
+        gradient = move[k] if k < len(move) else 0.0
+        h[k] = gradient - sum(recurrence[j] * h[k - j] for j in range(1, min(k, len(recurrence) - 1) + 1))
+    return h
+
+
+def measure(walkers: int = 4000, burn_in: int = 1000, steps: int = 1500) -> dict[str, Any]:
+    numbers: dict[str, Any] = {"momentum": MOMENTUM, "walkers": walkers}
+    for name, (sgd, others, qs) in PAIRS.items():
+        sums = simulated([sgd, *others.values()], qs, walkers, burn_in, steps)
+        numbers[name] = {
+            "q": qs, "sgd": {"measured": sums[0].tolist(), "theory": [variance(sgd, q) for q in qs]}
+        }  # fmt: skip
+        for row, (key, method) in zip(sums[1:], others.items(), strict=True):
+            fine = method.limit * np.sin(np.linspace(0.0005, 0.495, 150) * np.pi)  # closer near the limit
+            numbers[name][key] = {
+                "measured": row.tolist(),
+                "theory": [variance(method, q) for q in qs],
+                "ratio_measured": (row / sums[0]).tolist(),
+                "ratio_theory": [variance(method, q) / variance(sgd, q) for q in qs],
+                "curve_q": fine.tolist(),
+                "curve": [variance(method, q) / variance(sgd, q) for q in fine],
+            }
+    return {**numbers, "walk": walk(50 * walkers)}
+
+
+def table(numbers: dict[str, Any]) -> str:
+    told = []
+    for name, title in (("plain", "variance beside SGD's, at q ="), ("heavy_ball", "with momentum 0.9, at q =")):
+        own = numbers[name]
+        told.append((title, own["q"], own, ("ratio_measured", "ratio_theory")))
+    own = numbers["walk"]
+    told.append(("flat: Var(W_n - W_0) beside SGD's, at n =", own["n"], own, ("measured", "theory")))
+    tables = [
+        markdown(
+            [title, *map(str, columns)],
+            [
+                [f"{METHODS[key].label}: measured (theory)", *beside(*(own[key][what] for what in pair))]
+                for key in ("tm", "tm_third")
+                if key in own
+            ],
+        )
+        for title, columns, own, pair in told
+    ]
+    keys = [key for key in own if key in METHODS]
+    gains = beside(*([own[key][what] for key in keys] for what in ("gain", "gain_theory")))
+    head = ["flat: variance of one step beside SGD's", *(METHODS[key].label for key in keys)]
+    return "\n\n".join([*tables, markdown(head, [["measured (theory)", *gains]])])
+
+
+def draw(numbers: dict[str, Any]) -> Figure:
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.8), layout="constrained")
+    for ax, name in zip(axes, PAIRS, strict=False):
+        for key in PAIRS[name][1]:
+            own, look = numbers[name][key], METHODS[key].look
+            ax.plot(own["curve_q"], own["curve"], **look.line)
+            ax.plot(numbers[name]["q"], own["ratio_measured"], **look.marks)
+        ax.set(yscale="log", xlabel="q = lr * curvature", ylim=(0.5, 30))
+        ax.axhline(1, color="black", linewidth=0.8)
+        ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes[0].set(title="variance beside SGD's")
+    axes[1].set(title=f"the same, momentum {numbers['momentum']}")
+    own = numbers["walk"]
+    for key in ("tm", "tm_third"):
+        axes[2].plot(own["n"], own[key]["theory"], **METHODS[key].look.line)
+        axes[2].plot(own["n"], own[key]["measured"], **METHODS[key].look.marks)
+        axes[2].plot([], [], label=METHODS[key].label, **METHODS[key].look.both)
+    axes[2].axhline(1, color="black", linewidth=0.8, label="SGD")
+    axes[2].set(title="without curvature: spread beside SGD's", xlabel="steps", xscale="log")
+    axes[2].xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    for ax in axes:
+        ax.grid(alpha=0.3)
+    axes[2].legend(fontsize="small")
+    return figure
