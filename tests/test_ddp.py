@@ -1,5 +1,6 @@
 """Two processes do one run: the global batch is shared out, metrics are whole, one result is written."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Compose, Run, choices
 
 from tmbench.config import settle
@@ -70,6 +72,42 @@ def test_interrupted_pair_of_processes_resumes(tmp_path: Path) -> None:
     assert stopped is not None
     assert stopped.status == "interrupted"
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    whole = Result.load(folder)
+    assert whole is not None
+    assert (whole.status, whole.epochs["trained"]) == ("completed", 30)
+    assert "went on from its last checkpoint" in done.stdout
+
+
+def ranks(of: int) -> list[int]:
+    """The processes that train, of the run that process `of` started, by rank."""
+    children = (Path("/proc") / str(of) / "task" / str(of) / "children").read_text().split()
+    return [int(child) for child in children]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the ranks under /proc")
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_killed_rank_ends_the_run_which_the_same_command_resumes(place: int, tmp_path: Path) -> None:
+    words = ["task=tc", "epochs=30", "batch_size=8", "switch_epoch=1", *PAIR, f"runs_dir={tmp_path}"]
+    command = [sys.executable, "-m", "tmbench", *words]
+    trained = 1
+    for _ in range(2):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        deadline = time.monotonic() + 120
+        while max([len(path.read_text().splitlines()) for path in tmp_path.glob("*/curves.csv")], default=0) <= trained:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.kill(ranks(process.pid)[place], signal.SIGKILL)
+        killed = time.monotonic()
+        output, _ = process.communicate(timeout=60)
+        assert time.monotonic() - killed < 60
+        assert process.returncode == 1, output
+        assert "SIGKILL" in output
+        folder = next(tmp_path.glob("tc-*"))
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)
+        trained = len((folder / "curves.csv").read_text().splitlines())
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     whole = Result.load(folder)
     assert whole is not None

@@ -17,12 +17,12 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from . import sweep
 from .config import conf_dir
-from .errors import ConfigError, DataError
+from .errors import ConfigError, DataError, RunError
 from .result import Result
 from .run import leave, run
 
 Outcome = tuple[Result, Path, str]
-EXPECTED = (ConfigError, DataError, HydraException, OmegaConfBaseException)  # need no traceback
+EXPECTED = (ConfigError, DataError, RunError, HydraException, OmegaConfBaseException)  # need no traceback
 
 
 def job(cfg: DictConfig) -> float | None:

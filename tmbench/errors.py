@@ -7,3 +7,7 @@ class ConfigError(ValueError):
 
 class DataError(ValueError):
     """A data file is missing or broken; the message names the file (and line) and what to do."""
+
+
+class RunError(RuntimeError):
+    """A run's other processes did not do it; the message says which failed, and how."""

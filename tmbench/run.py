@@ -7,9 +7,7 @@ import os
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from .config import run_id, settle, world_size
 from .data import open_dataset
-from .errors import ConfigError
+from .errors import ConfigError, RunError
 from .files import locked, write
+from .ranks import Ranks, end_with_parent, lost_peer
 from .result import FINAL, Result
 from .trunks import FETCHED, Claim, Trunk, trunk_of
 
@@ -105,9 +104,8 @@ def _clear(folder: Path) -> None:
 def _launch(
     cfg: DictConfig, folder: Path, config_file: Path, command: str, trunk: Trunk | None, claim: Claim | None
 ) -> Result:
-    """One process a device, by torchrun; this one waits, and passes on the wish to stop."""
+    """One process a device; this one watches them, and passes on the wish to stop."""
     count = cfg.trainer.devices
-    arguments = ["--standalone", f"--nproc-per-node={count}", "-m", "tmbench.run", str(config_file)]
     package = str(Path(__file__).parent.parent)
     environment = {
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)),
@@ -117,36 +115,43 @@ def _launch(
         "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
     }
     (folder / "result.json").unlink(missing_ok=True)  # an earlier attempt's
-    process = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", *arguments], env=environment, start_new_session=True
-    )
-    asked = False
+    ranks = Ranks(folder, count)
+    asked, claimed = False, trunk is not None and claim is not None
 
     def stop(number: int, frame: Any) -> None:
         nonlocal asked
         asked = True
-        process.terminate()
+        ranks.ask_to_stop()
+
+    def tell_others() -> None:
+        nonlocal claimed
+        if not claimed:
+            return
+        assert trunk
+        assert claim
+        done = epochs_done(folder)
+        claim.reached(done - 1)  # the last of them may not be published yet
+        if done > trunk.end or trunk.end in trunk.states():
+            claim.release()
+            claimed = False
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        while trunk and claim and process.poll() is None:
-            done = epochs_done(folder)
-            claim.reached(done - 1)  # the last of them may not be published yet
-            if done > trunk.end or trunk.end in trunk.states():
-                claim.release()
-                break
-            time.sleep(0.5)
-        code = process.wait()
+        ranks.start(["-m", "tmbench.run", str(config_file)], environment)
+        wrong = ranks.wait(tell_others)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     result = Result.load(folder)
-    if result and (code == 0 or asked):
+    if result and (wrong is None or asked):
+        shutil.rmtree(ranks.logs, ignore_errors=True)
         return result
-    error = (result and result.error) or f"a process ended with code {code}; its messages are above"
+    # What the rank that writes results says of itself is more, unless it only missed another.
+    own = result and result.error
+    error = own if own and not lost_peer(RuntimeError(own)) else wrong or "no rank left a result"
     if result:
         replace(result, status="failed", error=error).save(folder)
-    raise RuntimeError(error)
+    raise RunError(error)
 
 
 def main() -> None:
@@ -166,8 +171,15 @@ def main() -> None:
             raise ConfigError(f"{path} has no {key}; it has {', '.join(map(str, cfg))}")
         OmegaConf.update(cfg, key, OmegaConf.from_dotlist([f"x={value}"]).x)
     command = shlex.join(["python", "-m", "tmbench.run", *sys.argv[1:]])
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # a rank: the process that launched it does the talking
-        run(cfg, command)
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # a rank: the process that started it does the talking
+        end_with_parent()
+        try:
+            run(cfg, command)
+        except Exception as error:
+            if not lost_peer(error):
+                raise
+            print(f"rank {os.environ.get('RANK')}: another rank is gone", file=sys.stderr)
+            leave(1)
         leave(0)
     from .__main__ import report
 

@@ -206,6 +206,7 @@ def _trainer(cfg: DictConfig, folder: Path, callbacks: list[Callback], players: 
             enable_progress_bar=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
+            sync_batchnorm=on_gpu and not alone,  # torch has it for GPUs only
             plugins=[LightningEnvironment()] if alone else None,  # a lone run inside a Slurm job is still alone
         )
 
