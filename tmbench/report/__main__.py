@@ -52,7 +52,9 @@ def parsed(words: list[str]) -> tuple[Settings, list[str]]:
             continue
         try:
             value = yaml.safe_load(text)
-            value = float(value) if isinstance(value, str) and key in NUMBERS else value  # 1e-3, to YAML a word
+            value = (
+                float(value) if isinstance(value, str) and (metric or key in NUMBERS) else value
+            )  # 1e-3, to YAML a word
         except (yaml.YAMLError, ValueError):
             value = text
         if metric and isinstance(settings[top], dict):

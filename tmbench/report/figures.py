@@ -16,6 +16,7 @@ import polars as pl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..result import FINAL
 from . import statistics
 from .answers import PERCENT, Report, Standing, _place, scale
 from .read import Method, Problem
@@ -26,7 +27,7 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 MOST = 7  # curves in one picture
 STYLE: Any = {
-    "svg.fonttype": "none", "svg.hashsalt": "tmbench", "font.size": 9, "axes.grid": True, "grid.alpha": 0.25,
+    "svg.fonttype": "none", "font.size": 9, "axes.grid": True, "grid.alpha": 0.25,
     "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.6, "lines.markersize": 4,
     "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none", "legend.frameon": False,
     "font.sans-serif": ["DejaVu Sans", "Arial", "sans-serif"], "text.parse_math": False,
@@ -36,38 +37,38 @@ STYLE: Any = {
 def figures(report: Report) -> Iterator[tuple[str, str, str]]:
     """Name, a line for those who cannot see it, and SVG text of each figure."""
     with plt.rc_context(STYLE):
-        for problem in report.runs.problems:
-            shown = _shown(report, problem)
-            if shown and (figure := learning(report, problem, shown)) is not None:
-                names = ", ".join(m.label for m in shown)
-                yield _name("curves", problem), f"Learning curves on {problem.label}: {names}", _svg(figure)
-            if (figure := switches(report, problem)) is not None:
-                yield (
-                    _name("switch", problem),
-                    f"{problem.metric} against the switch epoch, {problem.label}",
-                    _svg(figure),
-                )
-        for standing in report.standings:
-            if len(standing.names) > 1:
-                text = f"Mean ranks on {standing.profile} data: " + ", ".join(
-                    f"{name} {mean:.2f}" for mean, name in sorted(zip(standing.mean, standing.names, strict=True))
-                )
-                yield f"ranks-{standing.profile}", text, _svg(ranks(standing))
-        for profile in report.profiles:
-            text = f"Performance profiles on {profile} data: share of tasks brought to their target"
-            yield f"profiles-{profile}", text, _svg(profiles(report, profile))
+        for name, text, figure in _drawn(report):
+            yield name, text, _svg(figure, name)
+
+
+def _drawn(report: Report) -> Iterator[tuple[str, str, Figure]]:
+    for problem in report.runs.problems:
+        shown = _shown(report, problem)
+        if shown and (figure := learning(report, problem, shown)) is not None:
+            names = ", ".join(m.label for m in shown)
+            yield _name("curves", problem), f"Learning curves on {problem.label}: {names}", figure
+        if (figure := switches(report, problem)) is not None:
+            yield _name("switch", problem), f"{problem.metric} against the switch epoch, {problem.label}", figure
+    for standing in report.standings:
+        ranked = sorted(zip(standing.mean, standing.names, strict=True))
+        words = ", ".join(f"{name} {mean:.2f}" for mean, name in ranked[:12])
+        yield f"ranks-{standing.profile}", f"Mean ranks on {standing.profile} data: {words}", ranks(standing)
+    for profile in report.profiles:
+        text = f"Performance profiles on {profile} data: the share of tasks brought to their target"
+        yield f"profiles-{profile}", text, profiles(report, profile)
 
 
 def _name(kind: str, problem: Problem) -> str:
     return f"{kind}-{problem.index}-{problem.task}-{problem.profile}"
 
 
-def _svg(figure: Figure) -> str:
+def _svg(figure: Figure, name: str) -> str:
     text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    with plt.rc_context({"svg.hashsalt": name}):
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     plt.close(figure)
     # Without the XML head, and without names that would be there twice in a page of several figures.
-    return re.sub(r'<g id="[a-z]+[A-Za-z]*_\d+">', "<g>", text.getvalue()[text.getvalue().index("<svg") :])
+    return re.sub(r'<g id="[\w.]+_\d+">', "<g>", text.getvalue()[text.getvalue().index("<svg") :])
 
 
 def _text(label: str) -> str:
@@ -101,14 +102,16 @@ def _shown(report: Report, problem: Problem) -> list[Method]:
 
 def learning(report: Report, problem: Problem, shown: list[Method]) -> Figure | None:
     """Metric and training loss against epochs, steps and seconds: the mean over seeds, with its standard deviation."""
-    runs = report.runs.runs.filter(pl.col("counts") & pl.col("method").is_in([m.index for m in shown]))
-    rows = report.runs.curves.join(runs.select("run", "method"), on="run")
+    those = pl.col("counts") & pl.col("status").is_in(FINAL) & pl.col("method").is_in([m.index for m in shown])
+    rows = report.runs.curves.join(report.runs.runs.filter(those).select("run", "method"), on="run")
     if not len(rows):
         return None
     bands = (
         rows.group_by("method", "epoch")
         .agg(pl.col("step", "seconds").mean(), n=pl.len(), loss=pl.col("loss").mean(), loss_sd=pl.col("loss").std(),
              metric=pl.col("metric").mean(), metric_sd=pl.col("metric").std())
+        # Where some runs end early (diverged), the mean time of the others would jump.
+        .with_columns(pl.col("step", "seconds").cum_max().over("method", order_by="epoch"))
         .sort("epoch")
     )  # fmt: skip
     figure, axes = plt.subplots(2, 3, figsize=(10, 5.6), layout="constrained", sharex="col", sharey="row")
@@ -136,7 +139,8 @@ def learning(report: Report, problem: Problem, shown: list[Method]) -> Figure | 
     axes[0, 1].xaxis.set_major_locator(MaxNLocator(4))
     axes[0, 0].set_ylabel(f"test {problem.metric}" + (" (%)" if problem.metric in PERCENT else ""))
     axes[1, 0].set_ylabel("training loss")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=min(len(shown), 5))
+    columns = max(1, min(len(shown), 110 // (8 + max(len(_text(m.label)) for m in shown))))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=columns)
     return figure
 
 
@@ -208,8 +212,9 @@ def profiles(report: Report, profile: str) -> Figure:
     figure, axes = plt.subplots(1, len(units), figsize=(8, 3.2), layout="constrained", sharey=True)
     looks = _styles(report.runs.methods)
     for ax, (unit, times_BM) in zip(axes, units.items(), strict=True):
-        finite = times_BM / times_BM.min(1, keepdims=True) if np.isfinite(times_BM).any() else np.ones_like(times_BM)
-        top = max(2.0, 1.1 * float(np.max(finite[np.isfinite(finite)], initial=1.0)))
+        with np.errstate(invalid="ignore"):  # a target that nobody reached
+            relative = times_BM / times_BM.min(1, keepdims=True)
+        top = max(2.0, 1.1 * float(np.max(relative[np.isfinite(relative)], initial=1.0)))
         ratios = np.geomspace(1, top, 400)
         shares_RM = statistics.profile(times_BM, ratios)
         for j, name in enumerate(names):

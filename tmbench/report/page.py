@@ -42,9 +42,9 @@ def page(report: Report, drawn: list[tuple[str, str, str]], pictures: list[Path]
 
 
 def _inline(svg: str) -> str:
-    """An SVG as part of the page: as wide as there is room, black as the page's text."""
+    """An SVG as part of the page: half as large again, and black as the page's text."""
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) width="([\d.]+)pt"', lambda m: f'{m[1]} width="{1.5 * float(m[2]):.0f}"', svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r"<style[^>]*>.*?</style>", "", svg, flags=re.S)
     return svg.replace("#000000", "currentColor")
