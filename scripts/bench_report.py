@@ -79,11 +79,13 @@ def main() -> None:
         seconds = time.perf_counter() - started
         if done.returncode:
             sys.exit(done.stderr[-2000:])
-        gib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        gib = used.ru_maxrss / 2**20
         page = (Path(scratch) / "report" / "report.html").stat().st_size / 1e6
         count = len(list(runs.iterdir()))
-        print(f"{count:,} runs of {asked.epochs} epochs: {seconds:.1f} s, {gib:.2f} GiB, a page of {page:.1f} MB "
-              f"(on {len(os.sched_getaffinity(0))} cores)")  # fmt: skip
+        cpu = used.ru_utime + used.ru_stime
+        print(f"{count:,} runs of {asked.epochs} epochs: {seconds:.1f} s ({cpu:.1f} s of processor), {gib:.2f} GiB, "
+              f"a page of {page:.1f} MB (on {len(os.sched_getaffinity(0))} cores)")  # fmt: skip
         print(done.stdout[-600:])
         if seconds >= SECONDS or gib >= GIB:
             sys.exit(f"expected less than {SECONDS} s and {GIB} GiB")

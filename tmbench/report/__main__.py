@@ -51,10 +51,9 @@ def parsed(words: list[str]) -> tuple[Settings, list[str]]:
             rest.append(word)
             continue
         try:
-            value = yaml.safe_load(text)
-            value = (
-                float(value) if isinstance(value, str) and (metric or key in NUMBERS) else value
-            )  # 1e-3, to YAML a word
+            value = text if key in WORDS else yaml.safe_load(text)
+            if isinstance(value, str) and (metric or key in NUMBERS):  # 1e-3, to YAML a word
+                value = float(value)
         except (yaml.YAMLError, ValueError):
             value = text
         if metric and isinstance(settings[top], dict):
@@ -75,6 +74,7 @@ def _share(value: Any) -> bool:
     return _positive(value) and value < 1
 
 
+WORDS = ("runs_dir", "out", "against", "note", "project", "entity")  # whatever YAML would make of them
 NUMBERS = ("level", "power", "relative_margin", "target", "plan", "sd")
 RULES: dict[str, tuple[Any, str]] = {
     "source": (lambda v: v in ("runs", "wandb"), "runs or wandb"),

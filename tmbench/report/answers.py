@@ -91,7 +91,8 @@ def report(runs: Runs, settings: Settings) -> Report:
     standings = _standings(runs, values, settings)
     found = Report(settings, runs, summary, contests, standings, [], [], [], targets=targets)
     found.profiles = _profiles(runs, times)
-    found.notes = _notes(runs, values, settings) + runs.notes
+    found.notes = [str(settings["note"])] if settings["note"] else []
+    found.notes += _notes(runs, values, settings) + runs.notes
     found.tables = [
         *(_result_table(found, problem) for problem in runs.problems),
         *_contest_tables(found), *_standing_tables(found), *_improvement_tables(found, values),
