@@ -103,10 +103,10 @@ def test_number_leads_to_its_runs_and_a_run_to_its_command_and_configuration(pag
 
 
 def test_nasty_names_are_text_everywhere(page: Any) -> None:
-    page.get_by_role("link", name="<script>alert(1)<").click()
+    page.get_by_role("link", name="<script>alert(1)<", exact=True).click()
     assert EVIL in page.locator("dialog[open]").inner_text()
     page.keyboard.press("Escape")
-    page.get_by_role("link", name="<img src=x onerror=window.hacked=1>").click()
+    page.get_by_role("link", name="<img src=x onerror=window.hacked=1>", exact=True).click()
     assert EVIL in page.locator("#run-config").inner_text()
 
 

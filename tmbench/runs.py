@@ -22,7 +22,7 @@ from . import show
 from .config import Settings, select
 from .errors import ConfigError, DataError
 from .files import locked
-from .result import FINAL, Result, shown
+from .result import Result, shown
 from .run import epochs_done
 from .trunks import GIB, STORE, shrink, size, sweep_up
 
@@ -47,11 +47,13 @@ class Run:
             status = result.status if result else "stopped"
         except DataError:
             result, status = None, "broken"
-        if status in FINAL:  # nobody is at it: a repetition clears the folder first
+        try:
+            with locked(folder, wait=False):
+                return cls(folder, result, status)
+        except BlockingIOError:
+            return cls(folder, result, "running")
+        except OSError:  # not ours to write to, so nobody is at it
             return cls(folder, result, status)
-        with contextlib.suppress(BlockingIOError), locked(folder, wait=False):
-            return cls(folder, result, status)
-        return cls(folder, result, "running")
 
     @cached_property
     def config(self) -> Settings:
