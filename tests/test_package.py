@@ -45,6 +45,7 @@ def test_wheel_works_from_another_folder_beside_another_module_called_tasks(tmp_
         for file in group.glob("*.yaml") if group.is_dir() else [group]:
             assert f"tmbench/conf/{file.relative_to(conf_dir())}" in names
     assert "tmbench/tasks/catalogue.yaml" in names
+    assert {f"tmbench/report/{name}" for name in ("page.html", "page.js", "paper_results.yaml")} <= set(names)
     home = tmp_path / "venv"
     venv.create(home, with_pip=True)
     python = home / "bin" / "python"

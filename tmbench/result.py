@@ -15,6 +15,7 @@ from .files import write
 
 NUMERIC = ("torch", "torchvision", "pytorch-lightning", "torchmetrics")  # whose versions may change the numbers
 FINAL = ("completed", "diverged")  # not repeated unless forced
+SHARES = ("accuracy", "top5_accuracy", "miou")  # metrics that a person reads in percent
 
 
 @dataclass
@@ -97,4 +98,4 @@ def shown(value: float | None, key: str) -> str:
     """A metric as a person reads it: shares in percent."""
     if value is None:
         return "-"
-    return f"{100 * value:.2f} %" if key.split("/")[-1] in ("accuracy", "top5_accuracy", "miou") else f"{value:.4g}"
+    return f"{100 * value:.2f} %" if key.split("/")[-1] in SHARES else f"{value:.4g}"

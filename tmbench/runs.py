@@ -9,16 +9,17 @@ import json
 import os
 import shutil
 import sys
+from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 from rich.table import Table
 
 from . import show
-from .config import Settings, plain, select
+from .config import Settings, select
 from .errors import ConfigError, DataError
 from .files import locked
 from .result import Result, shown
@@ -46,13 +47,25 @@ class Run:
             status = result.status if result else "stopped"
         except DataError:
             result, status = None, "broken"
-        with contextlib.suppress(BlockingIOError), locked(folder, wait=False):
+        try:
+            with locked(folder, wait=False):
+                return cls(folder, result, status)
+        except BlockingIOError:
+            return cls(folder, result, "running")
+        except OSError:  # not ours to write to, so nobody is at it
             return cls(folder, result, status)
-        return cls(folder, result, "running")
 
     @cached_property
     def config(self) -> Settings:
-        return plain(OmegaConf.load(self.folder / "config.yaml"))  # type: ignore[arg-type]
+        path = self.folder / "config.yaml"
+        try:
+            # Settled, so without interpolations: OmegaConf takes ten times as long.
+            found = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise DataError(f"{path}: not a configuration ({error})") from None
+        if not isinstance(found, dict):
+            raise DataError(f"{path}: not a configuration; expected key: value, got {found!r:.40}")
+        return found
 
     def value(self, key: str) -> Any:
         """What a filter's key says of this run: its status, or a setting. Raises KeyError if it has none such."""
@@ -74,7 +87,12 @@ def find(runs_dir: Path, words: list[str]) -> list[Run]:
         if not any(folder.name.startswith(name) for folder in folders):
             raise ConfigError(f"{name}: no run in {runs_dir} is called so; python -m tmbench.runs lists them")
     found = [Run.open(f) for f in folders if not names or any(f.name.startswith(name) for name in names)]
-    for key, wanted in (word.split("=", 1) for word in words if "=" in word):
+    return fitting(found, [word for word in words if "=" in word])
+
+
+def fitting(found: list[Run], filters: list[str]) -> list[Run]:
+    """Those of the runs that all key=value[,value...] fit; ConfigError if no run has such a key."""
+    for key, wanted in (word.split("=", 1) for word in filters):
         values = {}
         for run in found:
             with contextlib.suppress(KeyError, TypeError):
@@ -144,23 +162,28 @@ def _told_apart(runs: list[Run]) -> list[str]:
     """For each run, the settings in which the runs of its task and optimizer differ and that no column shows."""
     if len(runs) > MANY:  # reading so many configurations would take seconds
         return [""] * len(runs)
-    flat = [_flat({key: value for key, value in run.config.items() if key not in SHOWN}) for run in runs]
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for own in flat:
-        groups.setdefault(f"{own['task.name']} {own['optimizer.name']}", []).append(own)
-    words = []
-    for own in flat:
-        alike = groups[f"{own['task.name']} {own['optimizer.name']}"]
-        varied = [key for key in own if len({str(other.get(key)) for other in alike}) > 1]
+    own = [flat({key: value for key, value in run.config.items() if key not in SHOWN}) for run in runs]
+    return told_apart([f"{one['task.name']} {one['optimizer.name']}" for one in own], own)
+
+
+def told_apart(groups: list[str], settings: list[dict[str, Any]]) -> list[str]:
+    """For each of some flat settings, those in which it differs from others of its group, as key=value words."""
+    values: dict[tuple[str, str], Counter[str]] = {}
+    for group, own in zip(groups, settings, strict=True):
+        for key, value in own.items():
+            values.setdefault((group, key), Counter())[str(value)] += 1
+    sizes, words = Counter(groups), []
+    for group, own in zip(groups, settings, strict=True):
+        varied = [key for key in own if values[group, key][str(own[key])] < sizes[group]]
         # A rate goes by its first name, not by every place that it was filled into.
         words.append(" ".join(f"{key}={own[key]}" for key in varied if "lr" not in varied or not key.endswith(".lr")))
     return words
 
 
-def _flat(node: Settings, prefix: str = "") -> dict[str, Any]:
+def flat(node: Settings, prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in node.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
 
 

@@ -1,5 +1,6 @@
 """Training itself, and the result that comes of it; the part of a run that needs torch."""
 
+import json
 import logging
 import re
 import resource
@@ -10,6 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -157,9 +159,10 @@ def train(
         result.save(folder)  # now, whatever W&B may do
         for logger in trainer.loggers:
             if isinstance(logger, WandbMirror):
-                more = {f"best/{key}": value for key, value in record.best.items()}
+                more: dict[str, Any] = {f"best/{key}": value for key, value in record.best.items()}
                 more |= {f"baseline/{key}": value for key, value in result.baseline.items()}
-                result.notes += logger.close({"status": status, "profile": label, **result.metrics["last"], **more})
+                more |= {"status": status, "profile": label, "result": json.dumps(asdict(result))}  # for source=wandb
+                result.notes += logger.close(result.metrics["last"] | more)
                 result.save(folder)
     if error is not None:
         raise error

@@ -1,0 +1,161 @@
+"""The report's statistics agree with brute force and with scipy and statsmodels, and keep their promises on noise."""
+
+import gc
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from statsmodels.stats.power import TTestPower
+
+from tmbench.report import statistics
+
+FIXED = np.array([0.3, -0.1, 0.25, 0.4, 0.05, 0.15, -0.02])
+LEVEL, DRAWS = 0.05, 1000
+SURE = 3 * math.sqrt(LEVEL * (1 - LEVEL) / DRAWS)  # of a share of the draws: three standard errors
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 7])
+def test_exact_p_is_the_share_of_sign_changes_at_least_as_far(n: int) -> None:
+    d = FIXED[:n]
+    means = [abs(np.mean(d * signs)) for signs in itertools.product((1, -1), repeat=n)]
+    expected = np.mean([mean >= abs(d.mean()) - 1e-12 for mean in means])
+    assert statistics.exact_p(d) == pytest.approx(expected)
+
+
+def test_wilcoxon_is_scipys_exact_one() -> None:
+    assert statistics.exact_p(FIXED, "wilcoxon") == pytest.approx(stats.wilcoxon(FIXED, method="exact").pvalue)
+
+
+def test_t_interval_is_scipys() -> None:
+    expected = stats.ttest_1samp(FIXED, 0).confidence_interval(0.9)
+    assert statistics.t_interval(FIXED, 0.1) == pytest.approx((expected.low, expected.high))
+
+
+def test_equivalence_is_the_worse_of_two_one_sided_t_tests() -> None:
+    low = stats.ttest_1samp(FIXED, -0.3, alternative="greater").pvalue
+    high = stats.ttest_1samp(FIXED, 0.3, alternative="less").pvalue
+    assert statistics.equivalence_p(FIXED, 0.3) == pytest.approx(max(low, high))
+
+
+def test_holm_multiplies_the_smallest_by_all_the_next_by_one_fewer() -> None:
+    assert statistics.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert statistics.holm([]) == []
+
+
+def test_attainable_p_halves_with_each_seed() -> None:
+    for n in (1, 2, 5, 6):
+        smallest = statistics.exact_p(np.linspace(1, 2, n))
+        assert smallest == pytest.approx(statistics.attainable_p(n))
+    assert statistics.seeds_to_attain(0.05) == 6
+    assert statistics.seeds_to_attain(0.05, 28) == 11
+
+
+def test_seeds_to_find_are_the_fewest_with_the_power() -> None:
+    found = statistics.seeds_to_find(0.5, 1.0, 0.05, 0.8)
+    assert found == math.ceil(TTestPower().solve_power(0.5, None, 0.05, 0.8)) == 34
+    assert statistics.seeds_to_find(5, 1.0, 0.05, 0.8) == 6  # the t-test would do with 3, an exact one cannot
+    assert statistics.seeds_to_find(1e-6, 1.0, 0.05, 0.8) is None
+    assert statistics.seeds_to_find(0.5, 1.0, 0.05, 0.8, 10) > found  # type: ignore[operator]
+
+
+def test_planned_seeds_find_the_difference_as_often_as_promised(rng: np.random.Generator) -> None:
+    n = statistics.seeds_to_find(1.2, 1.0, 0.05, 0.8)
+    assert n is not None
+    found = np.mean([statistics.exact_p(rng.normal(1.2, 1, n)) <= 0.05 for _ in range(300)])
+    assert found == pytest.approx(0.8, abs=0.08)
+
+
+def test_no_true_difference_is_found_no_more_often_than_the_level(rng: np.random.Generator) -> None:
+    """Of noise that is not normal at all: the test is exact for any that is symmetric."""
+    rate = np.mean([statistics.exact_p(rng.standard_t(2, 7)) <= LEVEL for _ in range(DRAWS)])
+    assert 0.02 < rate <= LEVEL + SURE
+
+
+def test_several_comparisons_with_one_reference_are_wrong_together_no_more_often_than_the_level(
+    rng: np.random.Generator,
+) -> None:
+    wrong = 0
+    gc.freeze()  # statsmodels collects garbage at each call
+    for _ in range(DRAWS):
+        seeds_MS = rng.normal(0, 1, (3, 7)) + rng.normal(0, 3, 7)  # a seed is good or bad for all
+        p = [statistics.exact_p(own - seeds_MS[0]) for own in seeds_MS[1:]]
+        wrong += min(statistics.holm(p)) <= LEVEL
+    gc.unfreeze()
+    assert 0.02 < wrong / DRAWS <= LEVEL + SURE
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 20])
+def test_t_interval_covers_as_often_as_it_says(n: int, rng: np.random.Generator) -> None:
+    spans = [statistics.t_interval(rng.normal(0.7, 2, n), LEVEL) for _ in range(DRAWS)]
+    assert np.mean([low <= 0.7 <= high for low, high in spans]) == pytest.approx(1 - LEVEL, abs=SURE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "least", "most"), [(5, 0.78, 0.90), (20, 0.90, 0.97), (40, 0.92, 0.97)])
+def test_bootstrap_interval_covers_once_there_are_enough_seeds(
+    n: int, least: float, most: float, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first line is why fewer than ENOUGH_TO_BOOTSTRAP seeds are not left to it."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 999)
+    spans = [statistics.bootstrap_interval(rng.normal(0.7, 2, n), LEVEL) for _ in range(DRAWS)]
+    assert least <= np.mean([low <= 0.7 <= high for low, high in spans]) <= most
+    assert (n >= statistics.ENOUGH_TO_BOOTSTRAP) == (least >= 0.9)
+
+
+def test_methods_a_margin_apart_are_called_equivalent_no_more_often_than_the_level(rng: np.random.Generator) -> None:
+    rate = np.mean([statistics.equivalence_p(rng.normal(1, 1, 10), 1.0) <= LEVEL for _ in range(DRAWS)])
+    assert 0.02 < rate <= LEVEL + SURE
+
+
+@pytest.mark.parametrize("n", [3, 25])
+def test_comparison_quotes_the_interval_that_its_seeds_allow(n: int, rng: np.random.Generator) -> None:
+    a, b = rng.normal(1, 1, n), rng.normal(0, 1, n)
+    found = statistics.compare(a, b, 0.1, LEVEL, "permutation")
+    d = a - b
+    assert (found.n, found.mean, found.sd) == (n, pytest.approx(d.mean()), pytest.approx(d.std(ddof=1)))
+    assert found.interval == ("t" if n == 3 else "bootstrap")
+    expected = statistics.t_interval(d, LEVEL) if n == 3 else statistics.bootstrap_interval(d, LEVEL)
+    assert (found.low, found.high) == expected
+
+
+@pytest.mark.parametrize("d", [[0.1], [0.0, 0.0, 0.0], [0.2, 0.2, 0.2]])
+def test_degenerate_differences_make_no_noise(d: list[float]) -> None:
+    found = statistics.compare(d, [0.0] * len(d), 0.1, LEVEL, "permutation")
+    assert found.p >= statistics.attainable_p(len(d))
+    if len(d) > 1:
+        assert (found.low, found.high) == pytest.approx((d[0], d[0]))
+        assert found.p_equivalent == (0.0 if d[0] < 0.1 else 1.0)
+
+
+def test_improvement_is_mann_whitneys_share_averaged_over_tasks() -> None:
+    one, two = ([3.0, 5.0, 6.0], [1.0, 4.0, 5.0]), ([1.0, 2.0], [3.0, 4.0])
+    shares = [stats.mannwhitneyu(a, b).statistic / (len(a) * len(b)) for a, b in (one, two)]
+    value, low, high = statistics.improvement([one, two], LEVEL)
+    assert value == pytest.approx(np.mean(shares))
+    assert 0 <= low <= value <= high <= 1
+
+
+def test_critical_difference_is_that_of_demsars_table() -> None:
+    """Demsar 2006, table 5(a): q is 2.569 for 4 classifiers; his example over 14 data sets has 1.25."""
+    assert statistics.critical_difference(4, 14, 0.05) == pytest.approx(1.25, abs=0.005)
+
+
+def test_ranks_share_ties_and_friedman_is_scipys() -> None:
+    scores_BM = np.array([[0.9, 0.8, 0.7], [0.9, 0.9, 0.1], [0.5, 0.4, 0.6]])
+    assert statistics.ranks(scores_BM).tolist() == [[1, 2, 3], [1.5, 1.5, 3], [2, 3, 1]]
+    assert statistics.friedman_p(scores_BM) == pytest.approx(stats.friedmanchisquare(*scores_BM.T).pvalue)
+    assert math.isnan(statistics.friedman_p(scores_BM[:, :2]))
+
+
+def test_profile_counts_tasks_within_a_multiple_of_the_fastest() -> None:
+    inf = math.inf
+    times_BM = np.array([[10, 20, inf], [30, 10, 15], [inf, inf, inf], [5, 5, 50]])
+    shares_RM = statistics.profile(times_BM, np.array([1.0, 2.0, 10.0]))
+    assert shares_RM.tolist() == [[0.5, 0.5, 0], [0.5, 0.75, 0.25], [0.75, 0.75, 0.5]]

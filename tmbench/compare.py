@@ -1,0 +1,149 @@
+"""`python -m tmbench.compare RUN_A RUN_B`: in what two runs differ: settings, environment, outcome. Torch-free."""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from . import show
+from .errors import ConfigError, DataError
+from .result import Result, shown
+from .runs import Run, find, flat
+
+ELSEWHERE = ("runs_dir", "data_dir", "logger", "force", "plan", "trunk", "trunk_gib", "study")  # change no number
+Rows = list[tuple[str, str, str, str]]  # name, of a, of b, b - a
+
+
+def settings(a: Run, b: Run) -> tuple[Rows, Rows]:
+    """The settings in which two runs differ: those that may change numbers, and the others."""
+    left, right = flat(a.config), flat(b.config)
+    found: Rows = [
+        (key, _word(left.get(key)), _word(right.get(key)), _gap(left.get(key), right.get(key)))
+        for key in dict.fromkeys([*left, *right])
+        if _word(left.get(key)) != _word(right.get(key))
+    ]
+    matter = [row for row in found if row[0].split(".")[0] not in ELSEWHERE]
+    return matter, [row for row in found if row not in matter]
+
+
+def environment(a: Result, b: Result) -> Rows:
+    """In what two runs' surroundings differ: versions, hardware, commit, data."""
+    left, right = (
+        result.versions
+        | {"hardware": result.hardware, "git commit": result.git_commit or "-", "data": result.data_digest}
+        | {"profile": result.profile}
+        for result in (a, b)
+    )
+    keys = dict.fromkeys([*left, *right])
+    return [(k, left.get(k, "-"), right.get(k, "-"), "") for k in keys if left.get(k) != right.get(k)]
+
+
+def outcome(a: Run, b: Run) -> Rows:
+    """What came of two runs, also where it is the same."""
+    rows: Rows = [("status", a.status, b.status, "")]
+    if not (a.result and b.result):
+        return rows
+    left, right = a.result, b.result
+    for when in ("last", "best"):
+        mine, other = left.metrics[when], right.metrics[when]
+        for key in dict.fromkeys([*mine, *other]):
+            if key == "epoch":
+                continue
+            x, y = mine.get(key), other.get(key)
+            gap = "" if x is None or y is None else shown(y - x, key) if math.isfinite(y - x) else "-"
+            rows.append((f"{key} {when}", shown(x, key), shown(y, key), f"+{gap}" if gap[:1].isdigit() else gap))
+    facts = {
+        "epochs trained": (left.epochs["trained"], right.epochs["trained"]),
+        "of them shared": (left.epochs["from_trunk"], right.epochs["from_trunk"]),
+        "steps": (left.steps, right.steps),
+        "switch at epoch": (left.switch["effective"], right.switch["effective"]),
+        "parameters": (left.parameters, right.parameters),
+        "seconds": (round(left.seconds, 1), round(right.seconds, 1)),
+        "examples/s": (round(left.examples_per_second), round(right.examples_per_second)),
+        "peak memory, MiB": (left.peak_memory_bytes >> 20, right.peak_memory_bytes >> 20),
+    }
+    return rows + [(name, _word(x), _word(y), _gap(x, y)) for name, (x, y) in facts.items()]
+
+
+def first_difference(a: Run, b: Run) -> int | None:
+    """The first epoch (from 1) after which two runs' curves differ but for their times; None if they never do."""
+    both = []
+    for run in (a, b):
+        path = run.folder / "curves.csv"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        names = lines[0].split(",") if lines else []
+        both.append([dict(zip(names, line.split(","), strict=False)) | {"seconds": ""} for line in lines[1:]])
+    for epoch, (x, y) in enumerate(zip(*both, strict=False), 1):
+        if x != y:
+            return epoch
+    return None if len(both[0]) == len(both[1]) else min(map(len, both)) + 1
+
+
+def _word(value: Any) -> str:
+    return "-" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _gap(x: Any, y: Any) -> str:
+    if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in (x, y)) or x == y:
+        return ""
+    return f"{y - x:+.6g}" + (f" (x {y / x:.3g})" if x > 0 and y > 0 else "")
+
+
+def _print(title: str, rows: Rows, none: str, names: tuple[str, str], console: Console) -> None:
+    console.print(f"\n[bold]{title}[/bold]" + ("" if rows else f"  {none}"))
+    if not rows:
+        return
+    table = Table()
+    for name in ("", *names, "difference"):
+        table.add_column(escape(name), justify="right" if name == "difference" else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
+
+
+def one(word: str, runs_dir: Path) -> Run:
+    """The run that a word means: its folder, or the start of its id; ConfigError if that is none or several."""
+    if (Path(word) / "config.yaml").is_file():
+        return Run.open(Path(word))
+    found = find(runs_dir, [word])
+    if len(found) != 1:
+        raise ConfigError(f"{word}: expected one run, got {', '.join(run.folder.name for run in found[:5])}")
+    return found[0]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line of this module; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tmbench.compare", description="Says in what two runs differ: settings, environment, outcome."
+    )
+    parser.add_argument("a", metavar="RUN_A", help="a run's folder, its id, or the start of it")
+    parser.add_argument("b", metavar="RUN_B")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where the runs are (./runs)")
+    asked = parser.parse_args(arguments)
+    try:
+        a, b = one(asked.a, asked.runs_dir), one(asked.b, asked.runs_dir)
+        names = (a.folder.name, b.folder.name)
+        console = show.console()
+        matter, elsewhere = settings(a, b)
+        _print("settings", matter, "the same", names, console)
+        if elsewhere:
+            _print("settings that change no number", elsewhere, "", names, console)
+        if a.result and b.result:
+            _print("environment", environment(a.result, b.result), "the same", names, console)
+        _print("outcome", outcome(a, b), "", names, console)
+        epoch = first_difference(a, b)
+        console.print("curves: the same bit by bit, but for the seconds" if epoch is None else
+                      f"curves: differ from epoch {epoch} on")  # fmt: skip
+    except (ConfigError, DataError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

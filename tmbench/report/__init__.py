@@ -1,0 +1,1 @@
+"""Reports on any set of runs: `python -m tmbench.report`. Torch-free."""

@@ -1,0 +1,86 @@
+"""The report as one HTML file that needs no network, no other file, and no trust in what runs are called."""
+
+import base64
+import hashlib
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from .. import __version__
+from .answers import Report, number, score
+from .formats import is_number, numeric
+
+HERE = Path(__file__).parent
+APART = ("seed", "data_dir", "runs_dir", "force", "logger", "plan", "trunk_gib")  # not of the method, or of no matter
+
+
+def page(report: Report, drawn: list[tuple[str, str, str]], pictures: list[Path], command: str) -> str:
+    """The page's HTML.
+
+    Args:
+        report: what to tell.
+        drawn: name, description and SVG of each figure.
+        pictures: PNG files of predictions.
+        command: what a person would type for it.
+    """
+    script = (HERE / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    images = [(p.stem, base64.b64encode(p.read_bytes()).decode()) for p in pictures]
+    return environment.get_template("page.html").render(
+        report=report, command=command, version=__version__, script=Markup(script), digest=digest, images=images,
+        figures=[(name, text, Markup(_inline(svg))) for name, text, svg in drawn],  # matplotlib escapes its texts
+        numeric=numeric, is_number=is_number, runs=_runs(report), details=_details(report),
+    )  # fmt: skip
+
+
+def _inline(svg: str) -> str:
+    """An SVG as part of the page: half as large again, and black as the page's text."""
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r'(<svg[^>]*?) width="([\d.]+)pt"', lambda m: f'{m[1]} width="{1.5 * float(m[2]):.0f}"', svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r"<style[^>]*>.*?</style>", "", svg, flags=re.S)
+    return svg.replace("#000000", "currentColor")
+
+
+def _runs(report: Report) -> list[dict[str, Any]]:
+    """The rows of the table of runs."""
+    problems = {p.index: p for p in report.runs.problems}
+    labels = {m.index: m.label for m in report.runs.methods}
+    place = dict(report.summary.select("method", "place").rows())
+    rows = []
+    for row in report.runs.runs.iter_rows(named=True):
+        problem = problems[row["problem"]]
+        rows.append(
+            row | {
+                "problem_label": problem.label, "profile": problem.profile, "method_label": labels[row["method"]],
+                "metric": problem.metric, "score_text": score(problem, row["score"]),
+                "best_text": score(problem, row["best"]), "seconds_text": number(row["seconds"]),
+                "order": (row["problem"], place[row["method"]], row["seed"]),
+            }
+        )  # fmt: skip
+    return sorted(rows, key=lambda row: row["order"])
+
+
+def _details(report: Report) -> dict[str, Any]:
+    """What the page shows of a run when asked: its command and configuration; the latter once a method."""
+    own = {m.index: {k: v for k, v in m.config.items() if k not in APART} for m in report.runs.methods}
+    configs = {index: yaml.dump(config, sort_keys=False, Dumper=yaml.CSafeDumper) for index, config in own.items()}
+    keys = ("command", "folder", "hardware", "versions", "git_commit", "started", "error", "steps", "parameters",
+            "peak_memory_bytes", "from_trunk", "diverged_epoch")  # fmt: skip
+    runs = {
+        row["run"]: [row["method"], row["seed"], row["run_id"], row["status"], *(_known(row[key]) for key in keys)]
+        for row in report.runs.runs.iter_rows(named=True)
+    }
+    return {"configs": configs, "runs": runs, "keys": list(keys)}
+
+
+def _known(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
