@@ -144,12 +144,12 @@ def _told_apart(runs: list[Run]) -> list[str]:
     """For each run, the settings in which the runs of its task and optimizer differ and that no column shows."""
     if len(runs) > MANY:  # reading so many configurations would take seconds
         return [""] * len(runs)
-    flat = [_flat({key: value for key, value in run.config.items() if key not in SHOWN}) for run in runs]
+    settings = [flat({key: value for key, value in run.config.items() if key not in SHOWN}) for run in runs]
     groups: dict[str, list[dict[str, Any]]] = {}
-    for own in flat:
+    for own in settings:
         groups.setdefault(f"{own['task.name']} {own['optimizer.name']}", []).append(own)
     words = []
-    for own in flat:
+    for own in settings:
         alike = groups[f"{own['task.name']} {own['optimizer.name']}"]
         varied = [key for key in own if len({str(other.get(key)) for other in alike}) > 1]
         # A rate goes by its first name, not by every place that it was filled into.
@@ -157,10 +157,11 @@ def _told_apart(runs: list[Run]) -> list[str]:
     return words
 
 
-def _flat(node: Settings, prefix: str = "") -> dict[str, Any]:
+def flat(node: Settings, prefix: str = "") -> dict[str, Any]:
+    """The values of nested settings by their dotted keys."""
     found: dict[str, Any] = {}
     for key, value in node.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
 
 
