@@ -1,7 +1,7 @@
 """What is tuned: the values that each setting may take, as a file of conf/space declares them. Torch-free."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -81,11 +81,16 @@ def values_of(space: Space, params: Mapping[str, Any]) -> Settings:
     return {key: spec["choices"][params[key]] if "choices" in spec else params[key] for key, spec in space.items()}
 
 
-def all_of(space: Space) -> Iterator[Settings]:
-    """Every point of a space of choices and whole numbers."""
-    each = [spec.get("choices") or range(spec["low"], spec["high"] + 1) for spec in space.values()]
-    for point in product(*each):
-        yield dict(zip(space, point, strict=True))
+def all_of(space: Space) -> list[dict[str, Any]]:
+    """Every point of a space, as Optuna has it.
+
+    Raises:
+        ConfigError: there is no end of them.
+    """
+    if endless := [key for key, spec in space.items() if isinstance(spec.get("low"), float)]:
+        raise ConfigError(f"sampler=grid: expected choices or whole numbers, {', '.join(endless)} can be any between")
+    each = [range(len(s["choices"])) if "choices" in s else range(s["low"], s["high"] + 1) for s in space.values()]
+    return [dict(zip(space, point, strict=True)) for point in product(*each)]
 
 
 def _check_key(key: str, where: str, raw: Settings, has_switch: bool) -> None:

@@ -36,7 +36,7 @@ from . import show
 from .__main__ import EXPECTED, explain
 from .config import Settings, conf_dir, identity, plain, settled, world_size
 from .data import open_dataset
-from .errors import ConfigError
+from .errors import ConfigError, DataError
 from .files import locked, write
 from .plan import Job, Recognizer, wanted
 from .result import FINAL, Result, shown, versions
@@ -49,9 +49,10 @@ if TYPE_CHECKING:
 
 STORE = ".tune"  # under runs_dir
 SCHEMA = 1  # of a study's result.json
-SAMPLERS, PRUNERS = ("tpe", "qmc"), ("none", "median")
+SAMPLERS, PRUNERS = ("tpe", "qmc", "grid"), ("none", "median")
 RUNGS = 4  # parts of a run, after each of which a pruner looks at it
 LEVEL = 0.95  # of intervals
+MANY = 8  # differences that are told
 PROGRAM = "python -m tmbench.tune"
 
 
@@ -132,13 +133,19 @@ class Study:
         _, _, data_digest = open_dataset(OmegaConf.create(cfg), get_class(cfg["task"]["data"]))
         first = {key: spec["choices"][0] if "choices" in spec else spec["low"] for key, spec in space.items()}
         facts = identity(settled(with_values(raw, first)), data_digest)
+        for key in map(_key, words):
+            if key in space:
+                raise ConfigError(f"{key}: it is tuned, by space={self.settings['space']['name']}; leave it out")
+        if self.settings["sampler"] == "grid":
+            all_of(space)  # or tells why not
         return Contender(cfg["optimizer"]["name"], words, raw, space, facts, cfg["epochs"])
 
     def run(self) -> None:
         """Does what of the study has to be done.
 
         Raises:
-            ConfigError: the folder holds another study; a trial failed; or none of any optimizer came to an end.
+            ConfigError: the folder holds another study; a trial failed; or no trial of any optimizer has a value.
+        DataError: what the folder holds is damaged.
             KeyboardInterrupt: a person or the scheduler wanted it to stop.
         """
         with locked(self.folder):
@@ -161,14 +168,24 @@ class Study:
         path = self.folder / "study.json"
         if not path.exists():
             write(path, json.dumps(asked, indent=2) + "\n")
-        was, now = (flat(facts) for facts in (json.loads(path.read_text()), asked))
+        was, now = (flat(facts) for facts in (self._load(path), asked))
         if was != now:
             differ = [key for key in was | now if was.get(key) != now.get(key)]
-            told = "\n".join(f"  {key}: was {was.get(key)}, is {now.get(key)}" for key in differ)
+            told = "\n".join(f"  {key}: was {was.get(key)}, is {now.get(key)}" for key in differ[:MANY])
+            told += f"\n  and {len(differ) - MANY} more" if len(differ) > MANY else ""
             raise ConfigError(
                 f"{self.folder}: expected the study that is there, got another:\n{told}\n"
                 "  ask as before to go on with it, say name=... for a new one, or remove the folder"
             )
+
+    def _load(self, path: Path) -> Settings:
+        try:
+            return dict(json.loads(path.read_text()))
+        except ValueError:
+            raise self._damaged(path) from None
+
+    def _damaged(self, path: Path) -> DataError:
+        return DataError(f"{path}: not as this program left it; say name=... for a new study, or remove {self.folder}")
 
     # Trials
 
@@ -182,7 +199,10 @@ class Study:
                 self._try(contender, study, trial.number)
         while len(_asked(study)) < self.settings["trials"]:
             number = len(_asked(study))
-            study.sampler = self._sampler(number)
+            if self.settings["sampler"] == "grid":
+                self._enqueue(contender, study, number)
+            else:
+                study.sampler = self._sampler(number)
             drawn = study.ask(distributions(contender.space))
             job = Job(number, [], with_values(contender.raw, values_of(contender.space, drawn.params)))
             self.recognizer.recognize(job)
@@ -202,7 +222,8 @@ class Study:
 
     def _ask_for_states(self, contender: Contender) -> None:
         """Trials that differ in their switch alone train their common beginning once, whatever the order."""
-        jobs = [Job(i, [], with_values(contender.raw, v)) for i, v in enumerate(all_of(contender.space))]
+        points = [values_of(contender.space, point) for point in all_of(contender.space)]
+        jobs = [Job(i, [], with_values(contender.raw, values)) for i, values in enumerate(points)]
         recognizer = Recognizer(download=True)
         for job in jobs:
             recognizer.recognize(job)
@@ -212,11 +233,16 @@ class Study:
     def _open(self, contender: Contender) -> "optuna.Study":
         optuna = _optuna()
         from sqlalchemy import URL
+        from sqlalchemy.exc import DatabaseError
 
-        url = URL.create("sqlite", database=str((self.folder / "trials.db").resolve()))
+        path = (self.folder / "trials.db").resolve()
+        try:
+            storage = optuna.storages.RDBStorage(URL.create("sqlite", database=str(path)).render_as_string())
+        except DatabaseError:
+            raise self._damaged(path) from None
         study = optuna.create_study(
-            storage=optuna.storages.RDBStorage(url.render_as_string()), study_name=contender.name, load_if_exists=True,
-            direction="maximize" if self._higher_is_better(contender) else "minimize", pruner=self._pruner(),
+            storage=storage, study_name=contender.name, load_if_exists=True, pruner=self._pruner(),
+            direction="maximize" if self._higher_is_better(contender) else "minimize",
         )  # fmt: skip
         for trial in study.get_trials(deepcopy=False):
             if trial.state.name == "RUNNING" and "number" not in trial.user_attrs:  # killed while it was asked for
@@ -227,6 +253,17 @@ class Study:
     def _higher_is_better(contender: Contender) -> bool:
         cls: Any = get_class(contender.raw["task"]["_target_"])
         return bool(cls.higher_is_better)
+
+    def _enqueue(self, contender: Contender, study: "optuna.Study", number: int) -> None:
+        """Says which point is next: all in an order of the seed's, then again."""
+        import numpy as np
+
+        from .loader import derive
+
+        points = all_of(contender.space)
+        order = np.random.default_rng(derive("trials", self.seed)).permutation(len(points))
+        if not any(trial.state.name == "WAITING" for trial in study.get_trials(deepcopy=False)):
+            study.enqueue_trial(points[order[number % len(points)]])
 
     def _sampler(self, number: int) -> Any:
         from .loader import derive
@@ -329,11 +366,13 @@ class Study:
 
     def _read(self, path: Path) -> None:
         """What was chosen, and the trials that led to it."""
-        told = json.loads(path.read_text())
+        told = self._load(path)
         self.frozen = told["frozen"]
         for contender in self.contenders:
             contender.choice = told["choices"][contender.name]
             contender.trials = contender.trials or self._trials(contender, self._open(contender))
+            if len(contender.trials) < self.settings["trials"]:
+                raise self._damaged(self.folder / "trials.db")
 
     def _confirm(self) -> None:
         """Runs what was chosen on all training examples, with fresh seeds; the first to read the test split."""
@@ -350,7 +389,8 @@ class Study:
                 value = result.metrics["last"].get(result.headline) if result.status == "completed" else None
                 contender.confirmation.append({
                     "seed": seed, "status": result.status, "value": _finite(value), "run": folder.name,
-                    "started": result.started, "device_seconds": device_seconds(contender, result),
+                    "command": result.command, "started": result.started,
+                    "device_seconds": device_seconds(contender, result),
                 })  # fmt: skip
                 self.example = result
 
@@ -381,7 +421,7 @@ class Study:
                     "space": contender.space,
                     "used": {
                         "trials": len(contender.trials), **_counts(contender.trials),
-                        "device_seconds": sum(trial["device_seconds"] for trial in contender.trials),
+                        **{key: sum(t[key] for t in contender.trials) for key in ("device_seconds", "seconds")},
                     },
                     "choice": contender.choice,
                     "confirmation": {
@@ -449,7 +489,8 @@ def table(result: Settings, console: Console) -> None:
     console.print()
     console.print(lines)
     for name, own in result["differences"].items():
-        console.print(f"{name}   {shown(own['mean'], key)}   {_interval(own, key)}   paired by seed", highlight=False)
+        told = f"{shown(own['mean'], key)} ({_interval(own, key)})".replace(" %", " points")
+        console.print(f"{name}   {told}, paired by seed", highlight=False)
     test = result["test"]
     when = "after" if test["only_after_the_choice"] else "[red]in earlier runs, before[/red]"
     console.print(f"test       first read {test['first_read']}, {when} the choice was frozen ({test['choice_frozen']})")
