@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from .config import NEVER, Settings, _is_number, _is_whole, plain, reads_switch, settled
+from .config import NEVER, Settings, _is_number, _is_whole, plain, reads_switch, select, settled
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,7 +41,10 @@ def space_of(declared: Settings, raw: Settings) -> Space:
     for key, values in ((declared.get("common") or {}) | (own[optimizer] or {})).items():
         where = f"space={name}, {key} of {optimizer}"
         _check_key(key, where, raw, reads_switch(cfg))
-        space[key] = _of_switch(values, where, cfg["epochs"]) if key == "switch_epoch" else _checked(values, where)
+        whole = key == "switch_epoch" or _is_whole(select(cfg, key), 0)
+        space[key] = _checked(values, where, whole)
+        if key == "switch_epoch":
+            space[key] = _of_switch(space[key], where, cfg["epochs"])
         for value in space[key].get("choices") or (space[key]["low"], space[key]["high"]):
             try:
                 settled(with_values(raw, {key: value}))
@@ -109,7 +112,8 @@ def _check_key(key: str, where: str, raw: Settings, has_switch: bool) -> None:
         raise ConfigError(f"{where}: this optimizer does not read it, trials would be wasted; remove it there")
 
 
-def _checked(values: Any, where: str) -> Settings:
+def _checked(values: Any, where: str, whole: bool) -> Settings:
+    """In one form; a range is of whole numbers if both of its ends are, and the setting itself is one."""
     if isinstance(values, list):
         if not values or any(value in values[:i] for i, value in enumerate(values)):
             raise ConfigError(f"{where}: expected choices, each once, got {values}")
@@ -123,14 +127,13 @@ def _checked(values: Any, where: str) -> Settings:
         raise ConfigError(f"{where}: expected low < high, got {low} and {high}")
     if log and low <= 0:
         raise ConfigError(f"{where}: expected low > 0 where log is true, got {low}")
-    if not (isinstance(low, int) and isinstance(high, int)):
+    if not (whole and isinstance(low, int) and isinstance(high, int)):
         low, high = float(low), float(high)
     return {"low": low, "high": high, "log": log}
 
 
-def _of_switch(values: Any, where: str, epochs: int) -> Settings:
-    """Shares of the run become whole epochs that are in it."""
-    spec = _checked(values, where)
+def _of_switch(spec: Settings, where: str, epochs: int) -> Settings:
+    """With shares of the run as whole epochs that are in it."""
     if epochs < 2:
         raise ConfigError(f"{where}: expected a run of 2 epochs or more, to switch inside it, got epochs={epochs}")
 

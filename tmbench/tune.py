@@ -11,8 +11,9 @@ folder, and the same command goes on with it, however it was stopped:
                         result.json   schema'd: space, budget, trials, choice and confirmation of each optimizer
 
 A study that is stopped and goes on draws what it would have drawn: each trial has a sampler of its own seed, which
-knows the trials before it. There are two exceptions. Trials after one that failed know less than they would have; and
-the quasi-random sampler leaves out a point if it is killed while it draws one.
+knows the trials before it. There are three exceptions. Trials after one that failed know less than they would have; the
+quasi-random sampler leaves out a point if it is killed while it draws one; and a pruner does not look again at what a
+trial had reached when it was killed.
 """
 
 import argparse
@@ -22,7 +23,9 @@ import shlex
 import statistics
 import sys
 import time
+import warnings
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +104,7 @@ class Study:
 
     def __init__(self, words: list[str], config_dir: str | None, command: str) -> None:
         self.compose, self.command = Composer(config_dir), command
-        ours = self.compose("tune", [])
+        ours = {"space", *OmegaConf.load(conf_dir() / "tune.yaml")}
         mine = [w for w in words if _key(w).split(".")[0] in ours]
         rest = [w for w in words if w not in mine]
         self.settings = settings = self.compose("tune", mine)
@@ -124,7 +127,6 @@ class Study:
         self.folder = self.runs_dir / STORE / title
         self.recognizer = Recognizer(download=True)
         self.frozen: str | None = None
-        self.opened: str | None = None
         self.example: Result | None = None  # any of the study's runs
 
     def _contender(self, words: list[str], raw: Settings) -> Contender:
@@ -206,10 +208,11 @@ class Study:
             drawn = study.ask(distributions(contender.space))
             job = Job(number, [], with_values(contender.raw, values_of(contender.space, drawn.params)))
             self.recognizer.recognize(job)
-            if job.error:
+            if job.folder is None:
                 raise ConfigError(job.error)
-            drawn.set_user_attr("known", job.state in ("known", "same"))
-            drawn.set_user_attr("number", number)  # from here on it counts
+            # From here on it counts.
+            known = job.state in ("known", "same")
+            drawn.set_user_attr("asked", {"number": number, "run": job.folder.name, "known_before": known})
             self._try(contender, study, drawn.number)
         contender.trials = self._trials(contender, study)
         failed = [trial for trial in contender.trials if trial["status"] == "failed"]
@@ -230,22 +233,26 @@ class Study:
         for trunk, epoch, needs in wanted(jobs):
             trunk.ask(epoch, needs)
 
-    def _open(self, contender: Contender) -> "optuna.Study":
+    @cached_property
+    def _storage(self) -> Any:
         optuna = _optuna()
         from sqlalchemy import URL
         from sqlalchemy.exc import DatabaseError
 
         path = (self.folder / "trials.db").resolve()
         try:
-            storage = optuna.storages.RDBStorage(URL.create("sqlite", database=str(path)).render_as_string())
+            return optuna.storages.RDBStorage(URL.create("sqlite", database=str(path)).render_as_string())
         except DatabaseError:
             raise self._damaged(path) from None
+
+    def _open(self, contender: Contender) -> "optuna.Study":
+        optuna = _optuna()
         study = optuna.create_study(
-            storage=storage, study_name=contender.name, load_if_exists=True, pruner=self._pruner(),
+            storage=self._storage, study_name=contender.name, load_if_exists=True, pruner=self._pruner(),
             direction="maximize" if self._higher_is_better(contender) else "minimize",
         )  # fmt: skip
         for trial in study.get_trials(deepcopy=False):
-            if trial.state.name == "RUNNING" and "number" not in trial.user_attrs:  # killed while it was asked for
+            if trial.state.name == "RUNNING" and "asked" not in trial.user_attrs:  # killed while it was asked for
                 study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         return study
 
@@ -270,7 +277,9 @@ class Study:
 
         samplers = _optuna().samplers
         if self.settings["sampler"] == "qmc":  # one sequence, of which each trial takes the next point
-            return samplers.QMCSampler(scramble=True, seed=derive("trials", self.seed))
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", category=_optuna().exceptions.ExperimentalWarning)
+                return samplers.QMCSampler(scramble=True, seed=derive("trials", self.seed))
         seed = derive("trial", self.seed, number)
         return samplers.TPESampler(seed=seed, n_startup_trials=max(1, min(10, self.settings["trials"] // 2)))
 
@@ -284,26 +293,28 @@ class Study:
         frozen = study.get_trials(deepcopy=False)[number]
         trial = optuna.trial.Trial(study, frozen._trial_id)  # there is no other way to an old one
         values = values_of(contender.space, frozen.params)
-        words = [*contender.words, word("validation", self.settings["validation"])]
-        place = f"trial {frozen.user_attrs['number'] + 1} of {self.settings['trials']}"
+        asked = frozen.user_attrs["asked"]
+        place = f"trial {asked['number'] + 1} of {self.settings['trials']}"
         print(f"\n{contender.name} {place}: {_words(values)}", file=sys.stderr)
         ends: list[int | None] = [None]
         if self.settings["pruner"] != "none":
             ends = [*sorted({-(-contender.epochs * k // RUNGS) for k in range(1, RUNGS)} - {contender.epochs}), None]
         for end in ends:
+            if end is not None and epochs_done(self.runs_dir / asked["run"]) >= end:
+                continue  # a study that was stopped
             try:
-                result, folder = self._run(words, values, end)
+                result, folder = self._run(contender, values, end)
             except EXPECTED:
                 raise
             except Exception as error:
-                trial.set_user_attr("error", f"{type(error).__name__}: {error}")
+                trial.set_user_attr("done", {"status": "failed", "error": f"{type(error).__name__}: {error}"})
                 print(explain(error), file=sys.stderr)
                 return
             value = _finite(result.metrics["last"].get(result.headline))
             about: Settings = {
-                "run": folder.name, "status": result.status, "seconds": result.seconds + result.evaluation_seconds,
-                "device_seconds": 0.0 if frozen.user_attrs["known"] else device_seconds(contender, result),
-                "diverged_at": result.diverged_at, "value": value, "headline": result.headline,
+                "status": result.status, "seconds": result.seconds + result.evaluation_seconds,
+                "device_seconds": 0.0 if asked["known_before"] else device_seconds(contender, result),
+                "diverged_at": result.diverged_at, "value": value,
             }  # fmt: skip
             if result.status in FINAL:
                 break
@@ -314,19 +325,19 @@ class Study:
             if trial.should_prune():
                 about["status"] = "pruned"
                 break
-        about["error"] = None  # an earlier attempt's
-        for key, fact in about.items():
-            trial.set_user_attr(key, fact)
+        trial.set_user_attr("done", about)
         if about["status"] == "pruned":
             study.tell(number, state=optuna.trial.TrialState.PRUNED)
             return
         worst = -math.inf if result.higher_is_better else math.inf
         study.tell(number, worst if value is None or result.status == "diverged" else value)
 
-    def _run(self, words: list[str], values: Settings, until: int | None = None) -> tuple[Result, Path]:
-        """The run that these words and values ask for."""
-        words = [*words, *(word(key, value) for key, value in values.items())]
-        cfg = OmegaConf.create(self.compose("config", words))
+    def _run(self, contender: Contender, values: Settings, until: int | None = None) -> tuple[Result, Path]:
+        """The optimizer's run with these values; by the validation split, unless they say otherwise."""
+        said = {"validation": self.settings["validation"]} | values
+        words = [w for w in contender.words if _key(w) not in said]
+        words += [word(key, value) for key, value in said.items() if value is not None]
+        cfg = OmegaConf.create(with_values(contender.raw, said))
         result, folder, _ = run(cfg, f"python -m tmbench {shlex.join(words)}", until)
         return result, folder
 
@@ -334,14 +345,11 @@ class Study:
         """What is known of each trial, in order."""
         found = []
         for trial in _asked(study):
-            attrs = trial.user_attrs
-            status = "failed" if trial.state.name == "RUNNING" else attrs["status"]
-            found.append({
-                "number": attrs["number"], "values": values_of(contender.space, trial.params), "status": status,
-                "value": attrs.get("value") if status == "completed" else None, "run": attrs.get("run"),
-                "seconds": attrs.get("seconds", 0.0), "device_seconds": attrs.get("device_seconds", 0.0),
-                "known_before": attrs["known"], "diverged_at": attrs.get("diverged_at"), "error": attrs.get("error"),
-            })  # fmt: skip
+            done: Settings = {"value": None, "seconds": 0.0, "device_seconds": 0.0, "diverged_at": None, "error": None}
+            done |= trial.user_attrs["done"]
+            if done["status"] != "completed":
+                done["value"] = None
+            found.append(trial.user_attrs["asked"] | {"values": values_of(contender.space, trial.params)} | done)
         return found
 
     # The choice and its confirmation
@@ -379,11 +387,10 @@ class Study:
         for contender in self.contenders:
             if contender.choice is None:
                 continue
-            words = [w for w in contender.words if _key(w) != "seed"]
             for seed in self.seeds:
                 values = contender.choice["values"]
                 print(f"\n{contender.name} with seed={seed}, to confirm {_words(values)}", file=sys.stderr)
-                result, folder = self._run([*words, f"seed={seed}"], values)
+                result, folder = self._run(contender, values | {"validation": None, "seed": seed})
                 if result.status not in FINAL:
                     raise KeyboardInterrupt
                 value = result.metrics["last"].get(result.headline) if result.status == "completed" else None
@@ -565,8 +572,8 @@ def _now() -> str:
 
 def _asked(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
     """The trials that count, in order."""
-    trials = [t for t in study.get_trials(deepcopy=False) if "number" in t.user_attrs]
-    return sorted(trials, key=lambda t: t.user_attrs["number"])
+    trials = [t for t in study.get_trials(deepcopy=False) if "asked" in t.user_attrs]
+    return sorted(trials, key=lambda t: t.user_attrs["asked"]["number"])
 
 
 def _optuna() -> Any:
