@@ -398,13 +398,26 @@ def test_every_optimizer_has_the_same_budget_and_the_choice_is_the_best_of_its_o
     assert list(result["optimizers"]["tmsgd"]["space"]) == ["lr", "switch_epoch"]
     assert list(result["optimizers"]["sgd"]["space"]) == ["lr"]
     assert result["budget"] == {"trials": 4, "epochs": 16, "seed": 0, "sampler": "tpe", "pruner": "none"}
-    assert result["test"]["only_after_the_choice"] is True
+    assert result["test"]["read_only_after_it"] is True
     confirmed = [c for c in fake.calls if c.validation is None]
     assert len(confirmed) == 6
     assert fake.calls[-6:] == confirmed
     assert {c.seed for c in fake.calls[:-6]} == {0}
     switches = {c.switch_epoch for c in confirmed if c.optimizer.name == "tmsgd"}
     assert switches == {result["optimizers"]["tmsgd"]["choice"]["values"]["switch_epoch"]}
+
+
+def test_confirming_runs_of_before_the_choice_are_told(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tune.main(alone(tmp_path)) == 0
+    assert "read only after the choice was frozen" in capsys.readouterr().out
+    assert tune.main(alone(tmp_path, "name=again")) == 0
+    assert "1 of the confirming runs were begun before the choice" in capsys.readouterr().out
+    again = outcome(tmp_path, "again")
+    assert again["test"]["read_only_after_it"] is False
+    assert again["optimizers"]["sgd"]["used"]["known_before"] == 4
+    assert again["optimizers"]["sgd"]["used"]["device_seconds"] == 0
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "qmc"])

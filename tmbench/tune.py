@@ -126,7 +126,8 @@ class Study:
         title = settings["name"] or "-".join([self.task, *(c.name for c in self.contenders), cfg["data"]["profile"]])
         self.folder = self.runs_dir / STORE / title
         self.recognizer = Recognizer(download=True)
-        self.frozen: str | None = None
+        self.frozen = ""  # when the choice was
+        self.begun: list[str] = []  # confirming runs that were begun before
         self.example: Result | None = None  # any of the study's runs
 
     def _contender(self, words: list[str], raw: Settings) -> Contender:
@@ -147,7 +148,7 @@ class Study:
 
         Raises:
             ConfigError: the folder holds another study; a trial failed; or no trial of any optimizer has a value.
-        DataError: what the folder holds is damaged.
+            DataError: what the folder holds is damaged.
             KeyboardInterrupt: a person or the scheduler wanted it to stop.
         """
         with locked(self.folder):
@@ -366,16 +367,26 @@ class Study:
                 f"{', '.join(choices)}: no trial came to a finite value, so there is nothing to choose; "
                 "expected a space with smaller rates"
             )
+        begun = []  # by another command: these have read the test split already
+        for contender in self.contenders:
+            if (own := choices[contender.name]) is None:
+                continue
+            for seed in self.seeds:
+                values = {**own["values"], "validation": None, "seed": seed}
+                job = Job(seed, [], with_values(contender.raw, values))
+                self.recognizer.recognize(job)
+                begun += [job.folder.name] if job.folder and job.state != "new" else []
         kept = ("number", "values", "value", "run")
         write(path, json.dumps({
-            "frozen": _now(),
+            "frozen": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "choices": {name: own and {key: own[key] for key in kept} for name, own in choices.items()},
+            "begun_before": begun,
         }, indent=2) + "\n")  # fmt: skip
 
     def _read(self, path: Path) -> None:
         """What was chosen, and the trials that led to it."""
         told = self._load(path)
-        self.frozen = told["frozen"]
+        self.frozen, self.begun = told["frozen"], told["begun_before"]
         for contender in self.contenders:
             contender.choice = told["choices"][contender.name]
             contender.trials = contender.trials or self._trials(contender, self._open(contender))
@@ -396,8 +407,7 @@ class Study:
                 value = result.metrics["last"].get(result.headline) if result.status == "completed" else None
                 contender.confirmation.append({
                     "seed": seed, "status": result.status, "value": _finite(value), "run": folder.name,
-                    "command": result.command, "started": result.started,
-                    "device_seconds": device_seconds(contender, result),
+                    "command": result.command, "device_seconds": device_seconds(contender, result),
                 })  # fmt: skip
                 self.example = result
 
@@ -405,8 +415,6 @@ class Study:
         """All that there is to say of the study."""
         example = self.example
         assert example is not None
-        started = [own["started"] for contender in self.contenders for own in contender.confirmation]
-        assert self.frozen is not None
         return {
             "schema_version": SCHEMA, "name": self.folder.name, "task": self.task, "profile": example.profile,
             "headline": example.headline, "higher_is_better": example.higher_is_better, "command": self.command,
@@ -419,8 +427,7 @@ class Study:
                 "judged_by": "the headline metric after the last epoch",
             },
             "test": {
-                "choice_frozen": self.frozen, "first_read": min(started),
-                "only_after_the_choice": min(started) >= self.frozen,
+                "choice_frozen": self.frozen, "read_only_after_it": not self.begun, "runs_begun_before": self.begun,
                 "judged_by": "the headline metric after the last epoch; nothing is chosen by it",
             },
             "optimizers": {
@@ -499,8 +506,10 @@ def table(result: Settings, console: Console) -> None:
         told = f"{shown(own['mean'], key)} ({_interval(own, key)})".replace(" %", " points")
         console.print(f"{name}   {told}, paired by seed", highlight=False)
     test = result["test"]
-    when = "after" if test["only_after_the_choice"] else "[red]in earlier runs, before[/red]"
-    console.print(f"test       first read {test['first_read']}, {when} the choice was frozen ({test['choice_frozen']})")
+    told = f"read only after the choice was frozen, {test['choice_frozen']}"
+    if begun := len(test["runs_begun_before"]):
+        told = f"[yellow]{begun} of the confirming runs were begun before the choice, by another command[/]"
+    console.print(f"test       {told}", highlight=False)
 
 
 def _interval(own: Settings, key: str) -> str:
@@ -564,10 +573,6 @@ def _words(values: Settings) -> str:
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _asked(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
