@@ -420,7 +420,7 @@ def test_confirming_runs_of_before_the_choice_are_told(
     assert again["optimizers"]["sgd"]["used"]["device_seconds"] == 0
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "qmc"])
+@pytest.mark.parametrize("sampler", ["tpe", pytest.param("qmc", marks=pytest.mark.slow)])
 def test_a_study_that_is_stopped_anywhere_ends_as_one_that_was_not(sampler: str, fake: Fake, tmp_path: Path) -> None:
     words = (f"sampler={sampler}", "optimizer=tmsgd", "trials=4", "seeds=2")
     assert tune.main(asked(tmp_path / "whole", *words)) == 0
@@ -466,6 +466,7 @@ def test_a_grid_tries_each_point_once_and_then_again_as_the_same_run(fake: Fake,
         tune.Study(asked(tmp_path, "sampler=grid"), None, "")
 
 
+@pytest.mark.slow
 def test_a_median_pruner_ends_what_is_behind_and_counts_what_it_took(fake: Fake, tmp_path: Path) -> None:
     fake.diverges = lambda cfg: False
     assert tune.main(alone(tmp_path, "pruner=median", "trials=10")) == 0
@@ -558,6 +559,7 @@ def test_another_question_is_refused_and_the_way_out_told(
     assert len(fake.calls) == 1
 
 
+@pytest.mark.slow
 def test_a_damaged_study_is_no_study(fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tune.main(alone(tmp_path)) == 0
     for name in ("study.json", "choice.json", "trials.db"):
