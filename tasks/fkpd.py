@@ -120,10 +120,18 @@ class FKPD(Task):
         To be cut at random in training: images (N, H, W), padded with black, key points, heights and widths (N, 2).
         """
         if split not in self._examples:
-            self._examples[split] = self._read(split)
+            self._examples[split] = self._read(split, training=split == "train")
         return self._examples[split]
 
-    def _read(self, split: str) -> TensorDataset:
+    def as_evaluated(self) -> TensorDataset:
+        return self._read("train", training=False) if self.cfg.crop == "random" else self.examples("train")
+
+    def groups(self) -> list[str]:
+        """Whose face it is, of the image's name: frames of one film are nearly the same."""
+        assert isinstance(self.data, Faces)
+        return [path.stem.rpartition("_")[0] for path, _ in self.data.rows("train")]
+
+    def _read(self, split: str, training: bool) -> TensorDataset:
         assert isinstance(self.data, Faces)
         size, crop = self.cfg.size, self.cfg.crop
         images, points = zip(
@@ -138,7 +146,7 @@ class FKPD(Task):
         for own_HW, image_HW in zip(images_NHW, images, strict=True):
             own_HW[: len(image_HW), : image_HW.shape[1]] = image_HW
         points_NK2 = torch.stack(points)
-        if crop == "random" and split == "train":
+        if crop == "random" and training:
             return TensorDataset(images_NHW, points_NK2, sizes_N2)
         if crop == "random":  # the same places each time, or results could not be compared
             corners = random_corners(sizes_N2, size, torch.Generator().manual_seed(derive("crops of the test images")))

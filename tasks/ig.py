@@ -115,6 +115,15 @@ class IG(Task):
             return TensorDataset(self.real_N3HW)
         return TensorDataset(fixed_noise("samples", self.cfg.samples or len(self.real_N3HW)))
 
+    def as_evaluated(self) -> TensorDataset:
+        """Noise, one for each real picture."""
+        return TensorDataset(fixed_noise("samples", len(self.real_N3HW)))
+
+    def hold_out(self, share: float) -> None:
+        """Judges generated pictures by as many real ones that were not trained on."""
+        super().hold_out(share)
+        self.real_N3HW = self.real_N3HW[torch.from_numpy(self.held)]
+
     def generate(self, noise_BZ: Tensor) -> Tensor:
         """Pictures (B, 3, 64, 64) in [-1, 1]."""
         return self.generator(noise_BZ[:, :, None, None])

@@ -45,11 +45,11 @@ def transform(split: str, preprocess: str, short_side: int, crop: int) -> v2.Tra
 
 
 class Pictures(Dataset[tuple[Tensor, Tensor]]):
-    """The (image, mask) pairs of a split, read when asked for."""
+    """The (image, mask) pairs of a split, read when asked for, to be trained or evaluated on."""
 
-    def __init__(self, data: VOCSegmentation, split: str, cfg: DictConfig) -> None:
+    def __init__(self, data: VOCSegmentation, split: str, cfg: DictConfig, training: bool) -> None:
         self.data, self.pairs = data, data.pairs("train" if split == "train" else "val")
-        self.transform = transform(split, cfg.preprocess, cfg.short_side, cfg.crop)
+        self.transform = transform("train" if training else "test", cfg.preprocess, cfg.short_side, cfg.crop)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -113,7 +113,11 @@ class Seg(Task):
 
     def examples(self, split: str) -> Pictures:
         assert isinstance(self.data, VOCSegmentation)
-        return Pictures(self.data, split, self.cfg)
+        return Pictures(self.data, split, self.cfg, training=split == "train")
+
+    def as_evaluated(self) -> Pictures:
+        assert isinstance(self.data, VOCSegmentation)
+        return Pictures(self.data, "train", self.cfg, training=False)
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         images_B3HW, masks_BHW = batch

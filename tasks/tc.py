@@ -13,6 +13,7 @@ from torch.utils.data import TensorDataset
 from torchmetrics import ConfusionMatrix, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from tmbench.errors import ConfigError
 from tmbench.task import Task
 
 from .r8 import LABELS, R8, Document
@@ -60,15 +61,28 @@ class TC(Task):
 
     def __init__(self, cfg: DictConfig, data: R8) -> None:
         super().__init__(cfg, data)
-        self.documents = {split: data.read(split, cfg.variant) for split in ("train", "test")}
-        self.words = vocabulary(self.documents["train"], self.documents["test"], cfg.vocabulary)
+        self.documents = {"train": data.read("train", cfg.variant)}
+        test = self.read("test") if cfg.vocabulary == "train_test" else []
+        self.words = vocabulary(self.documents["train"], test, cfg.vocabulary)
         self.model = LSTMClassifier(len(self.words), cfg.embedding, cfg.width, len(LABELS))
         self.metrics = MetricCollection({"accuracy": MulticlassAccuracy(len(LABELS), average="micro")})
         self.confusion = ConfusionMatrix(task="multiclass", num_classes=len(LABELS))
 
+    def read(self, split: str) -> list[Document]:
+        """The split's documents, read when they are first wanted."""
+        if split not in self.documents:
+            assert isinstance(self.data, R8)
+            self.documents[split] = self.data.read(split, self.cfg.variant)
+        return self.documents[split]
+
+    def hold_out(self, share: float) -> None:
+        if self.cfg.vocabulary != "train":
+            raise ConfigError("validation: task.vocabulary=train_test reads the test documents; use train")
+        super().hold_out(share)
+
     def examples(self, split: str) -> TensorDataset:
         """Tokens (N, T), right-padded with 0, and labels (N,)."""
-        documents = self.documents[split]
+        documents = self.read(split)
         unknown = self.words.get("<unk>", 0)
         tokens_NT = torch.zeros(len(documents), self.cfg.tokens, dtype=torch.long)
         for n, (_, text) in enumerate(documents):

@@ -89,7 +89,7 @@ class Record(Callback):
             **metrics,
         }
         self.rows.append(row)
-        headline = f"test/{pl_module.headline}"
+        headline = pl_module.headline_key
         sign = 1 if pl_module.higher_is_better else -1
         improved = bool(metrics) and (not self.best or sign * metrics[headline] > sign * self.best[headline])
         if improved:
@@ -136,7 +136,7 @@ class Record(Callback):
         assert isinstance(pl_module, Task)
         pl_module.eval()
         figures = self.folder / "figures"
-        own = ("curves", curves(self.rows, pl_module.headline, self.switch_epoch))
+        own = ("curves", curves(self.rows, pl_module.headline_key, self.switch_epoch))
         with torch.no_grad():
             for name, figure in (own, *pl_module.pictures()):
                 if trainer.is_global_zero:
@@ -269,7 +269,8 @@ class Bar(Callback):
         self._update(advance=1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        row, key = self.record.newest(), f"test/{pl_module.headline}"
+        assert isinstance(pl_module, Task)
+        row, key = self.record.newest(), pl_module.headline_key
         told = f"  {key} {shown(row[key], key)}" if key in row else ""
         self._update(news=f"loss {row['train/loss']:.3f}{told}")
 

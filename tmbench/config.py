@@ -47,6 +47,7 @@ def settle(cfg: DictConfig) -> DictConfig:
 def settled(raw: Settings) -> Settings:
     """As settle, on plain dictionaries, which is what the thousand jobs of a sweep have time for."""
     cfg = plain(raw)
+    cfg.setdefault("validation", None)  # a configuration that was saved before there was one
     for group in GROUPS:
         _check_kinds(cfg, group)
     _fill_from_task(cfg)
@@ -235,6 +236,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "clip_norm": (lambda v: v is None or (_is_number(v) and v > 0), "a number > 0, or null"),
     "clip_value": (lambda v: v is None or (_is_number(v) and v > 0), "a number > 0, or null"),
     "ema": (lambda v: v is None or (_is_number(v) and 0 < v < 1), "a number between 0 and 1, or null"),
+    "validation": (lambda v: v is None or (_is_number(v) and 0 < v < 1), "a number between 0 and 1, or null"),
     "force": (lambda v: isinstance(v, bool), "true or false"),
     "plan": (lambda v: isinstance(v, bool), "true or false"),
     "trunk": (lambda v: v in ("auto", "off", False), "auto or off"),
@@ -307,6 +309,8 @@ def identity(cfg: Mapping[Any, Any], data_digest: str) -> Settings:
     facts["world_size"] = world_size(cfg)
     if not reads_switch(cfg):
         del facts["switch_epoch"]
+    if facts.get("validation") is None:
+        facts.pop("validation", None)
     facts["data"] = {"profile": cfg["data"]["profile"], "digest": data_digest}
     facts["schema"] = SCHEMA
     return facts

@@ -25,9 +25,9 @@ DPI = 110
 
 
 def curves(rows: list[dict[str, float]], headline: str, switch_epoch: int | None) -> Figure:
-    """Training loss and headline metric after each epoch, the switch marked."""
+    """Training loss and headline metric (as in the rows) after each epoch, the switch marked."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    for ax, key in zip(axes, ("train/loss", f"test/{headline}"), strict=True):
+    for ax, key in zip(axes, ("train/loss", headline), strict=True):
         known = [row for row in rows if key in row]
         ax.plot([row["epoch"] + 1 for row in known], [row[key] for row in known], marker="o", markersize=3)
         ax.set(title=key, xlabel="epochs trained")
@@ -66,6 +66,8 @@ def restored(run: Run, data_dir: str | None = None) -> "Task":
     if run.result and digest != run.result.data_digest:
         raise DataError(f"{data.root}: not the files that {run.folder.name} was trained on; say --data-dir DIR")
     task: Task = get_class(cfg.task._target_)(cfg.task, data)
+    if cfg.get("validation"):
+        task.hold_out(cfg.validation)
     try:
         # Our own file, with the optimizer's state in it, which may be any class.
         task.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=False)["state_dict"])

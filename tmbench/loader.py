@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+
+from .errors import ConfigError
 
 Part = tuple[Any, float]  # a batch, and its weight in the step's loss
 Step = list[Part]  # what one optimizer step sees on one rank: one part, or `accumulate` of them
@@ -29,6 +31,37 @@ def seed_all(purpose: str, *numbers: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def held_out(count: int, share: float, labels: Any = None, groups: Any = None) -> np.ndarray:
+    """Which of so many training examples validate: about a share of them, the same in every run; sorted indices.
+
+    Args:
+        labels: a class for each example, to be represented as in all of them; None: there are none.
+        groups: what each example belongs to, such as a person; a group stays together, and labels do not matter.
+
+    Raises:
+        ConfigError: no example, or each, would be held out.
+    """
+    rng = np.random.default_rng(derive("validation"))
+    units = np.arange(count) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    order = rng.permutation(int(units.max()) + 1)
+    if labels is not None and groups is None:
+        order = order[np.argsort(np.asarray(labels)[order], kind="stable")]
+    # Each time that the share of what was passed by is one more whole example (or group): so of every class alike.
+    passed = np.floor(np.arange(len(order) + 1) * share + 0.5)
+    held = np.flatnonzero(np.isin(units, order[passed[1:] > passed[:-1]]))
+    if not 0 < len(held) < count:
+        what = f"{count} training examples" + (f" in {len(order)} groups" if groups is not None else "")
+        raise ConfigError(f"validation: expected a share that leaves some of {what} on either side, got {share}")
+    return held
+
+
+def part(examples: Any, index: np.ndarray) -> Any:
+    """Some of the examples, of the same kind as all of them."""
+    if isinstance(examples, TensorDataset):
+        return TensorDataset(*(t[torch.from_numpy(index)] for t in examples.tensors))
+    return Subset(examples, index.tolist())
 
 
 class Seeded(Dataset[Any]):

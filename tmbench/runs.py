@@ -181,6 +181,7 @@ def told_apart(groups: list[str], settings: list[dict[str, Any]]) -> list[str]:
 
 
 def flat(node: Settings, prefix: str = "") -> dict[str, Any]:
+    """The values of nested settings by their dotted keys."""
     found: dict[str, Any] = {}
     for key, value in node.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}

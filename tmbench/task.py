@@ -3,10 +3,11 @@
 import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from pytorch_lightning import LightningModule
@@ -15,11 +16,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.utils.data import TensorDataset
 from torchmetrics import Metric, MetricCollection
 
 from .data import Dataset
 from .errors import ConfigError
-from .loader import STEPS_A_BLOCK, Step, seed_all
+from .loader import STEPS_A_BLOCK, Step, held_out, part, seed_all
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,7 +54,8 @@ class Task(LightningModule, ABC):
     """A model, its data, its loss and its metrics. A task knows nothing of optimizers, devices or runs.
 
     A subclass sets in its constructor the model and `self.metrics`, a MetricCollection whose keys become
-    `test/<key>`; the constructor may rely on the random generators being seeded.
+    `test/<key>`; the constructor may rely on the random generators being seeded. It must not need the test split,
+    which a run with `validation` never reads.
 
     Args of every subclass: the settled `task` section of the configuration, and its open data set.
     """
@@ -76,6 +79,14 @@ class Task(LightningModule, ABC):
     @abstractmethod
     def loss(self, batch: Any) -> Tensor:
         """The mean loss over a batch; shape ()."""
+
+    def as_evaluated(self) -> Any:
+        """The training examples as `evaluate` takes them, in the same order, where training takes altered ones."""
+        return self.examples("train")
+
+    def groups(self) -> Sequence[Any] | None:
+        """What each training example belongs to whose parts are too much alike, such as a person; None if nothing."""
+        return None
 
     def players(self) -> dict[str, Player]:
         """Who takes an optimizer step on every batch, in turn, by name.
@@ -108,6 +119,8 @@ class Task(LightningModule, ABC):
     # What follows is the same for all tasks; the runner sets the attributes.
 
     seed: int
+    split: str = "test"  # the name of what is evaluated, in metrics
+    held: np.ndarray | None = None  # the training examples that stand for the test split, see hold_out
     optimizer_name: str
     new_optimizer: Callable[..., Optimizer]
     factor: "partial[float] | None" = None  # the schedule: step -> factor on the learning rate
@@ -119,6 +132,25 @@ class Task(LightningModule, ABC):
     evaluated: bool = True  # whether this epoch is, at its end
     record_from: float = math.inf  # from this step of the run on, what each step adds to the weights is recorded
     recorded: list[Recorded]  # for each optimizer
+
+    def hold_out(self, share: float) -> None:
+        """Takes a share of the training examples out of them, to be evaluated: from now on they are the `test` split.
+
+        It is the same share in every run. Classes are represented alike, if the last tensor says them; what `groups`
+        holds together stays so. What a constructor has learned of the training examples, such as a vocabulary, knows
+        those that are held out, too.
+
+        Raises:
+            ConfigError: there would be no example left to train on, or none to evaluate.
+        """
+        train, judged = self.examples("train"), self.as_evaluated()
+        last = train.tensors[-1] if isinstance(train, TensorDataset) else None
+        labels = last if last is not None and last.dim() == 1 and not last.is_floating_point() else None
+        self.held = held_out(len(train), share, labels, self.groups())
+        rest = np.setdiff1d(np.arange(len(train)), self.held, assume_unique=True)
+        splits = {"train": part(train, rest), "test": part(judged, self.held)}
+        self.examples = splits.__getitem__  # type: ignore[method-assign, assignment]
+        self.split = "validation"
 
     def new_optimizers(self) -> list[Optimizer]:
         """A fresh optimizer for each player.
@@ -279,7 +311,7 @@ class Task(LightningModule, ABC):
         self.reset_metrics()
 
     def _evaluate_average(self) -> dict[str, float]:
-        """The metrics of the weight average over the test split, as `test_ema/<key>`."""
+        """The metrics of the weight average over what is evaluated, as `test_ema/<key>`."""
         kept = [t.clone() for t in self._live]
         torch._foreach_copy_(self._live, self._average)
         self.reset_metrics()
@@ -288,7 +320,7 @@ class Task(LightningModule, ABC):
             with self.trainer.precision_plugin.val_step_context():
                 self.evaluate(self.transfer_batch_to_device(batch, self.device, 0))
         torch._foreach_copy_(self._live, kept)
-        return self.values("test_ema")
+        return self.values(f"{self.split}_ema")
 
     def majority(self) -> float:
         """The share of test examples in the most frequent class of the training split; of (input, label) tensors."""
@@ -303,6 +335,11 @@ class Task(LightningModule, ABC):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.evaluate(batch)
 
-    def values(self, split: str = "test") -> dict[str, float]:
-        """The metrics' values, in step over all ranks, as `<split>/<key>`."""
-        return {f"{split}/{key}": float(value) for key, value in self.metrics.compute().items()}
+    @property
+    def headline_key(self) -> str:
+        """The headline metric as records name it: `test/<headline>`, or `validation/<headline>`."""
+        return f"{self.split}/{self.headline}"
+
+    def values(self, split: str | None = None) -> dict[str, float]:
+        """The metrics' values, in step over all ranks, as `<split>/<key>`; of what is evaluated by default."""
+        return {f"{split or self.split}/{key}": float(value) for key, value in self.metrics.compute().items()}

@@ -61,6 +61,8 @@ def train(
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     seed_all("weights", cfg.seed)
     task: Task = get_class(cfg.task._target_)(cfg.task, data)
+    if cfg.validation:
+        task.hold_out(cfg.validation)
     record = Record(folder, effective_switch(cfg))
     stop = StopOnSignal(until)
     trainer = _trainer(cfg, folder, [record, stop], players=len(task.players()))
@@ -118,7 +120,6 @@ def train(
             stop.restore()
 
     rows = record.rows
-    headline = f"test/{task.headline}"
     examples = len(rows) * train_loader.count
     result = Result(
         run_id=folder.name,
@@ -128,7 +129,7 @@ def train(
         seed=cfg.seed,
         profile=label,
         protocol=cfg.protocol.name,
-        headline=headline,
+        headline=task.headline_key,
         higher_is_better=task.higher_is_better,
         metrics={"last": _metrics(record.newest()), "best": record.best},
         seconds=record.seconds,
@@ -151,7 +152,7 @@ def train(
         nondeterministic=operations,
         notes=_notes(cfg, label) + (share.notes if share else []),
         error=f"{type(error).__name__}: {error}" if error else None,
-        baseline={f"test/{key}": value for key, value in trivial.items()},
+        baseline={f"{task.split}/{key}": value for key, value in trivial.items()},
         evaluation_seconds=record.evaluation_seconds,
         overhead_seconds=time.perf_counter() - start - record.here,
     )

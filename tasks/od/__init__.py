@@ -60,7 +60,18 @@ class OD(Task):
         self.metrics = MetricCollection(metrics, compute_groups=False)
 
     def examples(self, split: str) -> Any:
-        return self.model.examples(split)
+        return self.model.examples(split, training=split == "train")
+
+    def as_evaluated(self) -> Any:
+        return self.model.examples("train", training=False)
+
+    def judged(self, count: int) -> list[Any]:
+        """The (image, annotation) files of the first images that are evaluated."""
+        data: Any = self.data
+        if self.held is None:
+            return data.split("test")[:count]
+        pairs = data.split("train")
+        return [pairs[i] for i in self.held[:count]]
 
     def loss(self, batch: Batch) -> Tensor:
         return self.model.loss(batch)
@@ -108,8 +119,9 @@ def detections_figure(runs: Mapping[str, OD]) -> "Figure":
     """The first test images: what is there, and what each run finds."""
     import matplotlib.pyplot as plt
 
-    data: Any = next(iter(runs.values())).data
-    pairs = data.split("test")[:PICTURES]
+    some = next(iter(runs.values()))
+    data: Any = some.data
+    pairs = some.judged(PICTURES)
     names = ["truth", *runs]
     size = (3.2 * len(names), 2.6 * len(pairs))
     figure, axes = plt.subplots(len(pairs), len(names), figsize=size, squeeze=False, layout="constrained")

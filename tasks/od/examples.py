@@ -32,8 +32,8 @@ class Detector(nn.Module, ABC):
     """A network, with all that is particular to it: what it reads, its loss, and what it finds."""
 
     @abstractmethod
-    def examples(self, split: str) -> Dataset[Any]:
-        """The `train` or `test` examples; they need nothing of the network's device."""
+    def examples(self, split: str, training: bool) -> Dataset[Any]:
+        """The `train` or `test` examples as they are to train or to be judged by; nothing of the network's device."""
 
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:

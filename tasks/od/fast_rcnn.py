@@ -81,10 +81,8 @@ class FastRCNN(Detector):
         hidden = self.fc(pooled_RCHW.flatten(1))
         return self.score(hidden), self.codes(hidden).unflatten(1, (len(CLASSES), 4))
 
-    def examples(self, split: str) -> Dataset[Any]:
-        return Pictures(
-            self.data, split, self.reader.training_example if split == "train" else self.reader.test_example
-        )
+    def examples(self, split: str, training: bool) -> Dataset[Any]:
+        return Pictures(self.data, split, self.reader.training_example if training else self.reader.test_example)
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy, and smooth L1 of the true class's code, of each region; over the regions asked for.

@@ -172,8 +172,8 @@ class RFBNet(Detector):
         found = self.head(maps)
         return found["cls_logits"], found["bbox_regression"]
 
-    def examples(self, split: str) -> Dataset[Any]:
-        if split == "train":
+    def examples(self, split: str, training: bool) -> Dataset[Any]:
+        if training:
             return Pictures(self.data, split, partial(training_example, size=self.size, augments=self.augments))
         return Pictures(self.data, split, partial(test_example, size=self.size))
 

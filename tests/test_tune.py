@@ -1,0 +1,706 @@
+"""Fair tuning: equal budgets, a choice that never saw the test split, and a study that survives a kill."""
+
+import copy
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Compose, Run, choices
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+from test_run import SHORT, assert_same, weights
+from torch.utils.data import TensorDataset
+
+import tmbench.run
+from tmbench import tune
+from tmbench.config import conf_dir, identity, plain, run_id, settle
+from tmbench.data import open_dataset
+from tmbench.errors import ConfigError
+from tmbench.loader import held_out, part, seed_all
+from tmbench.result import Result
+from tmbench.space import all_of, space_of, values_of
+from tmbench.task import Task
+
+# The files of a tiny set that hold its test split alone; none where one file holds all, or there is no such split.
+TEST_FILES = {
+    "tc": ["test.txt"], "ic": ["cifar-10-batches-py/test_batch"],
+    "fkpd": ["data/test", "data/test_frames_keypoints.csv"],
+    "seg": ["VOCdevkit/VOC2007/ImageSets/Segmentation/val.txt"], "od": ["VOCdevkit/VOC2007/ImageSets/Main/test.txt"],
+    "ctr": [], "ig": [],
+}  # fmt: skip
+TINY = ["task=tc", "epochs=2", "batch_size=64"]
+
+
+# The validation split
+
+
+def build(composed: Compose, name: str, root: Path, *overrides: str) -> Task:
+    """A task on a copy of its tiny data from which the test split's files are gone."""
+    cfg = settle(composed(f"task={name}", *overrides))
+    data, _, _ = open_dataset(cfg, get_class(cfg.task.data))
+    shutil.copytree(data.root, root)
+    for file in TEST_FILES[name]:
+        path = root / file
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    data.root = root
+    for one in getattr(data, "sets", []):
+        one.root = root
+    seed_all("weights", 0)
+    return get_class(cfg.task._target_)(cfg.task, data)
+
+
+@pytest.mark.parametrize("name", choices("task"))
+def test_held_out_examples_and_the_others_are_all_training_examples_and_the_test_files_are_not_read(
+    name: str, composed: Compose, tmp_path: Path
+) -> None:
+    task = build(composed, name, tmp_path / "data")
+    train, judged = task.examples("train"), task.as_evaluated()
+    count = len(train)
+    assert len(judged) == count
+    task.hold_out(0.2)
+    rest, held = task.examples("train"), task.examples("test")
+    assert task.held is not None
+    index = np.setdiff1d(np.arange(count), task.held)
+    assert len(rest) + len(held) == count
+    assert len(held) == pytest.approx(0.2 * count, abs=1)
+    for some, of, which in ((rest, train, index), (held, judged, task.held)):
+        if isinstance(some, TensorDataset):
+            assert all(
+                torch.equal(a, b[torch.from_numpy(which)]) for a, b in zip(some.tensors, of.tensors, strict=True)
+            )
+        else:
+            assert some.indices == which.tolist()
+            assert some.dataset.pairs == of.pairs
+    task.baseline()
+    assert task.headline_key == f"validation/{task.headline}"
+
+
+@pytest.mark.parametrize("count", [2, 7, 320, 1001])
+@pytest.mark.parametrize("share", [0.1, 1 / 3, 0.5, 0.9])
+def test_the_held_out_share_is_exact_sorted_and_the_same_each_time(count: int, share: float) -> None:
+    if not 0 < round(count * share) < count:
+        with pytest.raises(ConfigError, match="validation: expected a share that leaves some"):
+            held_out(count, share)
+        return
+    held = held_out(count, share)
+    assert len(held) == int(np.floor(count * share + 0.5))
+    assert (np.diff(held) > 0).all()
+    assert 0 <= held[0] <= held[-1] < count
+    assert (held == held_out(count, share)).all()
+
+
+def test_every_class_is_held_out_by_its_share() -> None:
+    labels = np.random.default_rng(0).choice(5, 1000, p=[0.5, 0.3, 0.1, 0.09, 0.01])
+    held = held_out(1000, 0.2, torch.from_numpy(labels))
+    for label in range(5):
+        assert abs((labels[held] == label).sum() - 0.2 * (labels == label).sum()) <= 1
+
+
+def test_a_group_is_never_torn_apart() -> None:
+    groups = [f"person{i}" for i in np.random.default_rng(0).integers(0, 40, 500)]
+    held = held_out(500, 0.25, groups=groups)
+    inside = {groups[i] for i in held}
+    assert len(inside) == 10
+    assert inside.isdisjoint(groups[i] for i in set(range(500)) - set(held.tolist()))
+
+
+def test_faces_of_a_person_are_on_one_side(composed: Compose, tmp_path: Path) -> None:
+    task = build(composed, "fkpd", tmp_path / "data")
+    assert task.groups()[:11] == ["Face_0"] * 10 + ["Face_1"]
+    task.hold_out(0.2)
+    assert task.held is not None
+    assert len({i // 10 for i in task.held}) * 10 == len(task.held)
+
+
+def test_augmented_training_examples_are_judged_as_they_are(composed: Compose, tmp_path: Path) -> None:
+    task = build(composed, "seg", tmp_path / "seg", "task.preprocess=source")
+    task.hold_out(0.2)
+    first, again = (task.examples("test")[0][0] for _ in range(2))
+    assert min(first.shape[1:]) == 64  # the short side, not a crop of 56
+    assert torch.equal(first, again)
+    cropped = build(composed, "fkpd", tmp_path / "fkpd", "task.crop=random")
+    cropped.hold_out(0.2)
+    assert len(cropped.examples("train").tensors) == 3  # with their sizes, to be cut
+    assert len(cropped.examples("test").tensors) == 2
+
+
+def test_generated_pictures_are_judged_by_real_ones_that_were_not_trained_on(composed: Compose, tmp_path: Path) -> None:
+    task: Any = build(composed, "ig", tmp_path / "data")
+    task.hold_out(0.25)
+    (trained,) = task.examples("train").tensors
+    assert len(task.real_N3HW) == len(task.examples("test")) == 48
+    assert not any((trained == own).flatten(1).all(1).any() for own in task.real_N3HW)
+
+
+def test_part_of_a_map_style_set_is_one(composed: Compose) -> None:
+    assert [part(list("abcde"), np.array([1, 4]))[i] for i in range(2)] == ["b", "e"]
+
+
+def test_validation_makes_another_run_and_none_the_old_one(composed: Compose) -> None:
+    cfg = settle(composed("task=tc"))
+    assert "validation" not in identity(cfg, "0")
+    old = plain(cfg)
+    del old["validation"]  # as saved before there was one
+    assert run_id(settle(OmegaConf.create(old)), "0") == run_id(cfg, "0")
+    assert len({run_id(settle(composed("task=tc", f"validation={v}")), "0") for v in ("null", "0.1", "0.2")}) == 3
+
+
+@pytest.mark.parametrize("value", ["0", "1", "-0.1", "yes", "true", "[0.1]"])
+def test_a_share_that_is_none_is_refused(value: str, composed: Compose) -> None:
+    with pytest.raises(ConfigError, match="validation: expected a number between 0 and 1"):
+        settle(composed("task=tc", f"validation={value}"))
+
+
+def test_the_sources_vocabulary_reads_test_documents_and_is_refused(do: Run) -> None:
+    with pytest.raises(ConfigError, match=r"validation: task\.vocabulary=train_test reads the test documents"):
+        do("task=tc", "task.vocabulary=train_test", "validation=0.2", "epochs=1")
+
+
+def without_test_files(monkeypatch: pytest.MonkeyPatch, name: str, root: Path) -> None:
+    """Lets runs open a data set and then takes the files of its test split away."""
+    opened = open_dataset
+
+    def open_and_remove(cfg: Any, cls: Any) -> Any:
+        data, label, digest = opened(cfg, cls)
+        if not root.exists():
+            shutil.copytree(data.root, root)
+            for file in TEST_FILES[name]:
+                shutil.rmtree(root / file) if (root / file).is_dir() else (root / file).unlink()
+        data.root = root
+        for one in getattr(data, "sets", []):
+            one.root = root
+        return data, label, digest
+
+    monkeypatch.setattr(tmbench.run, "open_dataset", open_and_remove)
+
+
+@pytest.mark.parametrize("name", [n if n == "tc" else pytest.param(n, marks=pytest.mark.slow) for n in choices("task")])
+def test_a_run_with_validation_reads_no_test_file_and_knows_only_validation_metrics(
+    name: str, do: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    without_test_files(monkeypatch, name, tmp_path / "elsewhere")
+    result, folder = do(f"task={name}", "optimizer=tmsgd", "validation=0.25", "ema=0.9", *SHORT.get(name, []))
+    assert result.status == "completed"
+    assert result.headline.startswith("validation/")
+    keys = [*result.metrics["last"], *result.metrics["best"], *result.baseline]
+    assert result.headline in result.metrics["last"]
+    assert not [key for key in keys if key.startswith("test")]
+    assert (folder / "figures" / "curves.png").exists()
+    assert "test" not in (folder / "curves.csv").read_text()
+
+
+def test_switched_runs_with_validation_share_their_beginning(do: Run, tmp_path: Path) -> None:
+    words = ["task=tc", "optimizer=tmsgd", "validation=0.25", "epochs=4", "batch_size=32"]
+    do(*words, "switch_epoch=2")
+    shared, folder = do(*words, "switch_epoch=3")
+    assert shared.epochs["from_trunk"] == 2
+    alone, other = do(*words, "switch_epoch=3", "trunk=off", f"runs_dir={tmp_path / 'alone'}")
+    assert alone.metrics == shared.metrics
+    assert_same(weights(folder), weights(other))
+
+
+# The space
+
+
+def declared(**optimizers: Any) -> dict[str, Any]:
+    return {"name": "mine", "common": {"lr": {"low": 0.1, "high": 1, "log": True}}, "optimizers": optimizers}
+
+
+def space(composed: Compose, optimizer: str, own: Any, *overrides: str) -> Any:
+    return space_of(declared(**{optimizer: own}), plain(composed("task=tc", f"optimizer={optimizer}", *overrides)))
+
+
+def test_a_space_is_the_common_part_with_what_the_optimizer_changes(composed: Compose) -> None:
+    assert space(composed, "sgd", {}) == {"lr": {"low": 0.1, "high": 1.0, "log": True}}
+    own = {"lr": [0.5], "optimizer.betas": [[0.9, 0.99], [0.8, 0.99]], "batch_size": {"low": 2, "high": 8}}
+    found = space(composed, "adam", own)
+    assert found["lr"] == {"choices": [0.5]}
+    assert found["batch_size"] == {"low": 2, "high": 8, "log": False}
+    drawn = values_of(found, {"lr": 0, "optimizer.betas": 1, "batch_size": 3})
+    assert drawn == {"lr": 0.5, "optimizer.betas": [0.8, 0.99], "batch_size": 3}
+    assert len(all_of(found)) == 2 * 7
+
+
+@pytest.mark.parametrize(
+    ("values", "whole"),
+    [
+        ({"low": 0.1, "high": 0.9}, {"low": 2, "high": 14, "log": False}),
+        ({"low": 3, "high": 9}, {"low": 3, "high": 9, "log": False}),
+        ([0.01, 0.02, 0.5, 0.99, "never", 0], {"choices": [1, 8, 15, "never", 0]}),
+        ({"low": 0.5, "high": 0.52}, {"choices": [8]}),
+    ],
+)
+def test_shares_of_the_run_become_whole_epochs_inside_it(values: Any, whole: Any, composed: Compose) -> None:
+    assert space(composed, "tmsgd", {"switch_epoch": values}, "epochs=16")["switch_epoch"] == whole
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "own", "message"),
+    [
+        ("sgd", {"lrr": [1, 2]}, r"space=mine, lrr of sgd: there is no such setting; did you mean lr\?"),
+        ("sgd", {"optimizer.momentun": [0.9]}, "did you mean momentum"),
+        ("sgd", {"seed": [1, 2]}, "seed of sgd: expected something to tune"),
+        ("sgd", {"trainer.accumulate": [1, 2]}, "expected something to tune"),
+        ("sgd", {"switch_epoch": [1, 2]}, "this optimizer does not read it"),
+        ("tmsgd", {"switch_epoch": [1, 16]}, "expected epochs from 0 to 15, shares between 0 and 1, got 16"),
+        ("sgd", {"lr": {"low": 1, "high": 1}}, "expected low < high, got 1 and 1"),
+        ("sgd", {"lr": {"low": 2, "high": 1}}, "expected low < high, got 2 and 1"),
+        ("sgd", {"lr": {"low": 0, "high": 1, "log": True}}, "expected low > 0 where log is true, got 0"),
+        ("sgd", {"lr": {"low": 0, "high": 1}}, "lr: expected a number > 0, got 0.0"),
+        ("sgd", {"lr": {"low": 0.1, "hi": 1}}, "perhaps with log: true"),
+        ("sgd", {"lr": {"low": "a", "high": 1}}, "expected low and high to be numbers"),
+        ("sgd", {"lr": {"low": 0.1, "high": float("inf")}}, "expected low and high to be numbers"),
+        ("sgd", {"lr": []}, "expected choices, each once"),
+        ("sgd", {"lr": [0.1, 0.1]}, "expected choices, each once"),
+        ("sgd", {"lr": 0.1}, "perhaps with log: true"),
+        ("sgd", {"lr": [0.1, "fast"]}, "lr: expected a number > 0, got 'fast'"),
+        ("sgd", {"task.weight_decay": [-1.0]}, "task.weight_decay: expected a number >= 0, got -1.0"),
+    ],
+)
+def test_a_space_that_cannot_be_is_refused_before_anything_runs(
+    optimizer: str, own: Any, message: str, composed: Compose
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        space(composed, optimizer, own)
+
+
+def test_an_optimizer_without_a_space_is_told_where_to_put_it(composed: Compose) -> None:
+    with pytest.raises(ConfigError, match=r"nothing is declared for optimizer=lbfgs, only for sgd\n.*lbfgs: \{\}"):
+        space_of(declared(sgd={}), plain(composed("task=tc", "optimizer=lbfgs")))
+    with pytest.raises(ConfigError, match="expected common and optimizers, got extra"):
+        space_of(declared(sgd={}) | {"extra": 1}, plain(composed("task=tc", "optimizer=sgd")))
+
+
+@pytest.mark.parametrize("name", choices("space"))
+def test_every_declared_space_fits_its_optimizers(name: str, composed: Compose) -> None:
+    content: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "space" / f"{name}.yaml"))
+    assert content["name"] == name
+    for optimizer in content["optimizers"]:
+        assert optimizer in choices("optimizer")
+        space_of(content, plain(composed("task=tc", f"optimizer={optimizer}")))
+
+
+# A study
+
+
+class Fake:
+    """Stands for training: a run's result follows from its settings, and is on disk as a run's is."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[Any] = []
+        self.stop_after = 10**9  # runs
+        self.fails: Any = lambda cfg: False
+        self.diverges: Any = lambda cfg: cfg.lr > 0.5
+        monkeypatch.setattr(tune, "run", self.run)
+
+    def run(self, cfg: Any, command: str, until: int | None = None) -> tuple[Result, Path, str]:
+        cfg = settle(cfg)
+        folder = Path(cfg.runs_dir) / run_id(cfg, open_dataset(cfg, get_class(cfg.task.data))[2])
+        if (known := Result.load(folder)) and known.status in ("completed", "diverged"):
+            return known, folder, "shown"
+        if len(self.calls) >= self.stop_after:
+            raise KeyboardInterrupt
+        self.calls.append(cfg)
+        if self.fails(cfg):
+            raise RuntimeError("out of memory")
+        split = "validation" if cfg.validation else "test"
+        if split == "test":
+            assert list(Path(cfg.runs_dir).glob(".tune/*/choice.json")), "the choice is not frozen yet"
+        switch = cfg.switch_epoch if "switch_step" in cfg.optimizer else 0
+        value = 0.9 - abs(float(np.log10(cfg.lr)) + 1) / 10 + 0.01 * switch + 0.001 * cfg.seed
+        status = "diverged" if self.diverges(cfg) else "completed"
+        done = until or cfg.epochs
+        if until and status == "completed":
+            status = "interrupted"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        (folder / "checkpoints" / "last.ckpt").touch()
+        (folder / "curves.csv").write_text("\n".join(["epoch"] + ["0"] * done))
+        result = Result(
+            run_id=folder.name, status=status, task="tc", optimizer=cfg.optimizer.name, seed=cfg.seed, profile="tiny",
+            protocol="reconciled", headline=f"{split}/accuracy", higher_is_better=True,
+            metrics={"last": {f"{split}/accuracy": value}, "best": {}}, seconds=float(done), steps=1,
+            epochs={"asked": cfg.epochs, "trained": done, "from_trunk": 0}, examples_per_second=1.0,
+            peak_memory_bytes=1, parameters=1, switch={"requested": None, "effective": None, "step": None}, versions={},
+            hardware="a fake", git_commit=None, data_digest="0", command=command,
+            started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            diverged_at={"epoch": 0, "step": 1} if status == "diverged" else None,
+        )  # fmt: skip
+        result.save(folder)
+        return result, folder, "new"
+
+
+class Composer(tune.Composer):
+    """Composes each configuration once for all tests, whatever their folder: it takes most of a study's time."""
+
+    known: dict[tuple[str, ...], Any] = {}
+
+    def __call__(self, name: str, words: list[str]) -> Any:
+        rest = [w for w in words if not w.startswith("runs_dir=")]
+        key = (name, *self.search, *rest)
+        if key not in self.known:
+            self.known[key] = super().__call__(name, rest)
+        raw = copy.deepcopy(self.known[key])
+        return raw | dict(w.split("=", 1) for w in words if w not in rest)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
+    monkeypatch.setattr(tune, "Composer", Composer)
+    return Fake(monkeypatch)
+
+
+def asked(folder: Path, *words: str) -> list[str]:
+    return ["task=tc", "optimizer=tmsgd,sgd", "trials=4", "seeds=3", "name=s", f"runs_dir={folder}", *words]
+
+
+def alone(folder: Path, *words: str) -> list[str]:
+    return asked(folder, "optimizer=sgd", "seeds=1", *words)
+
+
+def outcome(folder: Path, name: str = "s") -> dict[str, Any]:
+    return json.loads((folder / ".tune" / name / "result.json").read_text())
+
+
+def timeless(result: dict[str, Any]) -> str:
+    """A study's result without what is of the moment."""
+    return re.sub(r"2\d\d\d-\d\d-\d\dT[\d:]*Z", "", json.dumps(result))
+
+
+def test_every_optimizer_has_the_same_budget_and_the_choice_is_the_best_of_its_own(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tune.main(asked(tmp_path)) == 0
+    result = outcome(tmp_path)
+    told = capsys.readouterr().out
+    for name in ("tmsgd", "sgd"):
+        own = result["optimizers"][name]
+        assert own["used"]["trials"] == len(own["trials"]) == 4
+        finite = [t for t in own["trials"] if t["value"] is not None]
+        assert own["choice"]["value"] == max(t["value"] for t in finite)
+        assert own["used"]["device_seconds"] == 4 * 16
+        assert [r["seed"] for r in own["confirmation"]["runs"]] == [1, 2, 3]
+        assert own["confirmation"]["n"] == 3
+        assert name in told
+    # Before anything is learned, both are drawn the same rates.
+    first = [[t["values"]["lr"] for t in result["optimizers"][name]["trials"]][:2] for name in ("tmsgd", "sgd")]
+    assert first[0] == first[1]
+    assert list(result["optimizers"]["tmsgd"]["space"]) == ["lr", "switch_epoch"]
+    assert list(result["optimizers"]["sgd"]["space"]) == ["lr"]
+    assert result["budget"] == {"trials": 4, "epochs": 16, "seed": 0, "sampler": "tpe", "pruner": "none"}
+    assert result["test"]["read_only_after_it"] is True
+    confirmed = [c for c in fake.calls if c.validation is None]
+    assert len(confirmed) == 6
+    assert fake.calls[-6:] == confirmed
+    assert {c.seed for c in fake.calls[:-6]} == {0}
+    switches = {c.switch_epoch for c in confirmed if c.optimizer.name == "tmsgd"}
+    assert switches == {result["optimizers"]["tmsgd"]["choice"]["values"]["switch_epoch"]}
+
+
+def test_confirming_runs_of_before_the_choice_are_told(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tune.main(alone(tmp_path)) == 0
+    assert "read only after the choice was frozen" in capsys.readouterr().out
+    assert tune.main(alone(tmp_path, "name=again")) == 0
+    assert "1 of the confirming runs were begun before the choice" in capsys.readouterr().out
+    again = outcome(tmp_path, "again")
+    assert again["test"]["read_only_after_it"] is False
+    assert again["optimizers"]["sgd"]["used"]["known_before"] == 4
+    assert again["optimizers"]["sgd"]["used"]["device_seconds"] == 0
+
+
+@pytest.mark.parametrize("sampler", ["tpe", pytest.param("qmc", marks=pytest.mark.slow)])
+def test_a_study_that_is_stopped_anywhere_ends_as_one_that_was_not(sampler: str, fake: Fake, tmp_path: Path) -> None:
+    words = (f"sampler={sampler}", "optimizer=tmsgd", "trials=4", "seeds=2")
+    assert tune.main(asked(tmp_path / "whole", *words)) == 0
+    whole = timeless(outcome(tmp_path / "whole"))
+    calls = len(fake.calls)
+    for stop in (1, 3, 5):
+        fake.stop_after = calls + stop
+        assert tune.main(asked(tmp_path / "parts", *words)) == 130
+    fake.stop_after = 10**9
+    assert tune.main(asked(tmp_path / "parts", *words)) == 0
+    assert timeless(outcome(tmp_path / "parts")) == whole.replace(str(tmp_path / "whole"), str(tmp_path / "parts"))
+    assert len(fake.calls) == 2 * calls
+
+
+def test_a_trial_that_is_killed_while_it_is_drawn_is_not_counted(fake: Fake, tmp_path: Path) -> None:
+    import optuna
+    from optuna.distributions import FloatDistribution
+
+    assert tune.main(alone(tmp_path / "whole")) == 0
+    fake.stop_after = len(fake.calls) + 2
+    assert tune.main(alone(tmp_path / "parts")) == 130
+    storage = f"sqlite:///{tmp_path / 'parts' / '.tune' / 's' / 'trials.db'}"
+    optuna.load_study(study_name="sgd", storage=storage).ask({"lr": FloatDistribution(0.001, 1.0, log=True)})
+    fake.stop_after = 10**9
+    assert tune.main(alone(tmp_path / "parts")) == 0
+    first, second = (outcome(tmp_path / name)["optimizers"]["sgd"]["trials"] for name in ("whole", "parts"))
+    assert [trial["values"] for trial in first] == [trial["values"] for trial in second]
+
+
+def test_a_grid_tries_each_point_once_and_then_again_as_the_same_run(fake: Fake, tmp_path: Path) -> None:
+    words = ["space=switch", "sampler=grid", "trials=5", "epochs=4", "seeds=1"]
+    assert tune.main(asked(tmp_path, *words)) == 0
+    own = outcome(tmp_path)["optimizers"]
+    tried = [t["values"]["switch_epoch"] for t in own["tmsgd"]["trials"]]
+    assert sorted(tried[:3]) == [1, 2, 3]
+    assert tried[3:] == tried[:2]
+    assert own["tmsgd"]["used"]["known_before"] == 2
+    assert own["tmsgd"]["used"]["device_seconds"] == 3 * 4
+    assert own["sgd"]["used"]["trials"] == 5
+    assert own["sgd"]["used"]["device_seconds"] == 4
+    assert own["tmsgd"]["choice"]["values"] == {"switch_epoch": 3}
+    with pytest.raises(ConfigError, match="sampler=grid: expected choices or whole numbers, lr can be any between"):
+        tune.Study(asked(tmp_path, "sampler=grid"), None, "")
+
+
+@pytest.mark.slow
+def test_a_median_pruner_ends_what_is_behind_and_counts_what_it_took(fake: Fake, tmp_path: Path) -> None:
+    fake.diverges = lambda cfg: False
+    assert tune.main(alone(tmp_path, "pruner=median", "trials=10")) == 0
+    own = outcome(tmp_path)["optimizers"]["sgd"]
+    pruned = [t for t in own["trials"] if t["status"] == "pruned"]
+    assert 0 < len(pruned) == own["used"]["pruned"] < 10
+    assert all(t["value"] is None and t["device_seconds"] in (4, 8, 12) for t in pruned)
+    assert own["choice"]["number"] not in {t["number"] for t in pruned}
+
+
+def test_diverged_trials_count_as_the_worst_and_are_told(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.diverges = lambda cfg: cfg.lr > 0.01 and cfg.validation
+    assert tune.main(alone(tmp_path, "trials=6")) == 0
+    own = outcome(tmp_path)["optimizers"]["sgd"]
+    bad = [t for t in own["trials"] if t["values"]["lr"] > 0.01]
+    assert 0 < len(bad) == own["used"]["diverged"] < 6
+    assert all(t["status"] == "diverged" and t["value"] is None for t in bad)
+    assert own["choice"]["values"]["lr"] <= 0.01
+    assert f"6, {len(bad)} diverged" in capsys.readouterr().out
+
+
+def test_an_optimizer_whose_trials_all_diverge_has_no_choice_and_the_others_go_on(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.diverges = lambda cfg: cfg.optimizer.name == "sgd"
+    assert tune.main(asked(tmp_path)) == 0
+    result = outcome(tmp_path)
+    assert result["optimizers"]["sgd"]["choice"] is None
+    assert result["optimizers"]["sgd"]["confirmation"]["runs"] == []
+    assert result["differences"]["tmsgd - sgd"]["n"] == 0
+    assert "none: no trial came to a finite value" in capsys.readouterr().out
+
+
+def test_nothing_is_frozen_if_all_trials_of_all_optimizers_diverge(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.diverges = lambda cfg: True
+    assert tune.main(alone(tmp_path)) == 1
+    assert "sgd: no trial came to a finite value" in capsys.readouterr().err
+    assert not (tmp_path / ".tune" / "s" / "choice.json").exists()
+    assert all(c.validation for c in fake.calls)
+
+
+def test_failed_trials_are_told_and_tried_again_before_anything_is_chosen(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.fails = lambda cfg: len(fake.calls) in (2, 3)
+    assert tune.main(alone(tmp_path)) == 1
+    told = capsys.readouterr().err
+    assert "sgd: 2 of 4 trials failed, so nothing is chosen yet" in told
+    assert "RuntimeError: out of memory" in told
+    assert not (tmp_path / ".tune" / "s" / "choice.json").exists()
+    assert tune.main(alone(tmp_path)) == 0
+    own = outcome(tmp_path)["optimizers"]["sgd"]
+    assert own["used"]["trials"] == own["used"]["completed"] + own["used"]["diverged"] == 4
+    assert all(t["error"] is None for t in own["trials"])
+
+
+def test_a_diverged_confirmation_is_missing_from_the_mean_and_told(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.diverges = lambda cfg: cfg.seed == 2 and cfg.optimizer.name == "sgd"
+    assert tune.main(asked(tmp_path)) == 0
+    result = outcome(tmp_path)
+    confirmed = result["optimizers"]["sgd"]["confirmation"]
+    assert (confirmed["n"], confirmed["missing"]) == (2, 1)
+    assert (result["differences"]["tmsgd - sgd"]["n"], result["differences"]["tmsgd - sgd"]["missing"]) == (2, 1)
+    assert "n=2, 1 diverged" in capsys.readouterr().out
+
+
+def test_another_question_is_refused_and_the_way_out_told(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.stop_after = 1
+    assert tune.main(asked(tmp_path)) == 130
+    for change, message in {
+        "space.common.lr.high=0.9": "tmsgd.space.lr.high: was 1.0, is 0.9",
+        "trials=5": "trials: was 4, is 5",
+        "seeds=[7]": "seeds: was [1, 2, 3], is [7]",
+        "validation=0.3": "validation: was 0.2, is 0.3",
+        "epochs=15": "tmsgd.runs.epochs: was 16, is 15",
+        "optimizer=tmsgd": "sgd.space.lr.low: was 0.001, is None",
+    }.items():
+        assert tune.main(asked(tmp_path, change)) == 1
+        told = capsys.readouterr().err
+        assert message in told
+        assert "ask as before to go on with it, say name=... for a new one, or remove the folder" in told
+    assert len(fake.calls) == 1
+
+
+@pytest.mark.slow
+def test_a_damaged_study_is_no_study(fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tune.main(alone(tmp_path)) == 0
+    for name in ("study.json", "choice.json", "trials.db"):
+        path = tmp_path / ".tune" / "s" / name
+        kept = path.read_bytes()
+        path.write_bytes(b"{nothing")
+        assert tune.main(alone(tmp_path)) == 1
+        assert f"{name}: not as this program left it" in capsys.readouterr().err
+        path.write_bytes(kept)
+    path.unlink()  # a choice without the trials that led to it
+    assert tune.main(alone(tmp_path)) == 1
+    assert "trials.db: not as this program left it" in capsys.readouterr().err
+
+
+GOOD = {"trials": 2, "seeds": 2, "validation": 0.1, "sampler": "tpe", "pruner": "none", "name": None}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("trials", 0, "a whole number >= 1"), ("trials", 2.5, "a whole number"), ("trials", True, "a whole number"),
+        ("seeds", 0, "how many, or a list of them"), ("seeds", [1, 1], "how many"), ("seeds", [], "how many"),
+        ("seeds", [-1], "how many"), ("validation", 0, "a number between 0 and 1"), ("validation", 1.0, "a number"),
+        ("sampler", "best", "one of tpe, qmc, grid"), ("pruner", "all", "one of none, median"),
+        ("name", "../x", "a word without slashes"), ("name", "", "a word"),
+    ],
+)  # fmt: skip
+def test_a_wrong_setting_of_a_study_is_told(key: str, value: Any, expected: str) -> None:
+    tune._check(GOOD, ["lr=1"])
+    with pytest.raises(ConfigError, match=f"{key}: expected {expected}.*, got {re.escape(repr(value))}"):
+        tune._check(GOOD | {key: value}, [])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("seeds=[3,0]", "seeds: expected fresh ones, got [3, 0]; the trials have seed=0"),
+        ("force=true", "force: it is for runs and sweeps"),
+        ("lr=0.1", "lr: it is tuned, by space=default; leave it out"),
+        ("space=nope", "Available options in 'space'"),
+        ("optimizer=sgd,nope", "nope"),
+        ("optimzer=sgd", "did you mean optimizer"),
+    ],
+)
+def test_a_wrong_word_is_refused_before_anything_runs(
+    change: str, message: str, fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tune.main(alone(tmp_path, change)) == 1
+    assert message in capsys.readouterr().err
+    assert fake.calls == []
+    assert not (tmp_path / ".tune").exists()
+
+
+def test_a_person_can_write_a_space_of_their_own(fake: Fake, tmp_path: Path) -> None:
+    (tmp_path / "conf" / "space").mkdir(parents=True)
+    (tmp_path / "conf" / "space" / "mine.yaml").write_text(
+        "name: mine\ncommon:\n  lr: [0.1, 0.2]\noptimizers:\n  sgd:\n    optimizer.momentum: [0.5]\n"
+    )
+    words = ["task=tc", "optimizer=sgd", "space=mine", "trials=2", "seeds=1", f"runs_dir={tmp_path}"]
+    assert tune.main([*words, "--config-dir", str(tmp_path / "conf")]) == 0
+    assert {c.optimizer.momentum for c in fake.calls} == {0.5}
+    assert outcome(tmp_path, "tc-sgd-tiny")["optimizers"]["sgd"]["choice"]["values"]["optimizer.momentum"] == 0.5
+
+
+def test_the_interval_is_students() -> None:
+    from scipy import stats
+
+    values = [0.81, 0.84, 0.79, 0.86]
+    own = tune.summary([*values, None])
+    assert (own["n"], own["missing"]) == (4, 1)
+    assert own["interval"] == pytest.approx(stats.t.interval(0.95, 3, np.mean(values), stats.sem(values)))
+    assert tune.summary([0.5])["interval"] is None
+    assert tune.summary([])["mean"] is None
+
+
+# Real runs
+
+
+def test_no_test_example_is_read_before_the_choice_is_frozen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tmbench.tasks.r8 import R8
+
+    read, touched = R8.read, []
+
+    def guarded(self: Any, split: str, variant: str = "clean") -> Any:
+        if split == "test":
+            touched.append(split)
+            assert (tmp_path / ".tune" / "tc-tmsgd-sgd-tiny" / "choice.json").exists()
+        return read(self, split, variant)
+
+    monkeypatch.setattr(R8, "read", guarded)
+    assert tune.main([*TINY, "optimizer=tmsgd,sgd", "trials=2", "seeds=1", f"runs_dir={tmp_path}"]) == 0
+    result = outcome(tmp_path, "tc-tmsgd-sgd-tiny")
+    assert touched
+    for own in result["optimizers"].values():
+        for trial in own["trials"]:
+            saved = Result.load(tmp_path / trial["run"])
+            assert saved is not None
+            assert trial["value"] == saved.metrics["last"]["validation/accuracy"]
+        (confirmed,) = own["confirmation"]["runs"]
+        saved = Result.load(tmp_path / confirmed["run"])
+        assert saved is not None
+        assert confirmed["value"] == saved.metrics["last"]["test/accuracy"]
+        assert saved.command == confirmed["command"]
+    # Known: shown again, without training.
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("tc-*/result.json")}
+    assert tune.main([*TINY, "optimizer=tmsgd,sgd", "trials=2", "seeds=1", f"runs_dir={tmp_path}"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("tc-*/result.json")} == before
+
+
+@pytest.mark.slow
+def test_a_study_killed_again_and_again_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    words = [*TINY, "epochs=4", "batch_size=16", "optimizer=tmsgd,sgd", "trials=3", "seeds=2"]
+
+    def start(folder: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "tmbench.tune", *words, f"runs_dir={folder}"]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    assert start(tmp_path / "whole").wait(300) == 0
+    kills = 0
+    for _ in range(60):
+        process = start(tmp_path / "parts")
+        before = sum(len(p.read_text().splitlines()) for p in (tmp_path / "parts").glob("*/curves.csv"))
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            lines = sum(len(p.read_text().splitlines()) for p in (tmp_path / "parts").glob("*/curves.csv"))
+            if lines >= before + 7:  # in the middle of some run, another each time
+                break
+            time.sleep(0.01)
+        if process.poll() is not None:
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        kills += 1
+    assert process.returncode == 0
+    assert kills >= 3
+    whole, parts = (outcome(tmp_path / name, "tc-tmsgd-sgd-tiny") for name in ("whole", "parts"))
+    for name, own in whole["optimizers"].items():
+        other = parts["optimizers"][name]
+        assert own["choice"] == other["choice"]
+        kept = ("number", "values", "value", "run", "status")
+        assert [[t[k] for k in kept] for t in own["trials"]] == [[t[k] for k in kept] for t in other["trials"]]
+        assert [r["value"] for r in own["confirmation"]["runs"]] == [r["value"] for r in other["confirmation"]["runs"]]
