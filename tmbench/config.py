@@ -131,9 +131,9 @@ def _check_kinds(cfg: Settings, group: str) -> None:
             right, expected = isinstance(value, bool), "true or false"
         elif isinstance(default, int):
             least = -1 if key == "devices" else min(default, 1)
-            right, expected = _is_whole(value, least), f"a whole number >= {least}"
+            right, expected = is_whole(value, least), f"a whole number >= {least}"
         elif isinstance(default, float):
-            right, expected = _is_number(value) and value >= 0, "a number >= 0"
+            right, expected = is_number(value) and value >= 0, "a number >= 0"
         else:
             continue
         if not right and key != "precision":
@@ -173,7 +173,7 @@ def _fill_from_task(cfg: Settings) -> None:
             cfg[key] = own.get(key, numbers[key])
     if cfg["switch_epoch"] is None:
         cfg["switch_epoch"] = numbers["switch_epoch"]
-        if profile == "tiny" and _is_whole(cfg["epochs"], 1):
+        if profile == "tiny" and is_whole(cfg["epochs"], 1):
             # Keeps the switch's place in the run, and inside it, so that a tiny TM run really switches.
             share = numbers["switch_epoch"] / numbers["epochs"]
             cfg["switch_epoch"] = max(1, min(round(share * cfg["epochs"]), cfg["epochs"] - 1))
@@ -201,7 +201,7 @@ def _fill_from_trainer(cfg: Settings) -> None:
     if trainer["devices"] == -1:
         trainer["devices"] = count_gpus() if on_gpu else os.cpu_count()
     devices = trainer["devices"]
-    if on_gpu and _is_whole(devices, 1) and devices > count_gpus():
+    if on_gpu and is_whole(devices, 1) and devices > count_gpus():
         raise ConfigError(f"devices: expected at most {count_gpus()}, the GPUs visible here, got {devices}")
     if trainer["strategy"] == "auto" and devices != 1:
         ddp = "ddp" if on_gpu else "ddp_cpu"
@@ -211,16 +211,16 @@ def _fill_from_trainer(cfg: Settings) -> None:
         trainer["num_workers"] = 0 if few else min(8, os.cpu_count() or 1)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_whole(value: Any, least: int) -> bool:
+def is_whole(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _whole(least: int) -> tuple[Callable[[Any], bool], str]:
-    return lambda v: _is_whole(v, least), f"a whole number >= {least}"
+    return lambda v: is_whole(v, least), f"a whole number >= {least}"
 
 
 def _choice(*names: str) -> tuple[Callable[[Any], bool], str]:
@@ -231,16 +231,16 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": _whole(0),
     "epochs": _whole(1),
     "batch_size": _whole(1),
-    "lr": (lambda v: _is_number(v) and v > 0, "a number > 0"),
-    "switch_epoch": (lambda v: v == NEVER or _is_whole(v, 0), f"a whole number >= 0, or {NEVER}"),
-    "clip_norm": (lambda v: v is None or (_is_number(v) and v > 0), "a number > 0, or null"),
-    "clip_value": (lambda v: v is None or (_is_number(v) and v > 0), "a number > 0, or null"),
-    "ema": (lambda v: v is None or (_is_number(v) and 0 < v < 1), "a number between 0 and 1, or null"),
-    "validation": (lambda v: v is None or (_is_number(v) and 0 < v < 1), "a number between 0 and 1, or null"),
+    "lr": (lambda v: is_number(v) and v > 0, "a number > 0"),
+    "switch_epoch": (lambda v: v == NEVER or is_whole(v, 0), f"a whole number >= 0, or {NEVER}"),
+    "clip_norm": (lambda v: v is None or (is_number(v) and v > 0), "a number > 0, or null"),
+    "clip_value": (lambda v: v is None or (is_number(v) and v > 0), "a number > 0, or null"),
+    "ema": (lambda v: v is None or (is_number(v) and 0 < v < 1), "a number between 0 and 1, or null"),
+    "validation": (lambda v: v is None or (is_number(v) and 0 < v < 1), "a number between 0 and 1, or null"),
     "force": (lambda v: isinstance(v, bool), "true or false"),
     "plan": (lambda v: isinstance(v, bool), "true or false"),
     "trunk": (lambda v: v in ("auto", "off", False), "auto or off"),
-    "trunk_gib": (lambda v: _is_number(v) and v >= 0, "a number >= 0"),
+    "trunk_gib": (lambda v: is_number(v) and v >= 0, "a number >= 0"),
     "data_dir": (lambda v: isinstance(v, str), "a folder"),
     "runs_dir": (lambda v: isinstance(v, str), "a folder"),
     "trainer.devices": _whole(1),

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from .config import NEVER, Settings, _is_number, _is_whole, plain, reads_switch, select, settled
+from .config import NEVER, Settings, is_number, is_whole, plain, reads_switch, select, settled
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def space_of(declared: Settings, raw: Settings) -> Space:
     for key, values in ((declared.get("common") or {}) | (own[optimizer] or {})).items():
         where = f"space={name}, {key} of {optimizer}"
         _check_key(key, where, raw, reads_switch(cfg))
-        whole = key == "switch_epoch" or _is_whole(select(cfg, key), 0)
+        whole = key == "switch_epoch" or is_whole(select(cfg, key), 0)
         space[key] = _checked(values, where, whole)
         if key == "switch_epoch":
             space[key] = _of_switch(space[key], where, cfg["epochs"])
@@ -121,7 +121,7 @@ def _checked(values: Any, where: str, whole: bool) -> Settings:
     if not isinstance(values, dict) or not {"low", "high"} <= values.keys() <= {"low", "high", "log"}:
         raise ConfigError(f"{where}: expected {{low: ..., high: ...}}, perhaps with log: true, or [...], got {values}")
     low, high, log = values["low"], values["high"], values.get("log", False)
-    if not (_is_number(low) and _is_number(high) and isinstance(log, bool)):
+    if not (is_number(low) and is_number(high) and isinstance(log, bool)):
         raise ConfigError(f"{where}: expected low and high to be numbers and log to be true or false, got {values}")
     if not low < high:
         raise ConfigError(f"{where}: expected low < high, got {low} and {high}")
@@ -138,7 +138,7 @@ def _of_switch(spec: Settings, where: str, epochs: int) -> Settings:
         raise ConfigError(f"{where}: expected a run of 2 epochs or more, to switch inside it, got epochs={epochs}")
 
     def whole(value: Any) -> Any:
-        if value == NEVER or (_is_whole(value, 0) and value < epochs):
+        if value == NEVER or (is_whole(value, 0) and value < epochs):
             return value
         if isinstance(value, float) and 0 < value < 1:
             return max(1, min(round(value * epochs), epochs - 1))
