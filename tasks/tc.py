@@ -4,6 +4,7 @@ Legend: B batch, T tokens of a document, E embedding, H LSTM units, C classes, N
 """
 
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils.data import TensorDataset
 from torchmetrics import ConfusionMatrix, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from tmbench.mup import built
 from tmbench.task import Task
 
 from .r8 import LABELS, R8, Document
@@ -43,11 +45,13 @@ def vocabulary(train: list[Document], test: list[Document], kind: str) -> dict[s
 class LSTMClassifier(nn.Module):
     """Embedding, one LSTM layer, a linear layer on the output at the last position (padding included)."""
 
-    def __init__(self, num_words: int, embedding: int, width: int, num_classes: int) -> None:
+    def __init__(
+        self, num_words: int, embedding: int, num_classes: int, width: int, readout: type[nn.Linear] = nn.Linear
+    ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(num_words, embedding)
         self.lstm = nn.LSTM(embedding, width, batch_first=True)
-        self.head = nn.Linear(width, num_classes)
+        self.head = readout(width, num_classes)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Logits of shape (B, C)."""
@@ -62,7 +66,7 @@ class TC(Task):
         super().__init__(cfg, data)
         self.documents = {split: data.read(split, cfg.variant) for split in ("train", "test")}
         self.words = vocabulary(self.documents["train"], self.documents["test"], cfg.vocabulary)
-        self.model = LSTMClassifier(len(self.words), cfg.embedding, cfg.width, len(LABELS))
+        self.model = built(cfg, partial(LSTMClassifier, len(self.words), cfg.embedding, len(LABELS)))
         self.metrics = MetricCollection({"accuracy": MulticlassAccuracy(len(LABELS), average="micro")})
         self.confusion = ConfusionMatrix(task="multiclass", num_classes=len(LABELS))
 

@@ -20,6 +20,7 @@ from torchmetrics import Metric, MetricCollection
 from .data import Dataset
 from .errors import ConfigError
 from .loader import STEPS_A_BLOCK, Step, seed_all
+from .mup import groups
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -120,6 +121,11 @@ class Task(LightningModule, ABC):
     record_from: float = math.inf  # from this step of the run on, what each step adds to the weights is recorded
     recorded: list[Recorded]  # for each optimizer
 
+    def parameter_groups(self, module: nn.Module) -> list[Any]:
+        """A player's trainable parameters as its optimizer takes them: in groups where their rates differ."""
+        params = [p for p in module.parameters() if p.requires_grad]
+        return groups(params) if self.cfg.get("mup") else params
+
     def new_optimizers(self) -> list[Optimizer]:
         """A fresh optimizer for each player.
 
@@ -129,7 +135,7 @@ class Task(LightningModule, ABC):
         optimizers = []
         try:
             for player in self.players().values():
-                params: list[Any] = [p for p in player.module.parameters() if p.requires_grad]
+                params = self.parameter_groups(player.module)
                 own = params if player.lr is None else [{"params": params, "lr": player.lr}]
                 optimizers.append(self.new_optimizer(own))
             return optimizers
