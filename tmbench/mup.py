@@ -118,7 +118,7 @@ def scaled(new: "partial[Optimizer]") -> Callable[[Any], Optimizer]:
         known = ", ".join(each.__name__ for each in (SGD, *ENTRYWISE))
         raise ConfigError(
             f"task.mup: expected an optimizer whose rule is known ({known}, the Taylor and multistep methods, a switch "
-            f"between them at a given epoch), got {kind.__name__}, whose rate may carry over by neither; use task.mup=false"
+            f"between them at a given epoch), got {kind.__name__}, whose rate may not carry over; use task.mup=false"
         )
     if new.keywords.get("weight_decay") and rule == "entrywise" and kind is not AdamW:
         raise ConfigError(
