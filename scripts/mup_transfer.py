@@ -1,6 +1,6 @@
 """Whether a learning rate found at one width serves at another: a coordinate check, and a sweep of widths and rates.
 
-    python scripts/mup_transfer.py                                   # tiny data, some 20 minutes on 2 cores
+    python scripts/mup_transfer.py                                   # tiny data, some 10 minutes on 2 cores
     python scripts/mup_transfer.py --data-dir DIR --families lstm    # the real R8, under DIR
 
 Both compare the standard parametrisation with task.mup=true, the base being the narrowest width, for SGD, TM-SGD (TM
@@ -65,12 +65,12 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
-    "vgg": Family(["task=ic", "task.model=vgg16", "batch_size=8"], (4, 8, 16), 30, range(-9, -1), range(-12, -4)),
-    "resnet": Family(["task=ic", "task.model=resnet18", "batch_size=8"], (2, 4, 8), 30, range(-8, 0), range(-12, -4)),
-    "lstm": Family(["task=tc", "batch_size=16"], (8, 32, 128), 60, range(-3, 5), range(-10, -2)),
+    "vgg": Family(["task=ic", "task.model=vgg16", "batch_size=8"], (4, 8, 16), 20, range(-9, -2), range(-12, -5)),
+    "resnet": Family(["task=ic", "task.model=resnet18", "batch_size=8"], (2, 4, 8), 20, range(-8, -1), range(-12, -5)),
+    "lstm": Family(["task=tc", "batch_size=16"], (8, 32, 128), 50, range(-2, 5), range(-9, -2)),
     "wide_deep": Family(["task=ctr", "batch_size=64"], (16, 64, 256), 60, range(-4, 5), range(-10, -1)),
 }
-REAL = {"lstm": Family(["task=tc", "data=full", "batch_size=32"], (16, 128), 100, range(-2, 5), range(-9, -2))}
+REAL = {"lstm": Family(["task=tc", "data=full", "batch_size=32"], (16, 128), 60, range(-1, 5), range(-8, -2))}
 
 
 @cache
@@ -217,10 +217,7 @@ def drawn(found: dict[str, Any], what: str) -> plt.Figure:
                     ax.plot(own["sweep"]["rates"], shown, color=colour, label=str(width), linewidth=1.2)
                     lowest = min(losses)
                     ax.plot(own["sweep"]["best"][i], lowest, "o", color=colour, markersize=5)
-                start = max(min(losses) for losses in own["sweep"]["losses"])
-                ax.set(
-                    xscale="log", ylim=(0, max(ax.get_ylim()[0], 3 * start) if start < 0.3 else 1.25 * first(family))
-                )
+                ax.set(xscale="log", ylim=(0, 1.25 * first(family)))
             if ax in axes[0]:
                 ax.set_title(f"{optimizer}, {kind}", fontsize=9)
             ax.tick_params(labelsize=7)
@@ -262,27 +259,23 @@ def told(found: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def measured(family: Family, where: list[str]) -> dict[str, Any]:
-    about = {"words": family.words, "widths": family.widths, "steps": family.steps, "seeds": family.seeds}
+def measured(family: Family, optimizer: str, where: list[str]) -> dict[str, Any]:
     family = family._replace(words=family.words + where)
     cfg = settled(family, "sgd", False, family.widths[0], 1.0, 0)
-    data, label, _ = open_dataset(cfg, get_class(cfg.task.data))
-    found: dict[str, Any] = {
-        **about, "data": label, "versions": versions(), **{optimizer: {} for optimizer in OPTIMIZERS},
-        "hardware": f"{cpu_model()}, {torch.get_num_threads()} threads",
-    }  # fmt: skip
-    for optimizer, (kind, mup) in product(OPTIMIZERS, PARAMETRISATIONS.items()):
-        found[optimizer][kind] = {
+    data, _, _ = open_dataset(cfg, get_class(cfg.task.data))
+    return {
+        kind: {
             "coordinates": coordinate_check(family, optimizer, mup, data),
             "sweep": sweep(family, optimizer, mup, data),
         }
-        print(label, *family.words, optimizer, kind, found[optimizer][kind]["sweep"]["best"], file=sys.stderr)
-    return found
+        for kind, mup in PARAMETRISATIONS.items()
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--families", nargs="*", choices=FAMILIES, default=list(FAMILIES), help="none: only draw again")
+    parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
     parser.add_argument("--data-dir", help="a folder with r8/: the real data, for lstm; without it, tiny data")
     parser.add_argument("--out", type=Path, default=Path("docs/mup"))
     asked = parser.parse_args()
@@ -290,16 +283,23 @@ def main() -> None:
     where = [f"data_dir={asked.data_dir}"] if asked.data_dir else []
     asked.out.mkdir(parents=True, exist_ok=True)
     numbers = asked.out / f"{stem}.json"
-    for name in asked.families:
+    found: dict[str, Any] = json.loads(numbers.read_text()) if numbers.exists() else {}
+    for name, optimizer in product(asked.families, asked.optimizers):
         if name not in families:
             sys.exit(f"--families: with --data-dir expected {', '.join(families)}, got {name}")
-        new = measured(families[name], where)
-        found = (json.loads(numbers.read_text()) if numbers.exists() else {}) | {name: new}
+        family = families[name]
+        about = {
+            "words": family.words, "widths": family.widths, "steps": family.steps, "seeds": family.seeds,
+            "versions": versions(), "hardware": f"{cpu_model()}, {torch.get_num_threads()} threads",
+        }  # fmt: skip
+        found[name] = found.get(name, {}) | about | {optimizer: measured(family, optimizer, where)}
         write(numbers, json.dumps({key: found[key] for key in families if key in found}) + "\n")
-    found = json.loads(numbers.read_text())
-    for what in ("coordinates", "sweep"):
-        save(drawn(found, what), asked.out / f"{stem}_{what}.png")
-    print("\n".join(told(found)))
+        print(name, optimizer, "measured", file=sys.stderr)
+    whole = {name: own for name, own in found.items() if own.keys() >= OPTIMIZERS.keys()}
+    if whole:
+        for what in ("coordinates", "sweep"):
+            save(drawn(whole, what), asked.out / f"{stem}_{what}.png")
+        print("\n".join(told(whole)))
 
 
 if __name__ == "__main__":

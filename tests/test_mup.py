@@ -295,10 +295,14 @@ def test_refused_are_swats_and_an_l2_penalty_that_adam_divides(do: Run) -> None:
         do("task=ic", "optimizer=adam", "task.mup=true")
 
 
-@pytest.mark.parametrize("words", [["task=ctr", "task.width=1.5"], ["task=ctr", "task.mup=true", "task.mup_base=0"]])
-def test_width_must_be_a_whole_number(words: list[str], do: Run) -> None:
-    with pytest.raises(ConfigError, match=r"task\.(width|mup_base): expected a whole number >= 1, got (1\.5|0)"):
-        do(*words)
+@pytest.mark.parametrize(
+    ("words", "least"),
+    [(["task=ctr", "task.width=1.5"], 0), (["task=ctr", "task.mup_base=-1"], 0), (["task=tc", "task.mup_base=0"], 1),
+     (["task=ic", "task.mup_base=x"], 1)],
+)  # fmt: skip
+def test_widths_must_be_whole_numbers(words: list[str], least: int, composed: Compose) -> None:
+    with pytest.raises(ConfigError, match=rf"task\.(width|mup_base): expected a whole number >= {least}, got "):
+        settle(composed(*words))
 
 
 def test_missing_package_is_named(do: Run, monkeypatch: pytest.MonkeyPatch) -> None:

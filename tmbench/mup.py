@@ -32,21 +32,21 @@ ENTRYWISE = (Adam, AdamW, RMSprop, Adagrad)
 M = TypeVar("M", bound=nn.Module)
 
 
-def built(cfg: DictConfig, new: Callable[[int, type[nn.Linear]], M], own: int | None = None) -> M:
+def built(cfg: DictConfig, new: Callable[[int, type[nn.Linear]], M], own: int = 0) -> M:
     """The model of width `task.width`; with `task.mup`, mu-parametrised with `task.mup_base` as the base width.
 
     Args:
         cfg: the settled `task` section.
         new: (width, class of the last linear layer) -> the model, its weights as torch's layers start.
-        own: the width and the base, where they are null.
+        own: the width and the base, where they are 0.
 
     Raises:
-        ConfigError: a width is no whole number >= 1, or the package `mup` is not installed.
+        ConfigError: the package `mup` is not installed.
     """
-    width = _whole(cfg, "width", own)
+    width: int = cfg.get("width") or own
     if not cfg.get("mup"):
         return new(width, nn.Linear)
-    base = _whole(cfg, "mup_base", own)
+    base: int = cfg.mup_base or own
     try:
         from mup import MuReadout, set_base_shapes
     except ImportError:
@@ -61,13 +61,6 @@ def built(cfg: DictConfig, new: Callable[[int, type[nn.Linear]], M], own: int | 
                 if _shape(p).ninf() == 1:
                     p.data *= _shape(p).width_mult() ** 0.5
     return model
-
-
-def _whole(cfg: DictConfig, key: str, own: int | None) -> int:
-    value = own if cfg.get(key) is None else cfg[key]
-    if type(value) is not int or value < 1:
-        raise ConfigError(f"task.{key}: expected a whole number >= 1, got {value!r}")
-    return value
 
 
 def _shape(p: Tensor) -> Any:
