@@ -16,6 +16,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryCalibrationError
 
 from tmbench.errors import ConfigError
+from tmbench.mup import built
 from tmbench.task import Task
 
 from .avazu import SETTINGS, Avazu
@@ -40,13 +41,15 @@ class WideDeep(nn.Module):
         hidden: units of each layer.
         dropout: after each.
         init_std: of the embeddings and the linear weights.
+        readout: class of the last layer.
     """
 
     offsets_F: Tensor
 
     def __init__(
-        self, sizes: Sequence[int], embedding: int, hidden: Sequence[int], dropout: float = 0.0, init_std: float = 1e-4
-    ) -> None:
+        self, sizes: Sequence[int], embedding: int, hidden: Sequence[int], dropout: float = 0.0, init_std: float = 1e-4,
+        readout: type[nn.Linear] = nn.Linear,
+    ) -> None:  # fmt: skip
         super().__init__()
         # One table for all fields, with the linear weight as its last column: one gather, and one tensor to step.
         self.table = nn.Embedding(sum(sizes), embedding + 1)
@@ -58,7 +61,7 @@ class WideDeep(nn.Module):
         for units in hidden:
             layers += [nn.Linear(width, units), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
             width = units
-        self.deep = nn.Sequential(*layers, nn.Linear(width, 1, bias=False))
+        self.deep = nn.Sequential(*layers, readout(width, 1, bias=False))
         self.bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, indices_BF: Tensor) -> Tensor:
@@ -109,7 +112,13 @@ class CTR(Task):
                 f"task.dataset: task.data reads {data.folder}, got {cfg.dataset!r}; a saved configuration has made "
                 "that choice, ask python -m tmbench for another"
             )
-        self.model = WideDeep(self._table("train").sizes, cfg.embedding, cfg.hidden, cfg.dropout, cfg.init_std)
+        sizes = self._table("train").sizes
+
+        def model(width: int, readout: type[nn.Linear]) -> WideDeep:
+            hidden = [max(1, round(units * width / cfg.hidden[0])) for units in cfg.hidden]
+            return WideDeep(sizes, cfg.embedding, hidden, cfg.dropout, cfg.init_std, readout)
+
+        self.model = built(cfg, model, own=cfg.hidden[0])
         # The AUC is exact: all probabilities are kept, 8 bytes for each example, and sorted.
         self.metrics = MetricCollection(
             {

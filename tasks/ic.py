@@ -4,6 +4,7 @@ Legend: B batch, H and W pixels, C classes, N images.
 """
 
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.models.vgg import cfgs, make_layers
 
 from tmbench.errors import ConfigError
+from tmbench.mup import built
 from tmbench.task import Task
 
 from .cifar import CIFAR
@@ -30,29 +32,30 @@ RESNETS = {"resnet18": (BasicBlock, (2, 2, 2, 2)), "resnet34": (BasicBlock, (3, 
            "resnet50": (Bottleneck, (3, 4, 6, 3))}  # fmt: skip
 
 
-def build_model(name: str, num_classes: int, width: int = 64) -> nn.Sequential:
+def build_model(name: str, num_classes: int, width: int = 64, readout: type[nn.Linear] = nn.Linear) -> nn.Sequential:
     """Images (B, 3, 32, 32) to logits (B, C); `width` channels in the first stage, 64 as published.
 
     Weights start as torch's layers do, as in the source.
     """
     if name in VGGS:
-        return vgg(VGGS[name], num_classes, width)
+        return vgg(VGGS[name], num_classes, width, readout)
     block, depths = RESNETS[name]
-    return resnet(block, depths, num_classes, width)
+    return resnet(block, depths, num_classes, width, readout)
 
 
-def vgg(configuration: str, num_classes: int, width: int) -> nn.Sequential:
+def vgg(configuration: str, num_classes: int, width: int, readout: type[nn.Linear]) -> nn.Sequential:
     """VGG with batch norm and one linear layer on the single pixel that five poolings leave of 32x32.
 
     With 10 classes VGG16 has 14,728,266 parameters, VGG19 20,040,522.
     """
     stages = [v if isinstance(v, str) else v * width // 64 for v in cfgs[configuration]]
-    return nn.Sequential(make_layers(stages, batch_norm=True), nn.Flatten(), nn.Linear(8 * width, num_classes))
+    return nn.Sequential(make_layers(stages, batch_norm=True), nn.Flatten(), readout(8 * width, num_classes))
 
 
 def resnet(
-    block: type[BasicBlock | Bottleneck], depths: tuple[int, ...], num_classes: int, width: int
-) -> nn.Sequential:
+    block: type[BasicBlock | Bottleneck], depths: tuple[int, ...], num_classes: int, width: int,
+    readout: type[nn.Linear],
+) -> nn.Sequential:  # fmt: skip
     """ResNet with a 3x3 stem of stride 1 and no max-pool, of torchvision's blocks.
 
     With 10 classes ResNet18 has 11,173,962 parameters, ResNet34 21,282,122, ResNet50 23,520,842.
@@ -69,7 +72,7 @@ def resnet(
                 shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
             layers.append(block(channels, planes, stride, shortcut))
             channels = out
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), readout(channels, num_classes))
 
 
 def cropped_and_flipped(images_B3HW: Tensor, top_B: Tensor, left_B: Tensor, flip_B: Tensor) -> Tensor:
@@ -102,7 +105,7 @@ class IC(Task):
                 f"task.dataset: task.data reads {data.folder}, got {cfg.dataset!r}; a saved configuration has made "
                 "that choice, ask python -m tmbench for another"
             )
-        self.model = build_model(cfg.model, data.num_classes, cfg.width)
+        self.model = built(cfg, partial(build_model, cfg.model, data.num_classes))
         self.names = data.names()
         metrics: dict[str, Metric | MetricCollection] = {}
         metrics["accuracy"] = MulticlassAccuracy(data.num_classes, average="micro")

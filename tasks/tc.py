@@ -4,6 +4,7 @@ Legend: B batch, T tokens of a document, E embedding, H LSTM units, C classes, N
 """
 
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +15,7 @@ from torchmetrics import ConfusionMatrix, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from tmbench.errors import ConfigError
+from tmbench.mup import built
 from tmbench.task import Task
 
 from .r8 import LABELS, R8, Document
@@ -44,11 +46,13 @@ def vocabulary(train: list[Document], test: list[Document], kind: str) -> dict[s
 class LSTMClassifier(nn.Module):
     """Embedding, one LSTM layer, a linear layer on the output at the last position (padding included)."""
 
-    def __init__(self, num_words: int, embedding: int, width: int, num_classes: int) -> None:
+    def __init__(
+        self, num_words: int, embedding: int, num_classes: int, width: int, readout: type[nn.Linear] = nn.Linear
+    ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(num_words, embedding)
         self.lstm = nn.LSTM(embedding, width, batch_first=True)
-        self.head = nn.Linear(width, num_classes)
+        self.head = readout(width, num_classes)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Logits of shape (B, C)."""
@@ -64,7 +68,7 @@ class TC(Task):
         self.documents = {"train": data.read("train", cfg.variant)}
         test = self.read("test") if cfg.vocabulary == "train_test" else []
         self.words = vocabulary(self.documents["train"], test, cfg.vocabulary)
-        self.model = LSTMClassifier(len(self.words), cfg.embedding, cfg.width, len(LABELS))
+        self.model = built(cfg, partial(LSTMClassifier, len(self.words), cfg.embedding, len(LABELS)))
         self.metrics = MetricCollection({"accuracy": MulticlassAccuracy(len(LABELS), average="micro")})
         self.confusion = ConfusionMatrix(task="multiclass", num_classes=len(LABELS))
 

@@ -306,6 +306,10 @@ def identity(cfg: Mapping[Any, Any], data_digest: str) -> Settings:
     facts = {key: value for key, value in cfg.items() if key not in _APART}
     facts["optimizer"] = {key: value for key, value in cfg["optimizer"].items() if key != "trunk"}
     facts["trainer"] = {key: cfg["trainer"][key] for key in ("accelerator", "precision", "accumulate")}
+    task = cfg["task"]
+    # What came to some tasks later: where it says nothing, a run is the one it was before.
+    unread = {"width": 0, "mup": False} | ({} if task.get("mup") else {"mup_base": task.get("mup_base")})
+    facts["task"] = {key: value for key, value in task.items() if key not in unread or value != unread[key]}
     facts["world_size"] = world_size(cfg)
     if not reads_switch(cfg):
         del facts["switch_epoch"]

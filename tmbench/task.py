@@ -22,6 +22,7 @@ from torchmetrics import Metric, MetricCollection
 from .data import Dataset
 from .errors import ConfigError
 from .loader import STEPS_A_BLOCK, Step, held_out, part, seed_all
+from .mup import groups
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -152,6 +153,11 @@ class Task(LightningModule, ABC):
         self.examples = splits.__getitem__  # type: ignore[method-assign, assignment]
         self.split = "validation"
 
+    def parameter_groups(self, module: nn.Module) -> list[Any]:
+        """A player's trainable parameters as its optimizer takes them: in groups where their rates differ."""
+        params = [p for p in module.parameters() if p.requires_grad]
+        return groups(params) if self.cfg.get("mup") else params
+
     def new_optimizers(self) -> list[Optimizer]:
         """A fresh optimizer for each player.
 
@@ -161,7 +167,7 @@ class Task(LightningModule, ABC):
         optimizers = []
         try:
             for player in self.players().values():
-                params: list[Any] = [p for p in player.module.parameters() if p.requires_grad]
+                params = self.parameter_groups(player.module)
                 own = params if player.lr is None else [{"params": params, "lr": player.lr}]
                 optimizers.append(self.new_optimizer(own))
             return optimizers

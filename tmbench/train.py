@@ -29,6 +29,7 @@ from .config import effective_switch, reads_switch, world_size
 from .data import Dataset
 from .loader import TestLoader, TrainLoader, seed_all
 from .loggers import WandbMirror
+from .mup import scaled
 from .result import Result, cpu_model, versions
 from .task import Diverged, Stopped, Task
 from .trunks import Claim, Trunk, fetched_state
@@ -219,7 +220,8 @@ def _optimizer(cfg: DictConfig, switch_step: int | None) -> Any:
     settings = _settings(cfg.optimizer)
     if reads_switch(cfg):
         settings["switch_step"] = switch_step
-    return instantiate(settings, _convert_="all")
+    new = instantiate(settings, _convert_="all")
+    return scaled(new) if cfg.task.get("mup") else new
 
 
 def _settings(group: DictConfig) -> dict[str, Any]:
