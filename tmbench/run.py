@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -26,13 +27,16 @@ from .result import FINAL, Result
 from .trunks import FETCHED, Claim, Trunk, trunk_of
 
 
-def run(cfg: DictConfig, command: str | None = None, until: int | None = None) -> tuple[Result, Path, str]:
+def run(
+    cfg: DictConfig, command: str | None = None, until: int | None = None, asks: Iterable[tuple[int, int]] = ()
+) -> tuple[Result, Path, str]:
     """Does the run that a configuration asks for, unless it has been done.
 
     Args:
         cfg: the composed configuration, settled or not.
         command: what a person would type for it; kept in the result.
         until: stop after this many epochs, as if interrupted.
+        asks: the states that other runs want of its trunk: (epoch, number of differences).
 
     Returns:
         Its result, its folder, and how it came: `new`, `resumed` or `shown`.
@@ -66,6 +70,9 @@ def run(cfg: DictConfig, command: str | None = None, until: int | None = None) -
         cfg.force = cfg.plan = False
         write(config_file, OmegaConf.to_yaml(cfg))
         shutil.rmtree(folder / FETCHED, ignore_errors=True)
+        if trunk:
+            for epoch, needs in asks:
+                trunk.ask(epoch, needs)
         with trunk.claim(have, folder / FETCHED) if trunk else nullcontext() as claim:
             if cfg.trainer.devices > 1:
                 result = _launch(cfg, folder, config_file, command, trunk, claim)
@@ -108,13 +115,12 @@ def _launch(
     """One process a device, by torchrun; this one waits, and passes on the wish to stop."""
     count = cfg.trainer.devices
     arguments = ["--standalone", f"--nproc-per-node={count}", "-m", "tmbench.run", str(config_file)]
-    package = str(Path(__file__).parent.parent)
     environment = {
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)),
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         **os.environ,
         "TMBENCH_COMMAND": command,
-        "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": python_path(),
     }
     (folder / "result.json").unlink(missing_ok=True)  # an earlier attempt's
     process = subprocess.Popen(
@@ -147,6 +153,12 @@ def _launch(
     if result:
         replace(result, status="failed", error=error).save(folder)
     raise RuntimeError(error)
+
+
+def python_path() -> str:
+    """The PYTHONPATH with which another process finds this package."""
+    package = str(Path(__file__).parent.parent)
+    return os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
 
 
 def main() -> None:

@@ -187,6 +187,8 @@ def _trainer(cfg: DictConfig, folder: Path, callbacks: list[Callback], players: 
     with warnings.catch_warnings():
         # A GPU that trainer=cpu leaves unused is what was asked for.
         warnings.filterwarnings("ignore", message="GPU available but not used")
+        # So is a run alone on a machine of a cluster.
+        warnings.filterwarnings("ignore", message="The `srun` command is available")
         return Trainer(
             accelerator=cfg.trainer.accelerator,
             strategy="auto" if alone else ddp,
