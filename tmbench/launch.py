@@ -33,6 +33,7 @@ from .run import epochs_done, leave, python_path
 from .show import told_apart
 from .sweep import add_job
 
+COMMAND = ["-m", "tmbench.launch"]
 STOPPED = 130  # exit code of a job that goes on when it is asked for again
 SPARED = 60.0  # seconds after which a job that Slurm told to end, and did not kill, goes on
 STOPPING = "stopping"  # a file in the sweep's folder, once it is to end
@@ -95,7 +96,7 @@ class Launcher:
             job.number: f"job {job.number}  {' '.join(f'{key}={own.get(key)}' for key in varied)}"
             for job, own in zip(jobs, settings, strict=True)
         }
-        console = Console(stderr=True, soft_wrap=True)
+        console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         console.print(f"{len(jobs)} jobs of {self.threads()} threads; their output: {folder}/job-*.log")
         stopped = False
         before = {number: signal.signal(number, self.stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -141,8 +142,7 @@ class Joblib(Launcher):
         from joblib import Parallel, delayed
 
         places = self.places(gpus)
-        n_jobs = self.settings["n_jobs"] or len(places) or max(1, self.cores // self.threads())
-        n_jobs = min(n_jobs, len(files))
+        n_jobs = self.n_jobs(places, len(files))
         free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         for number in range(n_jobs):
             free.put(places[number % len(places)] if places else None)
@@ -152,17 +152,20 @@ class Joblib(Launcher):
             try:
                 if self.asked:
                     return file, STOPPED
-                process = start(file, {} if place is None else {"CUDA_VISIBLE_DEVICES": place})
-                self.processes.append(process)
-                if self.asked:  # since we looked
-                    process.terminate()
-                return file, process.wait()
+                with start(file, {} if place is None else {"CUDA_VISIBLE_DEVICES": place}) as process:
+                    self.processes.append(process)
+                    if self.asked:  # since we looked
+                        process.terminate()
+                    return file, process.wait()
             finally:
                 free.put(place)
 
         # Threads are enough: they only wait. A pool of processes would end as a whole when one is killed.
         parallel = Parallel(n_jobs, backend="threading", return_as="generator_unordered", pre_dispatch="n_jobs")
         yield from parallel(delayed(one)(file) for file in files)
+
+    def n_jobs(self, places: list[str], jobs: int) -> int:
+        return min(self.settings["n_jobs"] or len(places) or max(1, self.cores // self.threads()), jobs)
 
     def places(self, size: int) -> list[str]:
         """What a job may have as its CUDA_VISIBLE_DEVICES: disjoint sets of `size` GPUs; none if it is not to care."""
@@ -264,9 +267,9 @@ class OnSlurm:
 
     def __call__(self) -> int:
         while True:
-            self.process = start(self.file)
-            while (code := self.process.poll()) is None:
-                time.sleep(0.2)
+            with start(self.file) as self.process:
+                while (code := self.process.poll()) is None:
+                    time.sleep(0.2)
             if code != STOPPED or (self.file.parent / STOPPING).exists():
                 return code
             # Slurm cancels this job, or takes its place away for a while: that ends us in a moment, or not at all.
@@ -329,12 +332,12 @@ class Ray(Launcher):
 
 def on_ray(file: Path) -> int:
     """What a Ray worker calls: the job's process."""
-    process = start(file)
-    try:
-        return process.wait()
-    except KeyboardInterrupt:  # cancelled
-        process.terminate()
-        return process.wait()
+    with start(file) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # cancelled
+            process.terminate()
+            return process.wait()
 
 
 LAUNCHERS: dict[str, type[Launcher]] = {"joblib": Joblib, "slurm": Slurm, "ray": Ray}
@@ -354,7 +357,7 @@ def launcher_of(jobs: list[Job]) -> Launcher | None:
     if settings["name"] == "serial":
         return None
     if settings["name"] not in LAUNCHERS:
-        raise ConfigError(f"launcher: expected serial, {', '.join(LAUNCHERS)}, got {settings['name']!r}")
+        raise ConfigError(f"launcher: expected one of serial, {', '.join(LAUNCHERS)}, got {settings['name']!r}")
     found = LAUNCHERS[settings["name"]](settings)
     os.environ["OMP_NUM_THREADS"] = str(found.threads())
     return found
@@ -437,7 +440,7 @@ def start(file: Path, environment: dict[str, str] | None = None) -> subprocess.P
     facts = json.loads(file.read_text())
     with _log(file).open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "tmbench.launch", str(file)], stdin=subprocess.PIPE, stdout=log,
+            [sys.executable, *COMMAND, str(file)], stdin=subprocess.PIPE, stdout=log,
             stderr=subprocess.STDOUT, cwd=facts["cwd"], start_new_session=True,  # a terminal's Ctrl-C is not for it
             env={**os.environ, **facts["environment"], **(environment or {})},
         )  # fmt: skip
