@@ -36,7 +36,7 @@ from .sweep import add_job
 COMMAND = ["-m", "tmbench.launch"]
 STOPPED = 130  # exit code of a job that goes on when it is asked for again
 SPARED = 60.0  # seconds after which a job that Slurm told to end, and did not kill, goes on
-STOPPING = "stopping"  # a file in the sweep's folder, once it is to end
+STOPPING = "stopping"  # a file in the sweep's folder, once its jobs on other machines are to stop
 SHOWN = 20  # lines of its output that a failed job shows
 GONE_FOR = 3  # seconds in which the record of a job that has left Slurm's queue must have come
 
@@ -58,7 +58,7 @@ class Launcher:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.asked = self.told = 0  # how often to stop
+        self.asked = 0  # how often to stop
         name = settings["name"]
         if find_spec(self.package) is None:
             raise ConfigError(f"launcher={name}: needs the package {self.package}; pip install 'tmbench[{name}]'")
@@ -75,8 +75,12 @@ class Launcher:
         """Does these jobs of the sweep in `folder`, and says of each how it ended.
 
         Raises:
+            ConfigError: they cannot be done so.
             KeyboardInterrupt: some were stopped.
         """
+        folder = folder.absolute()
+        if any(job.cfg and job.cfg["trainer"]["num_nodes"] > 1 for job in jobs):
+            raise ConfigError("launcher: each run is on one machine; start a run on several (num_nodes) by itself")
         asks: dict[Path, set[tuple[int, int]]] = {}
         for trunk, epoch, needs in wanted(jobs):
             asks.setdefault(trunk.folder, set()).add((epoch, needs))
@@ -84,7 +88,8 @@ class Launcher:
         for job in _apart(jobs):
             file = folder / f"launch-{job.number:05d}.json"
             facts = {
-                "number": job.number, "arm": job.arm, "words": job.overrides, "cfg": job.raw, "cwd": str(Path.cwd()),
+                "number": job.number, "arm": job.arm, "words": job.overrides, "cwd": str(Path.cwd()),
+                "cfg": {key: value for key, value in job.raw.items() if key != "launcher"},
                 # By each job itself: on another machine the shared beginning may go by another name.
                 "asks": sorted(asks.get(job.trunk.folder, ())) if job.trunk else [],
                 "environment": {"OMP_NUM_THREADS": str(self.threads()), "PYTHONPATH": python_path()},
@@ -99,21 +104,23 @@ class Launcher:
         console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         console.print(f"{len(jobs)} jobs of {self.threads()} threads; their output: {folder}/job-*.log")
         stopped = False
-        before = {number: signal.signal(number, self.stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        stop = {number: signal.signal(number, lambda *_: self.stop()) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             with Running(files, names, console) as running:
                 for file, code in self.run(list(files), max((_gpus(job) for job in jobs), default=0)):
                     running.ended(file)
                     stopped |= _ended(files[file], names[files[file].number], file, code, self.asked > 0, console)
         finally:
-            for number, handler in before.items():
+            for number, handler in stop.items():
                 signal.signal(number, handler)
         if stopped:
             raise KeyboardInterrupt
 
-    def stop(self, *signal_and_frame: Any) -> None:
+    def stop(self) -> None:
         """Wants all jobs to stop where they can go on later; asked twice, at once. For a signal handler."""
         self.asked += 1
+        if self.asked == 1:
+            print("stopping: the sweep started again goes on from here; Ctrl-C again does not wait", file=sys.stderr)
 
 
 class Joblib(Launcher):
@@ -178,7 +185,7 @@ class Joblib(Launcher):
             raise ConfigError(f"launcher.gpus: a run needs {size}, got {gpus}")
         return [",".join(map(str, gpus[i : i + size])) for i in range(0, len(gpus) - size + 1, size)]
 
-    def stop(self, *signal_and_frame: Any) -> None:
+    def stop(self) -> None:
         super().stop()
         for process in list(self.processes):
             process.terminate() if self.asked == 1 else process.kill()
@@ -219,19 +226,18 @@ class Slurm(Launcher):
         executor.update_parameters(name="tmbench", **given)
         try:
             with executor.batch():
-                jobs = [executor.submit(OnSlurm(file)) for file in files]
+                jobs = [executor.submit(OnNode(file)) for file in files]
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             raise ConfigError(f"launcher=slurm: sbatch refuses: {error}") from None
         waiting = dict(zip(jobs, files, strict=True))
-        absent: dict[Any, float] = {}
+        absent: dict[Any, float] = {}  # since when
         while waiting:
-            if self.asked > 1:
-                raise KeyboardInterrupt
-            if self.asked > self.told:
-                self.told = self.asked
+            if self.asked and not (folder / STOPPING).exists():
                 (folder / STOPPING).touch()
-                for job in waiting:
-                    job.cancel(check=False)
+                self._cancel(waiting, "--state=PENDING")
+            if self.asked > 1:
+                self._cancel(waiting)
+                raise KeyboardInterrupt
             queued = self._queued(waiting)
             for job, file in list(waiting.items()):
                 if job.paths.result_pickle.exists():
@@ -247,6 +253,10 @@ class Slurm(Launcher):
                 yield file, code
             time.sleep(0.5)
 
+    def _cancel(self, jobs: Iterable[Any], *which: str) -> None:
+        if self.cluster == "slurm":
+            subprocess.run(["scancel", *which, *(job.job_id for job in jobs)], check=False)
+
     def _queued(self, jobs: Iterable[Any]) -> set[str] | None:
         """The ids of the jobs that have not ended; None if the queue cannot be asked now."""
         if self.cluster == "local":
@@ -258,33 +268,36 @@ class Slurm(Launcher):
         return set(asked.stdout.split()) if asked.returncode == 0 else None
 
 
-class OnSlurm:
-    """What submitit calls on the node: the job's process, which is stopped before its time is up, and goes on then."""
+class OnNode:
+    """A job on another machine, as submitit and Ray call it there: its process, and its exit code."""
 
     def __init__(self, file: Path) -> None:
-        self.file = file
+        self.file, self.stopping = file, file.parent / STOPPING
         self.process: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> int:
-        while True:
+        while not self.stopping.exists():
             with start(self.file) as self.process:
                 while (code := self.process.poll()) is None:
-                    time.sleep(0.2)
-            if code != STOPPED or (self.file.parent / STOPPING).exists():
+                    if self.stopping.exists():
+                        self.process.terminate()
+                        return self.process.wait()
+                    time.sleep(0.5)
+            if code not in (STOPPED, -signal.SIGTERM):
                 return code
             # Slurm cancels this job, or takes its place away for a while: that ends us in a moment, or not at all.
             time.sleep(SPARED)
+        return STOPPED
 
     def checkpoint(self) -> Any:
-        """Stops the process, and says what is to be done when the job runs again: the same."""
+        """Stops the process, and says what is to be done when the job runs again: the same. Called by submitit."""
         import submitit
 
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
-            os.waitid(
-                os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT
-            )  # __call__, interrupted, may hold Popen's lock
-        return submitit.helpers.DelayedSubmission(OnSlurm(self.file))
+            # Not by Popen: we have interrupted __call__, which may hold its lock.
+            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+        return submitit.helpers.DelayedSubmission(OnNode(self.file))
 
 
 class Ray(Launcher):
@@ -313,31 +326,25 @@ class Ray(Launcher):
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError(f"launcher.address: no Ray cluster at {own['address']!r}: {error}") from None
         needs = {key: own[key] for key in ("num_cpus", "num_gpus", "resources")}
-        task = ray.remote(on_ray).options(**needs, max_retries=0)
+        task = ray.remote(_on_ray).options(**needs, max_retries=0)
         waiting = {task.remote(file): file for file in files}
         while waiting:
-            if self.asked > self.told:
-                self.told = self.asked
-                for one in waiting:
-                    ray.cancel(one, force=self.asked > 1)
+            if self.asked:
+                (files[0].parent / STOPPING).touch()
+            if self.asked > 1:
+                raise KeyboardInterrupt
             ended, _ = ray.wait(list(waiting), timeout=0.5)
             for one in ended:
                 try:
                     code = ray.get(one)
-                except ray.exceptions.RayError:  # its worker or its node is gone, or it was cancelled
-                    code = STOPPED if self.asked else None
+                except ray.exceptions.RayError:  # its worker or its node is gone
+                    code = None
                 yield waiting.pop(one), code
         ray.shutdown()
 
 
-def on_ray(file: Path) -> int:
-    """What a Ray worker calls: the job's process."""
-    with start(file) as process:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:  # cancelled
-            process.terminate()
-            return process.wait()
+def _on_ray(file: Path) -> int:
+    return OnNode(file)()
 
 
 LAUNCHERS: dict[str, type[Launcher]] = {"joblib": Joblib, "slurm": Slurm, "ray": Ray}
@@ -387,9 +394,10 @@ def _ended(job: Job, name: str, file: Path, code: int | None, stopping: bool, co
         console.print(f"{name}: not begun")
         return True
     if told is None or code not in (0, 1, STOPPED, None):
-        how = "its worker is gone" if code is None else f"ended with code {code}"
-        if code is not None and code < 0:
-            how = f"killed by {signal.Signals(-code).name}"
+        if code is None:
+            how = "cancelled, or its machine is gone"
+        else:
+            how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         told = {"error": f"{how}; its output: {log}", "folder": None}
         add_job(file.parent, job.number, job.overrides, job.arm, error=told["error"])
     if told["error"]:

@@ -16,6 +16,7 @@ from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from .config import Settings, plain
+from .errors import ConfigError
 from .files import write
 from .plan import Job, Paces, Recognizer, arms, forecast, wanted
 
@@ -56,9 +57,13 @@ def sweep(arguments: list[str], loader: Any, master: DictConfig, launch: Callabl
         elif job.state == "wrong":
             add_job(_folder, job.number, job.overrides, job.arm, error=job.error)
     try:
-        if launcher:
-            launcher.launch(_folder, due)
-        else:
+        if launcher and due:
+            try:
+                launcher.launch(_folder, due)
+            except ConfigError as error:
+                print(error, file=sys.stderr)
+                raise SystemExit(1) from None
+        elif due:
             for trunk, epoch, needs in wanted(jobs):
                 trunk.ask(epoch, needs)
             launch([job.overrides for job in due])
