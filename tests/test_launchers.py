@@ -234,7 +234,7 @@ def test_gpus_of_another_machine_count_as_those_of_this_one(words: list[str], co
     assert (both.trainer.accelerator, both.trainer.devices) == ("cuda", 2)
     with pytest.raises(ConfigError, match="devices: expected at most 2"):
         settle(composed(*words, "trainer=ddp", "devices=3"))
-    with pytest.raises(ConfigError, match="no NVIDIA GPU is visible here"):
+    with pytest.raises(ConfigError, match=f"trainer=gpu: {words[0]} gives a run no GPU; say {words[1].split('=')[0]}=1"):
         settle(composed(words[0], "trainer=gpu"))
 
 
