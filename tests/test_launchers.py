@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Compose, choices
+from conftest import Compose, Run, choices
 from omegaconf import OmegaConf
 from test_run import assert_same, curves, weights
 from test_trunks import results, trained
@@ -209,6 +209,13 @@ def test_slurm_asks_for_a_machine_that_has_it(monkeypatch: pytest.MonkeyPatch) -
         launcher_of([Job(0, [], {"launcher": defaults("slurm")})])
 
 
+def test_run_beside_slurm_is_not_warned_of_it(do: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "srun").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert shutil.which("srun") == str(tmp_path / "srun")
+    do("task=tc", "epochs=1", "batch_size=80")  # a warning is an error here
+
+
 def test_one_launcher_for_a_sweep() -> None:
     jobs = [Job(n, [], {"launcher": defaults("joblib") | {"n_jobs": n + 1}}) for n in range(2)]
     with pytest.raises(ConfigError, match=r"launcher: expected one for the whole sweep; .* \[0,1\]"):
@@ -234,7 +241,9 @@ def test_gpus_of_another_machine_count_as_those_of_this_one(words: list[str], co
     assert (both.trainer.accelerator, both.trainer.devices) == ("cuda", 2)
     with pytest.raises(ConfigError, match="devices: expected at most 2"):
         settle(composed(*words, "trainer=ddp", "devices=3"))
-    with pytest.raises(ConfigError, match=f"trainer=gpu: {words[0]} gives a run no GPU; say {words[1].split('=')[0]}=1"):
+    with pytest.raises(
+        ConfigError, match=f"trainer=gpu: {words[0]} gives a run no GPU; say {words[1].split('=')[0]}=1"
+    ):
         settle(composed(words[0], "trainer=gpu"))
 
 
@@ -300,7 +309,7 @@ WAYS = {
     "ray": ["launcher=ray"],
 }
 WORDS = ["task=tc", "optimizer=sgd,tmsgd,tmsgdm", "batch_size=4"]
-SHORT, LONG = [*WORDS, "switch_epoch=3,1", "epochs=4"], [*WORDS, "switch_epoch=10", "epochs=40"]
+SHORT, LONG = [*WORDS, "switch_epoch=3,1", "epochs=4"], [*WORDS, "switch_epoch=4", "epochs=16"]
 OWN = ("seconds", "evaluation_seconds", "overhead_seconds", "examples_per_second", "peak_memory_bytes", "started")
 
 
@@ -332,7 +341,7 @@ def serial(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, tupl
     """The results of the serial sweeps by their number of epochs."""
     folder = tmp_path_factory.mktemp("serial")
     found = {}
-    for words, epochs in ((SHORT, 4), (LONG, 40)):
+    for words, epochs in ((SHORT, 4), (LONG, 16)):
         code, _, err = done(sweep(*words, cwd=folder / str(epochs)))
         assert code == 0, err
         found[epochs] = results(folder / str(epochs) / "runs")
@@ -416,7 +425,7 @@ def test_killed_job_leaves_the_others_alone_and_the_sweep_started_again_finishes
     code, out, err = done(sweep(*LONG, *way, cwd=folder))
     assert code == 0, err
     assert out.count("completed, known") == 2
-    assert_same_files(results(folder / "runs"), serial[40])
+    assert_same_files(results(folder / "runs"), serial[16])
 
 
 @pytest.mark.slow
@@ -433,7 +442,7 @@ def test_ctrl_c_ends_all_jobs_and_the_sweep_started_again_finishes_them(
     assert not processes(folder)
     code, out, err = done(sweep(*LONG, *way, cwd=folder))
     assert code == 0, err
-    assert_same_files(results(folder / "runs"), serial[40])
+    assert_same_files(results(folder / "runs"), serial[16])
 
 
 @pytest.mark.slow
@@ -472,6 +481,6 @@ def test_job_that_slurm_queues_again_goes_on(
     assert result.status == "completed"
     record = next(folder.glob("runs/.sweeps/*/job-*.json"))
     assert json.loads(record.read_text())["how"] == "resumed"
-    other, elsewhere = serial[40][name]
+    other, elsewhere = serial[16][name]
     assert result.metrics == other.metrics
     assert_same(weights(path), weights(elsewhere))

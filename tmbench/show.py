@@ -107,7 +107,7 @@ def many(jobs: list[dict[str, Any]], console: Console) -> None:
     console.print(table)
     for number, job in enumerate(jobs):
         if job["error"]:
-            console.print(f"[red]job {number}[/red] {escape(job['error'])}")
+            console.print(f"[red]job {number}[/red] {escape(job['error'])}", soft_wrap=True)
 
 
 def told_apart(jobs: list[tuple[list[str], str]]) -> tuple[list[dict[str, str]], list[str], str]:

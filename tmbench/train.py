@@ -187,8 +187,6 @@ def _trainer(cfg: DictConfig, folder: Path, callbacks: list[Callback], players: 
     with warnings.catch_warnings():
         # A GPU that trainer=cpu leaves unused is what was asked for.
         warnings.filterwarnings("ignore", message="GPU available but not used")
-        # So is a run alone on a machine of a cluster.
-        warnings.filterwarnings("ignore", message="The `srun` command is available")
         return Trainer(
             accelerator=cfg.trainer.accelerator,
             strategy="auto" if alone else ddp,
@@ -276,6 +274,8 @@ def _nondeterministic_operations() -> Iterator[list[str]]:
     with warnings.catch_warnings():
         # Lightning 2.6 with torch 2.15; nothing that a person could do about it.
         warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+        # On a cluster's machine; a run alone is what was asked for.
+        warnings.filterwarnings("ignore", message="The `srun` command is available")
         warnings.filterwarnings("always", message=".*does not have a deterministic implementation")
         show = warnings.showwarning
 
