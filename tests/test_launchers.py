@@ -11,19 +11,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Compose, Run, choices
 from omegaconf import OmegaConf
+from rich.console import Console
 from test_run import assert_same, curves, weights
 from test_trunks import results, trained
 
 import tmbench.launch
 from tmbench.config import conf_dir, run_id, settle
 from tmbench.errors import ConfigError
-from tmbench.launch import Joblib, launcher_of
+from tmbench.launch import Joblib, Running, launcher_of
 from tmbench.plan import Job, Recognizer
 from tmbench.result import Result
 from tmbench.run import run
@@ -158,6 +160,27 @@ def test_a_job_that_dies_leaves_the_others_alone_and_is_told(launched: Any, tmp_
         assert f"  | {word} was here" in told
     assert "  | no more words" in told
     assert "a was here" not in told
+
+
+def test_terminal_shows_a_line_for_each_job_that_is_at_work(tmp_path: Path) -> None:
+    files, names = {}, {}
+    for number in range(3):
+        folder = tmp_path / f"run-{number}"
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "checkpoints" / "last.ckpt").touch()
+        (folder / "curves.csv").write_text("epoch\n" + "0\n" * (number + 1))
+        files[tmp_path / f"launch-{number:05d}.json"] = Job(number, [], {}, cfg={"epochs": 4}, folder=folder)
+        names[number] = f"job {number}  lr=[{number}]"
+    for number in (0, 1):
+        (tmp_path / f"job-{number:05d}.log").touch()
+    console = Console(file=StringIO(), force_terminal=True, width=100)
+    with Running(files, names, console) as running:
+        running.ended(tmp_path / "launch-00000.json")
+        running.refresh()
+        shown = console.file.getvalue()
+    assert re.search(r"job 1  lr=\[1\] .* epoch 2/4", shown)
+    assert "job 2" not in shown
+    assert "job 0" not in shown.split("job 1")[-1]
 
 
 def test_jobs_of_different_beginnings_start_first(composed: Compose) -> None:

@@ -414,29 +414,30 @@ def _ended(job: Job, name: str, file: Path, code: int | None, stopping: bool, co
 
 
 class Running(Progress):
-    """A line for each job that has begun, on a terminal: how many of its epochs are done."""
+    """A line for each job that has begun and not ended, on a terminal: how many of its epochs are done."""
 
     def __init__(self, files: dict[Path, Job], names: dict[int, str], console: Console) -> None:
-        self.files, self.names, self.lines = files, names, dict[Path, TaskID]()
+        self.lines: dict[Path, tuple[TaskID, Path]] = {}
         super().__init__(
-            TextColumn("{task.description}"), BarColumn(24), TextColumn("epoch {task.completed}/{task.total}"),
+            TextColumn("{task.description}", markup=False), BarColumn(24), TextColumn("epoch {task.completed}/{task.total}"),
             TimeElapsedColumn(), console=console, refresh_per_second=1, transient=True,
             disable=not console.is_terminal,
         )  # fmt: skip
+        for file, job in files.items():
+            if job.folder and job.cfg:
+                line = self.add_task(names[job.number], start=False, total=job.cfg["epochs"], visible=False)
+                self.lines[file] = line, job.folder
 
     def get_renderables(self) -> Iterable[Any]:
-        for file, job in list(self.files.items()):
-            if job.folder is None or job.cfg is None or not _log(file).exists():
-                continue
-            if file not in self.lines:
-                self.lines[file] = self.add_task(self.names[job.number], total=job.cfg["epochs"])
-            self.update(self.lines[file], completed=epochs_done(job.folder))
+        for file, (line, folder) in list(self.lines.items()):
+            if _log(file).exists():
+                self.start_task(line)
+                self.update(line, completed=epochs_done(folder), visible=True)
         return super().get_renderables()
 
     def ended(self, file: Path) -> None:
-        self.files = {other: job for other, job in self.files.items() if other != file}
         if file in self.lines:
-            self.remove_task(self.lines.pop(file))
+            self.remove_task(self.lines.pop(file)[0])
 
 
 def _log(file: Path) -> Path:
