@@ -419,9 +419,9 @@ class Running(Progress):
     def __init__(self, files: dict[Path, Job], names: dict[int, str], console: Console) -> None:
         self.lines: dict[Path, tuple[TaskID, Path]] = {}
         super().__init__(
-            TextColumn("{task.description}", markup=False), BarColumn(24), TextColumn("epoch {task.completed}/{task.total}"),
-            TimeElapsedColumn(), console=console, refresh_per_second=1, transient=True,
-            disable=not console.is_terminal,
+            TextColumn("{task.description}", markup=False), BarColumn(24),
+            TextColumn("epoch {task.completed}/{task.total}"), TimeElapsedColumn(),
+            console=console, refresh_per_second=1, transient=True, disable=not console.is_terminal,
         )  # fmt: skip
         for file, job in files.items():
             if job.folder and job.cfg:
