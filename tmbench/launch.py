@@ -9,8 +9,10 @@ import json
 import logging
 import os
 import queue
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -223,12 +225,14 @@ class Slurm(Launcher):
             folder / "submitit", cluster=self.cluster, slurm_max_num_timeout=self.settings["max_num_timeout"]
         )
         given = {key: value for key, value in (own | slurm).items() if value}
-        executor.update_parameters(name="tmbench", **given)
         try:
+            executor.update_parameters(name="tmbench", **given)
             with executor.batch():
                 jobs = [executor.submit(OnNode(file)) for file in files]
-        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-            raise ConfigError(f"launcher=slurm: sbatch refuses: {error}") from None
+        except (AssertionError, NameError, TypeError, ValueError) as error:  # all submitit's, for a wrong setting
+            raise ConfigError(f"launcher=slurm: {error}") from None
+        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError):
+            raise ConfigError("launcher=slurm: sbatch refuses, see above") from None
         waiting = dict(zip(jobs, files, strict=True))
         absent: dict[Any, float] = {}  # since when
         while waiting:
@@ -319,11 +323,15 @@ class Ray(Launcher):
 
         own = self.settings
         try:
+            if found := re.fullmatch(
+                r"(?:ray://)?([\w.-]+):(\d+)", own["address"] or ""
+            ):  # Ray itself tries for minutes
+                socket.create_connection((found[1], int(found[2])), timeout=10).close()
             ray.init(
                 own["address"], runtime_env=own["runtime_env"] or None, log_to_driver=False,
                 logging_level=logging.WARNING,
             )  # fmt: skip
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(f"launcher.address: no Ray cluster at {own['address']!r}: {error}") from None
         needs = {key: own[key] for key in ("num_cpus", "num_gpus", "resources")}
         task = ray.remote(_on_ray).options(**needs, max_retries=0)
