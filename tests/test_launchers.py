@@ -65,8 +65,11 @@ def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
     monkeypatch.setattr(Result, "load", lambda folder: DONE)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
-    def launched(words: list[str], devices: int = 0, **settings: Any) -> tuple[list[dict[str, Any]], str]:
-        cfg = {"trainer": {"accelerator": "cuda" if devices else "cpu", "devices": devices}, "epochs": 1}
+    def launched(
+        words: list[str], devices: int = 0, num_nodes: int = 1, **settings: Any
+    ) -> tuple[list[dict[str, Any]], str]:
+        trainer = {"accelerator": "cuda" if devices else "cpu", "devices": devices, "num_nodes": num_nodes}
+        cfg = {"trainer": trainer, "epochs": 1}
         raw = {"launcher": defaults("joblib") | settings}
         jobs = [Job(number, [f"do={word}"], raw, cfg=cfg) for number, word in enumerate(words)]
         found = launcher_of(jobs)
@@ -117,6 +120,8 @@ def test_runs_that_train_on_gpus_share_out_those_that_cuda_may_use(
     assert seen[0]["CUDA_VISIBLE_DEVICES"] == "2,4,6,7,9"
     with pytest.raises(ConfigError, match=r"launcher.gpus: a run needs 3, got \[0, 1\]"):
         launched(["a"], devices=3, gpus=[0, 1])
+    with pytest.raises(ConfigError, match="launcher: each run is on one machine"):
+        launched(["a"], devices=1, num_nodes=2)
 
 
 @pytest.mark.parametrize(
@@ -239,6 +244,23 @@ def test_run_beside_slurm_is_not_warned_of_it(do: Run, tmp_path: Path, monkeypat
     do("task=tc", "epochs=1", "batch_size=80")  # a warning is an error here
 
 
+def test_trouble_of_the_launcher_itself_is_told_also_beside_known_runs(do: Run, tmp_path: Path) -> None:
+    words = ["task=tc", "epochs=1", "batch_size=80"]
+    do(*words)
+    code = (
+        "import tmbench.launch\n"
+        "def run(*arguments): raise OSError('no more processes')\n"
+        "tmbench.launch.Joblib.run = run\n"
+        "from tmbench.__main__ import main; main()"
+    )
+    more = ["seed=0,1", "launcher=joblib", f"runs_dir={tmp_path}"]
+    command = [sys.executable, "-c", code, "-m", *words, *more]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "no more processes" in done.stderr
+    assert "completed, known" in done.stdout
+
+
 def test_one_launcher_for_a_sweep() -> None:
     jobs = [Job(n, [], {"launcher": defaults("joblib") | {"n_jobs": n + 1}}) for n in range(2)]
     with pytest.raises(ConfigError, match=r"launcher: expected one for the whole sweep; .* \[0,1\]"):
@@ -316,7 +338,7 @@ def test_sweep_by_joblib_ends_as_a_serial_one_does(tmp_path: Path) -> None:
     assert re.search(r"│ +0 │ 0.5 +│ completed", out)
     assert re.search(r"│ +1 │ 1.1 +│ failed", out)
     assert "job 1 optimizer=tmsgd: tmsgd: momentum must be in [0, 1), got 1.1" in out
-    assert "2 jobs of 1 threads; their output: runs/.sweeps/" in err.replace("./", "")
+    assert f"2 jobs, threads of each: 1; their output: {tmp_path}/runs/.sweeps/" in err
     assert re.search(r"^job 0  optimizer.momentum=0.5: completed, accuracy \d+.\d\d %$", err, re.MULTILINE)
     assert re.search(r"^job 1  optimizer.momentum=1.1: failed$", err, re.MULTILINE)
     assert "  | optimizer=tmsgd: tmsgd: momentum must be in [0, 1), got 1.1" in err

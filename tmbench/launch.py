@@ -104,7 +104,7 @@ class Launcher:
             for job, own in zip(jobs, settings, strict=True)
         }
         console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-        console.print(f"{len(jobs)} jobs of {self.threads()} threads; their output: {folder}/job-*.log")
+        console.print(f"{len(jobs)} jobs, threads of each: {self.threads()}; their output: {folder}/job-*.log")
         stopped = False
         stop = {number: signal.signal(number, lambda *_: self.stop()) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -323,16 +323,16 @@ class Ray(Launcher):
 
         own = self.settings
         try:
-            if found := re.fullmatch(
-                r"(?:ray://)?([\w.-]+):(\d+)", own["address"] or ""
-            ):  # Ray itself tries for minutes
+            # Ray itself would try for minutes.
+            if found := re.fullmatch(r"(?:ray://)?([\w.-]+):(\d+)", own["address"] or ""):
                 socket.create_connection((found[1], int(found[2])), timeout=10).close()
             ray.init(
                 own["address"], runtime_env=own["runtime_env"] or None, log_to_driver=False,
                 logging_level=logging.WARNING,
             )  # fmt: skip
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ConfigError(f"launcher.address: no Ray cluster at {own['address']!r}: {error}") from None
+        except Exception as error:  # it has many
+            where = "started here" if own["address"] is None else f"at {own['address']}"
+            raise ConfigError(f"launcher=ray: no Ray cluster {where}: {error}") from None
         needs = {key: own[key] for key in ("num_cpus", "num_gpus", "resources")}
         task = ray.remote(_on_ray).options(**needs, max_retries=0)
         waiting = {task.remote(file): file for file in files}

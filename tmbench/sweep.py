@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -60,8 +61,8 @@ def sweep(arguments: list[str], loader: Any, master: DictConfig, launch: Callabl
         if launcher and due:
             try:
                 launcher.launch(_folder, due)
-            except ConfigError as error:
-                print(error, file=sys.stderr)
+            except Exception as error:  # its own: those of the jobs are told where they are
+                print(error if isinstance(error, ConfigError) else traceback.format_exc(), file=sys.stderr)
                 raise SystemExit(1) from None
         elif due:
             for trunk, epoch, needs in wanted(jobs):
