@@ -2,10 +2,9 @@
 
 import difflib
 import os
-import shlex
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import hydra
@@ -28,30 +27,42 @@ EXPECTED = (ConfigError, DataError, RunError, HydraException, OmegaConfBaseExcep
 def job(cfg: DictConfig) -> float | None:
     """One run, as Hydra calls it; returns the best headline metric, for sweepers that optimize."""
     about = HydraConfig.get()
-    command = f"{sweep.PROGRAM} {shlex.join(about.overrides.task)}"
+    words = list(about.overrides.task)
     if about.mode != RunMode.MULTIRUN:
-        if cfg.plan or cfg.study.name != "none":
-            raise ConfigError(f"{'plan' if cfg.plan else 'study'}: expected a sweep: add -m")
-        if code := report(lambda: run(cfg, command)):
+        for key, asked in (
+            ("plan", cfg.plan),
+            ("study", cfg.study.name != "none"),
+            ("launcher", cfg.launcher.name != "serial"),
+        ):
+            if asked:
+                raise ConfigError(f"{key}: expected a sweep: add -m")
+        if code := report(lambda: run(cfg, sweep.command(words))):
             raise SystemExit(code)
         return None
     folder = Path(about.sweep.dir)
     number, arm = sweep.number(folder, int(about.job.num))
-    words = list(about.overrides.task)
+    print(f"\njob {number}: {' '.join(words)}{f'  ({arm})' if arm else ''}", file=sys.stderr)
+    result = one_of_many(cfg, folder, number, arm, words)
+    if result.status == "interrupted":
+        raise KeyboardInterrupt  # the person wants out of the sweep, not of this job alone
+    return result.metrics["best"].get(result.headline)
+
+
+def one_of_many(
+    cfg: DictConfig, folder: Path, number: int, arm: str, words: list[str], asks: Iterable[tuple[int, int]] = ()
+) -> Result:
+    """Does one job of the sweep in `folder`, and notes there and tells what came of it; raises what its run raises."""
     if "group" in cfg.logger and cfg.logger.group is None:
         cfg.logger.group = folder.name
-    print(f"\njob {number}: {' '.join(words)}{f'  ({arm})' if arm else ''}", file=sys.stderr)
     try:
-        result, run_folder, how = run(cfg, command)
+        result, run_folder, how = run(cfg, sweep.command(words), asks=asks)
     except Exception as error:
         message = str(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}"
         sweep.add_job(folder, number, words, arm, error=message)
         print(explain(error), file=sys.stderr)
         raise
     sweep.add_job(folder, number, words, arm, run_folder, how)
-    if result.status == "interrupted":
-        raise KeyboardInterrupt  # the person wants out of the sweep, not of this job alone
-    return result.metrics["best"].get(result.headline)
+    return result
 
 
 def report(do: Callable[[], Outcome]) -> int:

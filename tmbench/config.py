@@ -51,7 +51,7 @@ def settled(raw: Settings) -> Settings:
     for group in GROUPS:
         _check_kinds(cfg, group)
     _fill_from_task(cfg)
-    _fill_from_trainer(cfg)
+    _fill_from_trainer(cfg, cfg.pop("launcher", {}))
     cfg["study"].pop("arms", None)  # for the sweep alone
     cfg = _resolved(cfg)
     for key, (is_right, expected) in _RULES.items():
@@ -186,23 +186,28 @@ def _fill_from_task(cfg: Settings) -> None:
         task["data"] = task["data"][task[by]]
 
 
-def _fill_from_trainer(cfg: Settings) -> None:
+def _fill_from_trainer(cfg: Settings, launcher: Settings) -> None:
     trainer = cfg["trainer"]
+    elsewhere = launcher.get("gpus_per_node", launcher.get("num_gpus"))  # those of a job on another machine
+    gpus = count_gpus() if elsewhere is None else math.ceil(elsewhere)
     for key in ("devices", "num_nodes", "precision"):
         if cfg[key] is not None:
             trainer[key] = cfg[key]
         cfg[key] = None  # one place for each value; settled configs carry it in trainer
     trainer["precision"] = str(trainer["precision"])
     if trainer["accelerator"] == "auto":
-        trainer["accelerator"] = "cuda" if count_gpus() else "cpu"
+        trainer["accelerator"] = "cuda" if gpus else "cpu"
     name, on_gpu = trainer["name"], trainer["accelerator"] == "cuda"
-    if on_gpu and not count_gpus():
+    if on_gpu and not gpus and elsewhere is not None:
+        one = "gpus_per_node=1" if "gpus_per_node" in launcher else "num_gpus=1"
+        raise ConfigError(f"trainer={name}: launcher={launcher['name']} gives a run no GPU; say launcher.{one}")
+    if on_gpu and not gpus:
         raise ConfigError(f"trainer={name}: no NVIDIA GPU is visible here; use trainer=cpu or trainer=ddp_cpu")
     if trainer["devices"] == -1:
-        trainer["devices"] = count_gpus() if on_gpu else os.cpu_count()
+        trainer["devices"] = gpus if on_gpu else os.cpu_count()
     devices = trainer["devices"]
-    if on_gpu and is_whole(devices, 1) and devices > count_gpus():
-        raise ConfigError(f"devices: expected at most {count_gpus()}, the GPUs visible here, got {devices}")
+    if on_gpu and is_whole(devices, 1) and devices > gpus:
+        raise ConfigError(f"devices: expected at most {gpus}, the GPUs visible here, got {devices}")
     if trainer["strategy"] == "auto" and devices != 1:
         ddp = "ddp" if on_gpu else "ddp_cpu"
         raise ConfigError(f"devices: trainer={name} uses one, got {devices}; use trainer={ddp}")

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import sys
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -25,13 +26,16 @@ from .result import FINAL, Result
 from .trunks import FETCHED, Claim, Trunk, trunk_of
 
 
-def run(cfg: DictConfig, command: str | None = None, until: int | None = None) -> tuple[Result, Path, str]:
+def run(
+    cfg: DictConfig, command: str | None = None, until: int | None = None, asks: Iterable[tuple[int, int]] = ()
+) -> tuple[Result, Path, str]:
     """Does the run that a configuration asks for, unless it has been done.
 
     Args:
         cfg: the composed configuration, settled or not.
         command: what a person would type for it; kept in the result.
         until: stop after this many epochs, as if interrupted.
+        asks: the states that other runs want of its trunk: (epoch, number of differences).
 
     Returns:
         Its result, its folder, and how it came: `new`, `resumed` or `shown`.
@@ -65,6 +69,9 @@ def run(cfg: DictConfig, command: str | None = None, until: int | None = None) -
         cfg.force = cfg.plan = False
         write(config_file, OmegaConf.to_yaml(cfg))
         shutil.rmtree(folder / FETCHED, ignore_errors=True)
+        if trunk:
+            for epoch, needs in asks:
+                trunk.ask(epoch, needs)
         with trunk.claim(have, folder / FETCHED) if trunk else nullcontext() as claim:
             if cfg.trainer.devices > 1:
                 result = _launch(cfg, folder, config_file, command, trunk, claim)
@@ -106,13 +113,12 @@ def _launch(
 ) -> Result:
     """One process a device; this one watches them, and passes on the wish to stop."""
     count = cfg.trainer.devices
-    package = str(Path(__file__).parent.parent)
     environment = {
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)),
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         **os.environ,
         "TMBENCH_COMMAND": command,
-        "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": python_path(),
     }
     (folder / "result.json").unlink(missing_ok=True)  # an earlier attempt's
     ranks = Ranks(folder, count)
@@ -152,6 +158,12 @@ def _launch(
     if result:
         replace(result, status="failed", error=error).save(folder)
     raise RunError(error)
+
+
+def python_path() -> str:
+    """The PYTHONPATH with which another process finds this package."""
+    package = str(Path(__file__).parent.parent)
+    return os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
 
 
 def main() -> None:

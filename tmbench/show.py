@@ -75,7 +75,7 @@ def console() -> Console:
 
 def many(jobs: list[dict[str, Any]], console: Console) -> None:
     """One line for each job of a sweep, told apart by what the jobs do not share; a job is as in sweep.add_job."""
-    settings, varied, common = _told_apart([(job["overrides"], job["arm"]) for job in jobs])
+    settings, varied, common = told_apart([(job["overrides"], job["arm"]) for job in jobs])
     results = [Result.load(Path(job["folder"])) if job["folder"] else None for job in jobs]
     profiles = sorted({r.profile for r in results if r})
     columns = ["status", "metric", "last", "best", "baseline", "switch at", "seconds"]
@@ -107,10 +107,10 @@ def many(jobs: list[dict[str, Any]], console: Console) -> None:
     console.print(table)
     for number, job in enumerate(jobs):
         if job["error"]:
-            console.print(f"[red]job {number}[/red] {escape(job['error'])}")
+            console.print(f"[red]job {number}[/red] {escape(job['error'])}", soft_wrap=True)
 
 
-def _told_apart(jobs: list[tuple[list[str], str]]) -> tuple[list[dict[str, str]], list[str], str]:
+def told_apart(jobs: list[tuple[list[str], str]]) -> tuple[list[dict[str, str]], list[str], str]:
     """Of (words, arm) of some jobs: each job's settings, the keys that tell them apart, and what all have in common."""
     settings = [dict(word.split("=", 1) for word in words) | ({"arm": arm} if arm else {}) for words, arm in jobs]
     asked = [own for own in settings if "arm" not in own] or settings  # an arm's name says what it changes
@@ -122,7 +122,7 @@ def _told_apart(jobs: list[tuple[list[str], str]]) -> tuple[list[dict[str, str]]
 
 def plan(jobs: "list[Job]", paces: "Paces", console: Console) -> None:
     """What a sweep would do, and about how long it would take."""
-    settings, varied, common = _told_apart([(job.overrides, job.arm) for job in jobs])
+    settings, varied, common = told_apart([(job.overrides, job.arm) for job in jobs])
     table = Table(title=f"{len(jobs)} jobs: {common}", title_justify="left")
     table.add_column("job", justify="right")
     for key in varied:

@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from .config import Settings, plain
+from .errors import ConfigError
 from .files import write
 from .plan import Job, Paces, Recognizer, arms, forecast, wanted
 
@@ -37,14 +39,17 @@ def sweep(arguments: list[str], loader: Any, master: DictConfig, launch: Callabl
     raws = Composer(loader, master, parser)
     jobs = [Job(number, own, raws(own)) for number, own in enumerate(words)]
     planning = jobs[0].raw["plan"] is True
+    launcher = None
+    if any(job.raw["launcher"]["name"] != "serial" for job in jobs):
+        from .launch import launcher_of
+
+        launcher = launcher_of(jobs)
     jobs = _recognized(jobs, raws, download=not planning)
     if planning:
-        return _plan(jobs, raws)
+        return _plan(jobs, raws, measure=launcher is None or not launcher.elsewhere)
     _folder = Path(master.hydra.sweep.dir)
     _folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(master, _folder / "multirun.yaml")
-    for trunk, epoch, needs in wanted(jobs):
-        trunk.ask(epoch, needs)
     due = [job for job in jobs if job.is_due]
     write(_folder / "launched.json", json.dumps([[job.number, job.arm] for job in due]))
     for job in jobs:
@@ -53,7 +58,16 @@ def sweep(arguments: list[str], loader: Any, master: DictConfig, launch: Callabl
         elif job.state == "wrong":
             add_job(_folder, job.number, job.overrides, job.arm, error=job.error)
     try:
-        launch([job.overrides for job in due])
+        if launcher and due:
+            try:
+                launcher.launch(_folder, due)
+            except Exception as error:  # its own: those of the jobs are told where they are
+                print(error if isinstance(error, ConfigError) else traceback.format_exc(), file=sys.stderr)
+                raise SystemExit(1) from None
+        elif due:
+            for trunk, epoch, needs in wanted(jobs):
+                trunk.ask(epoch, needs)
+            launch([job.overrides for job in due])
     finally:
         for job in jobs:
             if job.state == "same" and job.folder and (job.folder / "result.json").exists():
@@ -75,16 +89,22 @@ def _recognized(jobs: list[Job], raws: "Composer", download: bool) -> list[Job]:
     return found
 
 
-def _plan(jobs: list[Job], raws: "Composer") -> None:
+def command(words: list[str]) -> str:
+    """What a person would type for one job alone."""
+    own = [w for w in words if w.lstrip("+~").replace("=", ".").split(".")[0] not in ("launcher", "plan", "study")]
+    return f"{PROGRAM} {shlex.join(own)}"
+
+
+def _plan(jobs: list[Job], raws: "Composer", measure: bool) -> None:
     from . import show
 
     paces = Paces()
     job = next((job for job in jobs if job.is_due and job.folder), None)
-    if job and not paces.of(job):
+    if measure and job and not paces.of(job):
         from .run import run
 
         print(f"measuring an epoch of job {job.number} (it is kept: the sweep goes on from it)", file=sys.stderr)
-        run(OmegaConf.create(job.raw), f"{PROGRAM} {shlex.join(job.overrides)}", until=1)
+        run(OmegaConf.create(job.raw), command(job.overrides), until=1)
         jobs = _recognized([Job(job.number, job.overrides, job.raw) for job in jobs if not job.arm], raws, False)
         paces = Paces()
     forecast(jobs)

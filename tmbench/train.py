@@ -192,8 +192,6 @@ def _trainer(cfg: DictConfig, folder: Path, callbacks: list[Callback], players: 
     with warnings.catch_warnings():
         # A GPU that trainer=cpu leaves unused is what was asked for.
         warnings.filterwarnings("ignore", message="GPU available but not used")
-        # Nor is a run on a cluster's own machine a mistake.
-        warnings.filterwarnings("ignore", message=".*`srun` command is available")
         return Trainer(
             accelerator=cfg.trainer.accelerator,
             strategy="auto" if alone else ddp,
@@ -283,6 +281,8 @@ def _nondeterministic_operations() -> Iterator[list[str]]:
     with warnings.catch_warnings():
         # Lightning 2.6 with torch 2.15; nothing that a person could do about it.
         warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+        # On a cluster's machine; a run alone is what was asked for.
+        warnings.filterwarnings("ignore", message="The `srun` command is available")
         warnings.filterwarnings("always", message=".*does not have a deterministic implementation")
         show = warnings.showwarning
 

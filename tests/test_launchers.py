@@ -1,0 +1,531 @@
+"""A sweep's jobs several at once: the serial sweep's results, whoever does the jobs and whatever happens to one."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Compose, Run, choices
+from omegaconf import OmegaConf
+from rich.console import Console
+from test_run import assert_same, curves, weights
+from test_trunks import results, trained
+
+import tmbench.launch
+from tmbench.config import conf_dir, run_id, settle
+from tmbench.errors import ConfigError
+from tmbench.launch import Joblib, Running, launcher_of
+from tmbench.plan import Job, Recognizer
+from tmbench.result import Result
+from tmbench.run import run
+from tmbench.sweep import command
+
+# Does what a job's process does, but trains nothing: notes its environment and when it was here.
+STAND_IN = """
+import json, os, signal, sys, time
+from pathlib import Path
+from tmbench.sweep import add_job
+file = Path(sys.argv[1])
+facts = json.loads(file.read_text())
+word = facts["words"][0].removeprefix("do=")
+began = time.monotonic()
+time.sleep(0.2)
+seen = {key: os.environ.get(key) for key in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
+print(word, "was here")
+if word == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+if word == "crash":
+    sys.exit("no more words")
+if word == "fail":
+    add_job(file.parent, facts["number"], facts["words"], "", error="it is wrong")
+    sys.exit(1)
+seen |= {"began": began, "ended": time.monotonic(), "asks": facts["asks"]}
+file.with_suffix(".seen").write_text(json.dumps(seen))
+add_job(file.parent, facts["number"], facts["words"], "", file.parent, "new")
+"""
+
+
+@pytest.fixture
+def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
+    """launched([word, ...], key=value) -> what jobs of these words saw in their processes, and what was told."""
+    script = tmp_path / "stand_in.py"
+    script.write_text(STAND_IN)
+    monkeypatch.setattr(tmbench.launch, "COMMAND", [str(script)])
+    monkeypatch.setattr(Result, "load", lambda folder: DONE)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    def launched(
+        words: list[str], devices: int = 0, num_nodes: int = 1, **settings: Any
+    ) -> tuple[list[dict[str, Any]], str]:
+        trainer = {"accelerator": "cuda" if devices else "cpu", "devices": devices, "num_nodes": num_nodes}
+        cfg = {"trainer": trainer, "epochs": 1}
+        raw = {"launcher": defaults("joblib") | settings}
+        jobs = [Job(number, [f"do={word}"], raw, cfg=cfg) for number, word in enumerate(words)]
+        found = launcher_of(jobs)
+        assert found is not None
+        found.launch(tmp_path, jobs)
+        seen = [json.loads(file.read_text()) for file in sorted(tmp_path.glob("launch-*.seen"))]
+        return seen, capfd.readouterr().err
+
+    return launched
+
+
+DONE = Result.__new__(Result)
+vars(DONE).update(status="completed", headline="test/accuracy", metrics={"last": {"test/accuracy": 0.5}})
+
+
+def defaults(name: str) -> dict[str, Any]:
+    return OmegaConf.to_container(OmegaConf.load(conf_dir() / "launcher" / f"{name}.yaml"))
+
+
+def at_once(seen: list[dict[str, Any]]) -> int:
+    """The most jobs that were there at the same time."""
+    return max(sum(a["began"] <= b["began"] < a["ended"] for a in seen) for b in seen)
+
+
+# One machine.
+
+
+def test_each_job_has_a_gpu_to_itself(launched: Any) -> None:
+    seen, _ = launched(["a", "b", "c", "d", "e"], gpus=[3, 5])
+    assert {job["CUDA_VISIBLE_DEVICES"] for job in seen} == {"3", "5"}
+    assert at_once(seen) == 2
+    for gpu in ("3", "5"):
+        assert at_once([job for job in seen if job["CUDA_VISIBLE_DEVICES"] == gpu]) == 1
+
+
+def test_more_jobs_than_gpus_share_them_evenly(launched: Any) -> None:
+    seen, _ = launched(["a", "b", "c", "d"], gpus=[0, "GPU-1f"], n_jobs=4)
+    assert sorted(job["CUDA_VISIBLE_DEVICES"] for job in seen) == ["0", "0", "GPU-1f", "GPU-1f"]
+
+
+def test_runs_that_train_on_gpus_share_out_those_that_cuda_may_use(
+    launched: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,4,6,7,9")
+    seen, _ = launched(["a", "b", "c"], devices=2)
+    assert sorted({job["CUDA_VISIBLE_DEVICES"] for job in seen}) == ["2,4", "6,7"]
+    seen, _ = launched(["a"])  # on the CPU: not its business
+    assert seen[0]["CUDA_VISIBLE_DEVICES"] == "2,4,6,7,9"
+    with pytest.raises(ConfigError, match=r"launcher.gpus: a run needs 3, got \[0, 1\]"):
+        launched(["a"], devices=3, gpus=[0, 1])
+    with pytest.raises(ConfigError, match="launcher: each run is on one machine"):
+        launched(["a"], devices=1, num_nodes=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "environment", "threads", "most"),
+    [
+        ({}, None, 1, 8),
+        ({"n_jobs": 2}, None, 4, 2),
+        ({"n_jobs": 3}, None, 2, 3),
+        ({"threads": 4}, None, 4, 2),
+        ({}, "4", 4, 2),
+        ({"n_jobs": 1}, "3", 3, 1),
+        ({"n_jobs": 16}, None, 1, 12),
+        ({"n_jobs": 2, "threads": 8}, "1", 8, 2),  # as asked
+    ],
+)
+def test_cores_are_shared_out_and_not_twice(
+    settings: dict[str, Any], environment: str | None, threads: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import joblib
+
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if environment:
+        monkeypatch.setenv("OMP_NUM_THREADS", environment)
+    found = Joblib(defaults("joblib") | settings)
+    assert found.threads() == threads
+    assert found.n_jobs([], 12) == most
+
+
+def test_a_job_that_dies_leaves_the_others_alone_and_is_told(launched: Any, tmp_path: Path) -> None:
+    seen, told = launched(["a", "kill", "fail", "b", "crash", "c"], n_jobs=2)
+    assert len(seen) == 3
+    assert re.search(r"^job 0  do=a: completed, accuracy 50.00 %$", told, re.MULTILINE)
+    records = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("job-*.json"))]
+    errors = [record["error"].replace(str(tmp_path), "DIR") for record in records]
+    assert errors == [
+        "", "killed by SIGKILL; its output: DIR/job-00001.log", "it is wrong", "",
+        "ended with code 1; its output: DIR/job-00004.log", "",
+    ]  # fmt: skip
+    for word in ("kill", "fail", "crash"):
+        assert f"  | {word} was here" in told
+    assert "  | no more words" in told
+    assert "a was here" not in told
+
+
+def test_terminal_shows_a_line_for_each_job_that_is_at_work(tmp_path: Path) -> None:
+    files, names = {}, {}
+    for number in range(3):
+        folder = tmp_path / f"run-{number}"
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "checkpoints" / "last.ckpt").touch()
+        (folder / "curves.csv").write_text("epoch\n" + "0\n" * (number + 1))
+        files[tmp_path / f"launch-{number:05d}.json"] = Job(number, [], {}, cfg={"epochs": 4}, folder=folder)
+        names[number] = f"job {number}  lr=[{number}]"
+    for number in (0, 1):
+        (tmp_path / f"job-{number:05d}.log").touch()
+    console = Console(file=StringIO(), force_terminal=True, width=100)
+    with Running(files, names, console) as running:
+        running.ended(tmp_path / "launch-00000.json")
+        running.refresh()
+        shown = console.file.getvalue()
+    assert re.search(r"job 1  lr=\[1\] .* epoch 2/4", shown)
+    assert "job 2" not in shown
+    assert "job 0" not in shown.split("job 1")[-1]
+
+
+def test_jobs_of_different_beginnings_start_first(composed: Compose) -> None:
+    """Those of one wait for each other, and a job that waits has a GPU to itself."""
+    words = [f"optimizer=tmsgd seed={seed} switch_epoch={e} epochs=4" for seed in (0, 1) for e in (3, 2)]
+    jobs = [Job(i, w.split(), OmegaConf.to_container(composed("task=tc", *w.split()))) for i, w in enumerate(words)]
+    recognizer = Recognizer(download=False)
+    for job in jobs:
+        recognizer.recognize(job)
+    assert [job.number for job in tmbench.launch._apart(jobs)] == [0, 2, 1, 3]
+
+
+# Settings.
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "told"),
+    [
+        ("joblib", {"n_jobs": 0}, "launcher.n_jobs: expected a whole number >= 1, or null, got 0"),
+        ("joblib", {"threads": "many"}, "launcher.threads: expected a whole number >= 1, or null, got 'many'"),
+        ("joblib", {"gpus": 2}, r"launcher.gpus: expected a list such as \[0,1\], or null, got 2"),
+        ("slurm", {"cluster": "lsf"}, "launcher.cluster: expected slurm or local, got 'lsf'"),
+        ("slurm", {"cluster": "local", "cpus_per_task": None}, "launcher.cpus_per_task: expected a whole number >= 1"),
+        ("slurm", {"cluster": "local", "gpus_per_node": 0.5}, "launcher.gpus_per_node: expected a whole number >= 0"),
+        ("ray", {"num_gpus": 1.5}, "launcher.num_gpus: expected a whole number >= 0, or a part of one, got 1.5"),
+        ("lsf", {}, "launcher: expected one of serial, joblib, slurm, ray, got 'lsf'"),
+    ],
+)
+def test_wrong_settings_are_told(
+    name: str, settings: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tmbench.launch, "find_spec", lambda package: package)
+    own = defaults(name) if name != "lsf" else {"name": name}
+    with pytest.raises(ConfigError, match=told):
+        launcher_of([Job(0, [], {"launcher": own | settings})])
+
+
+@pytest.mark.parametrize("name", [name for name in choices("launcher") if name != "serial"])
+def test_missing_package_is_told_with_its_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tmbench.launch, "find_spec", lambda package: None)
+    with pytest.raises(ConfigError, match=rf"launcher={name}: needs the package \w+; pip install 'tmbench\[{name}\]'"):
+        launcher_of([Job(0, [], {"launcher": defaults(name)})])
+
+
+def test_slurm_asks_for_a_machine_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tmbench.launch, "find_spec", lambda package: package)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ConfigError, match="no sbatch and srun here"):
+        launcher_of([Job(0, [], {"launcher": defaults("slurm")})])
+
+
+def test_run_beside_slurm_is_not_warned_of_it(do: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "srun").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert shutil.which("srun") == str(tmp_path / "srun")
+    do("task=tc", "epochs=1", "batch_size=80")  # a warning is an error here
+
+
+def test_trouble_of_the_launcher_itself_is_told_also_beside_known_runs(do: Run, tmp_path: Path) -> None:
+    words = ["task=tc", "epochs=1", "batch_size=80"]
+    do(*words)
+    code = (
+        "import tmbench.launch\n"
+        "def run(*arguments): raise OSError('no more processes')\n"
+        "tmbench.launch.Joblib.run = run\n"
+        "from tmbench.__main__ import main; main()"
+    )
+    more = ["seed=0,1", "launcher=joblib", f"runs_dir={tmp_path}"]
+    command = [sys.executable, "-c", code, "-m", *words, *more]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "no more processes" in done.stderr
+    assert "completed, known" in done.stdout
+
+
+def test_one_launcher_for_a_sweep() -> None:
+    jobs = [Job(n, [], {"launcher": defaults("joblib") | {"n_jobs": n + 1}}) for n in range(2)]
+    with pytest.raises(ConfigError, match=r"launcher: expected one for the whole sweep; .* \[0,1\]"):
+        launcher_of(jobs)
+
+
+def test_launcher_is_no_part_of_a_run(composed: Compose) -> None:
+    def settled(*words: str) -> Any:
+        return settle(composed("task=tc", *words))
+
+    plain = settled()
+    assert "launcher" not in plain
+    for name in choices("launcher"):
+        assert run_id(settled(f"launcher={name}"), "digest") == run_id(plain, "digest")
+
+
+@pytest.mark.parametrize(
+    "words", [["launcher=slurm", "launcher.gpus_per_node=2"], ["launcher=ray", "launcher.num_gpus=1.5"]]
+)
+def test_gpus_of_another_machine_count_as_those_of_this_one(words: list[str], composed: Compose) -> None:
+    assert settle(composed(*words)).trainer.accelerator == "cuda"
+    both = settle(composed(*words, "trainer=ddp", "devices=-1"))
+    assert (both.trainer.accelerator, both.trainer.devices) == ("cuda", 2)
+    with pytest.raises(ConfigError, match="devices: expected at most 2"):
+        settle(composed(*words, "trainer=ddp", "devices=3"))
+    with pytest.raises(
+        ConfigError, match=f"trainer=gpu: {words[0]} gives a run no GPU; say {words[1].split('=')[0]}=1"
+    ):
+        settle(composed(words[0], "trainer=gpu"))
+
+
+def test_run_publishes_what_others_ask_for(composed: Compose, tmp_path: Path) -> None:
+    words = ["task=tc", "optimizer=sgd", "epochs=3", "batch_size=80", f"runs_dir={tmp_path}"]
+    run(composed(*words), asks=[[1, 0], [2, 2]])
+    states = {int(path.parent.name): json.loads(path.read_text()) for path in tmp_path.glob(".trunks/*/*/about.json")}
+    assert {epoch: about["differences"] for epoch, about in states.items()} == {1: 0, 2: 2}
+
+
+# Sweeps.
+
+
+def sweep(*words: str, cwd: Path) -> subprocess.Popen[str]:
+    """A sweep as a person starts it, with its runs under cwd."""
+    cwd.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "tmbench", "-m", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def done(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=500)
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize("module", ["joblib", "submitit", "ray", "tmbench.launch"])
+def test_help_and_serial_sweeps_import_no_launcher(module: str) -> None:
+    code = f"import sys, tmbench.__main__, tmbench.sweep, tmbench.show; sys.exit({module!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_launcher_asks_for_a_sweep_and_leaves_no_trace_in_the_commands(tmp_path: Path) -> None:
+    alone = [sys.executable, "-m", "tmbench", "task=tc", "launcher=joblib", f"runs_dir={tmp_path}"]
+    told = subprocess.run(alone, capture_output=True, text=True, timeout=60)
+    assert told.returncode == 1
+    assert "launcher: expected a sweep: add -m" in told.stderr
+    words = ["task=tc", "launcher=joblib", "+launcher.x=1", "lr=0.1", "study=switch", "study.arms={}", "plan=true"]
+    assert command(words) == "python -m tmbench task=tc lr=0.1"
+
+
+def test_sweep_by_joblib_ends_as_a_serial_one_does(tmp_path: Path) -> None:
+    words = ["task=tc", "epochs=1", "optimizer=tmsgd", "batch_size=80", "optimizer.momentum=0.5,1.1", "switch_epoch=0"]
+    code, out, err = done(sweep(*words, "launcher=joblib", "launcher.n_jobs=2", cwd=tmp_path))
+    assert code == 1, err
+    assert re.search(r"│ +0 │ 0.5 +│ completed", out)
+    assert re.search(r"│ +1 │ 1.1 +│ failed", out)
+    assert "job 1 optimizer=tmsgd: tmsgd: momentum must be in [0, 1), got 1.1" in out
+    assert f"2 jobs, threads of each: 1; their output: {tmp_path}/runs/.sweeps/" in err
+    assert re.search(r"^job 0  optimizer.momentum=0.5: completed, accuracy \d+.\d\d %$", err, re.MULTILINE)
+    assert re.search(r"^job 1  optimizer.momentum=1.1: failed$", err, re.MULTILINE)
+    assert "  | optimizer=tmsgd: tmsgd: momentum must be in [0, 1), got 1.1" in err
+    assert "━" not in err
+
+
+# The same results everywhere; slow, since each job imports torch anew.
+
+WAYS = {
+    "joblib": ["launcher=joblib", "launcher.n_jobs=2"],
+    "submitit": ["launcher=slurm", "launcher.cluster=local"],
+    "slurm": ["launcher=slurm"],
+    "ray": ["launcher=ray"],
+}
+WORDS = ["task=tc", "optimizer=sgd,tmsgd,tmsgdm", "batch_size=4"]
+SHORT, LONG = [*WORDS, "switch_epoch=3,1", "epochs=4"], [*WORDS, "switch_epoch=4", "epochs=16"]
+OWN = ("seconds", "evaluation_seconds", "overhead_seconds", "examples_per_second", "peak_memory_bytes", "started")
+
+
+@pytest.fixture(scope="module")
+def one_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The configuration of a Slurm of this one machine."""
+    path = os.pathsep.join([os.environ["PATH"], "/usr/sbin"])
+    if missing := [
+        name for name in ("munged", "slurmctld", "slurmd", "sbatch", "srun") if not shutil.which(name, path=path)
+    ]:
+        pytest.skip(f"no {missing[0]}: apt-get install slurmctld slurmd slurm-client munge")
+    script, folder = conf_dir().parent / "scripts" / "slurm_one_node", tmp_path_factory.mktemp("slurm")
+    subprocess.run([script, "start", folder], check=True, timeout=60, stdout=subprocess.DEVNULL)
+    yield folder / "slurm.conf"
+    subprocess.run([script, "stop", folder], check=True, timeout=60)
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The words of a launcher that is here."""
+    pytest.importorskip({"slurm": "submitit"}.get(request.param, request.param))
+    if request.param == "slurm":
+        monkeypatch.setenv("SLURM_CONF", str(request.getfixturevalue("one_node")))
+    return WAYS[request.param]
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, tuple[Result, Path]]]:
+    """The results of the serial sweeps by their number of epochs."""
+    folder = tmp_path_factory.mktemp("serial")
+    found = {}
+    for words, epochs in ((SHORT, 4), (LONG, 16)):
+        code, _, err = done(sweep(*words, cwd=folder / str(epochs)))
+        assert code == 0, err
+        found[epochs] = results(folder / str(epochs) / "runs")
+    return found
+
+
+def assert_same_files(runs: dict[str, tuple[Result, Path]], serial: dict[str, tuple[Result, Path]]) -> None:
+    """Bitwise, but for how long it took and who trained the shared epochs."""
+
+    def facts(result: Result) -> dict[str, Any]:
+        known = {key: value for key, value in asdict(result).items() if key not in OWN}
+        return known | {"epochs": {"asked": result.epochs["asked"], "trained": result.epochs["trained"]}}
+
+    assert runs.keys() == serial.keys()
+    for name, (result, folder) in runs.items():
+        other, elsewhere = serial[name]
+        assert facts(result) == facts(other)
+        assert curves(folder) == curves(elsewhere)
+        for file in ("last.ckpt", "best.ckpt"):
+            assert_same(weights(folder, file), weights(elsewhere, file))
+        assert (folder / "config.yaml").read_text() == (elsewhere / "config.yaml").read_text()
+        kept = [sorted(str(p.relative_to(f)) for p in f.rglob("*") if p.is_file()) for f in (folder, elsewhere)]
+        assert kept[0] == kept[1]
+
+
+def processes(folder: Path) -> dict[int, int]:
+    """The jobs' own processes of the sweeps in a folder: job number -> process id."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (path / "cmdline").read_text().split("\0")
+            if "tmbench.launch" in words and os.readlink(path / "cwd") == str(folder):
+                found[int(re.sub(r"\D", "", Path(words[-2]).name))] = int(path.name)
+    return found
+
+
+def wait_until(is_so: Callable[[], Any], seconds: float = 200) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := is_so()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return found
+
+
+def begun(folder: Path, optimizer: str) -> bool:
+    """Whether a run of this optimizer has two epochs on disk, and no result."""
+    curves = [path for path in folder.glob(f"runs/tc-{optimizer}-*/curves.csv") if len(path.read_text().split()) > 2]
+    return any(not (path.parent / "result.json").exists() for path in curves)
+
+
+@pytest.mark.slow
+def test_every_launcher_gives_the_files_of_the_serial_sweep(way: list[str], serial: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    planned, out, _ = done(sweep(*SHORT, *way, "plan=true", cwd=tmp_path / "plan"))
+    assert planned == 0
+    assert "5 to do, 0 known, 1 the same" in out
+    code, out, err = done(sweep(*SHORT, *way, cwd=folder))
+    assert code == 0, err
+    assert out.count(" completed") == 6
+    assert len(re.findall(r"^job \d  optimizer=.*: completed, accuracy", err, re.MULTILINE)) == 5
+    found = results(folder / "runs")
+    assert_same_files(found, serial[4])
+    assert trained(found) == trained(serial[4]) == (4 + 1 + 3) + (4 + 3)  # tmsgdm begins as no other does
+    code, out, _ = done(sweep(*SHORT, *way, cwd=folder))
+    assert (code, out.count("completed, known")) == (0, 6)
+
+
+@pytest.mark.slow
+def test_killed_job_leaves_the_others_alone_and_the_sweep_started_again_finishes_it(
+    way: list[str], serial: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sweep"
+    process = sweep(*LONG, *way, cwd=folder)
+    wait_until(lambda: begun(folder, "tmsgdm"))
+    os.kill(processes(folder)[2], signal.SIGKILL)
+    code, out, err = done(process)
+    assert code == 1
+    assert re.search(r"job 2 killed by SIGKILL; its output: \S+job-00002.log", out)
+    assert "job 2  optimizer=tmsgdm: failed" in err
+    assert len(results(folder / "runs")) == 2
+    code, out, err = done(sweep(*LONG, *way, cwd=folder))
+    assert code == 0, err
+    assert out.count("completed, known") == 2
+    assert_same_files(results(folder / "runs"), serial[16])
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_all_jobs_and_the_sweep_started_again_finishes_them(
+    way: list[str], serial: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sweep"
+    process = sweep(*LONG, *way, cwd=folder)
+    wait_until(lambda: begun(folder, "tmsgdm") and begun(folder, "*sgd"))
+    process.send_signal(signal.SIGINT)
+    code, out, err = done(process)
+    assert code == 130, err
+    assert "interrupted" in out
+    assert not processes(folder)
+    code, out, err = done(sweep(*LONG, *way, cwd=folder))
+    assert code == 0, err
+    assert_same_files(results(folder / "runs"), serial[16])
+
+
+@pytest.mark.slow
+def test_jobs_end_with_a_killed_sweep(tmp_path: Path) -> None:
+    process = sweep(*LONG, *WAYS["joblib"], cwd=tmp_path)
+    wait_until(lambda: begun(tmp_path, "tmsgdm"))
+    process.kill()
+    process.communicate()
+    wait_until(lambda: not processes(tmp_path), 30)
+    assert {result.status for result, _ in results(tmp_path / "runs").values()} >= {"interrupted"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["requeue", "time limit", "pre-emption"])
+def test_job_that_slurm_queues_again_goes_on(
+    how: str, one_node: Path, serial: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm lets it wait for two minutes."""
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("SLURM_CONF", str(one_node))
+    folder = tmp_path / "sweep"
+    words = [word.replace("sgd,tmsgd,", "") for word in LONG]
+    process = sweep(*words, *WAYS["slurm"], cwd=folder)
+    wait_until(lambda: begun(folder, "tmsgdm"))
+    (submitted,) = folder.glob("runs/.sweeps/*/submitit/*_submitted.pkl")
+    job = submitted.name.split("_")[0]
+    if how == "requeue":
+        subprocess.run(["scontrol", "requeue", job], check=True)
+    elif how == "time limit":
+        subprocess.run(["scancel", "--signal=USR2", job], check=True)  # as some time before it
+    else:
+        subprocess.run(["srun", "--partition=high", f"--ntasks={os.cpu_count()}", "true"], check=True, timeout=60)
+    code, _, err = done(process)
+    assert code == 0, err
+    ((name, (result, path)),) = results(folder / "runs").items()
+    assert result.status == "completed"
+    record = next(folder.glob("runs/.sweeps/*/job-*.json"))
+    assert json.loads(record.read_text())["how"] == "resumed"
+    other, elsewhere = serial[16][name]
+    assert result.metrics == other.metrics
+    assert_same(weights(path), weights(elsewhere))
