@@ -124,7 +124,7 @@ def test_fused_does_not_depend_on_the_number_of_threads() -> None:
 def test_a_kernel_in_c_is_really_used(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(
-        tmsgd, "fused_update", lambda params, *rest: calls.append(len(params)) or fused_update(params, *rest)
+        tmsgd, "fused_update", lambda rows, *rest, **more: calls.append(len(rows)) or fused_update(rows, *rest, **more)
     )
     walk(TMSGD, fused=True, steps=5, switch_step=2)
     assert sum(calls) == 3 * len(SHAPES)
@@ -219,7 +219,6 @@ INTERPRETED = """
 import contextlib, itertools, torch
 from tmbench.optim import fused_cuda
 from tmbench.optim.fused import Coefficients, fused_update
-from tmbench.optim.fused import fused_update
 
 torch.cuda.device_of = lambda tensor: contextlib.nullcontext()
 for count, buffered, dtype in itertools.product(range(5), (False, True), (torch.float32, torch.bfloat16)):
@@ -232,7 +231,7 @@ for count, buffered, dtype in itertools.product(range(5), (False, True), (torch.
     lists = [params, grads, buffers, *differences]
     lists = [[t.to(dtype) for t in ts] for ts in lists]
     exact = [[t.double() for t in ts] for ts in lists]
-    fused_update(exact[0], exact[1], exact[2] if buffered else None, exact[3:], by)
+    fused_update([list(row) for row in zip(*exact[:2], *exact[2 : 2 + buffered], *exact[3:])], by, buffered)
     rows = list(zip(*([*lists[:2], lists[2] if buffered else [None] * 3, *lists[3:]])))
     pointers = [0 if t is None else t.data_ptr() for row in rows for t in row]
     fused_cuda.launch(lists[0][0], pointers, [t.numel() for t in lists[0]], buffered, by.scalars, by.factors)

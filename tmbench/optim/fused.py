@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,62 +46,65 @@ class Coefficients:
         return self.sign, self.decay, self.momentum, self.fresh, look, own, self.shrink, self.rate
 
 
-def fused_update(
-    params: list[Tensor],
-    grads: list[Tensor],
-    buffers: list[Tensor] | None,
-    differences: Sequence[list[Tensor]],
-    by: Coefficients,
-) -> None:
-    """One step in place: `params`, momentum `buffers` and the oldest of `differences`, which takes the new one's place.
+def fused_update(rows: list[list[Tensor]], by: Coefficients, buffered: bool = False) -> None:
+    """One step in place, of tensors of one device and type; see `no_kernel` and `odd_layout` for what must hold.
 
-    Shapes: `differences` holds one list for each factor, newest first; all lists correspond item by item. Tensors
-    are of one device and type, and each parameter's are dense and laid out alike; see `obstacle`.
+    Args:
+        rows: for each parameter itself, its gradient, its momentum buffer if `buffered`, and its differences, newest
+            first; the new one takes the place of the oldest.
+        by: the numbers, with a factor for each difference.
     """
-    if not params:
-        return
-    columns: list[Sequence[Tensor | None]] = [params, grads, buffers or [None] * len(params), *differences]
-    pointers = [0 if t is None else t.data_ptr() for row in zip(*columns, strict=True) for t in row]
-    sizes = [p.numel() for p in params]
-    if params[0].is_cuda:
+    first = rows[0][0]
+    sizes = [row[0].numel() for row in rows]
+    pointers = []
+    for row in rows:
+        own = [t.data_ptr() for t in row]
+        if not buffered:
+            own.insert(2, 0)
+        pointers += own
+    if first.is_cuda:
         from .fused_cuda import launch
 
-        launch(params[0], pointers, sizes, buffers is not None, by.scalars, by.factors)
+        launch(first, pointers, sizes, buffered, by.scalars, by.factors)
         return
-    count = len(differences)
     settings = (ctypes.c_double * (8 + MOST_DIFFERENCES))(*by.scalars, *by.factors)
-    getattr(_library(), _C_TYPES[params[0].dtype])(
-        ctypes.c_int64(len(params)),
+    getattr(_library(), _C_TYPES[first.dtype])(
+        ctypes.c_int64(len(rows)),
         (ctypes.c_void_p * len(pointers))(*pointers),
         (ctypes.c_int64 * len(sizes))(*sizes),
-        ctypes.c_int64(count),
+        ctypes.c_int64(len(by.factors)),
         settings,
         ctypes.c_int64(min(torch.get_num_threads(), 1 + sum(sizes) // 2**15)),  # where torch starts threads, too
     )
 
 
-def obstacle(p: Tensor, *others: Any, differences: int) -> str | None:
-    """Why no kernel can step this parameter, with its gradient, buffer and differences; None if one can."""
+def odd_layout(row: list[Tensor]) -> str | None:
+    """Why a parameter of this row, as `fused_update` takes it, cannot be stepped by a kernel; None if it can."""
+    for t in row:
+        if not t.is_contiguous():
+            break
+    else:
+        return None
+    formats = {4: [torch.channels_last], 5: [torch.channels_last_3d]}.get(row[0].dim(), [])
+    if any(all(t.is_contiguous(memory_format=f) for t in row) for f in formats):
+        return None
+    return "a gradient or a state is laid out in memory otherwise than its parameter"
+
+
+def no_kernel(p: Tensor, differences: int) -> str | None:
+    """Why there is no kernel for parameters like this one; None if there is."""
+    kind = str(p.dtype).removeprefix("torch.")
     if differences > MOST_DIFFERENCES:
         return f"the kernels know formulas of up to {MOST_DIFFERENCES} differences, not {differences}"
     if p.device.type == "cpu":
         if p.dtype not in _C_TYPES:
-            return f"the CPU's kernel knows float32 and float64, not {str(p.dtype).removeprefix('torch.')}"
-        if isinstance(library := _compiled(), str):
-            return library
-    elif p.device.type == "cuda":
+            return f"the CPU's kernel knows float32 and float64, not {kind}"
+        return library if isinstance(library := _compiled(), str) else None
+    if p.device.type == "cuda":
         if p.dtype not in _TRITON_TYPES:
-            return f"CUDA's kernel knows float32, bfloat16 and float16, not {str(p.dtype).removeprefix('torch.')}"
-        if reason := _no_triton():
-            return reason
-    else:
-        return f"there is no kernel for {p.device.type}"
-    if any(t.dtype != p.dtype or t.device != p.device for t in others):
-        return "a gradient or a state is of another type or device than its parameter"
-    formats = [torch.contiguous_format, *{4: [torch.channels_last], 5: [torch.channels_last_3d]}.get(p.dim(), [])]
-    if not any(all(t.is_contiguous(memory_format=f) for t in (p, *others)) for f in formats):
-        return "a gradient or a state is laid out in memory otherwise than its parameter"
-    return None
+            return f"CUDA's kernel knows float32, bfloat16 and float16, not {kind}"
+        return _no_triton()
+    return f"there is no kernel for {p.device.type}"
 
 
 @cache
@@ -136,7 +138,6 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-@cache
 def _no_triton() -> str | None:
     try:
         import triton  # noqa: F401

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-from .fused import Coefficients, fused_update, obstacle
+from .fused import Coefficients, fused_update, no_kernel, odd_layout
 
 HISTORIES = ("true", "zero")
 
@@ -59,6 +59,7 @@ class SGDThenMultistep(torch.optim.Optimizer):
     """
 
     name: str  # how messages call it
+    _by_rows = False  # whether a sparse gradient has come; their rows in motion are then in the state as `live`
 
     def step_form(self, group: dict[str, Any]) -> tuple[Sequence[float], float]:
         """The factors of d[k], d[k-1], ... and the factor b of lr g[k], after the switch."""
@@ -66,6 +67,7 @@ class SGDThenMultistep(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._by_rows = any("live" in own for own in self.state.values())
         for group in self.param_groups:  # a checkpoint from before a setting existed
             for key in self.defaults.keys() - {"differentiable"}:  # which torch has just added to the defaults
                 group.setdefault(key, self.defaults[key])
@@ -146,20 +148,23 @@ class SGDThenMultistep(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        work = []
         for group in self.param_groups:
+            dense: list[Tensor] = []
+            sparse: list[Tensor] = []
             for p in group["params"]:
-                if p.grad is not None and p.grad.is_sparse:
-                    self._check_sparse(group, p)  # before any weight has moved
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            dense = [p for p in params if not p.grad.is_sparse]
+                if p.grad is not None:
+                    (sparse if p.grad.is_sparse else dense).append(p)
+            for p in sparse:
+                self._check_sparse(group, p)  # before any weight has moved
+            work.append((group, dense, sparse))
+        for group, dense, sparse in work:
             if dense:
-                for p in dense:
+                for p in dense if self._by_rows else ():
                     self.state.get(p, {}).pop("live", None)  # all of its rows move now
                 self._step_group(group, dense)
-            for p in params:
-                if p.grad.is_sparse:
-                    self._step_rows(group, p)
+            for p in sparse:
+                self._step_rows(group, p)
             group["step"] += 1
         return loss
 
@@ -198,6 +203,7 @@ class SGDThenMultistep(torch.optim.Optimizer):
             p.index_copy_(0, rows, moved_RD)
             return
         known = [d for (d,) in self._differences([p], names)]
+        self._by_rows = True
         if "live" not in state:
             state["live"] = _moving(p, known, factors)
         state["live"][rows] = True
@@ -252,24 +258,31 @@ class SGDThenMultistep(torch.optim.Optimizer):
     ) -> list[Tensor]:
         """Steps by a kernel the parameters that it can step; returns the others."""
         names, keeps = difference_names(len(factors)), group["momentum"] != 0
-        decay, decoupled = group["weight_decay"], group["decoupled"]
-        batches: dict[Any, list[Tensor]] = {}
+        lr, decay, decoupled = _number(group["lr"]), group["weight_decay"], group["decoupled"]
+        batches: dict[Any, list[list[Tensor]]] = {}
         left = []
-        for p in params:
+        for p in params:  # once through all, which is what a step of many small tensors costs
             state = self.state[p]
-            fresh = keeps and state.get("momentum_buffer") is None
+            fresh = keeps and "momentum_buffer" not in state
             if fresh:
                 state["momentum_buffer"] = torch.zeros_like(p)
-            self._differences([p], names)
-            kept = [state[name] for name in (*names, "momentum_buffer") if name in state]
-            if why := obstacle(p, p.grad, *kept, differences=len(names)):
+            if names and names[-1] not in state:
+                self._differences([p], names)
+            row = [p, p.grad, *([state["momentum_buffer"]] if keeps else ()), *(state[name] for name in names)]
+            kind = p.device, p.dtype, fresh
+            batch = batches.get(kind)
+            if why := (batch is None and no_kernel(p, len(names))) or odd_layout(row):
                 _say_once(f"{self.name}: fused: {why}; foreach is used for such parameters")
                 if fresh:
                     del state["momentum_buffer"]
                 left.append(p)
-            else:
-                batches.setdefault((p.device, p.dtype, fresh), []).append(p)
-        for (*_, fresh), some in batches.items():
+                continue
+            if batch is None:
+                batch = batches[kind] = []
+            batch.append(row)
+            if names:  # what is written over the oldest becomes the newest
+                state.update(zip(names, (row[-1], *row[-len(names) : -1]), strict=True))
+        for (*_, fresh), rows in batches.items():
             by = Coefficients(
                 factors, rate,
                 sign=-1.0 if group["maximize"] else 1.0,
@@ -277,12 +290,9 @@ class SGDThenMultistep(torch.optim.Optimizer):
                 momentum=group["momentum"],
                 fresh=1.0 if fresh else 1 - group["dampening"],  # the first gradient is not dampened, in torch
                 nesterov=group["nesterov"],
-                shrink=1 - _number(group["lr"]) * decay if decoupled else 1.0,
+                shrink=1 - lr * decay if decoupled else 1.0,
             )  # fmt: skip
-            grads: list[Tensor] = [p.grad for p in some]  # type: ignore[misc]
-            buffers = [self.state[p]["momentum_buffer"] for p in some] if keeps else None
-            fused_update(some, grads, buffers, [[self.state[p][name] for p in some] for name in names], by)
-            self._rotate(some, names)
+            fused_update(rows, by, buffered=keeps)
         return left
 
     def _fused_sgd(self, group: dict[str, Any], params: list[Tensor], lr: float) -> None:
