@@ -24,6 +24,7 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
@@ -187,9 +188,10 @@ def sweep(family: Family, optimizer: str, mup: bool, data: Any) -> dict[str, Any
         for width in family.widths
     ]
     best = [min(range(len(rates)), key=own.__getitem__) for own in losses]
+    finite = [[loss if math.isfinite(loss) else None for loss in own] for own in losses]  # JSON knows no infinity
     return {
-        "rates": rates, "losses": losses, "best": [rates[i] for i in best],
-        "widest": {"own_best": losses[-1][best[-1]], "transferred": losses[-1][best[0]]},
+        "rates": rates, "losses": finite, "best": [rates[i] for i in best],
+        "widest": {"own_best": finite[-1][best[-1]], "transferred": finite[-1][best[0]]},
     }  # fmt: skip
 
 
@@ -213,10 +215,9 @@ def drawn(found: dict[str, Any], what: str) -> plt.Figure:
             else:
                 for i, (width, losses) in enumerate(zip(family["widths"], own["sweep"]["losses"], strict=True)):
                     colour = plt.get_cmap("viridis")(0.9 * i / (len(family["widths"]) - 1))
-                    shown = [loss if math.isfinite(loss) else math.nan for loss in losses]
+                    shown = [math.nan if loss is None else loss for loss in losses]
                     ax.plot(own["sweep"]["rates"], shown, color=colour, label=str(width), linewidth=1.2)
-                    lowest = min(losses)
-                    ax.plot(own["sweep"]["best"][i], lowest, "o", color=colour, markersize=5)
+                    ax.plot(own["sweep"]["best"][i], np.nanmin(shown), "o", color=colour, markersize=5)
                 ax.set(xscale="log", ylim=(0, 1.25 * first(family)))
             if ax in axes[0]:
                 ax.set_title(f"{optimizer}, {kind}", fontsize=9)
@@ -232,6 +233,10 @@ def drawn(found: dict[str, Any], what: str) -> plt.Figure:
 def first(family: dict[str, Any]) -> float:
     """The loss at the lowest rate, about what all start from."""
     return max(own["sweep"]["losses"][0][0] for pair in OPTIMIZERS for own in family[pair].values())
+
+
+def shown(loss: float | None) -> str:
+    return "diverged" if loss is None else f"{loss:.3f}"
 
 
 def told(found: dict[str, Any]) -> Iterator[str]:
@@ -255,7 +260,7 @@ def told(found: dict[str, Any]) -> Iterator[str]:
         widest = own["sweep"]["widest"]
         yield (
             f"| {name} | {optimizer} | {kind} | {min(inner):.2f} to {max(inner):.2f} | {last:.2f} | {best} | "
-            f"{widest['own_best']:.3f} | {widest['transferred']:.3f} |"
+            f"{shown(widest['own_best'])} | {shown(widest['transferred'])} |"
         )
 
 
@@ -293,7 +298,8 @@ def main() -> None:
             "versions": versions(), "hardware": f"{cpu_model()}, {torch.get_num_threads()} threads",
         }  # fmt: skip
         found[name] = found.get(name, {}) | about | {optimizer: measured(family, optimizer, where)}
-        write(numbers, json.dumps({key: found[key] for key in families if key in found}) + "\n")
+        found = {key: found[key] for key in families if key in found}
+        write(numbers, json.dumps(found, allow_nan=False) + "\n")
         print(name, optimizer, "measured", file=sys.stderr)
     whole = {name: own for name, own in found.items() if own.keys() >= OPTIMIZERS.keys()}
     if whole:
