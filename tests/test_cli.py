@@ -118,6 +118,7 @@ def test_sweep_goes_on_past_a_failed_job_and_says_so(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_sweep_with_a_diverged_job_exits_zero_and_knows_its_runs_again(tmp_path: Path) -> None:
     words = ["-m", "task=tc", "optimizer=sgd", "lr=0.1,1e38", "switch_epoch=1,2", "epochs=1", f"runs_dir={tmp_path}"]
     done = tmbench(*words)
@@ -138,6 +139,7 @@ def test_typo_in_a_sweep_is_told_before_any_job(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("tc-*"))
 
 
+@pytest.mark.slow
 def test_a_persons_own_yaml_files_are_found_elsewhere(tmp_path: Path) -> None:
     """Another folder, no copy of ours, nothing of ours changed."""
     (tmp_path / "conf" / "optimizer").mkdir(parents=True)

@@ -48,6 +48,7 @@ def test_line_search_decides_alike_on_both_ranks(composed: Compose, tmp_path: Pa
     assert both.metrics["last"]["train/loss"] == pytest.approx(alone.metrics["last"]["train/loss"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_optimizer_that_differentiates_itself_refuses_what_it_cannot_do(do: Run) -> None:
     with pytest.raises(ConfigError, match="clip_norm: optimizer=newton_cg takes its gradient itself"):
         do("task=tc", "optimizer=newton_cg", "clip_norm=1")

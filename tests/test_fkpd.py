@@ -97,6 +97,7 @@ def test_random_corners_are_uniform_inside_each_image_and_torch_s() -> None:
     assert torch.equal(random_corners(sizes, 6)[0], top)
 
 
+@pytest.mark.slow
 def test_random_crops_are_drawn_anew_in_training_and_fixed_in_the_test(composed: Compose) -> None:
     for crop, same in (("none", True), ("center", True), ("random", False)):
         task, cfg = build(composed, "fkpd", f"task.crop={crop}")
@@ -177,6 +178,7 @@ def test_a_result_shows_what_a_constant_guess_reaches(do: Run, capsys: pytest.Ca
 # Figures
 
 
+@pytest.mark.slow
 def test_figures_of_two_runs_stand_side_by_side(do: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["task=fkpd", "epochs=2", "task.width=1", "batch_size=50"]
     folders = [do(*words, f"optimizer={optimizer}")[1] for optimizer in ("tmsgd", "sgd")]

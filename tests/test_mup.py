@@ -230,6 +230,7 @@ def test_run_at_the_base_width_equals_the_standard_run_bitwise(do: Run) -> None:
 SHORT = ["task=tc", "epochs=3", "batch_size=64", "task.mup=true", "task.width=12", "task.mup_base=4", "schedule=cosine"]
 
 
+@pytest.mark.slow
 def test_run_resumes_bitwise_and_shares_its_beginning(composed: Compose, tmp_path: Path) -> None:
     def tm(*words: str, until: int | None = None) -> Any:
         return run(composed(*SHORT, "optimizer=tmsgd", "switch_epoch=2", *words), until=until)

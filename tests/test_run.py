@@ -179,6 +179,7 @@ def test_run_of_another_version_says_so_when_shown(composed: Compose, tmp_path: 
         assert ("made with torch 1.0; here are other versions" in text.getvalue()) == told
 
 
+@pytest.mark.slow
 def test_saved_configuration_asks_for_the_same_run(composed: Compose, tmp_path: Path) -> None:
     _, folder, _ = run(composed("task=tc", "epochs=1", f"runs_dir={tmp_path}"))
     command = [sys.executable, "-m", "tmbench.run", str(folder / "config.yaml")]
@@ -291,6 +292,7 @@ def test_checkpoints_of_a_model_above_the_limit_keep_the_last_only(do: Run, monk
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
+@pytest.mark.slow
 def test_two_processes_asking_for_one_run_train_it_once(tmp_path: Path) -> None:
     both = [start(tmp_path, "task=tc", "epochs=8") for _ in range(2)]
     outputs = [process.communicate(timeout=120)[0] for process in both]
@@ -299,6 +301,7 @@ def test_two_processes_asking_for_one_run_train_it_once(tmp_path: Path) -> None:
     assert sum("another process is at" in output for output in outputs) == 1
 
 
+@pytest.mark.slow
 def test_accumulation_gives_the_same_steps_up_to_rounding(do: Run) -> None:
     whole, _ = do("task=tc", "optimizer=sgd", "epochs=2", "batch_size=7")
     parts, _ = do("task=tc", "optimizer=sgd", "epochs=2", "batch_size=7", "trainer.accumulate=3")

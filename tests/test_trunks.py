@@ -484,6 +484,7 @@ def test_killed_sweep_does_only_what_is_missing_when_started_again(tmp_path: Pat
     assert done.stdout.count("completed, known") == len(before)
 
 
+@pytest.mark.slow
 def test_study_adds_the_controls_from_the_same_trunk(tmp_path: Path) -> None:
     words = ["task=tc", "optimizer=tmsgd", "switch_epoch=2", "epochs=3", "batch_size=8", "study=switch"]
     planned = subprocess.run(command(tmp_path, *words, "plan=true"), capture_output=True, text=True, timeout=120)

@@ -77,9 +77,8 @@ def read_back(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(
-    "task", [pytest.param(t, marks=[] if t == "tc" else pytest.mark.slow) for t in choices("task")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("task", choices("task"))
 def test_offline_file_of_every_task_holds_config_curves_headline_and_images(task: str, do: Run) -> None:
     result, folder = do(f"task={task}", "epochs=2", "logger=wandb", "logger.group=some-sweep")
     told = read_back(folder)
@@ -103,6 +102,7 @@ def test_offline_file_of_every_task_holds_config_curves_headline_and_images(task
     assert any(note.startswith("W&B offline; to send it: wandb sync ") for note in result.notes)
 
 
+@pytest.mark.slow
 def test_run_without_wandb_has_the_same_numbers(do: Run) -> None:
     with_it, _ = do("task=tc", "epochs=2", "logger=wandb", "force=true")
     without, _ = do("task=tc", "epochs=2", "force=true")
@@ -124,6 +124,7 @@ def test_failing_wandb_costs_a_note_and_nothing_else(broken: str, do: Run, monke
     assert (folder / "curves.csv").exists()
 
 
+@pytest.mark.slow
 def test_hanging_wandb_costs_its_timeout_and_nothing_else(do: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     import wandb
 
