@@ -195,9 +195,7 @@ class SGDThenMultistep(torch.optim.Optimizer):
         grad_RD = -grad_RD if group["maximize"] else grad_RD
         factors, b = self.step_form(group)
         names = difference_names(len(factors))
-        switch, step = group["switch_step"], group["step"]
-        acts = switch is not None and step >= switch
-        recording = names and switch is not None and step >= switch - len(names) and group["history"] == "true"
+        acts, recording = _phase(group, names)
         if not names or not (acts or recording):
             moved_RD = p[rows].add_(grad_RD, alpha=-lr * (b if acts else 1))
             p.index_copy_(0, rows, moved_RD)
@@ -225,26 +223,21 @@ class SGDThenMultistep(torch.optim.Optimizer):
         lr, foreach = _number(group["lr"]), group["foreach"] is not False
         factors, b = self.step_form(group)
         names = difference_names(len(factors))
-        switch, step = group["switch_step"], group["step"]
-        if switch is not None and step >= switch:
-            if group["fused"]:
-                params = self._fused_step(group, params, factors, b * lr)
-                if not params:
-                    return
-            direction = self._direction(group, params, foreach)
-            _decay(group, params, lr, foreach)
+        acts, recording = _phase(group, names)
+        if acts and group["fused"]:
+            params = self._fused_step(group, params, factors, b * lr)
+            if not params:
+                return
+        direction = [] if group["fused"] and not acts else self._direction(group, params, foreach)
+        _decay(group, params, lr, foreach)
+        if acts:
             multistep_update(params, direction, self._differences(params, names), factors, b * lr, foreach)
             self._rotate(params, names)
             return
-        recording = names and switch is not None and step >= switch - len(names) and group["history"] == "true"
+        before = [p.clone() for p in params] if recording else []
         if group["fused"]:
-            _decay(group, params, lr, foreach)
-            before = [p.clone() for p in params] if recording else []
             self._fused_sgd(group, params, lr)
         else:
-            direction = self._direction(group, params, foreach)
-            _decay(group, params, lr, foreach)
-            before = [p.clone() for p in params] if recording else []
             add_(params, direction, -lr, foreach)
         if recording:
             oldest = self._differences(params, names)[-1]
@@ -476,6 +469,15 @@ def mul_(xs: list[Tensor], factor: float, foreach: bool) -> None:
     else:
         for x in xs:
             x.mul_(factor)
+
+
+def _phase(group: dict[str, Any], names: Sequence[str]) -> tuple[bool, bool]:
+    """Whether the formula acts in this step; whether the step is one of the history that it will begin with."""
+    switch, step = group["switch_step"], group["step"]
+    if switch is None:
+        return False, False
+    soon = bool(names) and step >= switch - len(names) and group["history"] == "true"
+    return step >= switch, soon and step < switch
 
 
 def _decay(group: dict[str, Any], params: list[Tensor], lr: float, foreach: bool) -> None:
