@@ -5,11 +5,17 @@
 
 Prints the loss and the VOC-2007 mAP on those same images as it goes; ends at a mAP above --goal, or with an error.
 Weights are random and the input is small, so that it takes minutes on a CPU; all else is what a run trains.
+
+Fast R-CNN sees only what its proposals cover: on the first 8 images those leave out a chair and two persons, and a
+perfect classifier of regions would reach a mAP of 0.92. --covered takes the first images of which every object that
+counts overlaps a proposal by half.
 """
 
 import argparse
 import sys
 import time
+from functools import cache
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -18,16 +24,29 @@ from hydra import compose, initialize_config_dir
 from tmbench.config import conf_dir, settle
 from tmbench.loader import TestLoader, TrainLoader, seed_all
 from tmbench.tasks.od import OD
+from tmbench.tasks.od.fast_rcnn import OBJECT
+from tmbench.tasks.od.metric import overlaps
+from tmbench.tasks.selective_search import search
 from tmbench.tasks.voc import VOCDetection
 
 IMAGES = 8
 
 
 class Few(VOCDetection):
-    """The first images to train with, also to test on."""
+    """A few images to train with, also to test on: the first, or the first whose objects `limit` proposals cover."""
 
+    limit: int | None = None
+
+    @cache  # noqa: B019 - one data set, as long as the process
     def pairs(self, split: str) -> list[tuple[Path, Path]]:
-        return super().pairs("trainval")[:IMAGES]
+        pairs = iter(super().pairs("trainval"))
+        return list(islice(pairs if self.limit is None else filter(self.covered, pairs), IMAGES))
+
+    def covered(self, pair: tuple[Path, Path]) -> bool:
+        _, objects = self.read(*pair)
+        counted_N4 = torch.from_numpy(objects.boxes[~objects.difficult])
+        proposals_P4 = torch.from_numpy(search(pair[0])[: self.limit].astype("float32"))
+        return len(counted_N4) > 0 and bool((overlaps(counted_N4, proposals_P4).amax(1) >= OBJECT).all())
 
 
 def main() -> int:
@@ -37,6 +56,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--every", type=int, default=20, help="steps between evaluations")
     parser.add_argument("--lr", type=float, default=1e-3, help="of Adam; a tenth in the last quarter")
+    parser.add_argument("--covered", action="store_true", help="only images whose objects proposals cover")
     parser.add_argument("--goal", type=float, default=0.9)
     parser.add_argument("--runs-dir", default="runs", help="where proposals are kept")
     parser.add_argument("settings", nargs="*", help="more of the task's, such as task.size=192 task.width=0.5")
@@ -48,6 +68,7 @@ def main() -> int:
         cfg = settle(compose("config", words))
     seed_all("weights", 0)
     data = Few(options.data_dir / Few.folder)
+    data.limit = cfg.task.proposals if options.covered else None
     data.opened = Path(options.runs_dir), data.digests()
     task = OD(cfg.task, data)
     optimizer = torch.optim.Adam(task.parameters(), lr=options.lr)
