@@ -240,6 +240,8 @@ class Task(LightningModule, ABC):
                 self._blend(self._average, self._live, 0)
         if len(self._losses) - self._looked_at >= STEPS_A_BLOCK or self.trainer.is_last_batch:
             self._look()
+        if self.trainer.is_last_batch and not alone:
+            self._share_statistics()
 
     @staticmethod
     def _recorded_step(optimizer: Any, closure: Callable[[], Tensor], recorded: Recorded, number: int) -> Any:
@@ -280,6 +282,17 @@ class Task(LightningModule, ABC):
         if self.clip_value is not None:
             torch.nn.utils.clip_grad_value_(module.parameters(), self.clip_value)
         return total
+
+    def _share_statistics(self) -> None:
+        """Batch norm's running averages, of each rank's share of the batches, become those of all ranks."""
+        norms = (m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats)
+        own = [t for norm in norms for t in (norm.running_mean, norm.running_var) if t is not None]
+        if self._average:
+            of = {t.data_ptr(): average for t, average in zip(self._live, self._average, strict=True)}
+            own += [of[t.data_ptr()] for t in own]
+        for t in own:
+            torch.distributed.all_reduce(t)
+            t /= self.trainer.world_size
 
     def _look(self) -> None:
         """Raises Diverged or Stopped, on all ranks alike. Seldom: each look waits for the device."""

@@ -1,5 +1,6 @@
 """Training itself, and the result that comes of it; the part of a run that needs torch."""
 
+import inspect
 import json
 import logging
 import re
@@ -22,7 +23,9 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
+from pytorch_lightning.strategies import DDPStrategy
 from rich.console import Console
+from torch.nn.parallel import DistributedDataParallel
 
 from .callbacks import Bar, Record, Share, adopt
 from .config import effective_switch, reads_switch, world_size
@@ -185,8 +188,11 @@ def _metrics(row: dict[str, float]) -> dict[str, float]:
 
 def _trainer(cfg: DictConfig, folder: Path, callbacks: list[Callback], players: int = 1) -> Trainer:
     alone = world_size(cfg) == 1
-    # One player's loss does not reach the others' parameters, whose gradients nobody then waits for.
-    ddp = "ddp" if players == 1 else "ddp_find_unused_parameters_true"
+    # One player's loss does not reach the others' parameters, whose gradients nobody then waits for. Buffers are not
+    # taken from rank 0 at each batch: batch norm's running averages are averaged over the ranks after each epoch.
+    known = inspect.signature(DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # older torch
+    ddp = DDPStrategy(find_unused_parameters=players > 1, **{buffers: False})
     on_gpu = cfg.trainer.accelerator == "cuda"
     precision = cfg.trainer.precision
     with warnings.catch_warnings():
