@@ -26,6 +26,11 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
 
 
+def each_task(*fast: str) -> list[Any]:
+    """Every task as a parameter; all but the `fast` ones are slow tests."""
+    return [pytest.param(task, marks=[] if task in fast else pytest.mark.slow) for task in choices("task")]
+
+
 def real_data(folder: str) -> Path:
     """A real data set's folder under TMBENCH_DATA; skips the test where it is not."""
     if not (REAL_DATA / folder).is_dir():

@@ -278,6 +278,7 @@ def test_sound_optimizers_get_a_clean_bill(sound: Callable[..., Optimizer], with
         assert "LBFGS doesn't support per-parameter options" in detail[GROUP]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "new",
     [

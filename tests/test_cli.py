@@ -150,6 +150,7 @@ def test_a_persons_own_yaml_files_are_found_elsewhere(tmp_path: Path) -> None:
     assert list((tmp_path / "runs").glob("tc-mine-0-*/result.json"))
 
 
+@pytest.mark.slow
 def test_contributing_adds_a_task_and_an_optimizer_that_run(tmp_path: Path) -> None:
     """The text's own blocks, as a person would paste them, in a folder of their own."""
     text = (conf_dir().parent / "CONTRIBUTING.md").read_text()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Compose, Run, choices
+from conftest import Compose, Run, each_task
 from test_run import weights
 from test_tasks import build
 from torch.testing import assert_close
@@ -36,9 +36,7 @@ def evaluated(task: Task) -> dict[str, float]:
     return task.values()
 
 
-@pytest.mark.parametrize(
-    "task", [pytest.param(t, marks=[] if t == "tc" else pytest.mark.slow) for t in choices("task")]
-)
+@pytest.mark.parametrize("task", each_task("tc"))
 def test_two_processes_train_every_task_into_one_result(task: str, composed: Compose, tmp_path: Path) -> None:
     """Two ranks are two parts of a batch in one process; an odd batch, so that the ranks' shares differ."""
     words = [f"task={task}", "optimizer=tmsgd", "epochs=2", "switch_epoch=1", "batch_size=5", f"runs_dir={tmp_path}"]

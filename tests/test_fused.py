@@ -242,6 +242,7 @@ print("agrees")
 """
 
 
+@pytest.mark.slow
 def test_tritons_kernel_agrees_with_the_c_kernel_in_tritons_interpreter() -> None:
     pytest.importorskip("triton")
     done = subprocess.run(

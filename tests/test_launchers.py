@@ -331,6 +331,7 @@ def test_launcher_asks_for_a_sweep_and_leaves_no_trace_in_the_commands(tmp_path:
     assert command(words) == "python -m tmbench task=tc lr=0.1"
 
 
+@pytest.mark.slow
 def test_sweep_by_joblib_ends_as_a_serial_one_does(tmp_path: Path) -> None:
     words = ["task=tc", "epochs=1", "optimizer=tmsgd", "batch_size=80", "optimizer.momentum=0.5,1.1", "switch_epoch=0"]
     code, out, err = done(sweep(*words, "launcher=joblib", "launcher.n_jobs=2", cwd=tmp_path))

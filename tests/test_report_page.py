@@ -104,10 +104,10 @@ def test_number_leads_to_its_runs_and_a_run_to_its_command_and_configuration(pag
 
 def test_nasty_names_are_text_everywhere(page: Any) -> None:
     page.get_by_role("link", name="<script>alert(1)<", exact=True).click()
-    assert EVIL in page.locator("dialog[open]").inner_text()
+    page.locator("dialog[open]", has_text=EVIL).wait_for()
     page.keyboard.press("Escape")
     page.get_by_role("link", name="<img src=x onerror=window.hacked=1>", exact=True).click()
-    assert EVIL in page.locator("#run-config").inner_text()
+    page.locator("#run-config", has_text=EVIL).wait_for()  # the page hears of the click a moment later
 
 
 def test_figures_zoom_by_key_button_and_mouse(page: Any) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Compose, Run, choices
+from conftest import Compose, Run, choices, each_task
 
 from tmbench.config import run_id, settle
 from tmbench.errors import ConfigError
@@ -69,7 +69,7 @@ def wait_for_epochs(folder: Path, count: int) -> Path:
     raise AssertionError(f"no {count} epochs within two minutes")
 
 
-@pytest.mark.parametrize("task", choices("task"))
+@pytest.mark.parametrize("task", each_task("tc", "ctr"))
 def test_tmsgd_that_never_switches_equals_sgd_bitwise(task: str, do: Run) -> None:
     _, never = do(f"task={task}", "optimizer=tmsgd", "switch_epoch=never", *SHORT.get(task, []))
     _, sgd = do(f"task={task}", "optimizer=sgd", *SHORT.get(task, []))
@@ -78,10 +78,7 @@ def test_tmsgd_that_never_switches_equals_sgd_bitwise(task: str, do: Run) -> Non
     assert curves(never) == curves(sgd)
 
 
-TASKS = [pytest.param(task, marks=[] if task == "tc" else pytest.mark.slow) for task in choices("task")]
-
-
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", each_task("tc"))
 def test_run_killed_after_an_epoch_ends_bitwise_like_one_never_stopped(task: str, do: Run, tmp_path: Path) -> None:
     # Enough epochs that the kill comes before the end.
     short = [f"task={task}", "optimizer=tmsgd", "switch_epoch=2", *SHORT.get(task, []), "epochs=6"]
@@ -227,7 +224,7 @@ def test_optimizer_argument_out_of_range_is_told_at_construction(do: Run) -> Non
         do("task=tc", "optimizer=tmsgd", "optimizer.momentum=1.2", "epochs=1")
 
 
-@pytest.mark.parametrize("task", choices("task"))
+@pytest.mark.parametrize("task", each_task("tc", "ctr", "ic"))
 def test_same_seed_gives_the_same_beginning_to_every_optimizer(task: str, composed: Compose, do: Run) -> None:
     """Comparisons are paired: the first epoch's first loss is one number for all optimizers."""
     short = [f"task={task}", "seed=3", *SHORT.get(task, []), "epochs=1", "lr=1e-30", "schedule=constant"]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Compose, Run, choices, real_data
+from conftest import Compose, Run, choices, each_task, real_data
 from hydra.utils import get_class
 
 from tmbench.config import settle
@@ -42,7 +42,7 @@ def test_loss_is_one_finite_number_whose_gradient_reaches_every_parameter(name: 
     assert unreached == []
 
 
-@pytest.mark.parametrize("name", choices("task"))
+@pytest.mark.parametrize("name", each_task("tc", "ctr", "ic", "fkpd"))
 def test_one_batch_can_be_overfitted(name: str, composed: Compose) -> None:
     """By each of several players while the others stand still: against each other no loss need fall."""
     task, cfg = build(composed, name)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Compose, choices
+from conftest import Compose, choices, each_task
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from test_run import SHORT, assert_same, curves, start, wait_for_epochs, weights
@@ -88,9 +88,7 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("order", [1, -1])
-@pytest.mark.parametrize(
-    "task", [pytest.param(t, marks=[] if t == "tc" else pytest.mark.slow) for t in choices("task")]
-)
+@pytest.mark.parametrize("task", each_task("tc"))
 @pytest.mark.parametrize("family", [pytest.param(f, marks=[] if f == "tmsgd" else pytest.mark.slow) for f in FAMILIES])
 def test_every_task_shares_its_beginning_bitwise_and_trains_it_once(
     family: str, task: str, order: int, sweep: Sweep
@@ -548,6 +546,7 @@ def test_jobs_that_differ_in_values_are_composed_by_hydra_once(tmp_path: Path) -
     assert "composed 2" in done.stdout
 
 
+@pytest.mark.slow
 def test_composed_job_is_what_hydra_composes(composed: Compose, tmp_path: Path) -> None:
     """Values set by ourselves, against Hydra's own composition of the same words: the runs are the same."""
     words = ["task=tc", "optimizer=adam", "lr=1e-3", "seed=2", "switch_epoch=never", "task.width=8", "ema=0.9"]

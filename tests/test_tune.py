@@ -638,6 +638,7 @@ def test_the_interval_is_students() -> None:
 # Real runs
 
 
+@pytest.mark.slow
 def test_no_test_example_is_read_before_the_choice_is_frozen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

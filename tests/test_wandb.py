@@ -110,7 +110,7 @@ def test_run_without_wandb_has_the_same_numbers(do: Run) -> None:
     assert with_it.metrics == without.metrics
 
 
-@pytest.mark.parametrize("broken", ["init", "log"])
+@pytest.mark.parametrize("broken", [pytest.param("init", marks=pytest.mark.slow), "log"])
 def test_failing_wandb_costs_a_note_and_nothing_else(broken: str, do: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     import wandb
 
