@@ -9,6 +9,7 @@ import pytest
 from conftest import choices
 
 from tmbench.config import conf_dir
+from tmbench.show import told_apart
 
 
 def tmbench(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -170,3 +171,10 @@ def test_contributing_adds_a_task_and_an_optimizer_that_run(tmp_path: Path) -> N
     accuracy = re.search(r"accuracy +(\d+\.\d+) %", done.stdout)
     assert accuracy is not None
     assert float(accuracy[1]) > 80
+
+
+def test_jobs_are_told_apart_also_by_words_that_take_a_setting_away() -> None:
+    jobs = [(["task=tc", f"lr={lr}", "~optimizer.trunk", "++note=a=b"], "") for lr in (0.1, 0.2)]
+    settings, varied, common = told_apart(jobs)
+    assert [own["lr"] for own in settings] == ["0.1", "0.2"]
+    assert (varied, common) == (["lr"], "task=tc ~optimizer.trunk ++note=a=b")

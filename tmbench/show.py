@@ -112,11 +112,14 @@ def many(jobs: list[dict[str, Any]], console: Console) -> None:
 
 def told_apart(jobs: list[tuple[list[str], str]]) -> tuple[list[dict[str, str]], list[str], str]:
     """Of (words, arm) of some jobs: each job's settings, the keys that tell them apart, and what all have in common."""
-    settings = [dict(word.split("=", 1) for word in words) | ({"arm": arm} if arm else {}) for words, arm in jobs]
+    # A word that takes a setting away, such as ~optimizer.momentum, has no value.
+    settings = [
+        {k: v for k, _, v in (w.partition("=") for w in words)} | ({"arm": arm} if arm else {}) for words, arm in jobs
+    ]
     asked = [own for own in settings if "arm" not in own] or settings  # an arm's name says what it changes
     keys = list(dict.fromkeys(key for own in asked for key in own))
     varied = [key for key in keys if len({own.get(key) for own in asked}) > 1]
-    common = " ".join(f"{key}={asked[0][key]}" for key in keys if key not in varied)
+    common = " ".join(f"{key}={asked[0][key]}".rstrip("=") for key in keys if key not in varied)
     return settings, varied + (["arm"] if len(asked) < len(settings) else []), common
 
 
