@@ -20,7 +20,8 @@ from tmbench import compare
 from tmbench.errors import ConfigError
 from tmbench.report import answers, figures, formats
 from tmbench.report.__main__ import main, parsed, runs_of
-from tmbench.report.answers import Report, Table
+from tmbench.report.numbers import Report, place
+from tmbench.report.words import Cell, Table
 
 SGD, TMSGD = (0.80, 0.82, 0.81), (0.83, 0.86, 0.82)
 
@@ -165,7 +166,7 @@ def test_settings_tell_methods_apart_and_seeds_do_not(make: Make, runs: Path) ->
             make("tmsgd", seed, 0.8 + switch / 100, "epochs=4", f"switch_epoch={switch}")
         make("sgd", seed, 0.8, "epochs=4", f"switch_epoch={seed + 1}")  # which sgd does not read
     report = told(runs)
-    assert [m.label for m in sorted(report.runs.methods, key=answers._place)] == [
+    assert [m.label for m in sorted(report.runs.methods, key=place)] == [
         "sgd", "tmsgd switch_epoch=1", "tmsgd switch_epoch=2", "tmsgd switch_epoch=3",
     ]  # fmt: skip
     assert "switch-0-tc-tiny" in [name for name, _, _ in figures.figures(report)]
@@ -206,7 +207,7 @@ def test_figures_are_the_same_when_drawn_again(runs: Path) -> None:
 
 
 AWKWARD = Table("t", "50 % & more", ["method", "x_1", "note"], [
-    [answers.Cell("a|b_<i>$", "a|b_<i>$"), answers.Cell("0.33", 1 / 3), answers.Cell("-")],
+    [Cell("a|b_<i>$", "a|b_<i>$"), Cell("0.33", 1 / 3), Cell("-")],
 ])  # fmt: skip
 
 

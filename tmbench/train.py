@@ -191,8 +191,8 @@ def _trainer(cfg: DictConfig, folder: Path, callbacks: list[Callback], players: 
     # One player's loss does not reach the others' parameters, whose gradients nobody then waits for. Buffers are not
     # taken from rank 0 at each batch: batch norm's running averages are averaged over the ranks after each epoch.
     known = inspect.signature(DistributedDataParallel).parameters
-    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # older torch
-    ddp = DDPStrategy(find_unused_parameters=players > 1, **{buffers: False})
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # in older torch
+    settings: dict[str, Any] = {"find_unused_parameters": players > 1, buffers: False}
     on_gpu = cfg.trainer.accelerator == "cuda"
     precision = cfg.trainer.precision
     with warnings.catch_warnings():
@@ -200,7 +200,7 @@ def _trainer(cfg: DictConfig, folder: Path, callbacks: list[Callback], players: 
         warnings.filterwarnings("ignore", message="GPU available but not used")
         return Trainer(
             accelerator=cfg.trainer.accelerator,
-            strategy="auto" if alone else ddp,
+            strategy="auto" if alone else DDPStrategy(**settings),
             devices=cfg.trainer.devices,
             num_nodes=cfg.trainer.num_nodes,
             precision="32-true" if precision == "32" else precision,

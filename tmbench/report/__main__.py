@@ -13,7 +13,7 @@ from ..errors import ConfigError, DataError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .answers import Report
+    from .numbers import Report
     from .read import Runs
 
 USAGE = """\

@@ -18,8 +18,9 @@ from matplotlib.ticker import MaxNLocator
 
 from ..result import FINAL
 from . import statistics
-from .answers import PERCENT, Report, Standing, _place, scale
+from .numbers import Report, Standing, place
 from .read import Method, Problem
+from .words import PERCENT, scale
 
 # Okabe and Ito 2008, without the yellow that white paper swallows and the black that dark paper does.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
@@ -79,7 +80,7 @@ def _text(label: str) -> str:
 
 def _styles(methods: list[Method]) -> dict[str, dict[str, Any]]:
     """The looks of each method, the same in all figures of a report."""
-    names = list(dict.fromkeys(m.label for m in sorted(methods, key=lambda m: _place(m)[1:])))
+    names = list(dict.fromkeys(m.label for m in sorted(methods, key=lambda m: place(m)[1:])))
     looks = zip(cycle(COLOURS), cycle(DASHES), cycle(MARKERS), strict=False)
     return {
         n: {"color": c, "linestyle": d, "marker": m}
@@ -91,13 +92,13 @@ def _shown(report: Report, problem: Problem) -> list[Method]:
     """The methods that a picture has room for: the best setting of each optimizer, then the next best."""
     methods = {m.index: m for m in report.runs.methods if m.problem == problem.index}
     if len(methods) <= MOST:
-        return sorted(methods.values(), key=_place)
+        return sorted(methods.values(), key=place)
     rows = report.summary.filter((pl.col("problem") == problem.index) & pl.col("mean").is_not_null())
     ordered = sorted(rows.iter_rows(named=True), key=lambda row: -problem.sign * row["mean"])
     first = {row["optimizer"]: row["method"] for row in reversed(ordered)}
     chosen = list(first.values())[-MOST:]
     rest = (row["method"] for row in ordered if row["method"] not in chosen)
-    return sorted((methods[i] for i in [*chosen, *islice(rest, MOST - len(chosen))]), key=_place)
+    return sorted((methods[i] for i in [*chosen, *islice(rest, MOST - len(chosen))]), key=place)
 
 
 def learning(report: Report, problem: Problem, shown: list[Method]) -> Figure | None:
@@ -156,7 +157,7 @@ def switches(report: Report, problem: Problem) -> Figure | None:
         return None
     figure, ax = plt.subplots(figsize=(6, 3.4), layout="constrained")
     factor = scale(problem)
-    level = next((m for m in sorted(report.runs.methods, key=_place)
+    level = next((m for m in sorted(report.runs.methods, key=place)
                   if (m.problem, m.optimizer) == (problem.index, "sgd") and rows[m.index]["mean"] is not None),
                  None)  # fmt: skip
     if level:

@@ -12,7 +12,7 @@ from ..config import Settings
 from ..errors import ConfigError
 from ..result import Result
 from ..runs import Run, fitting
-from .answers import Report
+from .numbers import Report
 from .read import Record
 
 ROWS = 100_000  # of a history; W&B gives a sample if there are more

@@ -12,8 +12,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from .. import __version__
-from .answers import Report, number, score
 from .formats import is_number, numeric
+from .numbers import Report
+from .words import number, score
 
 HERE = Path(__file__).parent
 APART = ("seed", "data_dir", "runs_dir", "force", "logger", "plan", "trunk_gib")  # not of the method, or of no matter

@@ -1,0 +1,241 @@
+"""The tables of a report."""
+
+import math
+
+import polars as pl
+
+from ..config import Settings
+from . import statistics
+from .numbers import Report, by_seed, indices, place, shared
+from .read import Method, Problem, paper
+from .words import DASH, Cell, Table, number, printed_as, scale, score, signed, spread
+
+
+def entry_of(problem: Problem) -> Settings | None:
+    """What the paper has on this problem, whatever the settings; None if nothing, or the data are not the real ones."""
+    task = problem.config["task"]
+    for entry in paper()["results"]:
+        ours = entry["ours"]
+        same = ours["task"] == problem.task and all(task.get(k) == ours[k] for k in ("model", "dataset") if k in ours)
+        if same and problem.profile != "tiny":
+            found: Settings = entry
+            return found
+    return None
+
+
+def protocol_difference(method: Method, task: str) -> str:
+    """In what a method's runs are not as the paper's Table 2 has them, in words."""
+    row, config = paper()["table2"].get(task), method.config
+    if row is None:
+        return "not in the paper"
+    ours = {"epochs": config["epochs"], "lr": config["lr"], "batch": config["batch_size"]}
+    if "switch_step" in config["optimizer"]:
+        ours["switch"] = config["switch_epoch"]
+    for reading in ("printed", "reconciled"):
+        if all(row[reading][key] == value for key, value in ours.items()):
+            alike = row["printed"] == row["reconciled"]
+            return (
+                "none in Table 2" if alike else f"none in Table 2 ({'as printed' if reading == 'printed' else reading})"
+            )
+    own = row["reconciled"]
+    words = [f"{key} {value} (paper {own[key]})" for key, value in ours.items() if value != own[key]]
+    return ", ".join(words)
+
+
+def result_table(found: Report, problem: Problem) -> Table:
+    """In the paper's form: a row an optimizer, ours beside the paper's."""
+    entry = entry_of(problem)
+    settings, table2 = problem.config, found.summary.filter(pl.col("problem") == problem.index)
+    unit = " (%)" if scale(problem) == 100 else ""
+    last = "after the last epoch" if found.settings["metric"] == "last" else "of the best epoch"
+    about = f"{problem.profile} data, {settings['epochs']} epochs"
+    if entry:
+        title = f"{entry['task']}, {entry['dataset']}, {_model(problem, entry)}: {problem.metric}{unit} {last}; {about}"
+    else:
+        title = f"{problem.label}: {problem.metric}{unit} {last}; {about}"
+    comparable = entry is not None and entry["ours"]["metric"] == problem.metric
+    printed = entry["values"] if entry and comparable else {}
+    columns = ["method", "ours", "n", "completed", "diverged", "failed", "unfinished", "best epoch's", "train s"]
+    if entry:
+        columns += ["paper", "ours - paper", "protocol difference"]
+    names = {ours: theirs for theirs, ours in paper()["paper"]["optimizers"].items()}
+    rows, methods = [], {m.index: m for m in found.runs.methods}
+    factor = entry["ours"]["scale"] if entry else 1
+    for row in table2.iter_rows(named=True):
+        method = methods[row["method"]]
+        cells = [
+            Cell(method.label, method.label, method.index),
+            Cell(spread(problem, row["mean"], row["sd"]), row["mean"], method.index),
+            *(Cell(str(row[k] or 0), row[k] or 0) for k in ("n", "completed", "diverged", "failed", "unfinished")),
+            Cell(score(problem, row["best"]), row["best"]), Cell(number(row["seconds"]), row["seconds"]),
+        ]  # fmt: skip
+        if entry:
+            theirs = printed.get(names.get(method.optimizer, "")) or {}
+            value, theirs_sd = theirs.get("mean"), theirs.get("spread")
+            gap = None if value is None or row["mean"] is None else factor * row["mean"] - value
+            digits = 2 if factor == 100 else 4
+            cells += [
+                Cell(theirs.get("bound", DASH) if value is None else printed_as(value, theirs_sd), value),
+                Cell(DASH if gap is None else f"{gap:+.{digits}f}", gap),
+                Cell(protocol_difference(method, problem.task)),
+            ]  # fmt: skip
+        rows.append(cells)
+    notes = ["ours: mean ± standard deviation between seeds (n - 1); a diverged run counts as its baseline."]
+    trivial = table2["baseline"].mean()
+    if isinstance(trivial, float):
+        notes.append(f"A predictor that never looks at its input: {score(problem, trivial)}{unit.strip(' ()')}.")
+    if entry:
+        notes.append(f"paper: {entry['source']}; n is not told, ± is not explained.")
+        notes += _order_note(entry, printed, table2, problem, methods)
+        if entry["ours"]["metric"] != problem.metric:
+            notes.append(f"The paper's {entry['metric']} is not {problem.metric}: no value stands beside ours.")
+    elif problem.profile == "tiny":
+        notes.append("Tiny data are made up: the paper's values do not stand beside them.")
+    return Table(f"results-{problem.index}-{problem.task}-{problem.profile}", title, columns, rows, notes)
+
+
+def _model(problem: Problem, entry: Settings) -> str:
+    return problem.config["task"].get("model") or str(entry["model"])
+
+
+def _order_note(
+    entry: Settings, printed: Settings, summary: pl.DataFrame, problem: Problem, methods: dict[int, Method]
+) -> list[str]:
+    """The paper's order and ours, of the optimizers that both have."""
+    names = paper()["paper"]["optimizers"]
+    theirs = {names[k]: v["mean"] for k, v in printed.items() if v and v.get("mean") is not None}
+    ours = {methods[m].optimizer: value for m, value in summary.select("method", "mean").rows() if value is not None}
+    both = [name for name in theirs if name in ours]
+    if len(both) < 2:
+        return []
+    lines = [" > ".join(sorted(both, key=lambda name: -problem.sign * table[name])) for table in (theirs, ours)]
+    return [f"Best first: the paper {lines[0]}; ours {lines[1]}" + (" (the same)." if lines[0] == lines[1] else ".")]
+
+
+def contest_tables(found: Report) -> list[Table]:
+    if not found.contests:
+        return []
+    level = found.settings["level"]
+    share = f"{100 * (1 - level):g} %"
+    columns = ["problem", "data", "method", "against", "n", "difference", f"{share} interval", f"{share} bootstrap",
+               "p", "p (Holm)", "p equivalent (Holm)", "margin", "verdict"]  # fmt: skip
+    rows = []
+    for contest in found.contests:
+        p, r, f = contest.problem, contest.result, scale(contest.problem)
+
+        def span(low: float, high: float, p: Problem = p) -> Cell:
+            if not math.isfinite(low):
+                return Cell(DASH)
+            return Cell(f"{signed(p, low)} to {signed(p, high)}", [low, high])
+
+        rows.append([
+            Cell(p.label), Cell(p.profile), Cell(contest.a.label, contest.a.label, contest.a.index),
+            Cell(contest.b.label, contest.b.label, contest.b.index), Cell(str(r.n), r.n),
+            Cell(signed(p, r.mean), r.mean), span(r.low, r.high), span(r.bootstrap_low, r.bootstrap_high),
+            Cell(number(r.p), r.p), Cell(number(r.p_holm), r.p_holm),
+            Cell(number(r.p_equivalent_holm), r.p_equivalent_holm), Cell(number(f * r.margin), r.margin),
+            Cell(contest.verdict),
+        ])  # fmt: skip
+    count = len(found.contests)
+    test = "changes of sign (permutation of the mean)" if found.settings["test"] == "permutation" else "signed ranks"
+    enough = statistics.seeds_to_attain(level, count)
+    notes = [
+        f"Differences are method - against, paired by seed, in points where the metric is a share. Positive is "
+        f"{'better' if all(c.problem.higher_is_better for c in found.contests) else 'higher, not always better'}.",
+        f"p: exact, two-sided, by {test}; Holm over the {count} comparisons of this report, at {level:g} in all. "
+        f"{enough} seeds are the fewest that can reach it.",
+        f"The interval is Student's below {statistics.ENOUGH_TO_BOOTSTRAP} seeds, where the bootstrap's (BCa) is too "
+        "narrow. Each covers by itself.",
+        "p equivalent: two one-sided t-tests against the margin, which conf/report.yaml fixes.",
+    ]
+    return [Table("comparisons", "Is it better?", columns, rows, notes)]
+
+
+def standing_tables(found: Report) -> list[Table]:
+    tables = []
+    for s in found.standings:
+        rows = [
+            [Cell(name), Cell(f"{mean:.2f}", mean), Cell(f"{low:.2f} to {high:.2f}", [low, high])]
+            for mean, name, (low, high) in sorted(zip(s.mean, s.names, s.span, strict=True))
+        ]
+        what = "tasks" if len({p.index for p in found.runs.problems if p.profile == s.profile}) > 1 else "seeds"
+        notes = [
+            f"Blocks are {what}: {', '.join(s.blocks[:8])}{', ...' if len(s.blocks) > 8 else ''}.",
+            f"Mean ranks {s.critical:.2f} apart differ (Nemenyi, {found.settings['level']:g})"
+            + ("" if math.isnan(s.p) else f"; that none differs: Friedman's p = {number(s.p)}")
+            + ".",
+        ]
+        if what == "seeds":
+            notes.append("Seeds of one task: a rank here says nothing of other tasks.")
+        columns = ["method", "mean rank", f"with one of the {what} left out"]
+        tables.append(Table(f"ranks-{s.profile}", f"Ranks on {s.profile} data (1 is best)", columns, rows, notes))
+    return tables
+
+
+def improvement_tables(found: Report, values: pl.DataFrame) -> list[Table]:
+    """The probability of improvement over the reference, across tasks."""
+    runs, settings, tables = found.runs, found.settings, []
+    own, index = by_seed(values), indices(runs)
+    for profile in dict.fromkeys(problem.profile for problem in runs.problems):
+        problems, names = shared(runs, profile)
+        if settings["against"] not in names or len(names) < 2:
+            continue
+        rows = []
+        for name in names:
+            if name == settings["against"]:
+                continue
+            samples = [
+                tuple(
+                    [p.sign * v for v in own.get(index[p.index, n], {}).values()] for n in (name, settings["against"])
+                )
+                for p in problems
+            ]
+            samples = [(a, b) for a, b in samples if a and b]
+            if not samples:
+                continue
+            value, low, high = statistics.improvement(samples, settings["level"])  # type: ignore[arg-type]
+            span = DASH if math.isnan(low) else f"{low:.2f} to {high:.2f}"
+            rows.append([Cell(name), Cell(f"{value:.2f}", value), Cell(span, [low, high]),
+                         Cell(str(len(samples)), len(samples))])  # fmt: skip
+        title = f"Probability that a run beats one of {settings['against']}, on {profile} data"
+        share = f"{100 * (1 - settings['level']):g} %"
+        notes = ["Mann-Whitney's, averaged over tasks, ties half. The interval is a bootstrap's over seeds, too narrow "
+                 f"below {statistics.ENOUGH_TO_BOOTSTRAP} of them."]  # fmt: skip
+        tables.append(
+            Table(f"improvement-{profile}", title, ["method", "P", f"{share} bootstrap", "tasks"], rows, notes)
+        )
+    return tables
+
+
+def time_tables(found: Report, times: pl.DataFrame) -> list[Table]:
+    rows, methods = [], {m.index: m for m in found.runs.methods}
+    problems = {p.index: p for p in found.runs.problems}
+    inf = pl.col("epoch", "step", "seconds").cast(pl.Float64).fill_null(math.inf)
+    medians = times.with_columns(inf).group_by("method").agg(
+        pl.col("problem").first(), pl.col("epoch", "step", "seconds").median(),
+        reached=pl.col("epoch").is_finite().sum(), n=pl.len(),
+    )  # fmt: skip
+    for row in sorted(medians.iter_rows(named=True), key=lambda row: place(methods[row["method"]])):
+        problem = problems[row["problem"]]
+        target = found.targets.get(problem.index)
+        if target is None:
+            continue
+        never = [
+            Cell("never") if math.isinf(row[k]) else Cell(number(row[k]), row[k]) for k in ("epoch", "step", "seconds")
+        ]
+        label = methods[row["method"]].label
+        rows.append([
+            Cell(problem.label), Cell(problem.profile), Cell(label, label, row["method"]),
+            Cell(score(problem, target), target), Cell(f"{row['reached']} of {row['n']}", row["reached"]), *never,
+        ])  # fmt: skip
+    if not rows:
+        return []
+    whose = (
+        "as set" if found.settings["target"] is not None else f"the median that {found.settings['against']} ends with"
+    )
+    columns = ["problem", "data", "method", "target", "reached", "epochs", "steps", "train s"]
+    notes = [
+        f"Target: {whose}. Medians over seeds of the first epoch at whose end it is reached; a run that never reaches "
+        "it counts as infinite."
+    ]
+    return [Table("time-to-target", "Time to target", columns, rows, notes)]
