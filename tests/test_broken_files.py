@@ -597,6 +597,7 @@ def one(name: str, root: Path, path: Path, expected: dict[str, int]) -> dict[str
     return data.counts()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SETS if name != "voc0712"])
 def test_200_mutated_files_read_or_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "beside").write_text("not ours")

@@ -291,9 +291,9 @@ class TestAgainstTorch:
         settings: dict[str, Any] = {
             "lr": 0.01, "weight_decay": weight_decay, "maximize": maximize, "foreach": foreach, **direction
         }  # fmt: skip
-        expected = mlp_path(partial(torch.optim.SGD, **settings), 200)
-        for switch_step in (None, 200):
-            weights = mlp_path(partial(TMSGD, switch_step=switch_step, **settings), 200)
+        expected = mlp_path(partial(torch.optim.SGD, **settings), 80)
+        for switch_step in (None, 80):
+            weights = mlp_path(partial(TMSGD, switch_step=switch_step, **settings), 80)
             assert torch.equal(weights, expected), f"switch_step={switch_step}"
 
     def test_from_the_switch_on_tmsgd_differs_from_torch_sgd(self) -> None:

@@ -126,7 +126,7 @@ def test_every_optimizer_lowers_the_loss_repeats_and_resumes_bitwise(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_interrupted_run_says_so_and_the_same_command_resumes_it(number: signal.Signals, tmp_path: Path) -> None:
-    overrides = ["task=tc", "optimizer=tmsgd", "epochs=25", "batch_size=8", "switch_epoch=1"]
+    overrides = ["task=tc", "optimizer=tmsgd", "epochs=12", "batch_size=8", "switch_epoch=1"]
     process = start(tmp_path, *overrides)
     folder = wait_for_epochs(tmp_path, 2)
     process.send_signal(number)
@@ -136,14 +136,14 @@ def test_interrupted_run_says_so_and_the_same_command_resumes_it(number: signal.
     stopped = Result.load(folder)
     assert stopped is not None
     assert stopped.status == "interrupted"
-    assert 2 <= stopped.epochs["trained"] < 25
+    assert 2 <= stopped.epochs["trained"] < 12
     process = start(tmp_path, *overrides)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     whole = Result.load(folder)
     assert whole is not None
-    assert (whole.status, whole.epochs["trained"]) == ("completed", 25)
-    assert len(curves(folder)) == 25
+    assert (whole.status, whole.epochs["trained"]) == ("completed", 12)
+    assert len(curves(folder)) == 12
 
 
 def test_completed_run_is_shown_not_repeated_unless_forced(composed: Compose, tmp_path: Path) -> None:
