@@ -1,5 +1,6 @@
 """`python -m tmbench.report` and `tmbench.compare`: what runs show, from folders and from W&B."""
 
+import base64
 import csv
 import io
 import json
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Compose
+from conftest import Compose, Run
 from made_runs import Make, maker
 from rich.console import Console
 
@@ -325,6 +326,20 @@ def test_compare_names_what_differs_and_from_which_epoch(
     assert "expected one run" in capsys.readouterr().err
 
 
+def test_predictions_of_real_runs_stand_in_page_and_markdown(do: Run, tmp_path: Path) -> None:
+    """Each method's, of the seed that both have, and of no other."""
+    for words in (["optimizer=sgd"], ["optimizer=sgdm"], ["optimizer=sgd", "seed=1"]):
+        do("task=seg", "epochs=1", *words)
+    out = tmp_path / "report"
+    assert main([str(tmp_path), f"out={out}", "predictions=true"]) == 0
+    (picture,) = (out / "figures").glob("seg-*.png")
+    caption = "Predictions on seg, tiny data, a run of seed=0 of each method"
+    assert f"![{caption}](figures/{picture.name})" in (out / "report.md").read_text()
+    html = (out / "report.html").read_text()
+    assert caption in html
+    assert base64.b64encode(picture.read_bytes()).decode() in html
+
+
 # ---- W&B
 
 ANSWERS: list[dict[str, Any]] = json.loads((Path(__file__).parent / "wandb_answers.json").read_text())
@@ -332,7 +347,7 @@ ANSWERS: list[dict[str, Any]] = json.loads((Path(__file__).parent / "wandb_answe
 
 @pytest.fixture
 def wandb_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """W&B's own client against a server that answers as W&B did; the queries that it got."""
+    """W&B's own client against a server with what offline runs had sent it, in its schema; the queries that it got."""
     import threading
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 

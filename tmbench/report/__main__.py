@@ -155,7 +155,7 @@ def _write(found: "Report", command: str, console: "Console") -> int:
     from .figures import figures, predictions
 
     drawn = list(figures(found))
-    pictures = predictions(found, out / "figures") if found.settings["predictions"] else []
+    pictures = predictions(found, out / "figures") if found.settings["predictions"] else {}
     for name, _, svg in drawn:
         write(out / "figures" / f"{name}.svg", svg)
     for table in found.tables:

@@ -227,8 +227,9 @@ def profiles(report: Report, profile: str) -> Figure:
     return figure
 
 
-def predictions(report: Report, out: Path) -> list[Path]:
-    """PNG files of what trained networks make of the same examples: of each problem one run an optimizer, same seed.
+def predictions(report: Report, out: Path) -> dict[Path, str]:
+    """PNG files of what trained networks make of the same examples, with captions: of each problem one run a method,
+    all of one seed.
 
     Raises:
         ConfigError, DataError: a run's weights or data are not here.
@@ -236,7 +237,7 @@ def predictions(report: Report, out: Path) -> list[Path]:
     from ..figures import compare
     from ..runs import Run
 
-    files = []
+    files = {}
     for problem in report.runs.problems:
         own = [m.index for m in _shown(report, problem)]
         runs = report.runs.runs.filter(
@@ -247,5 +248,7 @@ def predictions(report: Report, out: Path) -> list[Path]:
         seed = runs["seed"].mode().sort()[0]
         folders = [Path(folder) for (folder,) in runs.filter(pl.col("seed") == seed).select("folder").rows()]
         for path in compare([Run.open(folder) for folder in folders], out):
-            files.append(path.replace(path.with_name(f"{path.stem}-{problem.index}-{problem.profile}.png")))
+            what = path.stem.rpartition("-")[2].capitalize()
+            path = path.replace(path.with_name(f"{path.stem}-{problem.index}-{problem.profile}.png"))
+            files[path] = f"{what} on {problem.label}, {problem.profile} data, a run of seed={seed} of each method"
     return files

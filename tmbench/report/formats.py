@@ -123,7 +123,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def pages(report: Report, drawn: list[tuple[str, str, str]], pictures: list[Path]) -> str:
+def pages(report: Report, drawn: list[tuple[str, str, str]], pictures: dict[Path, str]) -> str:
     """The whole report as Markdown, with its figures beside it."""
     counts = f"{len(report.runs.runs)} runs of {len(report.runs.methods)} methods"
     profiles = ", ".join(dict.fromkeys(problem.profile for problem in report.runs.problems))
@@ -133,6 +133,6 @@ def pages(report: Report, drawn: list[tuple[str, str, str]], pictures: list[Path
         "\n".join(f"> **Note** {_markdown(note)}\n" for note in report.notes),
         *(markdown(table) for table in report.tables),
         *(f"![{_markdown(text)}](figures/{name}.svg)" for name, text, _ in drawn),
-        *(f"![{picture.stem}](figures/{picture.name})" for picture in pictures),
+        *(f"![{caption}](figures/{picture.name})" for picture, caption in pictures.items()),
     ]  # fmt: skip
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"

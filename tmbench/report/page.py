@@ -20,13 +20,13 @@ HERE = Path(__file__).parent
 APART = ("seed", "data_dir", "runs_dir", "force", "logger", "plan", "trunk_gib")  # not of the method, or of no matter
 
 
-def page(report: Report, drawn: list[tuple[str, str, str]], pictures: list[Path], command: str) -> str:
+def page(report: Report, drawn: list[tuple[str, str, str]], pictures: dict[Path, str], command: str) -> str:
     """The page's HTML.
 
     Args:
         report: what to tell.
         drawn: name, description and SVG of each figure.
-        pictures: PNG files of predictions.
+        pictures: PNG files of predictions, and their captions.
         command: what a person would type for it.
     """
     script = (HERE / "page.js").read_text(encoding="utf-8")
@@ -34,7 +34,7 @@ def page(report: Report, drawn: list[tuple[str, str, str]], pictures: list[Path]
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    images = [(p.stem, base64.b64encode(p.read_bytes()).decode()) for p in pictures]
+    images = [(caption, base64.b64encode(path.read_bytes()).decode()) for path, caption in pictures.items()]
     return environment.get_template("page.html").render(
         report=report, command=command, version=__version__, script=Markup(script), digest=digest, images=images,
         figures=[(name, text, Markup(_inline(svg))) for name, text, svg in drawn],  # matplotlib escapes its texts
