@@ -117,8 +117,8 @@ def contest_tables(found: Report) -> list[Table]:
         return []
     level = found.settings["level"]
     share = f"{100 * (1 - level):g} %"
-    columns = ["problem", "data", "method", "against", "n", "difference", f"{share} interval", f"{share} bootstrap",
-               "p", "p (Holm)", "p equivalent (Holm)", "margin", "verdict"]  # fmt: skip
+    columns = ["problem", "data", "method", "against", "verdict", "n", "difference", f"{share} interval",
+               f"{share} bootstrap", "p", "p (Holm)", "p equivalent (Holm)", "margin"]  # fmt: skip
     rows = []
     for contest in found.contests:
         p, r, f = contest.problem, contest.result, scale(contest.problem)
@@ -130,11 +130,10 @@ def contest_tables(found: Report) -> list[Table]:
 
         rows.append([
             Cell(p.label), Cell(p.profile), Cell(contest.a.label, contest.a.label, contest.a.index),
-            Cell(contest.b.label, contest.b.label, contest.b.index), Cell(str(r.n), r.n),
+            Cell(contest.b.label, contest.b.label, contest.b.index), Cell(contest.verdict), Cell(str(r.n), r.n),
             Cell(signed(p, r.mean), r.mean), span(r.low, r.high), span(r.bootstrap_low, r.bootstrap_high),
             Cell(number(r.p), r.p), Cell(number(r.p_holm), r.p_holm),
             Cell(number(r.p_equivalent_holm), r.p_equivalent_holm), Cell(number(f * r.margin), r.margin),
-            Cell(contest.verdict),
         ])  # fmt: skip
     count = len(found.contests)
     test = "changes of sign (permutation of the mean)" if found.settings["test"] == "permutation" else "signed ranks"
