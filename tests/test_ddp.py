@@ -81,6 +81,19 @@ def test_batch_norm_averages_are_those_of_both_ranks(composed: Compose, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("task", ["ic", "seg"])
+def test_batch_norm_of_two_ranks_is_worth_what_that_of_two_parts_is(
+    task: str, composed: Compose, tmp_path: Path
+) -> None:
+    """A whole tiny run: the same training, evaluated with running averages that differ by when they are taken."""
+    words = [f"task={task}", "optimizer=tmsgd", f"runs_dir={tmp_path}"]
+    parts, both = (run(composed(*words, *more))[0] for more in (["trainer.accumulate=2"], PAIR))
+    assert both.metrics["last"]["train/loss"] == pytest.approx(parts.metrics["last"]["train/loss"], rel=1e-3)
+    key = both.headline
+    assert both.metrics["last"][key] == pytest.approx(parts.metrics["last"][key], abs=0.03)
+
+
+@pytest.mark.slow
 def test_line_search_decides_alike_on_both_ranks(composed: Compose, tmp_path: Path) -> None:
     words = ["task=tc", "optimizer=lbfgs", "lr=0.5", "batch_size=321", "epochs=3", f"runs_dir={tmp_path}"]
     alone, _, _ = run(composed(*words))
