@@ -368,7 +368,9 @@ def one_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     ]:
         pytest.skip(f"no {missing[0]}: apt-get install slurmctld slurmd slurm-client munge")
     script, folder = conf_dir().parent / "scripts" / "slurm_one_node", tmp_path_factory.mktemp("slurm")
-    subprocess.run([script, "start", folder], check=True, timeout=60, stdout=subprocess.DEVNULL)
+    port = 16817 + 2 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])  # each of the tests' processes has its own
+    environment = {**os.environ, "SLURM_ONE_NODE_PORT": str(port)}
+    subprocess.run([script, "start", folder], check=True, timeout=60, stdout=subprocess.DEVNULL, env=environment)
     yield folder / "slurm.conf"
     subprocess.run([script, "stop", folder], check=True, timeout=60)
 
