@@ -133,6 +133,6 @@ def pages(report: Report, drawn: list[tuple[str, str, str]], pictures: dict[Path
         "\n".join(f"> **Note** {_markdown(note)}\n" for note in report.notes),
         *(markdown(table) for table in report.tables),
         *(f"![{_markdown(text)}](figures/{name}.svg)" for name, text, _ in drawn),
-        *(f"![{caption}](figures/{picture.name})" for picture, caption in pictures.items()),
+        *(f"![{_markdown(caption)}](figures/{picture.name})" for picture, caption in pictures.items()),
     ]  # fmt: skip
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
