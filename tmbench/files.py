@@ -1,28 +1,120 @@
-"""Files that several processes use at once, and that a kill may hit at any moment."""
+"""Files that several processes use at once, that a kill or a power cut may hit, and that are checked when read back."""
 
 import fcntl
 import hashlib
+import json
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from .errors import DataError
 
+MANIFEST = ".sha256"  # of a sealed folder: a line `sha256  name` for each of its files
 
-def write(path: Path, text: str) -> None:
-    """Writes a whole file, or leaves the old one: never half of it."""
+
+def write(path: Path, text: str, durable: bool = True) -> None:
+    """Writes a whole file, or leaves the old one: never half of it.
+
+    Args:
+        durable: wait for the disk; a file that is only a note of what is elsewhere may do without.
+    """
     handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as f:
             f.write(text)
         os.chmod(scratch, 0o644)
-        os.replace(scratch, path)
+        land(Path(scratch), path) if durable else os.replace(scratch, path)
     except BaseException:
-        os.unlink(scratch)
+        with suppress(OSError):
+            os.unlink(scratch)
         raise
+
+
+def land(scratch: Path, target: Path) -> None:
+    """Moves a finished file to its place in the same file system; its content is on the disk before its name is."""
+    flush(scratch)
+    os.replace(scratch, target)
+    flush(target.parent)
+
+
+def flush(path: Path) -> None:
+    """Waits until a file's content, or a folder's entries, are on the disk; a power cut then loses none of them."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_sealed(path: Path, facts: dict[str, Any]) -> None:
+    """Writes facts as JSON with a digest of their own, `sha256`; see read_sealed. Raises ValueError for a NaN."""
+    body = json.dumps(facts, indent=2, allow_nan=False)
+    write(path, json.dumps({"sha256": _digest(body), "facts": facts}, indent=2, allow_nan=False) + "\n")
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """The facts that write_sealed wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it is not what was written.
+    """
+    text = path.read_bytes()
+    try:
+        content = json.loads(text)
+        facts: dict[str, Any] = content["facts"]
+        written = json.dumps({"sha256": _digest(json.dumps(facts, indent=2)), "facts": facts}, indent=2) + "\n"
+        if text == written.encode():  # byte for byte, so that no damage is too small
+            return facts
+        what = "its content does not match its sha256"
+    except (ValueError, KeyError, TypeError) as error:
+        what = f"not JSON as this program writes it ({type(error).__name__})"
+    raise DataError(f"{path}: damaged: {what}")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def seal(folder: Path) -> None:
+    """Writes down the digest of every file under a folder; see damage. All of it is then on the disk."""
+    for path in _files(folder):
+        flush(path)
+    write(folder / MANIFEST, _manifest(folder))
+
+
+def damage(folder: Path) -> str | None:
+    """What is no longer as it was when the folder was sealed; None if nothing. Every file is read."""
+    try:
+        sealed, now = (folder / MANIFEST).read_bytes(), _manifest(folder)
+    except (OSError, DataError) as error:
+        return f"it cannot be checked ({error})"
+    if sealed == now.encode():
+        return None
+    was, now_is = (
+        {name: digest for digest, _, name in (line.partition("  ") for line in text.split("\n") if line)}
+        for text in (sealed.decode(errors="replace"), now)
+    )
+    for name in sorted(was.keys() | now_is.keys()):
+        if name not in now_is:
+            return f"{name} is missing"
+        if name not in was:
+            return f"{name} is not one of its files"
+        if was[name] != now_is[name]:
+            return f"{name} has changed"
+    return f"{MANIFEST} has changed"
+
+
+def _manifest(folder: Path) -> str:
+    return "".join(f"{digest_of(path)}  {path.relative_to(folder).as_posix()}\n" for path in _files(folder))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
 
 
 def digest_of(path: Path, kind: str = "sha256") -> str:
