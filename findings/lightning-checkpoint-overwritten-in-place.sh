@@ -2,9 +2,10 @@
 # trainer.save_checkpoint overwrites the old checkpoint in place, where the temporary folder is another file system.
 #
 # Its writer is called atomic: it writes a temporary file and moves it over the target. The temporary file is made in
-# TMPDIR. Where that is on another file system, as on most clusters (node-local scratch or tmpfs) and in many containers,
-# a move is a copy into the existing file. A kill in that moment leaves half a checkpoint under the only name there was,
-# and a run that keeps one `last.ckpt` has then nothing to resume from. With TMPDIR beside the target it is a rename.
+# TMPDIR. Where that is on another file system, as on most clusters (node-local scratch or tmpfs) and in many
+# containers, a move is a copy into the existing file. A kill in that moment leaves half a checkpoint under the only
+# name there was, and a run that keeps one `last.ckpt` has then nothing to resume from. With TMPDIR beside the target
+# it is a rename.
 #
 # Seen with: torch==2.15.0, numpy==2.4.6, torchmetrics==1.9.0, pytorch-lightning==2.6.6; Python 3.11, CPU:
 #   a new file takes the name: with the temporary folder beside it True ; on another file system False
@@ -15,7 +16,8 @@ set -euo pipefail
 env=${FINDINGS_ENV:-$(mktemp -d)}
 [[ -n ${FINDINGS_ENV:-} ]] || trap 'rm -rf "$env"' EXIT
 python3 -m venv "$env"
-"$env/bin/python" -m pip install --quiet --disable-pip-version-check torch==2.15.0 numpy==2.4.6 torchmetrics==1.9.0 pytorch-lightning==2.6.6
+"$env/bin/python" -m pip install --quiet --disable-pip-version-check \
+  torch==2.15.0 numpy==2.4.6 torchmetrics==1.9.0 pytorch-lightning==2.6.6
 "$env/bin/python" -W ignore - <<'PYTHON'
 import logging, os, tempfile
 import pytorch_lightning as pl
@@ -31,7 +33,8 @@ class Model(pl.LightningModule):
         self.w = torch.nn.Parameter(torch.zeros(1))
 
 
-quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False,
+             enable_model_summary=False)
 trainer = pl.Trainer(accelerator="cpu", **quiet)
 trainer.strategy.connect(Model())
 trainer.save_checkpoint(target)

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # A run resumed from an end-of-epoch checkpoint sees the first epoch's batches again in place of the next epoch's.
 #
-# Lightning's checkpoint holds no state of the random generators. A script that calls seed_everything, as it should, and
-# resumes with ckpt_path after epoch 1 shuffles epoch 2 with the generator as it was before epoch 1: the order of the
-# first epoch is trained twice, and the last epochs of the whole run never come. Weights and the epoch counter are right,
-# so nothing shows it; a cluster that restarts its jobs trains on other data than a machine that does not.
+# Lightning's checkpoint holds no state of the random generators. A script that calls seed_everything, as it should,
+# and resumes with ckpt_path after epoch 1 shuffles epoch 2 with the generator as it was before epoch 1: the order of
+# the first epoch is trained twice, and the last epochs of the whole run never come. Weights and the epoch counter are
+# right, so nothing shows it; a cluster that restarts its jobs trains on other data than a machine that does not.
 #
 # Seen with: torch==2.15.0, numpy==2.4.6, torchmetrics==1.9.0, pytorch-lightning==2.6.6; Python 3.11, CPU:
 #   never stopped: [[0, 1, 4, 3, 2, 5], [4, 2, 0, 5, 1, 3], [3, 4, 0, 5, 1, 2]]
@@ -16,7 +16,8 @@ set -euo pipefail
 env=${FINDINGS_ENV:-$(mktemp -d)}
 [[ -n ${FINDINGS_ENV:-} ]] || trap 'rm -rf "$env"' EXIT
 python3 -m venv "$env"
-"$env/bin/python" -m pip install --quiet --disable-pip-version-check torch==2.15.0 numpy==2.4.6 torchmetrics==1.9.0 pytorch-lightning==2.6.6
+"$env/bin/python" -m pip install --quiet --disable-pip-version-check \
+  torch==2.15.0 numpy==2.4.6 torchmetrics==1.9.0 pytorch-lightning==2.6.6
 "$env/bin/python" -W ignore - <<'PYTHON'
 import logging, os, tempfile
 import pytorch_lightning as pl
@@ -43,7 +44,8 @@ class Model(pl.LightningModule):
 def trained(epochs, resume=None, save=None):
     pl.seed_everything(1, verbose=False)
     model, data = Model(), TensorDataset(torch.arange(6.0)[:, None])
-    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                 enable_model_summary=False)
     trainer = pl.Trainer(max_epochs=epochs, accelerator="cpu", **quiet)
     trainer.fit(model, DataLoader(data, batch_size=3, shuffle=True), ckpt_path=resume)
     if save:

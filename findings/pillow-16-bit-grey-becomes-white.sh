@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Image.open(...).convert("RGB") of a 16-bit grey PNG clips all values above 255: nearly every pixel becomes white.
 #
-# It is the line that torchvision's ImageFolder and most data sets read pictures with. No warning; 8-bit files beside it are
-# right. torchvision.io.decode_image scales them, so two loaders of one stack disagree about the same file.
+# It is the line that torchvision's ImageFolder and most data sets read pictures with. No warning; 8-bit files beside
+# it are right. torchvision.io.decode_image scales them, so two loaders of one stack disagree about the same file.
 #
 # Seen with: torch==2.15.0, numpy==2.4.6, torchvision==0.29.2, pillow==13.0.0; Python 3.11, CPU:
 #   white pixels of an even ramp of 256: ImageFolder's loader 255 ; decode_image 1
@@ -13,7 +13,8 @@ set -euo pipefail
 env=${FINDINGS_ENV:-$(mktemp -d)}
 [[ -n ${FINDINGS_ENV:-} ]] || trap 'rm -rf "$env"' EXIT
 python3 -m venv "$env"
-"$env/bin/python" -m pip install --quiet --disable-pip-version-check torch==2.15.0 numpy==2.4.6 torchvision==0.29.2 pillow==13.0.0
+"$env/bin/python" -m pip install --quiet --disable-pip-version-check \
+  torch==2.15.0 numpy==2.4.6 torchvision==0.29.2 pillow==13.0.0
 "$env/bin/python" -W ignore - <<'PYTHON'
 import os, tempfile
 import numpy as np

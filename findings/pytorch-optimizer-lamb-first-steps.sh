@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # pytorch_optimizer's Lamb takes a first step of ten times the learning rate by default.
 #
-# The published method (You et al. 2019, Algorithm 2) corrects the bias of both moments inside the update, whose size the
-# trust ratio then sets to that of the weights. By default (adam_debias=False) the class divides the rate by 1 - 0.9^t
-# after the trust ratio has done its work: the first steps are 10, 5.3, 3.7 ... times lr. With adam_debias=True they are
-# lr. Comparisons of LAMB at a given rate, above all short ones, are comparisons at another one.
+# The published method (You et al. 2019, Algorithm 2) corrects the bias of both moments inside the update, whose size
+# the trust ratio then sets to that of the weights. By default (adam_debias=False) the class divides the rate by 1 -
+# 0.9^t after the trust ratio has done its work: the first steps are 10, 5.3, 3.7 ... times lr. With adam_debias=True
+# they are lr. Comparisons of LAMB at a given rate, above all short ones, are comparisons at another one.
 #
 # Seen with: torch==2.15.0, numpy==2.4.6, pytorch-optimizer==4.1.0; Python 3.11, CPU:
 #   step / weight at lr=0.01, a constant gradient
@@ -17,7 +17,8 @@ set -euo pipefail
 env=${FINDINGS_ENV:-$(mktemp -d)}
 [[ -n ${FINDINGS_ENV:-} ]] || trap 'rm -rf "$env"' EXIT
 python3 -m venv "$env"
-"$env/bin/python" -m pip install --quiet --disable-pip-version-check torch==2.15.0 numpy==2.4.6 pytorch-optimizer==4.1.0
+"$env/bin/python" -m pip install --quiet --disable-pip-version-check \
+  torch==2.15.0 numpy==2.4.6 pytorch-optimizer==4.1.0
 "$env/bin/python" -W ignore - <<'PYTHON'
 import torch
 from importlib.metadata import version

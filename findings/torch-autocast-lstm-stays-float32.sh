@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Under torch.autocast("cpu", torch.bfloat16) an LSTM silently computes in float32 where oneDNN is off.
 #
-# Linear layers and convolutions follow autocast with or without oneDNN; the LSTM follows it only with oneDNN. Without it
-# (torch.backends.mkldnn disabled, a build without it, or switched off because a processor has no bf16 LSTM in oneDNN,
-# which is an error there) the same program runs the recurrent part in float32, and nothing says so. A result labelled
-# bf16 is then of mixed kind, and differs between machines for another reason than rounding.
+# Linear layers and convolutions follow autocast with or without oneDNN; the LSTM follows it only with oneDNN. Without
+# it (torch.backends.mkldnn disabled, a build without it, or switched off because a processor has no bf16 LSTM in
+# oneDNN, which is an error there) the same program runs the recurrent part in float32, and nothing says so. A result
+# labelled bf16 is then of mixed kind, and differs between machines for another reason than rounding.
 #
 # Seen with: torch==2.15.0, numpy==2.4.6; Python 3.11, CPU:
 #   without oneDNN: LSTM torch.float32  linear layer torch.bfloat16
@@ -16,7 +16,8 @@ set -euo pipefail
 env=${FINDINGS_ENV:-$(mktemp -d)}
 [[ -n ${FINDINGS_ENV:-} ]] || trap 'rm -rf "$env"' EXIT
 python3 -m venv "$env"
-"$env/bin/python" -m pip install --quiet --disable-pip-version-check torch==2.15.0 numpy==2.4.6
+"$env/bin/python" -m pip install --quiet --disable-pip-version-check \
+  torch==2.15.0 numpy==2.4.6
 "$env/bin/python" -W ignore - <<'PYTHON'
 import torch
 

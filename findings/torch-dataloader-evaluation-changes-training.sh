@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Evaluating more often changes what is trained: starting to iterate any DataLoader draws from torch's global generator.
+# Evaluating more often changes what is trained: starting to iterate any DataLoader draws from torch's global
+# generator.
 #
-# Also with shuffle=False and num_workers=0, where nothing random happens, each `for batch in loader` draws a base seed
-# from the global generator, unless the loader has a generator of its own. Dropout, noise and the training loader's own
-# shuffling come from the same generator. So two runs with the same seed that differ only in how often they look at the
-# validation set see other batches and other dropout, and are not paired.
+# Also with shuffle=False and num_workers=0, where nothing random happens, each `for batch in loader` draws a base
+# seed from the global generator, unless the loader has a generator of its own. Dropout, noise and the training
+# loader's own shuffling come from the same generator. So two runs with the same seed that differ only in how often
+# they look at the validation set see other batches and other dropout, and are not paired.
 #
 # Seen with: torch==2.15.0, numpy==2.4.6; Python 3.11, CPU:
 #   second epoch's order, never evaluated: [0, 3, 7, 1, 6, 2, 5, 4]
@@ -17,7 +18,8 @@ set -euo pipefail
 env=${FINDINGS_ENV:-$(mktemp -d)}
 [[ -n ${FINDINGS_ENV:-} ]] || trap 'rm -rf "$env"' EXIT
 python3 -m venv "$env"
-"$env/bin/python" -m pip install --quiet --disable-pip-version-check torch==2.15.0 numpy==2.4.6
+"$env/bin/python" -m pip install --quiet --disable-pip-version-check \
+  torch==2.15.0 numpy==2.4.6
 "$env/bin/python" -W ignore - <<'PYTHON'
 import torch
 from torch.utils.data import DataLoader, TensorDataset

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # SGD(momentum, fused=True) under a GradScaler reads uninitialised memory if the very first step is skipped.
 #
-# A GradScaler skips a step whose gradient is not finite, which is usual in the first steps of mixed precision while the
-# scale is still too large. The fused kernel creates the momentum buffers as empty memory in that first step, does not
-# fill them because the step is skipped, and takes them for real buffers in the next one. Weights then jump by whatever
-# was in memory: from nothing at all to 1e15, differently in each run. foreach=True and the plain loop are right.
+# A GradScaler skips a step whose gradient is not finite, which is usual in the first steps of mixed precision while
+# the scale is still too large. The fused kernel creates the momentum buffers as empty memory in that first step, does
+# not fill them because the step is skipped, and takes them for real buffers in the next one. Weights then jump by
+# whatever was in memory: from nothing at all to 1e15, differently in each run. foreach=True and the plain loop are
+# right.
 #
 # Seen with: torch==2.15.0, numpy==2.4.6; Python 3.11, CPU:
 #   plain loop: right in 50 of 50 trials
@@ -16,7 +17,8 @@ set -euo pipefail
 env=${FINDINGS_ENV:-$(mktemp -d)}
 [[ -n ${FINDINGS_ENV:-} ]] || trap 'rm -rf "$env"' EXIT
 python3 -m venv "$env"
-"$env/bin/python" -m pip install --quiet --disable-pip-version-check torch==2.15.0 numpy==2.4.6
+"$env/bin/python" -m pip install --quiet --disable-pip-version-check \
+  torch==2.15.0 numpy==2.4.6
 "$env/bin/python" -W ignore - <<'PYTHON'
 import torch
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # SGD loses the step of nn.Embedding(n, 1, sparse=True) when one row was read and the loss is its plain sum.
 #
-# The gradient is printed as it should be (one row, one value, 1.0), and the step moves nothing. Two rows, or two columns,
-# or any other loss move the weights. It is the shape of the linear ("wide") part of a click model, and of the smallest
-# test one would write for it.
+# The gradient is printed as it should be (one row, one value, 1.0), and the step moves nothing. Two rows, or two
+# columns, or any other loss move the weights. It is the shape of the linear ("wide") part of a click model, and of
+# the smallest test one would write for it.
 #
 # Seen with: torch==2.15.0, numpy==2.4.6; Python 3.11, CPU:
 #   one row, one column, plain sum: weights moved by 0.0 (the gradient is 1.0, lr 1.0)
@@ -15,7 +15,8 @@ set -euo pipefail
 env=${FINDINGS_ENV:-$(mktemp -d)}
 [[ -n ${FINDINGS_ENV:-} ]] || trap 'rm -rf "$env"' EXIT
 python3 -m venv "$env"
-"$env/bin/python" -m pip install --quiet --disable-pip-version-check torch==2.15.0 numpy==2.4.6
+"$env/bin/python" -m pip install --quiet --disable-pip-version-check \
+  torch==2.15.0 numpy==2.4.6
 "$env/bin/python" -W ignore - <<'PYTHON'
 import torch
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# BinaryAUROC fed with logits gives another number for another cutting into batches, and loses the order of large logits.
+# BinaryAUROC fed with logits gives another number for another cutting into batches, and loses the order of large
+# logits.
 #
-# Its documentation takes logits: they are passed through a sigmoid if a value lies outside [0, 1]. That is decided for
-# each update() by itself. A batch whose logits all lie in [0, 1] is kept as it is, beside batches that went through the
-# sigmoid, and the area is then taken over both scales. The sigmoid is taken in float32: logits above about 17 all become
-# 1.0, so a confident network's ranking is lost in ties.
+# Its documentation takes logits: they are passed through a sigmoid if a value lies outside [0, 1]. That is decided
+# for each update() by itself. A batch whose logits all lie in [0, 1] is kept as it is, beside batches that went
+# through the sigmoid, and the area is then taken over both scales. The sigmoid is taken in float32: logits above
+# about 17 all become 1.0, so a confident network's ranking is lost in ties.
 #
 # Seen with: torch==2.15.0, numpy==2.4.6, torchmetrics==1.9.0; Python 3.11, CPU:
 #   one batch: 0.75  the same logits in two batches: 1.0
@@ -16,7 +17,8 @@ set -euo pipefail
 env=${FINDINGS_ENV:-$(mktemp -d)}
 [[ -n ${FINDINGS_ENV:-} ]] || trap 'rm -rf "$env"' EXIT
 python3 -m venv "$env"
-"$env/bin/python" -m pip install --quiet --disable-pip-version-check torch==2.15.0 numpy==2.4.6 torchmetrics==1.9.0
+"$env/bin/python" -m pip install --quiet --disable-pip-version-check \
+  torch==2.15.0 numpy==2.4.6 torchmetrics==1.9.0
 "$env/bin/python" -W ignore - <<'PYTHON'
 import torch, torchmetrics
 from torchmetrics.classification import BinaryAUROC

@@ -2,8 +2,8 @@
 # A network that puts out nothing but NaN gets an ordinary accuracy and an ordinary AUROC.
 #
 # argmax of NaN logits is class 0, so MulticlassAccuracy reports the share of class 0, as a classifier would have that
-# always says class 0. BinaryAUROC reports 0.5. Both validate their input by default (validate_args=True) and say nothing.
-# Mean squared error, by contrast, becomes NaN. A diverged run thus ends with a plausible number.
+# always says class 0. BinaryAUROC reports 0.5. Both validate their input by default (validate_args=True) and say
+# nothing. Mean squared error, by contrast, becomes NaN. A diverged run thus ends with a plausible number.
 #
 # Seen with: torch==2.15.0, numpy==2.4.6, torchmetrics==1.9.0; Python 3.11, CPU:
 #   of NaN predictions: accuracy 0.75  AUROC 0.5  MSE nan
@@ -14,7 +14,8 @@ set -euo pipefail
 env=${FINDINGS_ENV:-$(mktemp -d)}
 [[ -n ${FINDINGS_ENV:-} ]] || trap 'rm -rf "$env"' EXIT
 python3 -m venv "$env"
-"$env/bin/python" -m pip install --quiet --disable-pip-version-check torch==2.15.0 numpy==2.4.6 torchmetrics==1.9.0
+"$env/bin/python" -m pip install --quiet --disable-pip-version-check \
+  torch==2.15.0 numpy==2.4.6 torchmetrics==1.9.0
 "$env/bin/python" -W ignore - <<'PYTHON'
 import torch, torchmetrics
 from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy
