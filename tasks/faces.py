@@ -76,12 +76,12 @@ class Faces(Dataset):
 
     @staticmethod
     def read(path: Path) -> np.ndarray:
-        """An image in grey, uint8 of shape (H, W); its alpha channel is dropped.
+        """An image in grey, uint8 of shape (H, W); what is transparent is white, in the published files nothing.
 
         Raises:
             DataError: names the file that is no such picture.
         """
-        return np.array(read_picture(path).convert("RGB").convert("L"))
+        return np.array(read_picture(path).convert("L"))
 
     @classmethod
     def write_tiny(cls, root: Path, rng: np.random.Generator) -> None:
