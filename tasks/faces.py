@@ -107,7 +107,7 @@ def _differs(header: list[str]) -> str:
 
 def _number(text: str, column: int, where: str) -> float:
     try:
-        value = float(text)
+        value = float(text.replace("_", " "))  # Python would take 1_0 for 10
     except ValueError:
         value = math.nan
     if not abs(value) < 1e6:

@@ -110,12 +110,12 @@ def read_published(path: Path, names: list[str]) -> list[np.ndarray]:
         if name not in known:
             raise DataError(f"{path}: expected regions of each image, there are none of {name}")
         boxes = known[name]
+        expected = f"{path}, {name}: expected rows of y1, x1, y2, x2 in whole pixels from 1"
         if boxes.ndim != 2 or boxes.shape[1] != 4:
-            raise DataError(f"{path}, {name}: expected rows of y1, x1, y2, x2, got {boxes.shape}")
+            raise DataError(f"{expected}, got {boxes.shape}")
         whole = (boxes >= 1) & (boxes < 2**16) & (boxes == np.rint(boxes))
         wrong = ~(whole.all(1) & (boxes[:, :2] <= boxes[:, 2:]).all(1))
         if wrong.any():
-            told = ", ".join(f"{value:g}" for value in boxes[wrong][0])
-            raise DataError(f"{path}, {name}: expected rows of y1, x1, y2, x2 in whole pixels from 1, got ({told})")
+            raise DataError(f"{expected}, got {', '.join(f'{value:g}' for value in boxes[wrong][0])}")
         found.append((boxes[:, [1, 0, 3, 2]] - 1).astype(np.uint16))
     return found

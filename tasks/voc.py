@@ -161,20 +161,21 @@ def check_palette(path: Path, ids: np.ndarray, colours: np.ndarray) -> None:
     known = palette()
     if ids[-1] < len(colours) and (colours[ids] == ids[:, None]).all():
         return
-    for number in ids:
-        found = tuple(colours[number].tolist()) if number < len(colours) else None
-        if found == (expected := tuple(known[number].tolist())):
+    for number in map(int, ids):
+        expected, found = known[number], colours[number : number + 1]  # none, if the palette ends before it
+        if len(found) and (found == expected).all():
             continue
-        (whose,) = np.nonzero((known == found).all(1)) if found else ([],)
-        told = f", which is the colour of {_class(int(whose[0]))}" if len(whose) else ""
+        got = str(tuple(found[0].tolist())) if len(found) else "none"
+        for other in np.flatnonzero((known == found).all(1)) if len(found) else ():
+            got += f", the colour of id {other} ({_class(int(other))})"
         raise DataError(
-            f"{path}: expected id {number} ({_class(int(number))}) in the devkit's colour {expected}, "
-            f"got {found or 'none'}{told}; save the mask again with the devkit's palette"
+            f"{path}: expected id {number} ({_class(number)}) in the devkit's colour {tuple(expected.tolist())}, "
+            f"got {got}; save the mask again with the devkit's palette"
         )
 
 
 def _class(number: int) -> str:
-    return CLASSES[number] if number < len(CLASSES) else "border" if number == BORDER else f"id {number}"
+    return CLASSES[number] if number < len(CLASSES) else "border" if number == BORDER else "no class"
 
 
 @dataclass(frozen=True)
@@ -351,7 +352,7 @@ def read_objects(path: Path, width: int, height: int) -> Objects:
             raise DataError(f"{where}: expected difficult to be 0 or 1, got {hard[:40]!r}")
         words = [(found.findtext(f"bndbox/{corner}") or "").strip() for corner in CORNERS]
         try:
-            x1, y1, x2, y2 = box = [float(word) for word in words]
+            x1, y1, x2, y2 = box = [float(word.replace("_", " ")) for word in words]  # Python would take 1_0 for 10
         except ValueError:
             told = ", ".join(f"{corner} {word[:20]!r}" for corner, word in zip(CORNERS, words, strict=True))
             raise DataError(f"{where}: expected a bndbox of four numbers, got {told}") from None

@@ -324,7 +324,7 @@ BREAKS: dict[str, dict[str, Broken]] = {
         "truncated image": Broken(IMAGE, half, "{}: not a readable picture"),
         "empty annotation file": Broken(BOXES, lambda p: p.write_bytes(b""), "{}: not a readable annotation (no el"),
         "truncated annotation": Broken(BOXES, half, "{}: not a readable annotation"),
-        "a picture for an annotation": Broken(BOXES, picture("RGB", (9, 9), "PNG"), "{}: expected UTF-8 text"),
+        "a picture for an annotation": Broken(BOXES, picture("RGB", (9, 9), "PNG"), "{}: not a readable annotation"),
         "oversized annotation": Broken(BOXES, huge, "{}: expected at most"),
         "long annotation": Broken(BOXES, lambda p: p.write_text(" " * 2**20 + p.read_text()), "{}: expected at most"),
         "another document": Broken(BOXES, lambda p: p.write_text("<html/>"), "{}: expected an <annotation>, got <h"),

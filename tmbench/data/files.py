@@ -72,13 +72,12 @@ def written_once(root: Path, fill: Callable[[Path], None]) -> Path:
     The folder is sealed, and every byte of it is read to check that. A damaged one is named on stderr and written
     again; a process that has its files open or mapped keeps them.
     """
-    if root.is_dir():
-        wrong = damage(root)
-        if wrong is None:
-            return root
+    if root.is_dir() and (wrong := damage(root)):
         print(f"{root}: damaged: {wrong}; it is written again", file=sys.stderr)
         with writing(root):
             _remove_damaged(root)
+    if root.is_dir():
+        return root
     root.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=root.parent, prefix=".writing-"))
     try:
