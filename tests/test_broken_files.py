@@ -731,3 +731,28 @@ def test_mutated_pickles_read_or_are_refused(tmp_path: Path) -> None:
     assert all(text.startswith(str(path)) for text in told)
     assert 500 < len(told) < 2000
     assert tree(tmp_path).keys() == {"data_batch_1"}
+
+
+def test_cifar_batches_that_python_3_wrote_again_are_the_same_images(tmp_path: Path) -> None:
+    """Their keys and names are words in place of bytes, and at protocol 5 arrays are written in another way."""
+    for protocol in (2, 3, 4, 5):
+        for name, cls in (("cifar10", CIFAR10), ("cifar100", CIFAR100)):
+            data = cls(write(name, tmp_path / f"{protocol}" / name))
+            read, names = {split: data.read(split) for split in data.batches}, data.names()
+            for path in data.files():
+                with path.open("rb") as f:
+                    path.write_bytes(pickle.dumps(pickle.load(f, encoding="latin1"), protocol))
+                assert {type(key) for key in read_pickle(path)} == {str}
+            assert data.names() == names
+            for split, (images, labels) in read.items():
+                for old, new in zip((images, labels), data.read(split), strict=True):
+                    assert old.dtype == new.dtype
+                    np.testing.assert_array_equal(old, new)
+            assert not data.is_official(data.digests())
+
+
+def test_a_pickle_with_a_key_as_bytes_and_as_a_word_is_refused(tmp_path: Path) -> None:
+    data = CIFAR10(write("cifar10", tmp_path))
+    put("data", np.zeros((80, 3072), np.uint8))(path := tmp_path / data.batches["test"][0])  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=f"^{path}: expected a value 'data', there are 'batch_label', 'data', 'data'"):
+        data.read("test")
