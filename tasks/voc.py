@@ -329,8 +329,10 @@ def read_objects(path: Path, width: int, height: int) -> Objects:
     content = read_bytes(path)
     if len(content) > MAX_XML:
         raise DataError(f"{path}: expected at most {MAX_XML:,} bytes of XML, got {len(content):,}")
+    # ASCII is the same in every encoding that may be declared beside it; the parser does not know all of them.
+    plain = content.isascii() and b"\0" not in content
     try:
-        top = ET.fromstring(content, ET.XMLParser(target=_NoDoctype()))
+        top = ET.fromstring(content.decode() if plain else content, ET.XMLParser(target=_NoDoctype()))
     except (ET.ParseError, ValueError, LookupError) as error:
         raise DataError(f"{path}: not a readable annotation ({error})") from None
     if top.tag != "annotation":

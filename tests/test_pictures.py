@@ -184,7 +184,7 @@ ONE = OBJECT[OBJECT.index("<object>") : OBJECT.index("</annotation>")]
     [
         ("", "utf-8"), ("", "utf-8-sig"), ("", "utf-16"), ("utf-8", "utf-8"), ("ISO-8859-1", "latin-1"),
         ("windows-1252", "cp1252"), ("US-ASCII", "ascii"), ("UTF-16", "utf-16"), ("UTF-16", "utf-16-le"),
-        ("UTF-16", "utf-16-be"),
+        ("UTF-16", "utf-16-be"), ("gb2312", "ascii"),
     ],
 )  # fmt: skip
 def test_an_annotation_is_read_in_its_declared_encoding(tmp_path: Path, declared: str, codec: str) -> None:
@@ -199,7 +199,8 @@ def test_an_annotation_is_read_in_its_declared_encoding(tmp_path: Path, declared
 
 @pytest.mark.parametrize("declared", ["no-such-encoding", "gb2312", "utf-16"])
 def test_an_annotation_that_is_not_in_its_declared_encoding_is_refused(tmp_path: Path, declared: str) -> None:
-    (tmp_path / "x.xml").write_text(f'<?xml version="1.0" encoding="{declared}"?>\n{OBJECT}')
+    text = OBJECT.replace("<size>", "<owner>José</owner><size>")
+    (tmp_path / "x.xml").write_text(f'<?xml version="1.0" encoding="{declared}"?>\n{text}', encoding="utf-8")
     with pytest.raises(DataError, match=rf"^{tmp_path}/x\.xml: not a readable annotation \("):
         read_objects(tmp_path / "x.xml", 40, 30)
 
