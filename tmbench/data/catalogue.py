@@ -130,7 +130,10 @@ class Entry:
         return [file for file in self.files if not file.under(root)]
 
     def is_official(self, root: Path, digests: dict[str, str]) -> bool:
-        """Whether these files (name under root -> sha256) are all known to be the published ones, unchanged."""
+        """Whether these files (name under root -> sha256) are all known to be the published ones, unchanged.
+
+        A pattern's files are all compared, also those that are not among these; one missing or one more is a change.
+        """
         read = {root / name: digest for name, digest in digests.items()}
         unpacked = {root / name: d for archive in self.archives for name, d in manifest(root, archive).items()}
         left = {path for path, digest in read.items() if unpacked.get(path) != digest}
@@ -154,7 +157,7 @@ class Entry:
 
     @property
     def by_count(self) -> bool:
-        """Whether the published files can be told by how many rows they have alone: no digest is known."""
+        """Whether no digest of the published files is known, so that the number of their rows must do."""
         return not self.archives and not any(file.sha256 or file.md5 or file.digest for file in self.files)
 
     def advice(self, root: Path) -> list[str]:

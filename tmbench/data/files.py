@@ -187,7 +187,7 @@ def _on_white(picture: "Image.Image") -> "Image.Image":
     from PIL import Image
 
     key = picture.info.get("transparency")  # of a PNG: one value or colour, or the alpha of each entry of the palette
-    if picture.mode.startswith("I"):  # 16 bits of grey, of which Pillow's convert makes white wherever one is above 255
+    if picture.mode.startswith("I"):  # 16-bit grey, of which Pillow's convert would make white all that is above 255
         values = np.asarray(picture)
         picture = Image.fromarray((values >> 8).astype(np.uint8))
         if key is not None:
@@ -229,7 +229,8 @@ class _Array:
 def _from_buffer(buffer: Any, dtype: _DType, shape: Any, order: Any) -> _Array:
     """The stand-in for an array as protocol 5 has it."""
     array = _Array()
-    array.__setstate__((1, shape, dtype, _word(order) == "F", bytes(buffer)))
+    raw = bytes(buffer) if isinstance(buffer, bytearray) else buffer  # of a number, bytes() would take all memory
+    array.__setstate__((1, shape, dtype, _word(order) == "F", raw))
     return array
 
 

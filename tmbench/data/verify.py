@@ -50,5 +50,5 @@ def verify(entry: Entry, dataset: Dataset | None, root: Path) -> Verdict:
     if reasons:
         return "subset", reasons
     numbers = ", ".join(f"{split} {count:,}" for split, count in (counts or entry.counts).items())
-    alone = ["no digest of them is known: they are told by how many rows there are, alone"] if entry.by_count else []
+    alone = ["no digest of them is known; only the number of their rows was compared"] if entry.by_count else []
     return "full", [f"the published files: {numbers}", *alone]
