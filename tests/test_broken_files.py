@@ -692,18 +692,7 @@ def test_a_pickle_that_runs_code_is_refused_before_it_does(tmp_path: Path) -> No
         b"\x80\x02c_codecs\nencode\nq\x00X\x01\x00\x00\x00aX\x03\x00\x00\x00rot\x86R.",
         b"(" * 100_000 + b"l" * 100_000 + b".",
     ],
-    ids=[
-        "empty",
-        "text",
-        "a list",
-        "cut",
-        "objects",
-        "a table",
-        "memo bomb",
-        "bytes bomb",
-        "codec",
-        "deep",
-    ],
+    ids=["empty", "text", "a list", "cut", "objects", "a table", "memo bomb", "bytes bomb", "codec", "deep"],
 )
 def test_a_broken_pickle_is_a_data_error(tmp_path: Path, content: bytes) -> None:
     path = batch(tmp_path, content)

@@ -103,6 +103,13 @@ def test_a_cmyk_jpeg_has_the_colours_of_the_same_picture_in_rgb(tmp_path: Path) 
     np.testing.assert_allclose(pixels(tmp_path / "x.jpg").astype(int), colours, atol=12)
 
 
+def test_a_palette_picture_without_a_palette_is_refused(tmp_path: Path) -> None:
+    path = save_png(tmp_path / "x.png", np.zeros((3, 3), np.uint8), 3)
+    for as_stored in (False, True):
+        with pytest.raises(DataError, match=f"^{path}: not a readable picture .the colours of its palette are missing"):
+            read_picture(path, as_stored)
+
+
 def test_an_exif_orientation_moves_no_pixel(tmp_path: Path) -> None:
     """Boxes, masks and key points are given in the file's own pixels."""
     picture = Image.new("RGB", (20, 10))

@@ -177,6 +177,8 @@ def read_picture(path: Path, as_stored: bool = False) -> "Image.Image":
             if picture.width * picture.height > MAX_PIXELS:
                 raise ValueError(f"{picture.width}x{picture.height} pixels")
             picture.load()
+            if picture.mode == "P" and picture.palette is None:
+                raise ValueError("the colours of its palette are missing")
         return picture if as_stored else _on_white(picture)
     except (OSError, SyntaxError, ValueError, *bombs) as error:
         raise DataError(f"{path}: not a readable picture ({error})") from None
