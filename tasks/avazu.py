@@ -120,10 +120,10 @@ class Avazu(Dataset):
     given = False  # whether each file is a split
 
     def files(self) -> list[Path]:
-        for name in ("train.csv", "train.csv.gz", "train.gz"):
-            if (self.root / name).is_file():
-                return [self.root / name]
-        raise self.missing(self.root / "train.csv")
+        (file,) = entry("avazu").files
+        if found := file.under(self.root):
+            return found
+        raise self.missing(self.root / file.path)
 
     @property
     def fields(self) -> list[str]:

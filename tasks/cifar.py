@@ -54,11 +54,11 @@ class CIFAR(Dataset):
             got = str(len(names)) if isinstance(names, list) else type(names).__name__
             raise DataError(f"{path}: expected {key} to be a list of {self.num_classes} names, got {got}")
         for label, name in enumerate(names):
-            if type(name) is not bytes or not 0 < len(name) < 64 or not name.isascii():
+            if not isinstance(name, (bytes, str)) or not 0 < len(name) < 64 or not name.isascii():
                 raise DataError(f"{path}, {key}[{label}]: expected a class's name, got {_short(name)}")
         if len(set(names)) != len(names):
             raise DataError(f"{path}: expected {key} to name each class once")
-        return [name.decode() for name in names]
+        return [name if isinstance(name, str) else name.decode() for name in names]
 
     def read(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Images, uint8 of shape (N, 3, 32, 32), and labels, int64 of shape (N,), of `train` or `test`, in file order.
@@ -137,10 +137,12 @@ class CIFAR100(CIFAR):
 
 
 def _value(path: Path, values: dict[Any, Any], key: bytes) -> Any:
-    if key not in values:
+    """The value of a key, which is bytes as Python 2 wrote it, or the same word as Python 3 does."""
+    own = [values[k] for k in (key, key.decode()) if k in values]
+    if len(own) != 1:
         found = ", ".join(sorted(_short(k) for k in values))[:200]
         raise DataError(f"{path}: expected a value {key.decode()!r}, there are {found or 'none'}")
-    return values[key]
+    return own[0]
 
 
 def _short(value: Any) -> str:

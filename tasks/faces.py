@@ -76,12 +76,12 @@ class Faces(Dataset):
 
     @staticmethod
     def read(path: Path) -> np.ndarray:
-        """An image in grey, uint8 of shape (H, W); its alpha channel is dropped.
+        """An image in grey, uint8 of shape (H, W); what is transparent is white, in the published files nothing.
 
         Raises:
             DataError: names the file that is no such picture.
         """
-        return np.array(read_picture(path).convert("RGB").convert("L"))
+        return np.array(read_picture(path).convert("L"))
 
     @classmethod
     def write_tiny(cls, root: Path, rng: np.random.Generator) -> None:
@@ -107,7 +107,7 @@ def _differs(header: list[str]) -> str:
 
 def _number(text: str, column: int, where: str) -> float:
     try:
-        value = float(text)
+        value = float(text.replace("_", " "))  # Python would take 1_0 for 10
     except ValueError:
         value = math.nan
     if not abs(value) < 1e6:

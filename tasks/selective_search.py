@@ -31,7 +31,7 @@ def search(image_file: Path) -> np.ndarray:
         raise ConfigError("task.model=fast_rcnn needs a package: pip install 'tmbench[od]'") from None
     cv2.setNumThreads(1)  # as many processes as cores work on other images
     ctypes.CDLL(None).srand(0)  # it orders the regions partly by chance: alike for each image, whatever came before
-    image = np.array(read_picture(image_file).convert("RGB"))
+    image = np.array(read_picture(image_file))
     finder = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
     finder.setBaseImage(np.ascontiguousarray(image[:, :, ::-1]))  # OpenCV's order
     finder.switchToSelectiveSearchFast()
@@ -110,7 +110,12 @@ def read_published(path: Path, names: list[str]) -> list[np.ndarray]:
         if name not in known:
             raise DataError(f"{path}: expected regions of each image, there are none of {name}")
         boxes = known[name]
-        if boxes.ndim != 2 or boxes.shape[1] != 4 or (len(boxes) and not (boxes.min() >= 1 and boxes.max() < 2**16)):
-            raise DataError(f"{path}, {name}: expected rows of y1, x1, y2, x2 in pixels from 1, got {boxes.shape}")
+        expected = f"{path}, {name}: expected rows of y1, x1, y2, x2 in whole pixels from 1"
+        if boxes.ndim != 2 or boxes.shape[1] != 4:
+            raise DataError(f"{expected}, got {boxes.shape}")
+        whole = (boxes >= 1) & (boxes < 2**16) & (boxes == np.rint(boxes))
+        wrong = ~(whole.all(1) & (boxes[:, :2] <= boxes[:, 2:]).all(1))
+        if wrong.any():
+            raise DataError(f"{expected}, got {', '.join(f'{value:g}' for value in boxes[wrong][0])}")
         found.append((boxes[:, [1, 0, 3, 2]] - 1).astype(np.uint16))
     return found

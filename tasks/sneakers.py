@@ -62,7 +62,7 @@ class Sneakers(Dataset):
     @staticmethod
     def picture(path: Path) -> np.ndarray:
         """One picture, resized as torchvision's Resize does; uint8 of shape (3, 64, 64)."""
-        image = read_picture(path).convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+        image = read_picture(path).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
         return np.array(image).transpose(2, 0, 1)
 
     @classmethod

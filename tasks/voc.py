@@ -3,6 +3,7 @@
 Legend: N objects of an image.
 """
 
+import inspect
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tmbench.data import Dataset, entry, read_picture, read_text
+from tmbench.data import Dataset, entry, read_bytes, read_picture, read_text
 from tmbench.errors import DataError
 from tmbench.files import digest_of
 
@@ -25,7 +26,7 @@ CLASSES = (
 BORDER = 255  # in a mask: neither class nor background, ignored
 CORNERS, SIZE = ("xmin", "ymin", "xmax", "ymax"), ("width", "height", "depth")  # as the XML has them
 REGIONS_MD5 = "7078c1db87a7851b31966b96774cd9b9"
-MAX_XML = 2**20  # characters of an annotation; the largest real ones have some 20,000
+MAX_XML = 2**20  # bytes of an annotation; the largest real ones have some 20,000
 
 
 def palette() -> np.ndarray:
@@ -123,20 +124,58 @@ class VOCSegmentation(VOC):
     def read(image_file: Path, other_file: Path) -> tuple[np.ndarray, np.ndarray]:
         """An image and its mask: uint8 arrays of shape (H, W, 3) and (H, W), mask values 0-20 and 255.
 
+        A mask's values are its class ids. Where it has a palette, too, the two must agree: see check_palette.
+
         Raises:
             DataError: names the file that is no such picture.
         """
-        image = np.array(read_picture(image_file).convert("RGB"))
-        picture = read_picture(other_file)
+        image = np.array(read_picture(image_file))
+        picture = read_picture(other_file, as_stored=True)
         if picture.mode not in ("P", "L"):
             raise DataError(f"{other_file}: expected a palette PNG of class ids, got mode {picture.mode}")
         mask = np.array(picture)
         if mask.shape != image.shape[:2]:
             raise DataError(f"{other_file}: expected the image's size {image.shape[:2]}, got {mask.shape}")
-        strange = mask[(mask >= len(CLASSES)) & (mask != BORDER)]
+        ids = np.flatnonzero(np.bincount(mask.ravel()))
+        strange = ids[(ids >= len(CLASSES)) & (ids != BORDER)]
         if strange.size:
             raise DataError(f"{other_file}: expected class ids 0-{len(CLASSES) - 1} or {BORDER}, got {strange[0]}")
+        if picture.mode == "P":
+            check_palette(other_file, ids, np.array(picture.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3))
         return image, mask
+
+
+def check_palette(path: Path, ids: np.ndarray, colours: np.ndarray) -> None:
+    """Refuses a mask in which the colour of a class id is that of another: its palette was made anew or sorted.
+
+    Which of the two is right cannot be told from the file, so neither is taken. A grey palette, in which each id is its
+    own shade, says nothing else than the ids do.
+
+    Args:
+        ids: those that occur in the mask.
+        colours: of the file's palette; uint8 of shape (entries, 3).
+
+    Raises:
+        DataError: names the first id whose colour is not the devkit's.
+    """
+    known = palette()
+    if ids[-1] < len(colours) and (colours[ids] == ids[:, None]).all():
+        return
+    for number in map(int, ids):
+        expected, found = known[number], colours[number : number + 1]  # none, if the palette ends before it
+        if len(found) and (found == expected).all():
+            continue
+        got = str(tuple(found[0].tolist())) if len(found) else "none"
+        for other in np.flatnonzero((known == found).all(1)) if len(found) else ():
+            got += f", the colour of id {other} ({_class(int(other))})"
+        raise DataError(
+            f"{path}: expected id {number} ({_class(number)}) in the devkit's colour {tuple(expected.tolist())}, "
+            f"got {got}; save the mask again with the devkit's palette"
+        )
+
+
+def _class(number: int) -> str:
+    return CLASSES[number] if number < len(CLASSES) else "border" if number == BORDER else "no class"
 
 
 @dataclass(frozen=True)
@@ -165,8 +204,14 @@ class Detection(Dataset):
         Raises:
             DataError: names the file, and the first object of it, that is not as it should be.
         """
-        image = np.array(read_picture(image_file).convert("RGB"))
+        image = np.array(read_picture(image_file))
         return image, read_objects(other_file, image.shape[1], image.shape[0])
+
+    @classmethod
+    def source(cls) -> str:
+        from . import selective_search
+
+        return super().source() + inspect.getsource(selective_search)
 
     def prepare(self, out: Path, **settings: Any) -> None:
         """Regions of each image that may hold an object, of the selective search; Fast R-CNN looks at nothing else."""
@@ -273,22 +318,31 @@ class _NoDoctype(ET.TreeBuilder):
 def read_objects(path: Path, width: int, height: int) -> Objects:
     """The objects in an annotation of an image of this size; an annotation without objects is legal.
 
-    The file is XML as the devkit has it, box corners in pixels from 1, both inside the box. An object without
+    The file is XML as the devkit has it, in the encoding that it declares, with each object directly under
+    `annotation` and box corners in pixels from 1, both inside the box. An object without
     `difficult` is not difficult; an object's parts (`part`) are not read. The size that the file gives is not read
     either: the image's own is what the boxes must lie in.
 
     Raises:
         DataError: it is no such file; names the object, counted from 1, that has no known class or no real box.
     """
-    text = read_text(path)
-    if len(text) > MAX_XML:
-        raise DataError(f"{path}: expected at most {MAX_XML:,} characters of XML, got {len(text):,}")
+    content = read_bytes(path)
+    if len(content) > MAX_XML:
+        raise DataError(f"{path}: expected at most {MAX_XML:,} bytes of XML, got {len(content):,}")
+    # ASCII is the same in every encoding that may be declared beside it; the parser does not know all of them.
+    plain = content.isascii() and b"\0" not in content
     try:
-        top = ET.fromstring(text, ET.XMLParser(target=_NoDoctype()))
-    except (ET.ParseError, ValueError) as error:
+        top = ET.fromstring(content.decode() if plain else content, ET.XMLParser(target=_NoDoctype()))
+    except (ET.ParseError, ValueError, LookupError) as error:
         raise DataError(f"{path}: not a readable annotation ({error})") from None
     if top.tag != "annotation":
         raise DataError(f"{path}: expected an <annotation>, got <{top.tag[:40]}>")
+    for parent in top.iter():
+        for child in parent:  # an object that is not read would be one that is not there
+            name = child.tag.rpartition("}")[2]
+            if name.lower() == "object" and (parent is not top or child.tag != "object"):
+                where = f"<{child.tag[:40]}> in <{parent.tag[:40]}>"
+                raise DataError(f"{path}: expected each <object> directly in <annotation>, got {where}")
     boxes, labels, difficult = [], [], []
     for number, found in enumerate(top.findall("object"), 1):
         name = (found.findtext("name") or "").strip()
@@ -300,7 +354,7 @@ def read_objects(path: Path, width: int, height: int) -> Objects:
             raise DataError(f"{where}: expected difficult to be 0 or 1, got {hard[:40]!r}")
         words = [(found.findtext(f"bndbox/{corner}") or "").strip() for corner in CORNERS]
         try:
-            x1, y1, x2, y2 = box = [float(word) for word in words]
+            x1, y1, x2, y2 = box = [float(word.replace("_", " ")) for word in words]  # Python would take 1_0 for 10
         except ValueError:
             told = ", ".join(f"{corner} {word[:20]!r}" for corner, word in zip(CORNERS, words, strict=True))
             raise DataError(f"{where}: expected a bndbox of four numbers, got {told}") from None

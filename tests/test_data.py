@@ -3,7 +3,6 @@
 import gc
 import hashlib
 import inspect
-import json
 import multiprocessing
 import os
 import shutil
@@ -19,7 +18,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 from conftest import Compose, Run, real_data
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from web import Web, publish, publish_r8, publish_voc, serving, tiny_files, tree
 
@@ -27,9 +26,12 @@ from tmbench.config import settle
 from tmbench.data import Dataset, _tiny_root, fetch, files, folder_digest, open_dataset, read_text
 from tmbench.data.catalogue import catalogue
 from tmbench.errors import DataError
+from tmbench.files import read_sealed
+from tmbench.tasks.avazu import Avazu
 from tmbench.tasks.r8 import LABELS, R8
+from tmbench.tasks.sneakers import Sneakers
 from tmbench.tasks.tc import vocabulary
-from tmbench.tasks.voc import BORDER, CLASSES, VOCSegmentation, palette
+from tmbench.tasks.voc import BORDER, CLASSES, VOCDetection, VOCSegmentation, palette
 
 TINY_CLASSES = {0, 1, 7, 15}  # background and the three shapes
 BOTH = pytest.mark.parametrize(("task", "cls"), [("tc", R8), ("seg", VOCSegmentation)])
@@ -825,16 +827,13 @@ def test_unchanged_files_are_not_read_again(opened: Open, tmp_path: Path, monkey
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert opened("tc", R8, "data=full")[1:] != answer
     assert read[2:] == [path]
-    (cache,) = (tmp_path / "runs" / ".digests").iterdir()
-    cache.write_text("{broken")
-    assert opened("tc", R8, "data=full")[1] == "subset"
 
 
 def test_a_file_that_was_written_just_now_is_read_again(opened: Open, tmp_path: Path) -> None:
     write_r8(tmp_path / "data" / "r8")
     first = opened("tc", R8, "data=full")[2]
     (cache,) = (tmp_path / "runs" / ".digests").iterdir()
-    assert all(entry[:3] == [-1, -1, -1] for entry in json.loads(cache.read_text()).values())
+    assert all(entry[:3] == [-1, -1, -1] for entry in read_sealed(cache).values())
     assert opened("tc", R8, "data=full")[2] == first
 
 
@@ -858,3 +857,202 @@ def test_a_preparation_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 1: expected label<TAB>text"):
         data.prepared(tmp_path / "runs")
     assert list((tmp_path / "runs" / ".prepared").iterdir()) == []
+
+
+# Damage in what is kept between runs
+
+
+def damaged(path: Path, rng: np.random.Generator) -> None:
+    """One bit of a file is another, at a random place."""
+    content = bytearray(path.read_bytes())
+    content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+    path.write_bytes(content)
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def opening(profile: str, cls: type[Dataset], root: Path) -> tuple[str, str]:
+    """The label and the digest of a data set, as a run opens it."""
+    own = {"data_dir": f"{root}/data", "runs_dir": f"{root}/runs", "data": {"profile": profile, "download": False}}
+    return open_dataset(OmegaConf.create(own), cls)[1:]
+
+
+class Small(R8):
+    """A tiny set that is quickly written."""
+
+    @classmethod
+    def write_tiny(cls, root: Path, rng: np.random.Generator) -> None:
+        write_r8(root, "earn\tnet\nacq\tbuys", "grain\twheat")
+
+
+@pytest.mark.parametrize(("cls", "times"), [(Small, 20), (VOCSegmentation, 3)])
+def test_a_flipped_bit_in_a_tiny_set_is_named_and_the_set_written_again(
+    cls: type[Dataset], times: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer, root = opening("tiny", cls, tmp_path), _tiny_root(cls, tmp_path / "runs")
+    whole, rng = {path: path.read_bytes() for path in files_of(root)}, np.random.default_rng(0)
+    for _ in range(times):
+        path = list(whole)[rng.integers(len(whole))]
+        damaged(path, rng)
+        assert opening("tiny", cls, tmp_path) == answer
+        told = capsys.readouterr().err
+        assert f"{root}: damaged: " in told
+        assert path.name in told or path.name == ".sha256"
+        assert {path: path.read_bytes() for path in files_of(root)} == whole
+    assert opening("tiny", cls, tmp_path) == answer
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (lambda root: os.truncate(root / "train.txt", 1000), "train.txt has changed"),
+        (lambda root: (root / "train.txt").unlink(), "train.txt is missing"),
+        (lambda root: (root / "more.txt").write_text("earn\ta"), "more.txt is not one of its files"),
+        (lambda root: (root / ".sha256").unlink(), "it cannot be checked"),
+    ],
+    ids=["cut", "missing", "more", "unsealed"],
+)
+def test_a_tiny_set_with_a_cut_a_missing_or_a_strange_file_is_written_again(
+    harm: Callable[[Path], Any], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer, root = opening("tiny", R8, tmp_path), _tiny_root(R8, tmp_path / "runs")
+    whole = tree(root)
+    harm(root)
+    assert opening("tiny", R8, tmp_path) == answer
+    assert f"{root}: damaged: {told}" in capsys.readouterr().err
+    assert tree(root) == whole
+
+
+def test_a_run_after_a_tiny_file_was_cut_is_the_same_run(do: Run, tmp_path: Path) -> None:
+    words = ("task=tc", "trainer=cpu", "epochs=1", "batch_size=64", "force=true")
+    result, folder = do(*words)
+    os.truncate(next((tmp_path / ".tiny").glob("r8-*/train.txt")), 1000)
+    again, same = do(*words)
+    assert (same, again.metrics) == (folder, result.metrics)
+
+
+def r8_prepared(root: Path, runs: Path) -> Path:
+    return write_r8(root, "earn\tearnings").prepared(runs)
+
+
+def pictures_prepared(root: Path, runs: Path) -> Path:
+    (root / "images").mkdir(parents=True, exist_ok=True)
+    for i in range(3):
+        Image.new("RGB", (9, 9), (i, 99, 200)).save(root / "images" / f"{i}.jpg")
+    return Sneakers(root).prepared(runs)
+
+
+def clicks_prepared(root: Path, runs: Path) -> Path:
+    if not root.is_dir():
+        tiny(Avazu, root)
+    return Avazu(root).prepared(runs)
+
+
+def regions_prepared(root: Path, runs: Path) -> Path:
+    from scipy.io import savemat
+
+    data = VOCDetection(root) if root.is_dir() else tiny(VOCDetection, root)
+    for split in data.splits:
+        boxes = np.empty(len(data.pairs(split)), object)
+        boxes[:] = [np.array([[1, 1, 9, 9]], "f8")] * len(boxes)
+        data.regions_file(split).parent.mkdir(exist_ok=True)
+        if not data.regions_file(split).exists():
+            savemat(data.regions_file(split), {"boxes": boxes})
+    data.opened = runs, {"all": "the same"}
+    return data.regions("published")
+
+
+@pytest.mark.parametrize("prepared", [r8_prepared, pictures_prepared, clicks_prepared, regions_prepared])
+def test_a_flipped_bit_in_prepared_data_is_named_and_they_are_prepared_again(
+    prepared: Callable[[Path, Path], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = prepared(tmp_path / "data", tmp_path / "runs")
+    whole, rng = tree(folder), np.random.default_rng(0)
+    assert whole
+    capsys.readouterr()
+    for number in range(20):
+        path = (inside := files_of(folder))[number % len(inside)]
+        damaged(path, rng)
+        assert prepared(tmp_path / "data", tmp_path / "runs") == folder
+        told = capsys.readouterr().err
+        assert f"{folder}: damaged: " in told
+        assert path.name in told or path.name == ".sha256"
+        assert tree(folder) == whole
+
+
+def test_the_columns_that_clicks_are_indexed_from_are_checked_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = clicks_prepared(tmp_path / "data", tmp_path / "runs")
+    (columns,) = (path for path in (tmp_path / "runs" / ".prepared").glob("avazu-*") if path != folder)
+    whole, indices = tree(columns), tree(folder)
+    damaged(columns / "train.C17", np.random.default_rng(0))
+    shutil.rmtree(folder)
+    assert clicks_prepared(tmp_path / "data", tmp_path / "runs") == folder
+    assert f"{columns}: damaged: train.C17 has changed; it is written again" in capsys.readouterr().err
+    assert (tree(columns), tree(folder)) == (whole, indices)
+
+
+def test_prepared_data_are_read_once_to_be_checked_however_often_they_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clicks_prepared(tmp_path / "data", tmp_path / "runs")
+    read: list[Path] = []
+    monkeypatch.setattr(files, "damage", lambda folder: read.append(folder))
+    data = Avazu(tmp_path / "data")
+    data.opened = tmp_path / "runs", data.digests()
+    for split in ("train", "valid", "test"):
+        data.table(split)
+    assert len(read) == 1
+    Avazu(tmp_path / "data").prepared(tmp_path / "runs")  # another opening
+    assert len(read) == 2
+
+
+def test_a_flipped_bit_in_the_kept_digests_is_noticed_and_they_are_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_r8(tmp_path / "data" / "r8")
+    path = tmp_path / "data" / "r8" / "train.txt"
+    monkeypatch.setattr(files.time, "time_ns", lambda: path.stat().st_ctime_ns + 10**10)  # the files are old
+    answer = opening("full", R8, tmp_path)
+    (cache,) = (tmp_path / "runs" / ".digests").iterdir()
+    kept, rng = cache.read_bytes(), np.random.default_rng(0)
+    false = kept.replace(hashlib.sha256(path.read_bytes()).hexdigest().encode(), b"0" * 64)
+    for number in range(22):
+        damaged(cache, rng) if number < 20 else cache.write_bytes((false, b"{broken")[number - 20])
+        assert opening("full", R8, tmp_path) == answer
+        assert f"{cache}: damaged: " in capsys.readouterr().err
+        assert cache.read_bytes() == kept
+    assert opening("full", R8, tmp_path) == answer
+    assert capsys.readouterr().err == ""
+
+
+def test_four_processes_that_notice_damage_at_once_leave_one_whole_set_and_mapped_files_alone(tmp_path: Path) -> None:
+    root = _tiny_root(R8, tmp_path)
+    whole = tree(root)
+    mapped = np.memmap(root / "test.txt", mode="r")
+    damaged(root / "train.txt", np.random.default_rng(0))
+    spawn = multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=_tiny_root, args=(R8, tmp_path)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0, 0]
+    assert tree(root) == whole
+    assert mapped.tobytes() == whole["test.txt"]
+    assert {path.name for path in root.parent.iterdir()} == {root.name, ".lock"}
+
+
+def test_a_whole_set_that_another_process_wrote_is_not_taken_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when two have noticed the damage and one has mended it already."""
+    root = _tiny_root(R8, tmp_path)
+    inode, seen = root.stat().st_ino, iter(["train.txt has changed", None])
+    monkeypatch.setattr(files, "damage", lambda folder: next(seen))
+    assert _tiny_root(R8, tmp_path) == root
+    assert root.stat().st_ino == inode

@@ -269,12 +269,13 @@ def test_a_tiny_set_has_the_published_layout(tmp_path: Path) -> None:
         assert (points < data.read(path).shape[::-1]).all()
 
 
-def test_grey_is_of_the_colours_and_alpha_is_dropped(tmp_path: Path) -> None:
-    colours = np.random.default_rng(0).integers(0, 256, (5, 6, 4), dtype=np.uint8)
-    colours[..., 3] = 0  # transparent throughout
+def test_grey_is_of_the_colours_and_an_opaque_alpha_is_without_effect(tmp_path: Path) -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (50, 60, 4), dtype=np.uint8)
+    colours[..., 3] = 255  # as in the published files
     Image.fromarray(colours).save(tmp_path / "x.jpg", "PNG")
     grey = Faces.read(tmp_path / "x.jpg")
-    assert (grey.dtype, grey.shape) == (np.uint8, (5, 6))
+    assert (grey.dtype, grey.shape) == (np.uint8, (50, 60))
+    np.testing.assert_array_equal(grey, np.array(Image.fromarray(colours[..., :3]).convert("L")))
     np.testing.assert_allclose(grey, colours[..., :3] @ (0.299, 0.587, 0.114), atol=1)
 
 

@@ -627,9 +627,20 @@ def test_broken_published_regions_are_named(tmp_path: Path) -> None:
     path = published(tmp_path / "x.mat", ["000005"], [np.array([[5, 6, 7, 8]], "f8")])
     with pytest.raises(DataError, match=f"^{path}: expected regions of each image, there are none of 000009"):
         selective_search.read_published(path, ["000005", "000009"])
-    for bad in (np.array([[0, 6, 7, 8]], "f8"), np.array([[1, 2, 3]], "f8")):
-        with pytest.raises(DataError, match=r"x.mat, 000005: expected rows of y1, x1, y2, x2 in pixels from 1"):
-            selective_search.read_published(published(path, ["000005"], [bad]), ["000005"])
+    for bad in (
+        [0, 6, 7, 8],
+        [1, 2, 3],
+        [5.5, 6, 7, 8],
+        [9, 6, 7, 8],
+        [5, 9, 7, 8],
+        [5, 6, np.nan, 8],
+        [1, 1, 2, 2**16],
+    ):
+        told = r"\(1, 3\)" if len(bad) == 3 else ", ".join(f"{value:g}" for value in bad)
+        with pytest.raises(
+            DataError, match=f"x.mat, 000005: expected rows of y1, x1, y2, x2 in whole pixels from 1, got {told}"
+        ):
+            selective_search.read_published(published(path, ["000005"], [np.array([bad], "f8")]), ["000005"])
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match=f"^{path}: not a file of regions"):
         selective_search.read_published(path, ["000005"])

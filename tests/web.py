@@ -19,6 +19,7 @@ import pytest
 
 from tmbench.data import Dataset, fetch
 from tmbench.data.catalogue import Entry, File, catalogue
+from tmbench.files import MANIFEST
 from tmbench.tasks.r8 import R8
 from tmbench.tasks.voc import VOCSegmentation
 
@@ -126,8 +127,8 @@ def tar_of(files: dict[str, bytes], mode: str = "w") -> bytes:
 
 
 def tree(root: Path) -> dict[str, bytes]:
-    """Every file under a folder with its content, but for the lock that a download leaves."""
-    files = [f for f in sorted(root.rglob("*")) if f.is_file() and f.name != ".lock"]
+    """Every file under a folder with its content, but for the lock of a download and the seal of what is derived."""
+    files = [f for f in sorted(root.rglob("*")) if f.is_file() and f.name not in (".lock", MANIFEST)]
     return {f.relative_to(root).as_posix(): f.read_bytes() for f in files}
 
 

@@ -14,14 +14,25 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from ..errors import DataError
+from . import files
 from .catalogue import Entry, entry
-from .files import digests_of, folder_digest, missing, read_pickle, read_picture, read_text, written_once
+from .files import (
+    digests_of,
+    folder_digest,
+    missing,
+    read_bytes,
+    read_pickle,
+    read_picture,
+    read_text,
+    written_once,
+)
 
 if TYPE_CHECKING:
     import numpy as np
 
 __all__ = [
-    "Dataset", "entry", "folder_digest", "missing", "open_dataset", "read_pickle", "read_picture", "read_text",
+    "Dataset", "entry", "folder_digest", "missing", "open_dataset", "read_bytes", "read_pickle", "read_picture",
+    "read_text",
 ]  # fmt: skip
 
 
@@ -36,6 +47,7 @@ class Dataset(ABC):
     entry: Entry | None = None  # what tasks/catalogue.yaml says of it
     parts: "tuple[type[Dataset], ...]" = ()  # of several sets read together, each in its own folder under root
     opened: tuple[Path, dict[str, str]] | None = None  # the runs_dir and the digests, if a run has opened it
+    checked: frozenset[Path] = frozenset()  # the prepared folders whose every byte has been checked since
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -43,6 +55,11 @@ class Dataset(ABC):
     @abstractmethod
     def files(self) -> Iterable[Path]:
         """The files that a run reads; raises DataError for the first that is missing."""
+
+    @classmethod
+    def source(cls) -> str:
+        """The code that writes what is derived from the files, and the tiny ones; another code writes elsewhere."""
+        return inspect.getsource(inspect.getmodule(cls)) + inspect.getsource(files)  # type: ignore[arg-type]
 
     @classmethod
     @abstractmethod
@@ -86,11 +103,15 @@ class Dataset(ABC):
     def prepared(self, runs_dir: Path, digests: dict[str, str] | None = None, **settings: Any) -> Path:
         """The folder under runs_dir that `prepare` fills, once for each content of the files and choice of settings.
 
-        It appears whole or not at all, also when several processes want it.
+        It appears whole or not at all, also when several processes want it. The first call for a folder reads all of it
+        and compares it with its digests; a damaged one is named and written again.
         """
-        key = json.dumps([folder_digest(digests or self.digests()), settings, _source(type(self))], sort_keys=True)
-        name = f"{self.folder}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-        return written_once(runs_dir / ".prepared" / name, lambda scratch: self.prepare(scratch, **settings))
+        key = json.dumps([folder_digest(digests or self.digests()), settings, self.source()], sort_keys=True)
+        root = runs_dir / ".prepared" / f"{self.folder}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+        if root not in self.checked:
+            written_once(root, lambda scratch: self.prepare(scratch, **settings))
+            self.checked |= {root}
+        return root
 
 
 def open_dataset(cfg: DictConfig, cls: type[Dataset]) -> tuple[Dataset, str, str]:
@@ -104,11 +125,7 @@ def open_dataset(cfg: DictConfig, cls: type[Dataset]) -> tuple[Dataset, str, str
     runs_dir = Path(cfg.runs_dir)
     if cfg.data.profile == "tiny":
         dataset = cls(_tiny_root(cls, runs_dir))
-        try:
-            digests = dataset.digests()
-        except DataError as error:
-            where = str(error).splitlines()[0]
-            raise DataError(f"{where}\n  the tiny data set is damaged; remove {dataset.root}") from None
+        digests = dataset.digests()
         dataset.opened = runs_dir, digests
         return dataset, "tiny", folder_digest(digests)
     dataset = cls(Path(cfg.data_dir) / cls.folder)
@@ -130,9 +147,5 @@ def _tiny_root(cls: type[Dataset], runs_dir: Path) -> Path:
     """The tiny set's folder, written if it is not there; a changed writer gets a folder of its own."""
     import numpy as np
 
-    root = runs_dir / ".tiny" / f"{cls.folder}-{hashlib.sha256(_source(cls).encode()).hexdigest()[:12]}"
+    root = runs_dir / ".tiny" / f"{cls.folder}-{hashlib.sha256(cls.source().encode()).hexdigest()[:12]}"
     return written_once(root, lambda scratch: cls.write_tiny(scratch, np.random.default_rng(0)))
-
-
-def _source(cls: type[Dataset]) -> str:
-    return inspect.getsource(inspect.getmodule(cls))  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from ..config import conf_dir
 from ..errors import ConfigError, DataError
+from ..files import MANIFEST
 from . import Dataset, fetch
 from .catalogue import Entry, catalogue
 from .files import written_once
@@ -242,6 +243,7 @@ def tiny(targets: list[Target], options: argparse.Namespace) -> None:
         if root.exists():
             raise DataError(f"{root}: is there already; remove it, or name another folder with --out")
         written_once(root, partial(cls.write_tiny, rng=np.random.default_rng(0)))
+        (root / MANIFEST).unlink()  # it is the person's now, who may change it
         files = [path for path in sorted(root.rglob("*")) if path.is_file()]
         size = sum(path.stat().st_size for path in files)
         print(f"{target.name}: {len(files)} files, {size:,} bytes, in {root}; the same that data=tiny trains on")

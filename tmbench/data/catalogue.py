@@ -1,7 +1,9 @@
 """What is known of each data set: reads tasks/catalogue.yaml, and compares a folder with it."""
 
+import gzip
 import hashlib
 import shlex
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
@@ -34,11 +36,15 @@ class File:
     rows: int | None = None  # lines after a header
     files: int | None = None
     digest: str | None = None  # of a pattern's files
+    packed: tuple[str, ...] = ()  # other names, under which it lies as gz
     unpack: dict[str, Any] = field(default_factory=dict)  # an archive: from, to, at_most
 
     def under(self, root: Path) -> list[Path]:
-        """The files that are there, in order of their names."""
-        return sorted(p for p in root.glob(self.path) if p.is_file()) if root.is_dir() else []
+        """The files that are there, in order of their names; a packed one where there is no other."""
+        if not root.is_dir():
+            return []
+        found = sorted(path for path in root.glob(self.path) if path.is_file())
+        return found or [root / name for name in self.packed if (root / name).is_file()][:1]
 
     def wrong(self, path: Path) -> str | None:
         """How this one file differs from the published, read anew; None if it does not, as far as is known."""
@@ -50,6 +56,16 @@ class File:
             if expected:  # the stronger one is enough
                 got = digest_of(path, kind)
                 return None if got == expected else f"expected {kind} {expected}, got {got}"
+        return None
+
+    def wrong_count(self, path: Path) -> str | None:
+        """How many lines or rows this one file has, if not as many as the published; None where no number is known."""
+        for kind, expected, header in (("lines", self.lines, 0), ("rows", self.rows, 1)):
+            try:
+                if expected is not None and (got := _count_lines(path) - header) != expected:
+                    return f"{got:,} of {expected:,} {kind}"
+            except (OSError, EOFError, zlib.error) as error:
+                return f"its {kind} cannot be counted ({error})"
         return None
 
     def differences(self, root: Path, at_most: float = float("inf")) -> Iterator[str]:
@@ -66,13 +82,8 @@ class File:
         for path in found if self.files is None else ():
             if path.stat().st_size > at_most:
                 continue
-            for kind, expected, header in (("lines", self.lines, 0), ("rows", self.rows, 1)):
-                if expected is not None and (got := _count_lines(path) - header) != expected:
-                    yield f"{self.path}: {got:,} of {expected:,} {kind}"
-                    break
-            else:
-                if wrong := self.wrong(path):
-                    yield f"{self.path}: {wrong}"
+            if wrong := self.wrong_count(path) or self.wrong(path):
+                yield f"{self.path}: {wrong}"
 
 
 @dataclass(frozen=True)
@@ -119,19 +130,35 @@ class Entry:
         return [file for file in self.files if not file.under(root)]
 
     def is_official(self, root: Path, digests: dict[str, str]) -> bool:
-        """Whether these files (name under root -> sha256) are all known to be the published ones, unchanged."""
-        known = {file.path: file.sha256 for file in self.files if file.sha256}
-        for archive in self.archives:
-            known |= manifest(root, archive)
-        md5s = {file.path: file for file in self.files if file.md5}
-        left = {name: digest for name, digest in digests.items() if known.get(name) != digest}
+        """Whether these files (name under root -> sha256) are all known to be the published ones, unchanged.
+
+        A pattern's files are all compared, also those that are not among these; one missing or one more is a change.
+        """
+        read = {root / name: digest for name, digest in digests.items()}
+        unpacked = {root / name: d for archive in self.archives for name, d in manifest(root, archive).items()}
+        left = {path for path, digest in read.items() if unpacked.get(path) != digest}
         for file in self.files:
-            if file.digest and left:
-                here, read = file.under(root), {root / name: digest for name, digest in digests.items()}
-                # A run may read only some of them; the digest is that of all.
-                if len(here) == file.files and file.digest == _digest_of_pattern(here, read):
-                    left = {name: digest for name, digest in left.items() if root / name not in here}
-        return bool(digests) and all(name in md5s and not md5s[name].wrong(root / name) for name in left)
+            here = file.under(root)
+            own = [path for path in here if path in read]
+            if file.digest:  # of all that are there, of which a run may read only some
+                known = len(here) == file.files and file.digest == _digest_of_pattern(here, read)
+            elif file.sha256:
+                known = all(read[path] == file.sha256 for path in own)
+            elif file.md5:
+                known = not any(file.wrong(path) for path in own if path in left)
+            elif self.by_count:
+                known = not any(file.wrong_count(path) for path in own)
+            else:  # the archive alone can tell
+                continue
+            if not known:
+                return False
+            left.difference_update(own)
+        return bool(digests) and not left
+
+    @property
+    def by_count(self) -> bool:
+        """Whether no digest of the published files is known, so that the number of their rows must do."""
+        return not self.archives and not any(file.sha256 or file.md5 or file.digest for file in self.files)
 
     def advice(self, root: Path) -> list[str]:
         """How what is missing gets there."""
@@ -189,12 +216,12 @@ def _made(cls: type[T], name: str, values: dict[str, Any]) -> T:
 
 
 def _digest_of_pattern(paths: list[Path], known: Mapping[Path, str] = MappingProxyType({})) -> str:
-    """The sha256 over the sorted lines `sha256  bare name`; a file whose digest is known is not read."""
-    lines = sorted(f"{known.get(path) or digest_of(path)}  {path.name}\n" for path in paths)
+    """The sha256 over the lines `sha256  bare name`, sorted by name; a file whose digest is known is not read."""
+    lines = (f"{known.get(path) or digest_of(path)}  {path.name}\n" for path in sorted(paths, key=lambda p: p.name))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _count_lines(path: Path) -> int:
     """Lines with something on them; the last needs no newline."""
-    with path.open("rb") as f:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as f:
         return sum(1 for line in f if line.strip())

@@ -79,8 +79,9 @@ def _files(mlc: Any, file: File, root: Path) -> list[Any]:
         ]  # fmt: skip
     return [
         mlc.FileObject(
-            id=file.path, name=path.name, content_url=file.path, encoding_formats=[_format(file.path)],
-            content_size=f"{path.stat().st_size} B", sha256=(digest := digest_of(path)),
+            id=file.path, name=path.name, content_url=path.relative_to(root).as_posix(),
+            encoding_formats=[_format(path.name)], content_size=f"{path.stat().st_size} B",
+            sha256=(digest := digest_of(path)),
             same_as=list(file.urls) if digest == file.sha256 and file.urls else None,
         )
         for path in file.under(root)

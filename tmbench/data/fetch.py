@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..files import locked
+from ..files import land, locked
 from .archive import unpack
 from .catalogue import Entry, File, manifest
 from .files import missing, progress, writing
@@ -137,7 +137,7 @@ def _from(url: str, file: File, target: Path) -> None:
             continue
         wrong = file.wrong(part)
         if not wrong:
-            os.replace(part, target)
+            land(part, target)
             _discard(part)
             return
         if not resumed:

@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import io
-import json
 import os
 import pickle
 import pickletools
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
-from ..files import digest_of, write
+from ..files import damage, digest_of, flush, locked, read_sealed, seal, write_sealed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,12 +36,16 @@ def digests_of(root: Path, files: Iterable[Path], cache: Path | None = None) -> 
     """The sha256 of each file by its name under root.
 
     With a cache, a file is read again only when its size or a time stamp has changed. What escapes it is a file
-    rewritten at the same size with both stamps, also that of the inode, set back.
+    rewritten at the same size with both stamps, also that of the inode, set back. A damaged cache is not believed.
     """
     known: dict[str, Any] = {}
     if cache:
-        with suppress(OSError, ValueError):
-            known = json.loads(cache.read_text())
+        try:
+            known = read_sealed(cache)
+        except DataError as error:
+            print(f"{error}; all files are read again", file=sys.stderr)
+        except OSError:  # not there, or not to be read
+            pass
     found: dict[str, Any] = {}
     for path in sorted(files):
         name = path.relative_to(root).as_posix()
@@ -59,26 +62,45 @@ def digests_of(root: Path, files: Iterable[Path], cache: Path | None = None) -> 
     if cache and found != known:
         with suppress(OSError):  # nowhere to write: the next run reads the files again
             cache.parent.mkdir(parents=True, exist_ok=True)
-            write(cache, json.dumps(found))
+            write_sealed(cache, found)
     return {name: entry[3] for name, entry in found.items()}
 
 
 def written_once(root: Path, fill: Callable[[Path], None]) -> Path:
-    """A folder that `fill` fills if it is not there; it appears whole or not at all."""
+    """A folder that `fill` fills if it is not there, or is no longer as it was filled; it appears whole or not at all.
+
+    The folder is sealed, and every byte of it is read to check that. A damaged one is named on stderr and written
+    again; a process that has its files open or mapped keeps them.
+    """
+    if root.is_dir() and (wrong := damage(root)):
+        print(f"{root}: damaged: {wrong}; it is written again", file=sys.stderr)
+        with writing(root):
+            _remove_damaged(root)
     if root.is_dir():
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=root.parent, prefix=".writing-"))
     try:
         fill(scratch)
+        seal(scratch)
         scratch.chmod(0o755)
         scratch.rename(root)
+        flush(root.parent)
     except OSError:
         if not root.is_dir():  # else another process was first, and wrote the same
             raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return root
+
+
+def _remove_damaged(root: Path) -> None:
+    """Removes a damaged folder at once, under another name; of several processes that want to, one does."""
+    with locked(root.parent):  # so that nobody takes away what another has just written anew
+        if root.is_dir() and damage(root) is not None:
+            aside = Path(tempfile.mkdtemp(dir=root.parent, prefix=".damaged-"))
+            root.rename(aside)
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager
@@ -135,8 +157,18 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}: expected UTF-8 text, found a byte that is not at {error.start}") from None
 
 
-def read_picture(path: Path) -> "Image.Image":
-    """A decoded JPEG or PNG; DataError names the file that is none, is broken or too large."""
+def read_picture(path: Path, as_stored: bool = False) -> "Image.Image":
+    """A JPEG or PNG as it looks on white, in mode RGB.
+
+    Of 16 bits the upper 8 are kept. The pixels stay where the file has them, whatever orientation its EXIF data name:
+    boxes, masks and key points are given in the file's pixels. Colour profiles are not applied.
+
+    Args:
+        as_stored: in the file's own mode instead, for masks, whose values are not colours.
+
+    Raises:
+        DataError: names the file that is neither, is broken or too large.
+    """
     from PIL import Image
 
     bombs = (Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -145,9 +177,27 @@ def read_picture(path: Path) -> "Image.Image":
             if picture.width * picture.height > MAX_PIXELS:
                 raise ValueError(f"{picture.width}x{picture.height} pixels")
             picture.load()
+            if picture.mode == "P" and picture.palette is None:
+                raise ValueError("the colours of its palette are missing")
+        return picture if as_stored else _on_white(picture)
     except (OSError, SyntaxError, ValueError, *bombs) as error:
         raise DataError(f"{path}: not a readable picture ({error})") from None
-    return picture
+
+
+def _on_white(picture: "Image.Image") -> "Image.Image":
+    import numpy as np
+    from PIL import Image
+
+    key = picture.info.get("transparency")  # of a PNG: one value or colour, or the alpha of each entry of the palette
+    if picture.mode.startswith("I"):  # 16-bit grey, of which Pillow's convert would make white all that is above 255
+        values = np.asarray(picture)
+        picture = Image.fromarray((values >> 8).astype(np.uint8))
+        if key is not None:
+            picture.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    coloured = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), coloured).convert("RGB")
 
 
 class _DType:
@@ -178,6 +228,14 @@ class _Array:
         return flat.reshape(self.shape, order="F" if self.fortran else "C").copy()
 
 
+def _from_buffer(buffer: Any, dtype: _DType, shape: Any, order: Any) -> _Array:
+    """The stand-in for an array as protocol 5 has it."""
+    array = _Array()
+    raw = bytes(buffer) if isinstance(buffer, bytearray) else buffer  # of a number, bytes() would take all memory
+    array.__setstate__((1, shape, dtype, _word(order) == "F", raw))
+    return array
+
+
 def _word(text: Any) -> str:
     return text.decode("ascii") if isinstance(text, bytes) else str(text)
 
@@ -190,6 +248,8 @@ class _Restricted(pickle.Unpickler):
         ("numpy._core.multiarray", "_reconstruct"): _Array,
         ("numpy", "ndarray"): _Array,
         ("numpy", "dtype"): _DType,
+        ("numpy.core.numeric", "_frombuffer"): _from_buffer,
+        ("numpy._core.numeric", "_frombuffer"): _from_buffer,
         ("_codecs", "encode"): lambda text, _: text.encode("latin1"),  # how Python 3 writes bytes in protocol 2
     }
 
@@ -199,8 +259,8 @@ class _Restricted(pickle.Unpickler):
         return self.ALLOWED[module, name]
 
 
-def read_pickle(path: Path) -> dict[bytes, Any]:
-    """The dict in a pickle of plain values and arrays; Python 2's strings come as bytes, as in CIFAR's batches.
+def read_pickle(path: Path) -> dict[Any, Any]:
+    """The dict in a pickle of plain values and arrays; Python 2's strings come as bytes, Python 3's as they are.
 
     Raises:
         DataError: it is not such a pickle, or it wants to run code; nothing of it was run.

@@ -14,7 +14,8 @@ Verdict = tuple[str, list[str]]  # full, subset, broken or missing; and why
 def verify(entry: Entry, dataset: Dataset | None, root: Path) -> Verdict:
     """Reads every file anew and compares it with the catalogue; with a reader, also reads every example.
 
-    `full` is said of files that are all known by digest. All else that can be read is a `subset`.
+    `full` is said of files that are all known by digest or, where none is known, by how many rows there are. All else
+    that can be read is a `subset`.
     """
     absent = entry.absent(root)
     if len(absent) == len(entry.files):
@@ -49,4 +50,5 @@ def verify(entry: Entry, dataset: Dataset | None, root: Path) -> Verdict:
     if reasons:
         return "subset", reasons
     numbers = ", ".join(f"{split} {count:,}" for split, count in (counts or entry.counts).items())
-    return "full", [f"the published files: {numbers}"]
+    alone = ["no digest of them is known; only the number of their rows was compared"] if entry.by_count else []
+    return "full", [f"the published files: {numbers}", *alone]
