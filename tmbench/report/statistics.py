@@ -24,6 +24,31 @@ EXACT_UP_TO = 13  # seeds: 2^13 changes of sign are fewer than RESAMPLES
 Values = NDArray[np.float64]
 
 
+def worth(
+    score: float | None, baseline: float | None, worst: float | None, higher_is_better: bool
+) -> float | None:
+    """The value that a run counts as: its score; of a diverged run the worse of the baseline and the worst score seen.
+
+    Args:
+        score: the run's metric; None, or not finite, if the run diverged.
+        baseline: the score of the input-blind baseline on the problem, if there is one.
+        worst: the worst score of the problem's completed runs, if there are any.
+
+    Returns:
+        None for a diverged run without a baseline: all that is known of it is that it is worse than every completed run.
+    """
+    if _is_finite(score):
+        return score
+    if not _is_finite(baseline):
+        return None
+    known = [value for value in (baseline, worst) if value is not None and _is_finite(value)]
+    return min(known) if higher_is_better else max(known)
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
 @dataclass
 class Comparison:
     """Of a with b over the seeds that both have; differences are a - b, in units of the metric."""
