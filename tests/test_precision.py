@@ -94,7 +94,9 @@ def test_a_layer_without_bf16_is_named_before_anything_is_trained(composed: Comp
     replace(task, layers[nn.Conv2d], Convolution)
     with pytest.raises(ConfigError) as told:
         probe(task)
-    assert f"precision=bf16-mixed: {layers[nn.Conv2d]} (Convolution) does not work in it on this device" in str(told.value)
+    assert f"precision=bf16-mixed: {layers[nn.Conv2d]} (Convolution) does not work in it on this device" in str(
+        told.value
+    )
     assert "): no such kernel\n  use precision=32, or another device" in str(told.value)
     task, _ = build(composed, "ic")
     replace(task, layers[nn.Linear], Linear)
@@ -102,9 +104,7 @@ def test_a_layer_without_bf16_is_named_before_anything_is_trained(composed: Comp
         probe(task)
 
 
-def test_an_error_that_float32_has_as_well_is_told_as_it_is(
-    composed: Compose, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_that_float32_has_as_well_is_told_as_it_is(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     task, _ = build(composed, "ctr")
 
     def wrong(batch: Any) -> Tensor:

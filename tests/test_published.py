@@ -34,7 +34,12 @@ def gradients(weights: list[Tensor], random: torch.Generator) -> list[Tensor]:
 
 def walked(composed: Compose, name: str, steps: int, *words: str, decay: float = DECAY) -> list[Tensor]:
     """Where an optimizer's YAML leads to."""
-    common = ["task=tc", f"optimizer={name}", f"task.weight_decay={decay}", *([] if name == "prodigy" else [f"lr={LR}"])]
+    common = [
+        "task=tc",
+        f"optimizer={name}",
+        f"task.weight_decay={decay}",
+        *([] if name == "prodigy" else [f"lr={LR}"]),
+    ]
     weights = [w.requires_grad_() for w in start()]
     optimizer: Any = _optimizer(settle(composed(*common, *words)), None)(weights)
     random = torch.Generator().manual_seed(1)
@@ -213,9 +218,7 @@ def prodigy(steps: int) -> list[Tensor]:
         m = [0.9 * own + 0.1 * d * g for own, g in zip(m, grads, strict=True)]
         v = [0.999 * own + 0.001 * d**2 * g**2 for own, g in zip(v, grads, strict=True)]
         new = max(d, r / sum(float(own.abs().sum()) for own in s))
-        weights = [
-            w - d * DECAY * w - d * a / (b.sqrt() + new * 1e-8) for w, a, b in zip(weights, m, v, strict=True)
-        ]
+        weights = [w - d * DECAY * w - d * a / (b.sqrt() + new * 1e-8) for w, a, b in zip(weights, m, v, strict=True)]
         d = new
     return weights
 

@@ -68,8 +68,9 @@ class Look:
 
     def __enter__(self) -> "Look":
         for module in self._layers:
-            if not any(True for _ in module.children()):
-                self._handles += [module.register_forward_pre_hook(self._begin), module.register_forward_hook(self._end)]
+            if not list(module.children()):
+                self._handles.append(module.register_forward_pre_hook(self._begin))
+                self._handles.append(module.register_forward_hook(self._end))
         return self
 
     def __exit__(self, *exception: object) -> None:

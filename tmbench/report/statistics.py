@@ -24,9 +24,7 @@ EXACT_UP_TO = 13  # seeds: 2^13 changes of sign are fewer than RESAMPLES
 Values = NDArray[np.float64]
 
 
-def worth(
-    score: float | None, baseline: float | None, worst: float | None, higher_is_better: bool
-) -> float | None:
+def worth(score: float | None, baseline: float | None, worst: float | None, higher_is_better: bool) -> float | None:
     """The value that a run counts as: its score; of a diverged run the worse of the baseline and the worst score seen.
 
     Args:
