@@ -92,8 +92,8 @@ def _notes(runs: Runs, values: pl.DataFrame, settings: Settings) -> list[str]:
             )
         if lost["value"].is_infinite().any():
             notes.append(
-                f"{problem.label} ({problem.profile}): {len(lost)} runs diverged, and there is no baseline that they could "
-                "count as: they rank below every completed run, and there is no mean or difference of them."
+                f"{problem.label} ({problem.profile}): {len(lost)} runs diverged, and there is no baseline that they "
+                "could count as: they rank below every completed run, and there is no mean or difference of them."
             )
     return notes
 

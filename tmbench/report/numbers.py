@@ -210,8 +210,8 @@ def _sentence(contest: Contest, settings: Settings, comparisons: int, diverged: 
     lost = " and ".join(f"{k} of {name}'s" for name, k in diverged.items() if k)
     if math.isnan(result.mean):
         words = (
-            f"{a} against {b} {where}: {lost} runs on {count} diverged; without a baseline they rank below every completed "
-            f"one, and the difference has no size; signed ranks give {p}: "
+            f"{a} against {b} {where}: {lost} runs on {count} diverged; without a baseline they rank below every "
+            f"completed one, and the difference has no size; signed ranks give {p}: "
         )
         return words + ("it is undecided." if contest.verdict == "undecided" else f"{a} is {contest.verdict}.")
     amount = problem.sign * result.mean

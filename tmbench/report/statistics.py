@@ -99,8 +99,11 @@ def compare(
     near = tolerance(a_S, b_S)
     d[np.abs(d) <= near] = 0.0
     n, is_known = len(d), bool(np.isfinite([a_S, b_S]).all())
+    test = test if is_known else "wilcoxon"
     has_spread = not is_known or (n > 1 and float(np.ptp(d)) > near)
-    p, direction = exact_p(d, test if is_known else "wilcoxon", near) if has_spread else (1.0, int(np.sign(d[0])))
+    p = exact_p(d, test, near) if has_spread else 1.0
+    tested, slack = _tested(d, test, near)
+    direction = 0 if abs(tested.sum()) <= slack else int(np.sign(tested.sum()))
     if not is_known:
         nan = math.nan
         return Comparison(n, nan, nan, direction, True, nan, nan, "none", nan, nan, p, 1.0, margin)
@@ -145,27 +148,27 @@ def bootstrap_interval(d: Values, level: float) -> tuple[float, float]:
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def exact_p(d: Values, test: str = "permutation", near: float = 0.0) -> tuple[float, int]:
+def exact_p(d: Values, test: str = "permutation", near: float = 0.0) -> float:
     """Two-sided p of no difference, from the changes of sign; all of them up to EXACT_UP_TO seeds, else a sample.
 
     Args:
         d: the differences; infinite ones only for wilcoxon.
         test: permutation (of the mean) or wilcoxon (of signed ranks).
         near: differences no further apart are equal.
-
-    Returns:
-        p, and the sign of what was tested.
     """
+    d, slack = _tested(d, test, near)
+    signs_RS = _signs(len(d))
+    extreme = int((np.abs(signs_RS @ d) >= abs(d.sum()) - slack).sum())
+    is_sampled = len(d) > EXACT_UP_TO  # then the observed signs are one draw more
+    return (extreme + is_sampled) / (len(signs_RS) + is_sampled)
+
+
+def _tested(d: Values, test: str, near: float) -> tuple[Values, float]:
+    """What the test changes the signs of and adds up; and how far apart two sums of it that are equal may come out."""
     if test == "wilcoxon":
         # Zeros carry no sign; tables of the exact test know neither them nor ties, so the ranks are permuted.
-        d, near = np.sign(d) * stats.rankdata(tied(np.abs(d), near)) * (d != 0), 0.0
-    signs_RS = _signs(len(d))
-    observed, slack = float(d.sum()), len(d) * near + 1e-9 * float(np.abs(d).max())
-    extreme = int((np.abs(signs_RS @ d) >= abs(observed) - slack).sum())
-    is_sampled = len(d) > EXACT_UP_TO  # then the observed signs are one draw more
-    return (extreme + is_sampled) / (len(signs_RS) + is_sampled), 0 if abs(observed) <= slack else int(
-        np.sign(observed)
-    )
+        return np.sign(d) * stats.rankdata(tied(np.abs(d), near)) * (d != 0), 0.0
+    return d, len(d) * near + 1e-12 * float(np.abs(d).sum())
 
 
 @cache
