@@ -111,7 +111,7 @@ def test_an_error_that_float32_has_as_well_is_told_as_it_is(composed: Compose, m
         raise RuntimeError("shapes do not match")
 
     monkeypatch.setattr(task, "loss", wrong)
-    with pytest.raises(RuntimeError, match="^shapes do not match$"):
+    with pytest.raises(RuntimeError, match=r"^shapes do not match$"):
         probe(task)
 
 

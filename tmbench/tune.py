@@ -359,14 +359,15 @@ class Study:
         done |= record["done"]
         values = values_of(contender.space, record["params"])
         if done["status"] in FINAL:
-            job = self._job(contender, record["number"], record["params"])
-            result = Result.load(job.folder) or self._run(contender, values)[0]
-            was = (record["run"], done["status"], done["value"])
-            now = (job.folder.name, result.status, _finite(result.metrics["last"].get(result.headline)))
-            if was != now:
+            run = self._job(contender, record["number"], record["params"]).folder
+            noted, found = [record["run"], done["status"], done["value"]], [run.name]
+            if run.name == record["run"]:
+                result = Result.load(run) or self._run(contender, values)[0]
+                found += [result.status, _finite(result.metrics["last"].get(result.headline))]
+            if noted != found:
                 raise DataError(
                     f"{self.folder / 'trials.json'}: {contender.name}'s trial {record['number']} ({_words(values)}) is "
-                    f"noted as {_of_run(*was)}; its run is {_of_run(*now)}\n"
+                    f"noted as {', '.join(map(str, noted))}; its run is {', '.join(map(str, found))}\n"
                     "  remove trials.json and choice.json to ask for the same trials again, or the run's folder if it "
                     "was changed"
                 )
@@ -655,10 +656,6 @@ def _told(record: Settings, higher_is_better: bool) -> tuple[str, float | None]:
         return "PRUNED", record["reported"][-1][1] if record["reported"] else None
     worst = -math.inf if higher_is_better else math.inf
     return "COMPLETE", worst if value is None or status == "diverged" else value
-
-
-def _of_run(run: str, status: str, value: float | None) -> str:
-    return f"{run}, {status}, {value}"
 
 
 def _quasi_random(number: int, seed: int) -> Any:
