@@ -371,7 +371,8 @@ def alone(folder: Path, *words: str) -> list[str]:
 
 
 def outcome(folder: Path, name: str = "s") -> dict[str, Any]:
-    return json.loads((folder / ".tune" / name / "result.json").read_text())
+    """A study's result, which must be strict JSON."""
+    return json.loads((folder / ".tune" / name / "result.json").read_text(), parse_constant=pytest.fail)
 
 
 def timeless(result: dict[str, Any]) -> str:
@@ -761,6 +762,19 @@ def test_a_wrong_word_is_refused_before_anything_runs(
     assert message in capsys.readouterr().err
     assert fake.calls == []
     assert not (tmp_path / ".tune").exists()
+
+
+def test_a_setting_that_is_no_finite_number_is_named_before_anything_is_written(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for word, key in (
+        ("+optimizer.dampening=inf", "sgd.runs.optimizer.dampening"),
+        ("+optimizer.dampening=nan", "sgd.runs.optimizer.dampening"),
+    ):
+        assert tune.main(alone(tmp_path, word)) == 1
+        assert f"{key}: expected finite numbers in a study, got" in capsys.readouterr().err
+    assert not (tmp_path / ".tune" / "s" / "study.json").exists()
+    assert fake.calls == []
 
 
 def test_a_person_can_write_a_space_of_their_own(fake: Fake, tmp_path: Path) -> None:

@@ -174,6 +174,9 @@ class Study:
         asked |= {"seeds": self.seeds, "seed": self.seed}
         for contender in self.contenders:
             asked[contender.name] = {"space": contender.space, "runs": contender.identity}
+        for key, value in flat(asked).items():
+            if not _is_json(value):
+                raise ConfigError(f"{key}: expected finite numbers in a study, got {value}")
         path = self.folder / "study.json"
         if not path.exists():
             write_sealed(path, asked)
@@ -628,6 +631,14 @@ def _is_count(value: Any) -> bool:
 def _are_seeds(values: Any) -> bool:
     right = isinstance(values, list) and all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values)
     return right and 0 < len(values) == len(set(values))
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_name(value: Any) -> bool:
