@@ -215,11 +215,10 @@ class Study:
             else:
                 study.sampler = self._sampler(number)
             params = study.ask(distributions(contender.space)).params
-            job = self._job(contender, number, params)
+            folder, known = self._recognized(contender, number, params)
             # From here on it counts.
-            known = job.state in ("known", "same")
             record = {
-                "number": number, "run": job.folder.name, "known_before": known, "params": params, "reported": [],
+                "number": number, "run": folder.name, "known_before": known, "params": params, "reported": [],
                 "done": None,
             }  # fmt: skip
             records.append(record)
@@ -244,19 +243,19 @@ class Study:
         for trunk, epoch, needs in wanted(jobs):
             trunk.ask(epoch, needs)
 
-    def _job(self, contender: Contender, number: int, params: Settings) -> Any:
-        """A trial's run, recognized."""
+    def _recognized(self, contender: Contender, number: int, params: Settings) -> tuple[Path, bool]:
+        """The folder of a trial's run, and whether it was done before."""
         job = Job(number, [], with_values(contender.raw, values_of(contender.space, params)))
         self.recognizer.recognize(job)
         if job.folder is None:
             raise ConfigError(job.error)
-        return job
+        return job.folder, job.state in ("known", "same")
 
     def _save(self) -> None:
         write_sealed(self.folder / "trials.json", self.records)
 
     def _study(self, contender: Contender, records: list[Settings]) -> "optuna.Study":
-        """Optuna's study of the optimizer, in memory, with the trials that there were; those without an end run."""
+        """Optuna's study of the optimizer, in memory, made of the trials so far; unfinished ones are running there."""
         optuna = _optuna()
         higher = self._higher_is_better(contender)
         study = optuna.create_study(pruner=self._pruner(), direction="maximize" if higher else "minimize")
@@ -353,19 +352,20 @@ class Study:
         return result, folder
 
     def _checked(self, contender: Contender, record: Settings) -> Settings:
-        """What is known of a trial, after a look whether its run says the same; a run that is gone is repeated.
+        """What is known of a trial, once compared with its run; a run that is gone is repeated.
 
         Raises:
-            DataError: it does not.
+            DataError: the run says something else.
         """
         done: Settings = {"value": None, "seconds": 0.0, "device_seconds": 0.0, "diverged_at": None, "error": None}
         done |= record["done"]
         values = values_of(contender.space, record["params"])
         if done["status"] in FINAL:
-            run = self._job(contender, record["number"], record["params"]).folder
-            noted, found = [record["run"], done["status"], done["value"]], [run.name]
-            if run.name == record["run"]:
-                result = Result.load(run) or self._run(contender, values)[0]
+            folder, _ = self._recognized(contender, record["number"], record["params"])
+            noted: list[Any] = [record["run"], done["status"], done["value"]]
+            found: list[Any] = [folder.name]
+            if folder.name == record["run"]:
+                result = Result.load(folder) or self._run(contender, values)[0]
                 found += [result.status, _finite(result.metrics["last"].get(result.headline))]
             if noted != found:
                 raise DataError(
