@@ -97,7 +97,7 @@ class Random:
         generator = torch.Generator().manual_seed(0)
         sizes = [(16, 3), (32, 16), (64, 32)]
         self.weights = [
-            torch.randn(out, channels, 5, 5, generator=generator) * (2 / (25 * channels)) ** 0.5
+            torch.randn(out, channels, 5, 5, generator=generator, dtype=torch.float32) * (2 / (25 * channels)) ** 0.5
             for out, channels in sizes
         ]
 

@@ -306,13 +306,6 @@ def test_accumulation_gives_the_same_steps_up_to_rounding(do: Run) -> None:
     assert parts.metrics["last"]["train/loss"] == pytest.approx(whole.metrics["last"]["train/loss"], rel=1e-5)
 
 
-def test_bf16_run_is_close_to_float32_and_not_the_same(do: Run) -> None:
-    full, _ = do("task=tc", "optimizer=sgd", "epochs=1")
-    half, _ = do("task=tc", "optimizer=sgd", "epochs=1", "precision=bf16-mixed")
-    assert half.metrics["last"]["train/loss"] != full.metrics["last"]["train/loss"]
-    assert half.metrics["last"]["train/loss"] == pytest.approx(full.metrics["last"]["train/loss"], rel=0.02)
-
-
 def test_weight_average_is_evaluated_beside_the_weights_and_resumes(do: Run, tmp_path: Path) -> None:
     words = ["task=tc", "optimizer=sgd", "epochs=3", "batch_size=8", "lr=0.1"]
     plain, plain_folder = do(*words)

@@ -25,7 +25,8 @@ import tmbench.run
 from tmbench import tune
 from tmbench.config import conf_dir, identity, plain, run_id, settle
 from tmbench.data import open_dataset
-from tmbench.errors import ConfigError
+from tmbench.errors import ConfigError, DataError
+from tmbench.files import read_sealed, write_sealed
 from tmbench.loader import held_out, part, seed_all
 from tmbench.result import Result
 from tmbench.space import all_of, space_of, values_of
@@ -301,6 +302,7 @@ class Fake:
         self.stop_after = 10**9  # runs
         self.fails: Any = lambda cfg: False
         self.diverges: Any = lambda cfg: cfg.lr > 0.5
+        self.baseline: dict[str, float] = {}
         monkeypatch.setattr(tune, "run", self.run)
 
     def run(self, cfg: Any, command: str, until: int | None = None) -> tuple[Result, Path, str]:
@@ -334,7 +336,7 @@ class Fake:
             peak_memory_bytes=1, parameters=1, switch={"requested": None, "effective": None, "step": None}, versions={},
             hardware="a fake", git_commit=None, data_digest="0", command=command,
             started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            diverged_at={"epoch": 0, "step": 1} if status == "diverged" else None,
+            diverged_at={"epoch": 0, "step": 1} if status == "diverged" else None, baseline=self.baseline,
         )  # fmt: skip
         result.save(folder)
         return result, folder, "new"
@@ -369,7 +371,8 @@ def alone(folder: Path, *words: str) -> list[str]:
 
 
 def outcome(folder: Path, name: str = "s") -> dict[str, Any]:
-    return json.loads((folder / ".tune" / name / "result.json").read_text())
+    """A study's result, which must be strict JSON."""
+    return json.loads((folder / ".tune" / name / "result.json").read_text(), parse_constant=pytest.fail)
 
 
 def timeless(result: dict[str, Any]) -> str:
@@ -435,19 +438,64 @@ def test_a_study_that_is_stopped_anywhere_ends_as_one_that_was_not(sampler: str,
     assert len(fake.calls) == 2 * calls
 
 
-def test_a_trial_that_is_killed_while_it_is_drawn_is_not_counted(fake: Fake, tmp_path: Path) -> None:
-    import optuna
-    from optuna.distributions import FloatDistribution
+class Kills:
+    """Ends a study, as a kill does, at a random one of the moments at which it asks, notes, runs or tells."""
 
-    assert tune.main(alone(tmp_path / "whole")) == 0
-    fake.stop_after = len(fake.calls) + 2
-    assert tune.main(alone(tmp_path / "parts")) == 130
-    storage = f"sqlite:///{tmp_path / 'parts' / '.tune' / 's' / 'trials.db'}"
-    optuna.load_study(study_name="sgd", storage=storage).ask({"lr": FloatDistribution(0.001, 1.0, log=True)})
-    fake.stop_after = 10**9
-    assert tune.main(alone(tmp_path / "parts")) == 0
-    first, second = (outcome(tmp_path / name)["optimizers"]["sgd"]["trials"] for name in ("whole", "parts"))
-    assert [trial["values"] for trial in first] == [trial["values"] for trial in second]
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fake: Fake) -> None:
+        import optuna
+
+        self.left = 10**9
+        storage = optuna.storages.InMemoryStorage
+        for owner, name in (
+            (optuna.Study, "ask"), (optuna.Study, "tell"), (optuna.trial.Trial, "_suggest"), (tune, "write_sealed"),
+            (tune, "run"), (storage, "set_trial_param"), (storage, "create_new_trial"),
+        ):  # fmt: skip
+            monkeypatch.setattr(owner, name, self.around(getattr(owner, name)))
+
+    def around(self, function: Any) -> Any:
+        def called(*args: Any, **more: Any) -> Any:
+            self.strike()  # before it
+            value = function(*args, **more)
+            self.strike()  # after it
+            return value
+
+        return called
+
+    def strike(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "qmc"])
+def test_a_study_killed_at_random_moments_proposes_what_one_never_stopped_does(
+    sampler: str, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (f"sampler={sampler}", "optimizer=tmsgd", "trials=8", "seeds=2")
+    assert tune.main(asked(tmp_path / "whole", *words)) == 0
+    whole = timeless(outcome(tmp_path / "whole"))
+    kills, random = Kills(monkeypatch, fake), np.random.default_rng(0)
+    codes = []
+    while not codes or codes[-1]:
+        kills.left = int(random.integers(1, 60))
+        codes.append(tune.main(asked(tmp_path / "parts", *words)))
+    assert set(codes[:-1]) == {130}
+    assert len(codes) > 5
+    assert timeless(outcome(tmp_path / "parts")) == whole.replace(str(tmp_path / "whole"), str(tmp_path / "parts"))
+
+
+def test_what_tpe_is_does_not_depend_on_optuna_s_version(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A liar would count a trial that failed, and waits to be tried again, as a bad one."""
+    import optuna
+
+    said: list[dict[str, Any]] = []
+    own = optuna.samplers.TPESampler
+    monkeypatch.setattr(optuna.samplers, "TPESampler", lambda **settings: said.append(settings) or own(**settings))
+    assert tune.main(alone(tmp_path)) == 0
+    settings = [(one["multivariate"], one["constant_liar"]) for one in said if one]  # the first is a study's own
+    assert settings == [(True, False)] * 4
 
 
 def test_a_grid_tries_each_point_once_and_then_again_as_the_same_run(fake: Fake, tmp_path: Path) -> None:
@@ -527,16 +575,53 @@ def test_failed_trials_are_told_and_tried_again_before_anything_is_chosen(
     assert all(t["error"] is None for t in own["trials"])
 
 
-def test_a_diverged_confirmation_is_missing_from_the_mean_and_told(
+def test_a_diverged_confirmation_counts_as_the_worse_of_baseline_and_worst_seen(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.diverges = lambda cfg: cfg.seed == 2 and cfg.optimizer.name == "sgd"
+    fake.baseline = {"test/accuracy": 0.125, "validation/accuracy": 0.5}
+    assert tune.main(asked(tmp_path)) == 0
+    result = outcome(tmp_path)
+    confirmed = result["optimizers"]["sgd"]["confirmation"]
+    values = [run["counts_as"] for run in confirmed["runs"]]
+    assert [run["value"] for run in confirmed["runs"]] == [values[0], None, values[2]]
+    assert values[1] == result["test"]["diverged_count_as"] == 0.125
+    assert (confirmed["n"], confirmed["diverged"]) == (3, 1)
+    assert confirmed["mean"] == pytest.approx(np.mean(values))
+    difference = result["differences"]["tmsgd - sgd"]
+    assert (difference["n"], difference["diverged"]) == (3, 1)
+    others = [run["value"] for run in result["optimizers"]["tmsgd"]["confirmation"]["runs"]]
+    assert difference["mean"] == pytest.approx(np.mean(np.subtract(others, values)))
+    told = capsys.readouterr().out
+    assert "n=3, 1 diverged" in told
+    assert "diverged   they count as the worse of baseline and worst seen, 12.50 %" in told
+
+
+def test_without_a_baseline_a_diverged_confirmation_leaves_no_mean_and_no_interval(
     fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake.diverges = lambda cfg: cfg.seed == 2 and cfg.optimizer.name == "sgd"
     assert tune.main(asked(tmp_path)) == 0
     result = outcome(tmp_path)
-    confirmed = result["optimizers"]["sgd"]["confirmation"]
-    assert (confirmed["n"], confirmed["missing"]) == (2, 1)
-    assert (result["differences"]["tmsgd - sgd"]["n"], result["differences"]["tmsgd - sgd"]["missing"]) == (2, 1)
-    assert "n=2, 1 diverged" in capsys.readouterr().out
+    for own in (result["optimizers"]["sgd"]["confirmation"], result["differences"]["tmsgd - sgd"]):
+        assert (own["n"], own["diverged"], own["mean"], own["interval"]) == (3, 1, None, None)
+    assert result["optimizers"]["tmsgd"]["confirmation"]["mean"] is not None
+    assert result["test"]["diverged_count_as"] is None
+    told = capsys.readouterr().out
+    assert "n=3, 1 diverged: no interval" in told
+    assert "diverged   they are worse than every completed run, by an amount that nobody knows" in told
+
+
+def test_an_interval_of_a_share_stays_between_0_and_1(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.diverges, fake.baseline = (lambda cfg: cfg.seed == 2), {"test/accuracy": 0.125}
+    assert tune.main(asked(tmp_path, "seeds=2")) == 0
+    result = outcome(tmp_path)
+    for own in result["optimizers"].values():
+        low, high = own["confirmation"]["interval"]
+        assert 0 <= low < own["confirmation"]["mean"] < high <= 1
+    assert "0.00 % to 100.00 %, n=2, 1 diverged" in capsys.readouterr().out
 
 
 def test_another_question_is_refused_and_the_way_out_told(
@@ -559,19 +644,85 @@ def test_another_question_is_refused_and_the_way_out_told(
     assert len(fake.calls) == 1
 
 
-@pytest.mark.slow
-def test_a_damaged_study_is_no_study(fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tune.main(alone(tmp_path)) == 0
-    for name in ("study.json", "choice.json", "trials.db"):
+def test_one_changed_byte_of_a_study_is_noticed_wherever_it_is(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.diverges = lambda cfg: False
+    assert tune.main(alone(tmp_path, "trials=2")) == 0
+    random = np.random.default_rng(0)
+    for name, remedy in {
+        "study.json": "say name=... for a new study, or remove",
+        "trials.json": "remove it: the same command asks for the same trials",
+        "choice.json": "remove it: the same command chooses again",
+    }.items():
         path = tmp_path / ".tune" / "s" / name
         kept = path.read_bytes()
-        path.write_bytes(b"{nothing")
-        assert tune.main(alone(tmp_path)) == 1
-        assert f"{name}: not as this program left it" in capsys.readouterr().err
+        for place in random.choice(len(kept), 20, replace=False):
+            changed = bytearray(kept)
+            changed[place] ^= 1 << int(random.integers(8))
+            path.write_bytes(changed)
+            study = tune.Study(alone(tmp_path, "trials=2"), None, "")
+            with pytest.raises(DataError, match=f"{name}: damaged: .*; {re.escape(remedy)}"):
+                study.run()
         path.write_bytes(kept)
-    path.unlink()  # a choice without the trials that led to it
+    assert len(fake.calls) == 3
+    assert tune.main(alone(tmp_path, "trials=2")) == 0
+    assert tune.main(alone(tmp_path, "trials=3")) == 1
+    assert "trials: was 2, is 3" in capsys.readouterr().err
+
+
+def test_a_study_without_its_trials_or_its_choice_makes_the_same_again(fake: Fake, tmp_path: Path) -> None:
+    assert tune.main(alone(tmp_path)) == 0
+    before, calls = outcome(tmp_path)["optimizers"]["sgd"], len(fake.calls)
+    for name in ("trials.json", "choice.json"):
+        (tmp_path / ".tune" / "s" / name).unlink()
+        assert tune.main(alone(tmp_path)) == 0
+    after = outcome(tmp_path)["optimizers"]["sgd"]
+    assert after["choice"] == before["choice"]
+    assert [t["values"] for t in after["trials"]] == [t["values"] for t in before["trials"]]
+    assert len(fake.calls) == calls
+
+
+def changed(path: Path, change: Any) -> None:
+    """A sealed file, sealed again after a change."""
+    facts = read_sealed(path)
+    change(facts)
+    write_sealed(path, facts)
+
+
+def test_trials_that_are_not_what_their_runs_say_are_refused_before_anything_is_chosen(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.stop_after = 4
+    assert tune.main(alone(tmp_path)) == 130  # all trials are done, and nothing is confirmed
+    path = tmp_path / ".tune" / "s" / "trials.json"
+    (path.parent / "choice.json").unlink()
+    kept = path.read_bytes()
+    for change in (
+        lambda facts: facts["sgd"][1]["done"].update(value=0.99),
+        lambda facts: facts["sgd"][1]["done"].update(status="diverged"),
+        lambda facts: facts["sgd"][1]["params"].update(lr=0.02),
+    ):
+        changed(path, change)
+        assert tune.main(alone(tmp_path)) == 1
+        told = capsys.readouterr().err
+        assert "trials.json: sgd's trial 1 (lr=" in told
+        assert "is noted as tc-sgd-0-" in told
+        assert "remove trials.json and choice.json to ask for the same trials again" in told
+        assert not (path.parent / "choice.json").exists()
+        path.write_bytes(kept)
+    fake.stop_after = 10**9
+    assert tune.main(alone(tmp_path)) == 0
+    value = outcome(tmp_path)["optimizers"]["sgd"]["choice"]["value"]
+    changed(path.parent / "choice.json", lambda facts: facts["choices"]["sgd"]["values"].update(lr=0.9))
     assert tune.main(alone(tmp_path)) == 1
-    assert "trials.db: not as this program left it" in capsys.readouterr().err
+    assert "choice.json: its choices are not the best of the trials" in capsys.readouterr().err
+    (path.parent / "choice.json").unlink()
+    run = tmp_path / read_sealed(path)["sgd"][0]["run"]
+    shutil.rmtree(run)
+    assert tune.main(alone(tmp_path)) == 0  # the run is repeated
+    assert (run / "result.json").exists()
+    assert outcome(tmp_path)["optimizers"]["sgd"]["choice"]["value"] == value
 
 
 GOOD = {"trials": 2, "seeds": 2, "validation": 0.1, "sampler": "tpe", "pruner": "none", "name": None}
@@ -613,6 +764,19 @@ def test_a_wrong_word_is_refused_before_anything_runs(
     assert not (tmp_path / ".tune").exists()
 
 
+def test_a_setting_that_is_no_finite_number_is_named_before_anything_is_written(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for word, key in (
+        ("+optimizer.dampening=inf", "sgd.runs.optimizer.dampening"),
+        ("+optimizer.dampening=nan", "sgd.runs.optimizer.dampening"),
+    ):
+        assert tune.main(alone(tmp_path, word)) == 1
+        assert f"{key}: expected finite numbers in a study, got" in capsys.readouterr().err
+    assert not (tmp_path / ".tune" / "s" / "study.json").exists()
+    assert fake.calls == []
+
+
 def test_a_person_can_write_a_space_of_their_own(fake: Fake, tmp_path: Path) -> None:
     (tmp_path / "conf" / "space").mkdir(parents=True)
     (tmp_path / "conf" / "space" / "mine.yaml").write_text(
@@ -624,15 +788,27 @@ def test_a_person_can_write_a_space_of_their_own(fake: Fake, tmp_path: Path) -> 
     assert outcome(tmp_path, "tc-sgd-tiny")["optimizers"]["sgd"]["choice"]["values"]["optimizer.momentum"] == 0.5
 
 
-def test_the_interval_is_students() -> None:
+def test_the_interval_is_students_within_the_metric_s_limits() -> None:
     from scipy import stats
 
     values = [0.81, 0.84, 0.79, 0.86]
-    own = tune.summary([*values, None])
-    assert (own["n"], own["missing"]) == (4, 1)
+    own = tune.summary([*values], (0, 1))
+    assert own["n"] == 4
     assert own["interval"] == pytest.approx(stats.t.interval(0.95, 3, np.mean(values), stats.sem(values)))
-    assert tune.summary([0.5])["interval"] is None
-    assert tune.summary([])["mean"] is None
+    assert tune.summary([0.9, 0.6], (0, 1))["interval"] == [0, 1]
+    assert tune.summary([0.9, 0.6], (-1, 1))["interval"] == [-1, 1]
+    assert tune.summary([0.9, 0.6], (-np.inf, np.inf))["interval"][1] > 2
+    assert tune.summary([0.5], (0, 1))["interval"] is None
+    assert tune.summary([], (0, 1))["mean"] is None
+    assert tune.summary([0.9, None, 0.8], (0, 1)) == {
+        "n": 3, "mean": None, "deviation": None, "level": 0.95, "interval": None
+    }  # fmt: skip
+
+
+def test_seeds_that_come_out_the_same_give_no_interval() -> None:
+    own = tune.summary([0.9, 0.9], (0, 1))
+    assert (own["mean"], own["deviation"], own["interval"]) == (0.9, 0, None)
+    assert tune._interval({**own, "diverged": 0}, "test/accuracy") == "n=2: no spread between seeds, no interval"
 
 
 # Real runs

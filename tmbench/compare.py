@@ -56,6 +56,7 @@ def outcome(a: Run, b: Run) -> Rows:
                 continue
             x, y = mine.get(key), other.get(key)
             gap = "" if x is None or y is None else shown(y - x, key) if math.isfinite(y - x) else "-"
+            gap = gap.replace(" %", " points")  # a difference of percents
             rows.append((f"{key} {when}", shown(x, key), shown(y, key), f"+{gap}" if gap[:1].isdigit() else gap))
     facts = {
         "epochs trained": (left.epochs["trained"], right.epochs["trained"]),

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import math
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -36,6 +37,15 @@ def find(params: Iterable[Tensor], method: str, lr: float, weight_decay: float, 
     takes = inspect.signature(classes[method]).parameters
     common = {key: value for key, value in (("lr", lr), ("weight_decay", weight_decay)) if key in takes}
     return classes[method](params, **{**common, **options})
+
+
+def lamb(params: Iterable[Tensor], clamp: float | None, **settings: Any) -> Optimizer:
+    """LAMB; a layer's norm counts up to `clamp` in its ratio, which the library does not take as an argument."""
+    import pytorch_optimizer
+
+    optimizer = pytorch_optimizer.Lamb(params, **settings)
+    optimizer.clamp = math.inf if clamp is None else clamp
+    return optimizer
 
 
 def muon(params: Iterable[Tensor], max_side: int, **settings: Any) -> Optimizer:

@@ -33,6 +33,7 @@ from .data import Dataset
 from .loader import TestLoader, TrainLoader, seed_all
 from .loggers import WandbMirror
 from .mup import scaled
+from .precision import Probe
 from .result import Result, cpu_model, versions
 from .task import Diverged, Stopped, Task
 from .trunks import Claim, Trunk, fetched_state
@@ -68,8 +69,8 @@ def train(
     if cfg.validation:
         task.hold_out(cfg.validation)
     record = Record(folder, effective_switch(cfg))
-    stop = StopOnSignal(until)
-    trainer = _trainer(cfg, folder, [record, stop], players=len(task.players()))
+    stop, probe = StopOnSignal(until), Probe()
+    trainer = _trainer(cfg, folder, [record, stop, probe], players=len(task.players()))
     first = trainer.is_global_zero
     share = Share(trunk, claim, folder) if trunk and first else None
     if share:
@@ -154,7 +155,7 @@ def train(
         started=started,
         diverged_at={"epoch": diverged.epoch, "step": diverged.step} if diverged else None,
         nondeterministic=operations,
-        notes=_notes(cfg, label) + (share.notes if share else []),
+        notes=_notes(cfg, label) + probe.notes + (share.notes if share else []),
         error=f"{type(error).__name__}: {error}" if error else None,
         baseline={f"{task.split}/{key}": value for key, value in trivial.items()},
         evaluation_seconds=record.evaluation_seconds,

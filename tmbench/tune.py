@@ -6,14 +6,16 @@ frozen in `choice.json`; only then do runs on all training examples, with fresh 
 folder, and the same command goes on with it, however it was stopped:
 
     <runs>/.tune/<name>/study.json    what was asked for; another question is another study
-                        trials.db     Optuna's record, a study for each optimizer
+                        trials.json   each optimizer's trials: what was drawn, and what came of it
                         choice.json   what was chosen, and when
                         result.json   schema'd: space, budget, trials, choice and confirmation of each optimizer
 
+The first three are sealed with a digest. Trials are compared with their runs before anything is chosen, and the choice
+with the trials before it is confirmed.
+
 A study that is stopped and goes on draws what it would have drawn: each trial has a sampler of its own seed, which
-knows the trials before it. There are three exceptions. Trials after one that failed know less than they would have; the
-quasi-random sampler leaves out a point if it is killed while it draws one; and a pruner does not look again at what a
-trial had reached when it was killed.
+knows the trials before it from trials.json. There are two exceptions. Trials after one that failed know less than they
+would have; and a pruner does not look again at what a trial had reached when it was killed.
 """
 
 import argparse
@@ -25,7 +27,7 @@ import sys
 import time
 import warnings
 from dataclasses import dataclass, field
-from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +42,7 @@ from .__main__ import EXPECTED, explain
 from .config import Settings, conf_dir, identity, plain, settled, world_size
 from .data import open_dataset
 from .errors import ConfigError, DataError
-from .files import locked, write
+from .files import locked, read_sealed, write, write_sealed
 from .plan import Job, Recognizer, wanted
 from .result import FINAL, Result, shown, versions
 from .run import epochs_done, leave, run
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
     import optuna
 
 STORE = ".tune"  # under runs_dir
-SCHEMA = 1  # of a study's result.json
+SCHEMA = 2  # of a study's result.json
 SAMPLERS, PRUNERS = ("tpe", "qmc", "grid"), ("none", "median")
 RUNGS = 4  # parts of a run, after each of which a pruner looks at it
 LEVEL = 0.95  # of intervals
@@ -126,9 +128,11 @@ class Study:
         title = settings["name"] or "-".join([self.task, *(c.name for c in self.contenders), cfg["data"]["profile"]])
         self.folder = self.runs_dir / STORE / title
         self.recognizer = Recognizer(download=True)
+        self.records: dict[str, list[Settings]] = {}  # the trials of each optimizer, as in trials.json
         self.frozen = ""  # when the choice was
         self.begun: list[str] = []  # confirming runs that were begun before
-        self.example: Result | None = None  # any of the study's runs
+        self.example: Result | None = None  # any of the confirming runs
+        self.floor: float | None = None  # what one that diverged counts as
 
     def _contender(self, words: list[str], raw: Settings) -> Contender:
         cfg = settled(raw)
@@ -153,14 +157,16 @@ class Study:
         """
         with locked(self.folder):
             self._is_the_one()
-            chosen = self.folder / "choice.json"
+            trials, chosen = self.folder / "trials.json", self.folder / "choice.json"
+            if trials.exists():
+                self.records = self._load(trials, "remove it: the same command asks for the same trials, now known")
+            for contender in self.contenders:
+                self._tune(contender)
             if not chosen.exists():
-                for contender in self.contenders:
-                    self._tune(contender)
                 self._freeze(chosen)
             self._read(chosen)
             self._confirm()
-            write(self.folder / "result.json", json.dumps(self.result(), indent=2) + "\n")
+            write(self.folder / "result.json", json.dumps(self.result(), indent=2, allow_nan=False) + "\n")
 
     def _is_the_one(self) -> None:
         """Checks that the folder's study, if there is one, asks what we ask."""
@@ -168,10 +174,14 @@ class Study:
         asked |= {"seeds": self.seeds, "seed": self.seed}
         for contender in self.contenders:
             asked[contender.name] = {"space": contender.space, "runs": contender.identity}
+        for key, value in flat(asked).items():
+            if not _is_json(value):
+                raise ConfigError(f"{key}: expected finite numbers in a study, got {value}")
         path = self.folder / "study.json"
         if not path.exists():
-            write(path, json.dumps(asked, indent=2) + "\n")
-        was, now = (flat(facts) for facts in (self._load(path), asked))
+            write_sealed(path, asked)
+        remedy = f"say name=... for a new study, or remove {self.folder}"
+        was, now = (flat(facts) for facts in (self._load(path, remedy), asked))
         if was != now:
             differ = [key for key in was | now if was.get(key) != now.get(key)]
             told = "\n".join(f"  {key}: was {was.get(key)}, is {now.get(key)}" for key in differ[:MANY])
@@ -181,41 +191,40 @@ class Study:
                 "  ask as before to go on with it, say name=... for a new one, or remove the folder"
             )
 
-    def _load(self, path: Path) -> Settings:
+    @staticmethod
+    def _load(path: Path, remedy: str) -> Settings:
         try:
-            return dict(json.loads(path.read_text()))
-        except ValueError:
-            raise self._damaged(path) from None
-
-    def _damaged(self, path: Path) -> DataError:
-        return DataError(f"{path}: not as this program left it; say name=... for a new study, or remove {self.folder}")
+            return read_sealed(path)
+        except DataError as error:
+            raise DataError(f"{error}; {remedy}") from None
 
     # Trials
 
     def _tune(self, contender: Contender) -> None:
         """Gives the optimizer its trials, as far as it has not had them."""
-        study = self._open(contender)
-        if set(contender.space) == {"switch_epoch"}:
+        records = self.records.setdefault(contender.name, [])
+        study = self._study(contender, records)
+        if set(contender.space) == {"switch_epoch"} and len(records) < self.settings["trials"]:
             self._ask_for_states(contender)
-        for trial in _asked(study):
-            if trial.state.name == "RUNNING":  # stopped, or failed before
-                self._try(contender, study, trial.number)
-        while len(_asked(study)) < self.settings["trials"]:
-            number = len(_asked(study))
+        for record in records:
+            if not record["done"] or record["done"]["status"] == "failed":  # stopped, or failed before
+                self._try(contender, study, record)
+        for number in range(len(records), self.settings["trials"]):
             if self.settings["sampler"] == "grid":
-                self._enqueue(contender, study, number)
+                study.enqueue_trial(self._point(contender, number))
             else:
                 study.sampler = self._sampler(number)
-            drawn = study.ask(distributions(contender.space))
-            job = Job(number, [], with_values(contender.raw, values_of(contender.space, drawn.params)))
-            self.recognizer.recognize(job)
-            if job.folder is None:
-                raise ConfigError(job.error)
+            params = study.ask(distributions(contender.space)).params
+            folder, known = self._recognized(contender, number, params)
             # From here on it counts.
-            known = job.state in ("known", "same")
-            drawn.set_user_attr("asked", {"number": number, "run": job.folder.name, "known_before": known})
-            self._try(contender, study, drawn.number)
-        contender.trials = self._trials(contender, study)
+            record = {
+                "number": number, "run": folder.name, "known_before": known, "params": params, "reported": [],
+                "done": None,
+            }  # fmt: skip
+            records.append(record)
+            self._save()
+            self._try(contender, study, record)
+        contender.trials = [self._checked(contender, record) for record in records]
         failed = [trial for trial in contender.trials if trial["status"] == "failed"]
         if failed:
             told = "\n".join(f"  trial {t['number']} ({_words(t['values'])}): {t['error']}" for t in failed)
@@ -234,27 +243,28 @@ class Study:
         for trunk, epoch, needs in wanted(jobs):
             trunk.ask(epoch, needs)
 
-    @cached_property
-    def _storage(self) -> Any:
-        optuna = _optuna()
-        from sqlalchemy import URL
-        from sqlalchemy.exc import DatabaseError
+    def _recognized(self, contender: Contender, number: int, params: Settings) -> tuple[Path, bool]:
+        """The folder of a trial's run, and whether it was done before."""
+        job = Job(number, [], with_values(contender.raw, values_of(contender.space, params)))
+        self.recognizer.recognize(job)
+        if job.folder is None:
+            raise ConfigError(job.error)
+        return job.folder, job.state in ("known", "same")
 
-        path = (self.folder / "trials.db").resolve()
-        try:
-            return optuna.storages.RDBStorage(URL.create("sqlite", database=str(path)).render_as_string())
-        except DatabaseError:
-            raise self._damaged(path) from None
+    def _save(self) -> None:
+        write_sealed(self.folder / "trials.json", self.records)
 
-    def _open(self, contender: Contender) -> "optuna.Study":
+    def _study(self, contender: Contender, records: list[Settings]) -> "optuna.Study":
+        """Optuna's study of the optimizer, in memory, made of the trials so far; unfinished ones are running there."""
         optuna = _optuna()
-        study = optuna.create_study(
-            storage=self._storage, study_name=contender.name, load_if_exists=True, pruner=self._pruner(),
-            direction="maximize" if self._higher_is_better(contender) else "minimize",
-        )  # fmt: skip
-        for trial in study.get_trials(deepcopy=False):
-            if trial.state.name == "RUNNING" and "asked" not in trial.user_attrs:  # killed while it was asked for
-                study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        higher = self._higher_is_better(contender)
+        study = optuna.create_study(pruner=self._pruner(), direction="maximize" if higher else "minimize")
+        for record in records:
+            state, value = _told(record, higher)
+            study.add_trial(optuna.trial.create_trial(
+                state=optuna.trial.TrialState[state], value=value, params=record["params"],
+                distributions=distributions(contender.space), intermediate_values=dict(record["reported"]),
+            ))  # fmt: skip
         return study
 
     @staticmethod
@@ -262,76 +272,75 @@ class Study:
         cls: Any = get_class(contender.raw["task"]["_target_"])
         return bool(cls.higher_is_better)
 
-    def _enqueue(self, contender: Contender, study: "optuna.Study", number: int) -> None:
-        """Says which point is next: all in an order of the seed's, then again."""
+    def _point(self, contender: Contender, number: int) -> dict[str, Any]:
+        """A grid's point: all in an order of the seed's, then again."""
         import numpy as np
 
         from .loader import derive
 
         points = all_of(contender.space)
         order = np.random.default_rng(derive("trials", self.seed)).permutation(len(points))
-        if not any(trial.state.name == "WAITING" for trial in study.get_trials(deepcopy=False)):
-            study.enqueue_trial(points[order[number % len(points)]])
+        return points[order[number % len(points)]]
 
     def _sampler(self, number: int) -> Any:
         from .loader import derive
 
-        samplers = _optuna().samplers
-        if self.settings["sampler"] == "qmc":  # one sequence, of which each trial takes the next point
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", category=_optuna().exceptions.ExperimentalWarning)
-                return samplers.QMCSampler(scramble=True, seed=derive("trials", self.seed))
-        seed = derive("trial", self.seed, number)
-        return samplers.TPESampler(seed=seed, n_startup_trials=max(1, min(10, self.settings["trials"] // 2)))
+        if self.settings["sampler"] == "qmc":  # one sequence, of which each trial takes its point
+            return _quasi_random(number, derive("trials", self.seed))
+        # Said, not left to the version: knows pairs of settings, and no trial is under way while another is drawn.
+        return _optuna().samplers.TPESampler(
+            seed=derive("trial", self.seed, number), n_startup_trials=max(1, min(10, self.settings["trials"] // 2)),
+            multivariate=True, constant_liar=False,
+        )  # fmt: skip
 
     def _pruner(self) -> Any:
         pruners = _optuna().pruners
         return pruners.MedianPruner() if self.settings["pruner"] == "median" else pruners.NopPruner()
 
-    def _try(self, contender: Contender, study: "optuna.Study", number: int) -> None:
-        """Does a trial's run and tells Optuna what came of it; nothing if it failed, so that it is tried again."""
+    def _try(self, contender: Contender, study: "optuna.Study", record: Settings) -> None:
+        """Does a trial's run and notes what came of it; one that failed is tried again by the next command."""
         optuna = _optuna()
+        number, values = record["number"], values_of(contender.space, record["params"])
         frozen = study.get_trials(deepcopy=False)[number]
         trial = optuna.trial.Trial(study, frozen._trial_id)  # there is no other way to an old one
-        values = values_of(contender.space, frozen.params)
-        asked = frozen.user_attrs["asked"]
-        place = f"trial {asked['number'] + 1} of {self.settings['trials']}"
+        place = f"trial {number + 1} of {self.settings['trials']}"
         print(f"\n{contender.name} {place}: {_words(values)}", file=sys.stderr)
         ends: list[int | None] = [None]
         if self.settings["pruner"] != "none":
             ends = [*sorted({-(-contender.epochs * k // RUNGS) for k in range(1, RUNGS)} - {contender.epochs}), None]
         for end in ends:
-            if end is not None and epochs_done(self.runs_dir / asked["run"]) >= end:
+            if end is not None and epochs_done(self.runs_dir / record["run"]) >= end:
                 continue  # a study that was stopped
             try:
                 result, folder = self._run(contender, values, end)
             except EXPECTED:
                 raise
             except Exception as error:
-                trial.set_user_attr("done", {"status": "failed", "error": f"{type(error).__name__}: {error}"})
+                record["done"] = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+                self._save()
                 print(explain(error), file=sys.stderr)
                 return
             value = _finite(result.metrics["last"].get(result.headline))
             about: Settings = {
                 "status": result.status, "seconds": result.seconds + result.evaluation_seconds,
-                "device_seconds": 0.0 if asked["known_before"] else device_seconds(contender, result),
+                "device_seconds": 0.0 if record["known_before"] else device_seconds(contender, result),
                 "diverged_at": result.diverged_at, "value": value,
             }  # fmt: skip
             if result.status in FINAL:
                 break
             if end is None or epochs_done(folder) < end:
                 raise KeyboardInterrupt
-            if value is not None and end not in frozen.intermediate_values:
+            if value is not None and end not in dict(record["reported"]):
                 trial.report(value, end)
+                record["reported"].append([end, value])
+                self._save()
             if trial.should_prune():
                 about["status"] = "pruned"
                 break
-        trial.set_user_attr("done", about)
-        if about["status"] == "pruned":
-            study.tell(number, state=optuna.trial.TrialState.PRUNED)
-            return
-        worst = -math.inf if result.higher_is_better else math.inf
-        study.tell(number, worst if value is None or result.status == "diverged" else value)
+        record["done"] = about
+        self._save()
+        state, told = _told(record, self._higher_is_better(contender))
+        study.tell(number, None if state == "PRUNED" else told, state=optuna.trial.TrialState[state])
 
     def _run(self, contender: Contender, values: Settings, until: int | None = None) -> tuple[Result, Path]:
         """The optimizer's run with these values; by the validation split, unless they say otherwise."""
@@ -342,26 +351,39 @@ class Study:
         result, folder, _ = run(cfg, f"python -m tmbench {shlex.join(words)}", until)
         return result, folder
 
-    def _trials(self, contender: Contender, study: "optuna.Study") -> list[Settings]:
-        """What is known of each trial, in order."""
-        found = []
-        for trial in _asked(study):
-            done: Settings = {"value": None, "seconds": 0.0, "device_seconds": 0.0, "diverged_at": None, "error": None}
-            done |= trial.user_attrs["done"]
-            if done["status"] != "completed":
-                done["value"] = None
-            found.append(trial.user_attrs["asked"] | {"values": values_of(contender.space, trial.params)} | done)
-        return found
+    def _checked(self, contender: Contender, record: Settings) -> Settings:
+        """What is known of a trial, once compared with its run; a run that is gone is repeated.
+
+        Raises:
+            DataError: the run says something else.
+        """
+        done: Settings = {"value": None, "seconds": 0.0, "device_seconds": 0.0, "diverged_at": None, "error": None}
+        done |= record["done"]
+        values = values_of(contender.space, record["params"])
+        if done["status"] in FINAL:
+            folder, _ = self._recognized(contender, record["number"], record["params"])
+            noted: list[Any] = [record["run"], done["status"], done["value"]]
+            found: list[Any] = [folder.name]
+            if folder.name == record["run"]:
+                result = Result.load(folder) or self._run(contender, values)[0]
+                found += [result.status, _finite(result.metrics["last"].get(result.headline))]
+            if noted != found:
+                raise DataError(
+                    f"{self.folder / 'trials.json'}: {contender.name}'s trial {record['number']} ({_words(values)}) is "
+                    f"noted as {', '.join(map(str, noted))}; its run is {', '.join(map(str, found))}\n"
+                    "  remove trials.json and choice.json to ask for the same trials again, or the run's folder if it "
+                    "was changed"
+                )
+        if done["status"] != "completed":
+            done["value"] = None
+        kept = {key: record[key] for key in ("number", "run", "known_before")}
+        return kept | {"values": values} | done
 
     # The choice and its confirmation
 
     def _freeze(self, path: Path) -> None:
-        """Writes down the best trial of each optimizer, of equals the first; None if none has a value."""
-        choices = {}
-        for contender in self.contenders:
-            good = [trial for trial in contender.trials if trial["value"] is not None]
-            sign = -1 if self._higher_is_better(contender) else 1
-            choices[contender.name] = min(good, key=lambda trial: sign * trial["value"], default=None)
+        """Writes down the best trial of each optimizer."""
+        choices = self._choices()
         if not any(choices.values()):
             raise ConfigError(
                 f"{', '.join(choices)}: no trial came to a finite value, so there is nothing to choose; "
@@ -376,22 +398,29 @@ class Study:
                 job = Job(seed, [], with_values(contender.raw, values))
                 self.recognizer.recognize(job)
                 begun += [job.folder.name] if job.folder and job.state != "new" else []
-        kept = ("number", "values", "value", "run")
-        write(path, json.dumps({
-            "frozen": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "choices": {name: own and {key: own[key] for key in kept} for name, own in choices.items()},
-            "begun_before": begun,
-        }, indent=2) + "\n")  # fmt: skip
+        write_sealed(path, {
+            "frozen": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "choices": choices, "begun_before": begun,
+        })  # fmt: skip
+
+    def _choices(self) -> dict[str, Settings | None]:
+        """The best trial of each optimizer, of equals the first; None if none has a value."""
+        choices = {}
+        for contender in self.contenders:
+            good = [trial for trial in contender.trials if trial["value"] is not None]
+            sign = -1 if self._higher_is_better(contender) else 1
+            best = min(good, key=lambda trial: sign * trial["value"], default=None)
+            choices[contender.name] = best and {key: best[key] for key in ("number", "values", "value", "run")}
+        return choices
 
     def _read(self, path: Path) -> None:
-        """What was chosen, and the trials that led to it."""
-        told = self._load(path)
+        """Takes what was chosen."""
+        remedy = "remove it: the same command chooses again, from the same trials"
+        told = self._load(path, remedy)
+        if told["choices"] != self._choices():
+            raise DataError(f"{path}: its choices are not the best of the trials in trials.json; {remedy}")
         self.frozen, self.begun = told["frozen"], told["begun_before"]
         for contender in self.contenders:
             contender.choice = told["choices"][contender.name]
-            contender.trials = contender.trials or self._trials(contender, self._open(contender))
-            if len(contender.trials) < self.settings["trials"]:
-                raise self._damaged(self.folder / "trials.db")
 
     def _confirm(self) -> None:
         """Runs what was chosen on all training examples, with fresh seeds; the first to read the test split."""
@@ -410,6 +439,19 @@ class Study:
                     "command": result.command, "device_seconds": device_seconds(contender, result),
                 })  # fmt: skip
                 self.example = result
+        self._count()
+
+    def _count(self) -> None:
+        """Says what each confirming run counts as: its value; of one that diverged what the report counts it as."""
+        from .report.statistics import worth
+
+        assert self.example is not None
+        higher, baseline = self.example.higher_is_better, self.example.baseline.get(self.example.headline)
+        runs = [own for contender in self.contenders for own in contender.confirmation]
+        worst = (min if higher else max)((own["value"] for own in runs if own["value"] is not None), default=None)
+        self.floor = worth(None, baseline, worst, higher)
+        for own in runs:
+            own["counts_as"] = worth(own["value"], baseline, worst, higher)
 
     def result(self) -> Settings:
         """All that there is to say of the study."""
@@ -429,6 +471,7 @@ class Study:
             "test": {
                 "choice_frozen": self.frozen, "read_only_after_it": not self.begun, "runs_begun_before": self.begun,
                 "judged_by": "the headline metric after the last epoch; nothing is chosen by it",
+                "diverged_count_as": self.floor,
             },
             "optimizers": {
                 contender.name: {
@@ -439,7 +482,9 @@ class Study:
                     },
                     "choice": contender.choice,
                     "confirmation": {
-                        **summary([own["value"] for own in contender.confirmation]), "runs": contender.confirmation,
+                        **summary([own["counts_as"] for own in contender.confirmation], self._limits()),
+                        "diverged": sum(own["value"] is None for own in contender.confirmation),
+                        "runs": contender.confirmation,
                     },
                     "trials": contender.trials,
                 }
@@ -450,16 +495,28 @@ class Study:
             "git_commit": example.git_commit, "data_digest": example.data_digest,
         }  # fmt: skip
 
+    def _limits(self) -> tuple[float, float]:
+        """Between which values the mean of the headline metric must be."""
+        from .report.words import BOUNDED
+
+        assert self.example is not None
+        return (0.0, 1.0) if self.example.headline.split("/")[-1] in BOUNDED else (-math.inf, math.inf)
+
     def _differences(self) -> Settings:
         """Of each two optimizers, the first less the second on the same seeds."""
         found = {}
-        for i, a in enumerate(self.contenders):
-            for b in self.contenders[i + 1 :]:
-                pairs = zip(a.confirmation, b.confirmation, strict=False)
-                values = [
-                    None if x["value"] is None or y["value"] is None else x["value"] - y["value"] for x, y in pairs
-                ]
-                found[f"{a.name} - {b.name}"] = summary(values)
+        low, high = self._limits()
+        for a, b in combinations(self.contenders, 2):
+            first, second = ({own["seed"]: own for own in each.confirmation} for each in (a, b))
+            pairs = [(first[seed], second[seed]) for seed in first if seed in second]
+            values = [
+                None if x["counts_as"] is None or y["counts_as"] is None else x["counts_as"] - y["counts_as"]
+                for x, y in pairs
+            ]
+            found[f"{a.name} - {b.name}"] = {
+                **summary(values, (low - high, high - low)),
+                "diverged": sum(x["value"] is None or y["value"] is None for x, y in pairs),
+            }
         return found
 
 
@@ -470,18 +527,27 @@ def device_seconds(contender: Contender, result: Result) -> float:
     return own * (result.seconds + result.evaluation_seconds) * world_size(settled(contender.raw))
 
 
-def summary(values: list[float | None]) -> Settings:
-    """Mean, deviation and Student's interval of the mean, of the values that there are."""
+def summary(values: list[float | None], limits: tuple[float, float]) -> Settings:
+    """Mean, deviation and Student's interval of the mean.
+
+    Args:
+        values: one a seed; None of a run that diverged and has no value. There is no mean then, nor an interval.
+        limits: between which the mean must be; the interval ends there.
+
+    Returns:
+        None in place of what there is not: no interval of one seed, or of seeds without a spread, which is no evidence.
+    """
     known = [value for value in values if value is not None]
-    n, spread = len(known), statistics.stdev(known) if len(known) > 1 else None
-    mean = statistics.fmean(known) if known else None
+    all_known = len(known) == len(values) > 0
+    mean = statistics.fmean(known) if all_known else None
+    spread = statistics.stdev(known) if all_known and len(known) > 1 else None
     interval = None
-    if mean is not None and spread is not None:
+    if mean is not None and spread:
         from scipy.stats import t
 
-        half = float(t.ppf((1 + LEVEL) / 2, n - 1)) * spread / math.sqrt(n)
-        interval = [mean - half, mean + half]
-    return {"n": n, "missing": len(values) - n, "mean": mean, "deviation": spread, "level": LEVEL, "interval": interval}
+        half = float(t.ppf((1 + LEVEL) / 2, len(known) - 1)) * spread / math.sqrt(len(known))
+        interval = [max(mean - half, limits[0]), min(mean + half, limits[1])]
+    return {"n": len(values), "mean": mean, "deviation": spread, "level": LEVEL, "interval": interval}
 
 
 def table(result: Settings, console: Console) -> None:
@@ -505,6 +571,14 @@ def table(result: Settings, console: Console) -> None:
     for name, own in result["differences"].items():
         told = f"{shown(own['mean'], key)} ({_interval(own, key)})".replace(" %", " points")
         console.print(f"{name}   {told}, paired by seed", highlight=False)
+    if any(own["confirmation"]["diverged"] for own in result["optimizers"].values()):
+        floor = result["test"]["diverged_count_as"]
+        told = (
+            "they are worse than every completed run, by an amount that nobody knows: no mean, no interval"
+            if floor is None
+            else f"they count as the worse of baseline and worst seen, {shown(floor, key)}"
+        )
+        console.print(f"diverged   {told}", highlight=False)
     test = result["test"]
     told = f"read only after the choice was frozen, {test['choice_frozen']}"
     if begun := len(test["runs_begun_before"]):
@@ -513,11 +587,12 @@ def table(result: Settings, console: Console) -> None:
 
 
 def _interval(own: Settings, key: str) -> str:
-    missing = f", {own['missing']} diverged" if own["missing"] else ""
+    told = f"n={own['n']}" + (f", {own['diverged']} diverged" if own["diverged"] else "")
     if own["interval"] is None:
-        return f"n={own['n']}{missing}: no interval"
+        why = "no spread between seeds, " if own["deviation"] == 0 else ""
+        return f"{told}: {why}no interval"
     low, high = (shown(end, key) for end in own["interval"])
-    return f"{low} to {high}, n={own['n']}{missing}"
+    return f"{low} to {high}, {told}"
 
 
 def _counts(trials: list[Settings]) -> Settings:
@@ -558,6 +633,14 @@ def _are_seeds(values: Any) -> bool:
     return right and 0 < len(values) == len(set(values))
 
 
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
+
+
 def _is_name(value: Any) -> bool:
     return isinstance(value, str) and value not in ("", ".", "..") and "/" not in value
 
@@ -575,10 +658,29 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _asked(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
-    """The trials that count, in order."""
-    trials = [t for t in study.get_trials(deepcopy=False) if "asked" in t.user_attrs]
-    return sorted(trials, key=lambda t: t.user_attrs["asked"]["number"])
+def _told(record: Settings, higher_is_better: bool) -> tuple[str, float | None]:
+    """What Optuna knows of a trial: its state, and its value; one that diverged is worse than every other."""
+    status, value = (record["done"] or {}).get("status", "failed"), (record["done"] or {}).get("value")
+    if status == "failed":
+        return "RUNNING", None
+    if status == "pruned":
+        return "PRUNED", record["reported"][-1][1] if record["reported"] else None
+    worst = -math.inf if higher_is_better else math.inf
+    return "COMPLETE", worst if value is None or status == "diverged" else value
+
+
+def _quasi_random(number: int, seed: int) -> Any:
+    """A sampler of a scrambled Sobol sequence that takes the point of this trial, whatever was drawn before."""
+    optuna = _optuna()
+    sampler: Any = optuna.samplers.QMCSampler
+
+    class Points(sampler):  # type: ignore[misc]
+        def _find_sample_id(self, study: Any, search_space: Any) -> int:
+            return max(0, number - 1)  # the first trial is a random one
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        return Points(scramble=True, seed=seed)
 
 
 def _optuna() -> Any:

@@ -10,6 +10,7 @@ from . import statistics
 from .numbers import (
     Report,
     contests_of,
+    floors_of,
     profiles_of,
     standings_of,
     summarize,
@@ -28,18 +29,19 @@ def report(runs: Runs, settings: Settings) -> Report:
     Raises:
         ConfigError: a setting does not fit the runs.
     """
-    values = values_of(runs)
+    floors = floors_of(runs)
+    values = values_of(runs, floors)
     summary = summarize(runs, values)
-    contests = contests_of(runs, values, settings)
-    targets = targets_of(runs, summary, settings)
+    contests = contests_of(runs, values, floors, settings)
+    targets = targets_of(runs, values, settings)
     times = times_of(runs, targets)
     standings = standings_of(runs, values, settings)
-    found = Report(settings, runs, summary, contests, standings, [], [], [], targets=targets)
+    found = Report(settings, runs, summary, contests, standings, [], [], [], targets=targets, floors=floors)
     found.profiles = profiles_of(runs, times)
     found.notes = [str(settings["note"])] if settings["note"] else []
     found.notes += _notes(runs, values, settings) + runs.notes
     found.tables = [
-        *(result_table(found, problem) for problem in runs.problems),
+        *(result_table(found, problem, values) for problem in runs.problems),
         *contest_tables(found), *standing_tables(found), *improvement_tables(found, values),
         *time_tables(found, times),
     ]  # fmt: skip
@@ -76,12 +78,23 @@ def _notes(runs: Runs, values: pl.DataFrame, settings: Settings) -> list[str]:
             words = ", ".join(f"{name} {n}" for name, n in sorted(budgets.items()))
             notes.append(f"{problem.label} ({problem.profile}): unequal tuning budgets, in settings tried: {words}.")
         methods = of.filter(pl.col("status").is_in(["completed", "diverged"]))
-        seeds = {frozenset(own) for (own,) in methods.group_by("method").agg("seed").select("seed").rows()}
+        seeds = {
+            frozenset(own)
+            for (own,) in methods.group_by("method", maintain_order=True).agg("seed").select("seed").rows()
+        }
         if len(seeds) > 1:
             notes.append(f"{problem.label} ({problem.profile}): not all methods have the same seeds; only pairs count.")
-    missing = values.filter("lost" & pl.col("value").is_null()) if "lost" in values.columns else values.clear()
-    if len(missing):
-        notes.append(f"{len(missing)} diverged runs have neither a baseline nor another run's value to count as.")
+        lost = values.filter((pl.col("problem") == problem.index) & pl.col("lost"))
+        if nothing := len(lost.filter(pl.col("status") == "completed")):
+            notes.append(
+                f"{problem.label} ({problem.profile}): {nothing} completed runs have no finite {problem.metric} and "
+                "count as diverged."
+            )
+        if lost["value"].is_infinite().any():
+            notes.append(
+                f"{problem.label} ({problem.profile}): {len(lost)} runs diverged, and there is no baseline that they "
+                "could count as: they rank below every completed run, and there is no mean or difference of them."
+            )
     return notes
 
 
@@ -105,11 +118,11 @@ def plan(settings: Settings, found: Report | None) -> list[Table]:
         [Cell(str(n), n), Cell(number(statistics.attainable_p(n)), statistics.attainable_p(n)),
          Cell(number(min(1.0, statistics.attainable_p(n) * comparisons))),
          Cell("yes" if statistics.attainable_p(n) * comparisons <= level else "no")]
-        for n in range(1, max(12, statistics.seeds_to_attain(level, comparisons)) + 1)
+        for n in range(1, max(12, statistics.seeds_to_attain(level, comparisons) or 0) + 1)
     ]  # fmt: skip
     word = f"{comparisons} comparison{'s' if comparisons > 1 else ''}"
     tables = [
-        Table("attainable", f"The smallest p of an exact paired test, alone and with {word} (Holm)",
+        Table("attainable", f"The smallest p of a paired test, alone and with {word} (Holm)",
               ["seeds", "p", f"p (Holm, {comparisons})", f"reaches {level:g}"], rows)
     ]  # fmt: skip
     sources: list[tuple[str, str, float]] = []
@@ -118,7 +131,7 @@ def plan(settings: Settings, found: Report | None) -> list[Table]:
     elif found:
         sources = [
             (f"{c.problem.label} ({c.problem.profile})", f"{c.a.label} - {c.b.label}", c.result.sd)
-            for c in found.contests if c.result.n > 1
+            for c in found.contests if c.result.sd >= 0
         ]  # fmt: skip
     if not sources:
         raise ConfigError("plan: the spread is not known: say sd=..., or name runs of two methods with 2 seeds or more")
@@ -126,7 +139,7 @@ def plan(settings: Settings, found: Report | None) -> list[Table]:
     for problem, whose, sd in sources:
         needed = statistics.seeds_to_find(float(wanted), sd, level, power, comparisons)
         alone = statistics.seeds_to_find(float(wanted), sd, level, power)
-        many = "over a million"
+        many = "over a million" if statistics.seeds_to_attain(level, comparisons) else "none would"
         rows.append([
             Cell(problem), Cell(whose), Cell(number(sd), sd), Cell(number(wanted), wanted),
             Cell(str(alone or many), alone), Cell(str(needed or many), needed),

@@ -20,7 +20,7 @@ from ..result import FINAL
 from . import statistics
 from .numbers import Report, Standing, place
 from .read import Method, Problem
-from .words import PERCENT, scale
+from .words import file_name, scale
 
 # Okabe and Ito 2008, without the yellow that white paper swallows and the black that dark paper does.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
@@ -49,14 +49,14 @@ def _drawn(report: Report) -> Iterator[tuple[str, str, Figure]]:
             names = ", ".join(m.label for m in shown)
             yield _name("curves", problem), f"Learning curves on {problem.label}: {names}", figure
         if (figure := switches(report, problem)) is not None:
-            yield _name("switch", problem), f"{problem.metric} against the switch epoch, {problem.label}", figure
+            yield _name("switch", problem), f"{problem.measure} against the switch epoch, {problem.label}", figure
     for standing in report.standings:
         ranked = sorted(zip(standing.mean, standing.names, strict=True))
         words = ", ".join(f"{name} {mean:.2f}" for mean, name in ranked[:12])
-        yield f"ranks-{standing.profile}", f"Mean ranks on {standing.profile} data: {words}", ranks(standing)
-    for profile in report.profiles:
-        text = f"Performance profiles on {profile} data: the share of tasks brought to their target"
-        yield f"profiles-{profile}", text, profiles(report, profile)
+        yield file_name("ranks", standing.kind), f"Mean ranks on {standing.kind} data: {words}", ranks(standing)
+    for kind in report.profiles:
+        text = f"Performance profiles on {kind} data: the share of problems brought to their target"
+        yield file_name("profiles", kind), text, profiles(report, kind)
 
 
 def _name(kind: str, problem: Problem) -> str:
@@ -80,12 +80,16 @@ def _text(label: str) -> str:
 
 def _styles(methods: list[Method]) -> dict[str, dict[str, Any]]:
     """The looks of each method, the same in all figures of a report."""
-    names = list(dict.fromkeys(m.label for m in sorted(methods, key=lambda m: place(m)[1:])))
+    names = list(dict.fromkeys(m.name for m in sorted(methods, key=lambda m: place(m)[1:])))
     looks = zip(cycle(COLOURS), cycle(DASHES), cycle(MARKERS), strict=False)
     return {
         n: {"color": c, "linestyle": d, "marker": m}
         for n, (c, d, m) in zip(names, islice(looks, len(names)), strict=True)
     }
+
+
+def _axis(problem: Problem) -> str:
+    return f"{problem.split} {problem.metric}" + (" (%)" if scale(problem) == 100 else "")
 
 
 def _shown(report: Report, problem: Problem) -> list[Method]:
@@ -104,26 +108,27 @@ def _shown(report: Report, problem: Problem) -> list[Method]:
 def learning(report: Report, problem: Problem, shown: list[Method]) -> Figure | None:
     """Metric and training loss against epochs, steps and seconds: the mean over seeds, with its standard deviation."""
     those = pl.col("counts") & pl.col("status").is_in(FINAL) & pl.col("method").is_in([m.index for m in shown])
-    rows = report.runs.curves.join(report.runs.runs.filter(those).select("run", "method"), on="run")
+    chosen = report.runs.runs.filter(those).select("run", "method")
+    rows = report.runs.curves.join(chosen, on="run", maintain_order="left")
     if not len(rows):
         return None
     bands = (
-        rows.group_by("method", "epoch")
+        rows.group_by("method", "epoch", maintain_order=True)
         .agg(pl.col("step", "seconds").mean(), n=pl.len(), loss=pl.col("loss").mean(), loss_sd=pl.col("loss").std(),
              metric=pl.col("metric").mean(), metric_sd=pl.col("metric").std())
         # Where some runs end early (diverged), the mean time of the others would jump.
         .with_columns(pl.col("step", "seconds").cum_max().over("method", order_by="epoch"))
-        .sort("epoch")
+        .sort("method", "epoch")
     )  # fmt: skip
     figure, axes = plt.subplots(2, 3, figsize=(10, 5.6), layout="constrained", sharex="col", sharey="row")
     looks, factor = _styles(report.runs.methods), scale(problem)
     for method in shown:
         of = bands.filter(pl.col("method") == method.index)
         for line, (key, times) in enumerate((("metric", factor), ("loss", 1.0))):
-            own = of.filter(pl.col(key).is_not_null() & pl.col(key).is_finite())
+            own = of.filter(pl.col(key).is_not_null())
             mean, sd = own[key].to_numpy() * times, own[f"{key}_sd"].fill_null(0).to_numpy() * times
             for ax, x in zip(axes[line], ("epoch", "step", "seconds"), strict=True):
-                at, look = own[x].to_numpy(), looks[method.label]
+                at, look = own[x].to_numpy(), looks[method.name]
                 every = max(1, len(at) // 8)
                 ax.plot(at, mean, label=_text(method.label), markevery=every, **look)
                 if np.any(sd > 0):
@@ -138,7 +143,7 @@ def learning(report: Report, problem: Problem, shown: list[Method]) -> Figure | 
         ax.set_xlabel(label)
     axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0, 1].xaxis.set_major_locator(MaxNLocator(4))
-    axes[0, 0].set_ylabel(f"test {problem.metric}" + (" (%)" if problem.metric in PERCENT else ""))
+    axes[0, 0].set_ylabel(_axis(problem))
     axes[1, 0].set_ylabel("training loss")
     columns = max(1, min(len(shown), 110 // (8 + max(len(_text(m.label)) for m in shown))))
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=columns)
@@ -171,7 +176,7 @@ def switches(report: Report, problem: Problem) -> Figure | None:
         sds = [factor * (rows[m.index]["sd"] or 0) for _, m in own]
         ax.errorbar([s for s, _ in own], means, sds, color=colour, marker=marker, linestyle=dash, capsize=3,
                     label=_text(name))  # fmt: skip
-    ax.set(xlabel="switch epoch", ylabel=f"test {problem.metric}" + (" (%)" if problem.metric in PERCENT else ""))
+    ax.set(xlabel="switch epoch", ylabel=_axis(problem))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(fontsize="small")
     return figure
@@ -192,7 +197,9 @@ def ranks(standing: Standing) -> Figure:
         ax.plot(ends, [height, height], color=COLOURS[1], linewidth=3, solid_capstyle="butt")
     ax.set_yticks(range(len(order)), [_text(standing.names[i]) for i in order])
     ax.set(xlim=(0.9, len(order) + 0.1), ylim=(len(order) - 0.3 + 0.45 * len(cliques), -0.6))
-    ax.set_xlabel(f"mean rank over {len(standing.blocks)} blocks; critical difference {standing.critical:.2f}")
+    ax.set_xlabel(
+        f"mean rank over {len(standing.blocks)} {standing.unit}s; critical difference {standing.critical:.2f}"
+    )
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
@@ -207,9 +214,9 @@ def _cliques(means: list[float], critical: float) -> list[tuple[int, int]]:
     return found
 
 
-def profiles(report: Report, profile: str) -> Figure:
-    """The share of tasks that each method brings to the target within so many times the fastest one's time."""
-    names, units = report.profiles[profile]
+def profiles(report: Report, kind: str) -> Figure:
+    """The share of problems that each method brings to the target within so many times the fastest one's time."""
+    names, units = report.profiles[kind]
     figure, axes = plt.subplots(1, len(units), figsize=(8, 3.2), layout="constrained", sharey=True)
     looks = _styles(report.runs.methods)
     for ax, (unit, times_BM) in zip(axes, units.items(), strict=True):
@@ -222,7 +229,7 @@ def profiles(report: Report, profile: str) -> Figure:
             look = looks[name] | {"marker": None}
             ax.plot(ratios, shares_RM[:, j], drawstyle="steps-post", label=_text(name), **look)
         ax.set(xlabel=f"{unit} to target / the fastest's", ylim=(-0.03, 1.03), xscale="log" if top > 4 else "linear")
-    axes[0].set_ylabel("share of tasks")
+    axes[0].set_ylabel("share of problems")
     axes[-1].legend(fontsize="small")
     return figure
 

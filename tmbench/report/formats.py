@@ -125,10 +125,9 @@ def _finite(value: Any) -> Any:
 
 def pages(report: Report, drawn: list[tuple[str, str, str]], pictures: dict[Path, str]) -> str:
     """The whole report as Markdown, with its figures beside it."""
-    counts = f"{len(report.runs.runs)} runs of {len(report.runs.methods)} methods"
     profiles = ", ".join(dict.fromkeys(problem.profile for problem in report.runs.problems))
     parts = [
-        "# tmbench report", f"{counts}, on {profiles} data.",
+        "# tmbench report", f"{report.runs.content}; {profiles} data.",
         "\n".join(f"- {_markdown(sentence)}" for sentence in report.sentences),
         "\n".join(f"> **Note** {_markdown(note)}\n" for note in report.notes),
         *(markdown(table) for table in report.tables),

@@ -62,7 +62,7 @@ def _runs(report: Report) -> list[dict[str, Any]]:
         rows.append(
             row | {
                 "problem_label": problem.label, "profile": problem.profile, "method_label": labels[row["method"]],
-                "metric": problem.metric, "score_text": score(problem, row["score"]),
+                "metric": problem.measure, "score_text": score(problem, row["score"]),
                 "best_text": score(problem, row["best"]), "seconds_text": number(row["seconds"]),
                 "order": (row["problem"], place[row["method"]], row["seed"]),
             }

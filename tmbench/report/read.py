@@ -1,29 +1,31 @@
 """Runs, read into tables: one row a run, one row an epoch.
 
 Two runs are of one **problem** if all is the same that does not belong to the method: task, data files, epochs, batch
-size, precision. A **method** is an optimizer with its settings, its rate and its switch; its runs differ by seed.
+size, precision, the share held out for validation. A **method** is an optimizer with its settings, its rate and its
+switch; its runs differ by seed.
 """
 
 import glob
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 import yaml
 
-from ..config import Settings, effective_switch, reads_switch, world_size
+from ..config import SCHEMA, Settings, effective_switch, identity
 from ..errors import ConfigError
 from ..result import FINAL, Result
 from ..runs import Run, find, fitting, flat, told_apart
 
-OF_METHOD = ("optimizer", "lr", "schedule", "clip_norm", "clip_value", "ema")
-OF_PROBLEM = ("task", "epochs", "batch_size")
+# What makes the method, of the settings that make a run; but for the seed, all others make the problem.
+OF_METHOD = ("optimizer", "lr", "schedule", "clip_norm", "clip_value", "ema", "switch_epoch")
 ENVIRONMENT = ("hardware", "git_commit", "versions")
 # As they should stand in a table: the paper's five in its order, then by name.
 ORDER = ("sgd", "tmsgd", "sgdm", "adam", "apollo")
@@ -46,20 +48,63 @@ class Runs:
     methods: list["Method"]
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def content(self) -> str:
+        """How many runs of how many methods on how many problems; a method is one on however many problems."""
+        counts = {"run": len(self.runs), "method": len({m.name for m in self.methods}), "problem": len(self.problems)}
+        runs, methods, problems = (f"{n} {word}{'' if n == 1 else 's'}" for word, n in counts.items())
+        return f"{runs} of {methods} on {problems}"
+
+
+class Outcome(NamedTuple):
+    """What a result adds to the settings to make the problem."""
+
+    profile: str
+    data_digest: str
+    headline: str  # test/accuracy
+    higher_is_better: bool
+    schema: int  # numbers of another version of the results are not these
+
 
 @dataclass
 class Problem:
     index: int
     task: str
-    profile: str
-    headline: str  # test/accuracy
-    higher_is_better: bool
+    outcome: Outcome
     config: Settings  # of one of its runs
     label: str = ""
 
     @property
+    def profile(self) -> str:
+        return self.outcome.profile
+
+    @property
+    def headline(self) -> str:
+        return self.outcome.headline
+
+    @property
+    def higher_is_better(self) -> bool:
+        return self.outcome.higher_is_better
+
+    @property
+    def split(self) -> str:
+        """What is judged: test, or validation."""
+        return self.headline.partition("/")[0]
+
+    @property
     def metric(self) -> str:
-        return self.headline.removeprefix("test/")
+        """The headline metric, whatever the split."""
+        return self.headline.partition("/")[2]
+
+    @property
+    def measure(self) -> str:
+        """The metric, with the split where that is not the test split."""
+        return self.metric if self.split == "test" else f"{self.split} {self.metric}"
+
+    @property
+    def kind(self) -> str:
+        """What may be seen together: the profile, with the split where that is not the test split."""
+        return self.profile if self.split == "test" else f"{self.profile} {self.split}"
 
     @property
     def sign(self) -> int:
@@ -72,7 +117,8 @@ class Method:
     problem: int
     optimizer: str
     config: Settings
-    label: str = ""
+    name: str = ""  # the same on all problems: the optimizer, and the settings in which its methods differ on one
+    label: str = ""  # the name, with its rate and switch where other methods on the problem have others
 
     @property
     def switch(self) -> int | None:
@@ -154,29 +200,30 @@ def read(found: Iterable[Record], metric: str, notes: list[str]) -> Runs:
         notes: known of them already.
     """
     found = list(found)
-    problems: dict[str, Problem] = {}
+    problems: dict[tuple[str, Outcome], Problem] = {}
     methods: dict[tuple[int, str], Method] = {}
-    profiles = _profiles(found)
-    heads = _headlines(found)
+    # Runs that share a parsed configuration share its facts.
+    configs = {id(record.config["task"]): record.config for record in found}
+    facts = {key: (_digest(_problem_facts(own)), _digest(_method_facts(own))) for key, own in configs.items()}
+    outcomes, of_task = _outcomes([(facts[id(r.config["task"])][0], r.result) for r in found if r.result])
     rows: list[dict[str, Any]] = []
     texts: list[tuple[int, str, str]] = []
-    facts_of: dict[int, tuple[str, str]] = {}  # of a shared configuration, once
     for record in found:
-        config, result = record.config, record.result
-        key = id(config["task"])
-        if key not in facts_of:
-            facts_of[key] = (_digest(_problem_facts(config)), _digest(_method_facts(config)))
-        of_problem, of_method = facts_of[key]
-        profile, digest = profiles[str(config["data"]["profile"])] if result is None else (
-            result.profile, result.data_digest,
-        )  # fmt: skip
-        head = (result.headline, result.higher_is_better) if result else heads.get(config["task"]["name"])
-        if head is None:
+        config = record.config
+        of_problem, of_method = facts[id(config["task"])]
+        if record.result:
+            outcome = _outcome(record.result)
+        elif of_problem in outcomes:
+            outcome = outcomes[of_problem]
+        elif config["task"]["name"] in of_task:
+            metric_, higher_is_better = of_task[config["task"]["name"]]
+            split = "test" if config.get("validation") is None else "validation"
+            outcome = Outcome(config["data"]["profile"], "", f"{split}/{metric_}", higher_is_better, SCHEMA)
+        else:
             notes.append(f"{record.name}: {record.status}, and nothing is known of its task's metric; not in a table")
             continue
         problem = problems.setdefault(
-            f"{of_problem} {profile} {digest} {head}",
-            Problem(len(problems), config["task"]["name"], profile, *head, config),
+            (of_problem, outcome), Problem(len(problems), config["task"]["name"], outcome, config)
         )
         method = methods.setdefault(
             (problem.index, of_method), Method(len(methods), problem.index, config["optimizer"]["name"], config)
@@ -196,38 +243,34 @@ def read(found: Iterable[Record], metric: str, notes: list[str]) -> Runs:
 
 
 def _problem_facts(config: Settings) -> Settings:
-    trainer = {key: config["trainer"][key] for key in ("precision", "accumulate")}
-    task = {key: value for key, value in config["task"].items() if key not in ("_target_", "data", "eval_batch_size")}
-    facts = {key: config[key] for key in OF_PROBLEM if key != "task"}
-    return facts | {"task": task, "trainer": trainer, "processes": world_size(config)}
+    facts = {key: v for key, v in identity(config, "").items() if key not in (*OF_METHOD, "seed", "schema")}
+    return facts | {"data": config["data"]["profile"]}
 
 
 def _method_facts(config: Settings) -> Settings:
-    left = ("_target_", "_partial_", "trunk", "switch_step")
-    optimizer = {key: value for key, value in config["optimizer"].items() if key not in left}
-    facts = {key: config.get(key) for key in OF_METHOD} | {"optimizer": optimizer}
-    return facts | ({"switch_epoch": config["switch_epoch"]} if reads_switch(config) else {})
+    facts = identity(config, "") | {"lr": config["lr"]}
+    return {key: facts[key] for key in OF_METHOD if key in facts}
 
 
 def _digest(facts: Settings) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _profiles(found: list[Record]) -> dict[str, tuple[str, str]]:
-    """What a run without a result is taken for, by the profile that it asked for: as most of the others came out."""
-    seen: dict[str, Counter[tuple[str, str]]] = {"tiny": Counter(), "full": Counter()}
-    for record in found:
-        if record.result:
-            own = seen.setdefault(str(record.config["data"]["profile"]), Counter())
-            own[record.result.profile, record.result.data_digest] += 1
-    return {asked: (own.most_common(1)[0][0] if own else (asked, "")) for asked, own in seen.items()}
+def _outcome(result: Result) -> Outcome:
+    return Outcome(result.profile, result.data_digest, result.headline, result.higher_is_better, result.schema_version)
 
 
-def _headlines(found: list[Record]) -> dict[str, tuple[str, bool]]:
-    return {
-        record.config["task"]["name"]: (record.result.headline, record.result.higher_is_better)
-        for record in found if record.result
-    }  # fmt: skip
+def _outcomes(known: list[tuple[str, Result]]) -> tuple[dict[str, Outcome], dict[str, tuple[str, bool]]]:
+    """What runs without a result are taken for.
+
+    Returns:
+        By the problem's facts, what most of its runs came to; by the task, its metric and whether higher is better.
+    """
+    seen: dict[str, Counter[Outcome]] = {}
+    for of_problem, result in known:
+        seen.setdefault(of_problem, Counter())[_outcome(result)] += 1
+    of_task = {result.task: (result.headline.partition("/")[2], result.higher_is_better) for _, result in known}
+    return {key: counter.most_common(1)[0][0] for key, counter in seen.items()}, of_task
 
 
 def _row(run: int, record: Record, problem: Problem, method: Method, metric: str) -> dict[str, Any]:
@@ -244,26 +287,29 @@ def _row(run: int, record: Record, problem: Problem, method: Method, metric: str
     if result is None:
         return row | blank
     best = result.metrics["best"]
-    score = result.metrics[metric].get(key) if record.status == "completed" else None
     return row | {
-        "score": None if score is None else float(score),
-        "best": _float(best.get(key)), "best_epoch": _float(best.get("epoch")),
-        "baseline": _float(result.baseline.get(key)), "seconds": float(result.seconds),
+        "score": _finite(result.metrics[metric].get(key)) if record.status == "completed" else None,
+        "best": _finite(best.get(key)), "best_epoch": _finite(best.get("epoch")),
+        "baseline": _finite(result.baseline.get(key)), "seconds": float(result.seconds),
         "epochs": int(result.epochs["trained"]), "from_trunk": int(result.epochs["from_trunk"]),
         "steps": int(result.steps), "parameters": int(result.parameters),
         "peak_memory_bytes": int(result.peak_memory_bytes), "hardware": result.hardware,
         "versions": " ".join(f"{name} {made}" for name, made in result.versions.items()),
         "git_commit": result.git_commit, "command": result.command, "started": result.started, "error": result.error,
-        "diverged_epoch": _float((result.diverged_at or {}).get("epoch")),
+        "diverged_epoch": _finite((result.diverged_at or {}).get("epoch")),
     }  # fmt: skip
 
 
-def _float(value: Any) -> float | None:
-    return None if value is None else float(value)
+def _finite(value: Any) -> float | None:
+    """The number; None of none, and of one that is not finite: it compares with nothing."""
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def _curves(texts: list[tuple[int, str, str]], rows: list[dict[str, Any]], notes: list[str]) -> pl.DataFrame:
-    """All curves as one table; files with the same head are parsed at once."""
+    """All curves as one table; files with the same head are parsed at once.
+
+    What is not finite becomes null: to polars a NaN is larger than every number.
+    """
     groups: dict[tuple[str, str], list[tuple[int, str]]] = {}
     for run, headline, text in texts:
         head, _, body = text.partition("\n")
@@ -298,7 +344,8 @@ def _curves(texts: list[tuple[int, str, str]], rows: list[dict[str, Any]], notes
                 (pl.col(headline) if headline in names else pl.lit(None, pl.Float64)).alias("metric"),
             )
         )
-    return pl.concat(tables)
+    seen = pl.col("loss", "metric")
+    return pl.concat(tables).with_columns(pl.when(seen.is_finite()).then(seen))
 
 
 CURVES = {
@@ -318,7 +365,7 @@ def _parsed(names: list[str], files: list[tuple[int, str]]) -> pl.DataFrame:
 def _label(tables: Runs) -> None:
     """Names problems and methods by what tells them apart."""
     problems, methods = tables.problems, tables.methods
-    own = [flat(_problem_facts(problem.config)) | {"data": problem.profile} for problem in problems]
+    own = [flat(_problem_facts(p.config)) | {"data": p.profile, "schema": p.outcome.schema} for p in problems]
     for problem, words in zip(problems, told_apart([p.task for p in problems], own), strict=True):
         words = words.replace("task.", "")
         problem.label = f"{problem.task} {words}".strip()
@@ -328,7 +375,18 @@ def _label(tables: Runs) -> None:
             problem.label += f" (data {problem.index})"
     own = [flat(_method_facts(method.config)) for method in methods]
     for method, words in zip(methods, told_apart([f"{m.problem} {m.optimizer}" for m in methods], own), strict=True):
-        method.label = f"{method.optimizer} {words.replace('optimizer.', '')}".strip()
+        method.name = f"{method.optimizer} {words.replace('optimizer.', '')}".strip()
+    for problem in problems:
+        rivals = [m for m in methods if m.problem == problem.index]
+        shown = [
+            key
+            for key in ("lr", "switch_epoch")
+            if len({_method_facts(m.config).get(key) for m in rivals} - {None}) > 1
+        ]
+        for method in rivals:
+            facts = _method_facts(method.config)
+            more = [f"{key}={facts[key]}" for key in shown if key in facts and f" {key}=" not in method.name]
+            method.label = " ".join([method.name, *more])
 
 
 def _replicates(tables: Runs) -> pl.DataFrame:

@@ -4,6 +4,7 @@ The seed is the replicate: two methods are compared on the same seeds, d = a - b
 its noise, which the difference takes out; they are never counted as replicates of each other.
 """
 
+import itertools
 import math
 import warnings
 from collections.abc import Sequence
@@ -20,17 +21,53 @@ from scipy import stats
 ENOUGH_TO_BOOTSTRAP = 20
 RESAMPLES = 9999
 EXACT_UP_TO = 13  # seeds: 2^13 changes of sign are fewer than RESAMPLES
+# The fewest seeds that can show equivalence. Two seeds come out alike by chance too often: a metric that counts
+# examples has few values to differ by. See scripts/simulate_report.py.
+LEAST_TO_EQUATE = 3
+# Scores come as float32 (a share k/N is rounded once, by up to 2^-24 of itself), so two differences of scores, or two
+# sums of n such differences, that are equal in truth are this close (sums: n times), relative to the largest score.
+RESOLUTION = 2.0**-22
 
 Values = NDArray[np.float64]
 
 
+def worth(score: float | None, baseline: float | None, worst: float | None, higher_is_better: bool) -> float | None:
+    """The value that a run counts as: its score; of a diverged run the worse of the baseline and the worst score seen.
+
+    Args:
+        score: the run's metric; None, or not finite, if the run diverged.
+        baseline: the score of the input-blind baseline on the problem, if there is one.
+        worst: the worst score of the problem's completed runs, if there are any.
+
+    Returns:
+        None for a diverged run without a baseline: it is worse than every completed run, and no number says by how
+        much.
+    """
+    if _is_finite(score):
+        return score
+    if not _is_finite(baseline):
+        return None
+    known = [value for value in (baseline, worst) if value is not None and _is_finite(value)]
+    return min(known) if higher_is_better else max(known)
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
 @dataclass
 class Comparison:
-    """Of a with b over the seeds that both have; differences are a - b, in units of the metric."""
+    """Of a with b over the seeds that both have; differences are a - b, in units of the metric.
+
+    Where a run diverged and has no value, differences have no size: mean, sd and intervals are nan, and p is that of
+    the signed ranks.
+    """
 
     n: int
     mean: float
     sd: float  # of the differences; nan of a single one
+    direction: int  # of what p tests: 1 if a has the higher scores, -1 if b has, 0 if neither
+    has_spread: bool  # whether the differences are not all the same; where they are, p and p_equivalent are 1
     low: float  # of the interval that is to be quoted
     high: float
     interval: str  # t or bootstrap
@@ -42,17 +79,48 @@ class Comparison:
     p_holm: float = math.nan
     p_equivalent_holm: float = math.nan
 
+    @property
+    def is_sampled(self) -> bool:
+        return self.n > EXACT_UP_TO
 
-def compare(a: Sequence[float], b: Sequence[float], margin: float, level: float, test: str) -> Comparison:
-    """Compares two methods; a[i] and b[i] are of the same seed. The Holm values are left to adjust."""
-    d = np.asarray(a, float) - np.asarray(b, float)
-    n, mean = len(d), float(d.mean())
-    student, boot = t_interval(d, level), bootstrap_interval(d, level)
+
+def compare(
+    a: Sequence[float], b: Sequence[float], margin: float, level: float, test: str, bound: float = math.inf
+) -> Comparison:
+    """Compares two methods; a[i] and b[i] are of the same seed. The Holm values are left to adjust.
+
+    Args:
+        a, b: scores; -inf or inf of a diverged run that has no value and is worse than every other.
+        bound: the largest difference that the metric allows: 1 for a share. Student's interval ends there.
+    """
+    a_S, b_S = np.asarray(a, float), np.asarray(b, float)
+    with np.errstate(invalid="ignore"):
+        d = np.where(a_S == b_S, 0.0, a_S - b_S)
+    near = tolerance(a_S, b_S)
+    d[np.abs(d) <= near] = 0.0
+    n, is_known = len(d), bool(np.isfinite([a_S, b_S]).all())
+    test = test if is_known else "wilcoxon"
+    has_spread = not is_known or (n > 1 and float(np.ptp(d)) > near)
+    p = exact_p(d, test, near) if has_spread else 1.0
+    tested, slack = _tested(d, test, near)
+    direction = 0 if abs(tested.sum()) <= slack else int(np.sign(tested.sum()))
+    if not is_known:
+        nan = math.nan
+        return Comparison(n, nan, nan, direction, True, nan, nan, "none", nan, nan, p, 1.0, margin)
+    low, high = t_interval(d, level)
+    student, boot = (max(low, -bound), min(high, bound)), bootstrap_interval(d, level)
     quoted = boot if n >= ENOUGH_TO_BOOTSTRAP else student
     return Comparison(
-        n, mean, spread(d), *quoted, "bootstrap" if n >= ENOUGH_TO_BOOTSTRAP else "t", *boot, exact_p(d, test),
-        equivalence_p(d, margin), margin,
+        n, 0.0 if abs(d.sum()) <= n * near else float(d.mean()), spread(d), direction, has_spread, *quoted,
+        "bootstrap" if n >= ENOUGH_TO_BOOTSTRAP else "t", *boot, p,
+        equivalence_p(d, margin) if has_spread else 1.0, margin,
     )  # fmt: skip
+
+
+def tolerance(*scores: Values) -> float:
+    """How far apart two equal differences of these scores may come out; of values that are not finite, nothing."""
+    finite = [np.abs(values[np.isfinite(values)]) for values in scores]
+    return RESOLUTION * max((float(values.max()) for values in finite if values.size), default=0.0)
 
 
 def spread(values: Values) -> float:
@@ -80,34 +148,57 @@ def bootstrap_interval(d: Values, level: float) -> tuple[float, float]:
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def exact_p(d: Values, test: str = "permutation") -> float:
+def exact_p(d: Values, test: str = "permutation", near: float = 0.0) -> float:
     """Two-sided p of no difference, from the changes of sign; all of them up to EXACT_UP_TO seeds, else a sample.
 
     Args:
+        d: the differences; infinite ones only for wilcoxon.
         test: permutation (of the mean) or wilcoxon (of signed ranks).
+        near: differences no further apart are equal.
     """
-    if not np.any(d):
-        return 1.0
+    d, slack = _tested(d, test, near)
+    signs_RS = _signs(len(d))
+    extreme = int((np.abs(signs_RS @ d) >= abs(d.sum()) - slack).sum())
+    is_sampled = len(d) > EXACT_UP_TO  # then the observed signs are one draw more
+    return (extreme + is_sampled) / (len(signs_RS) + is_sampled)
+
+
+def _tested(d: Values, test: str, near: float) -> tuple[Values, float]:
+    """What the test changes the signs of and adds up; and how far apart two sums of it that are equal may come out."""
     if test == "wilcoxon":
-        # Zeros carry no sign; scipy takes ties and zeros apart from its exact table, so they are permuted.
-        d = np.sign(d) * stats.rankdata(np.abs(d)) * (d != 0)
-    if len(d) < 2:
-        return 1.0
-    found = stats.permutation_test(
-        (d,), lambda x, axis: np.mean(x, axis=axis), permutation_type="samples", vectorized=True, rng=0,
-        n_resamples=RESAMPLES,
-    )  # fmt: skip
-    return float(found.pvalue)
+        # Zeros carry no sign; tables of the exact test know neither them nor ties, so the ranks are permuted.
+        return np.sign(d) * stats.rankdata(tied(np.abs(d), near)) * (d != 0), 0.0
+    return d, len(d) * near + 1e-12 * float(np.abs(d).sum())
+
+
+@cache
+def _signs(n: int) -> Values:
+    """Changes of sign (R x n): all of them up to EXACT_UP_TO, else RESAMPLES at random."""
+    if n <= EXACT_UP_TO:
+        return np.array(list(itertools.product((1.0, -1.0), repeat=n)))
+    return np.random.default_rng(0).choice((1.0, -1.0), (RESAMPLES, n))
+
+
+def tied(values: Values, near: float) -> Values:
+    """The values, with one and the same for those that lie no further apart than `near`."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    with np.errstate(invalid="ignore"):
+        starts = np.r_[True, ~((ordered[1:] == ordered[:-1]) | (np.diff(ordered) <= near))]
+    found = np.empty_like(values)
+    found[order] = ordered[starts][np.cumsum(starts) - 1]
+    return found
 
 
 def equivalence_p(d: Values, margin: float) -> float:
-    """Schuirmann's two one-sided t-tests (statsmodels'): small if the mean difference is surely within the margin."""
+    """Schuirmann's two one-sided t-tests (statsmodels'): small if the mean difference is surely within the margin.
+
+    1 for fewer than LEAST_TO_EQUATE seeds, and where the differences have no spread: that is no evidence.
+    """
     from statsmodels.stats.weightstats import DescrStatsW
 
-    if len(d) < 2:
+    if len(d) < LEAST_TO_EQUATE or np.ptp(d) == 0:
         return 1.0
-    if np.ptp(d) == 0:
-        return 0.0 if abs(d[0]) < margin else 1.0
     return float(DescrStatsW(d).ttost_mean(-margin, margin)[0])
 
 
@@ -127,13 +218,16 @@ def adjust(comparisons: Sequence[Comparison]) -> None:
 
 
 def attainable_p(n: int) -> float:
-    """The smallest two-sided p of an exact paired test with n seeds, whatever the difference."""
-    return min(1.0, 2.0 ** (1 - n))
+    """The smallest two-sided p of a paired test with n seeds, whatever the difference: exact, or of a sample."""
+    return min(1.0, 2.0 ** (1 - n)) if n <= EXACT_UP_TO else 1 / (RESAMPLES + 1)
 
 
-def seeds_to_attain(level: float, comparisons: int = 1) -> int:
-    """The fewest seeds whose exact test can fall below the level as the first of so many comparisons (Holm)."""
-    return next(n for n in range(1, 1000) if attainable_p(n) <= level / comparisons)
+def seeds_to_attain(level: float, comparisons: int = 1) -> int | None:
+    """The fewest seeds whose test can fall below the level as the first of so many comparisons (Holm).
+
+    None if no number of seeds can: the comparisons are too many for a sample of RESAMPLES.
+    """
+    return next((n for n in range(1, EXACT_UP_TO + 2) if attainable_p(n) <= level / comparisons), None)
 
 
 @cache
@@ -141,11 +235,14 @@ def seeds_to_find(difference: float, sd: float, level: float, power: float, comp
     """How many seeds would find a true mean difference with this power, if paired differences have this spread.
 
     By the power of Student's paired test (statsmodels'), at the level that Holm leaves the first of so many
-    comparisons; at least as many as the exact test needs. None if a million would not do.
+    comparisons; at least as many as the exact test needs. None if a million would not do, or no number can.
     """
     from statsmodels.stats.power import TTestPower
 
-    least = max(2, seeds_to_attain(level, comparisons))
+    attaining = seeds_to_attain(level, comparisons)
+    if attaining is None:
+        return None
+    least = max(2, attaining)
     if not sd > 0:
         return least
     effect, alpha = abs(difference) / sd, level / comparisons
@@ -167,14 +264,18 @@ def seeds_to_find(difference: float, sd: float, level: float, power: float, comp
 
 
 def improvement(samples: Sequence[tuple[Sequence[float], Sequence[float]]], level: float) -> tuple[float, float, float]:
-    """The probability that a run of a beats one of b on a task, averaged over tasks, with its bootstrap interval.
+    """The probability that a run of a beats one of b on a problem, averaged over problems, with a bootstrap interval.
 
     Args:
-        samples: for each task the values of a and of b, the higher the better; ties count half.
+        samples: for each problem the values of a and of b, the higher the better; ties count half. -inf is allowed.
 
-    After Agarwal et al. 2021 (Mann-Whitney's U over the number of pairs; runs are resampled within each task).
+    After Agarwal et al. 2021 (Mann-Whitney's U over the number of pairs; runs are resampled within each problem).
     """
-    arrays = [np.asarray(values, float) for pair in samples for values in pair]
+    arrays = []
+    for a, b in samples:
+        both = np.asarray([*a, *b], float)
+        ranks_of_both = stats.rankdata(tied(both, tolerance(both)))
+        arrays += [ranks_of_both[: len(a)], ranks_of_both[len(a) :]]
 
     def statistic(*drawn: Values, axis: int = -1) -> Any:
         shares = [
@@ -193,9 +294,8 @@ def improvement(samples: Sequence[tuple[Sequence[float], Sequence[float]]], leve
 
 
 def ranks(scores_BM: Values) -> Values:
-    """Ranks (1 is best, ties share) of methods in each block; the higher a score the better."""
-    ranked: Values = stats.rankdata(-scores_BM, axis=1)
-    return ranked
+    """Ranks (1 is best, ties share) of methods in each block; the higher a score the better. -inf is allowed."""
+    return np.array([stats.rankdata(-tied(row, tolerance(row))) for row in scores_BM])
 
 
 def critical_difference(methods: int, blocks: int, level: float) -> float:
@@ -204,20 +304,20 @@ def critical_difference(methods: int, blocks: int, level: float) -> float:
     return q * math.sqrt(methods * (methods + 1) / (6 * blocks))
 
 
-def friedman_p(scores_BM: Values) -> float:
+def friedman_p(ranks_BM: Values) -> float:
     """Friedman's p that the methods do not differ in rank; nan for fewer than 3 methods or 2 blocks."""
-    if scores_BM.shape[0] < 2 or scores_BM.shape[1] < 3:
+    if ranks_BM.shape[0] < 2 or ranks_BM.shape[1] < 3:
         return math.nan
-    if all(np.ptp(row) == 0 for row in scores_BM):
+    if all(np.ptp(row) == 0 for row in ranks_BM):
         return 1.0
-    return float(stats.friedmanchisquare(*scores_BM.T).pvalue)
+    return float(stats.friedmanchisquare(*ranks_BM.T).pvalue)
 
 
 def profile(times_BM: Values, ratios: Values) -> Values:
-    """For each ratio and method, the share of tasks that it brings to their target in so many times the least time.
+    """For each ratio and method, the share of problems that it brings to their target in so many times the least time.
 
-    After Dahl et al. 2023 (AlgoPerf), section 4.3. A time is inf where the target was never reached; a task whose
-    target nobody reached counts against all.
+    After Dahl et al. 2023 (AlgoPerf), section 4.3. A time is inf where the target was never reached; a problem
+    whose target nobody reached counts against all.
     """
     least = times_BM.min(1, keepdims=True)
     with np.errstate(invalid="ignore"):

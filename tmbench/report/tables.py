@@ -6,18 +6,18 @@ import polars as pl
 
 from ..config import Settings
 from . import statistics
-from .numbers import Report, by_seed, indices, place, shared
+from .numbers import Report, by_seed, floor_words, indices, kinds, place, shared
 from .read import Method, Problem, paper
-from .words import DASH, Cell, Table, number, printed_as, scale, score, signed, spread
+from .words import DASH, Cell, Table, file_name, number, printed_as, scale, score, signed, spread
 
 
 def entry_of(problem: Problem) -> Settings | None:
-    """What the paper has on this problem, whatever the settings; None if nothing, or the data are not the real ones."""
+    """What the paper has on this problem, whatever the settings; None if nothing, or not of real test data."""
     task = problem.config["task"]
     for entry in paper()["results"]:
         ours = entry["ours"]
         same = ours["task"] == problem.task and all(task.get(k) == ours[k] for k in ("model", "dataset") if k in ours)
-        if same and problem.profile != "tiny":
+        if same and problem.profile != "tiny" and problem.split == "test":
             found: Settings = entry
             return found
     return None
@@ -42,24 +42,29 @@ def protocol_difference(method: Method, task: str) -> str:
     return ", ".join(words)
 
 
-def result_table(found: Report, problem: Problem) -> Table:
+def result_table(found: Report, problem: Problem, values: pl.DataFrame) -> Table:
     """In the paper's form: a row an optimizer, ours beside the paper's."""
     entry = entry_of(problem)
     settings, table2 = problem.config, found.summary.filter(pl.col("problem") == problem.index)
     unit = " (%)" if scale(problem) == 100 else ""
     last = "after the last epoch" if found.settings["metric"] == "last" else "of the best epoch"
-    about = f"{problem.profile} data, {settings['epochs']} epochs"
+    methods = {m.index: m for m in found.runs.methods}
+    rates = {m.config["lr"] for m in methods.values() if m.problem == problem.index}
+    rate = f", lr {rates.pop():g}" if len(rates) == 1 else ""  # else it is in the methods' labels
+    about = f"{problem.profile} data, {settings['epochs']} epochs{rate}"
     if entry:
-        title = f"{entry['task']}, {entry['dataset']}, {_model(problem, entry)}: {problem.metric}{unit} {last}; {about}"
+        title = (
+            f"{entry['task']}, {entry['dataset']}, {_model(problem, entry)}: {problem.measure}{unit} {last}; {about}"
+        )
     else:
-        title = f"{problem.label}: {problem.metric}{unit} {last}; {about}"
+        title = f"{problem.label}: {problem.measure}{unit} {last}; {about}"
     comparable = entry is not None and entry["ours"]["metric"] == problem.metric
     printed = entry["values"] if entry and comparable else {}
     columns = ["method", "ours", "n", "completed", "diverged", "failed", "unfinished", "best epoch's", "train s"]
     if entry:
         columns += ["paper", "ours - paper", "protocol difference"]
     names = {ours: theirs for theirs, ours in paper()["paper"]["optimizers"].items()}
-    rows, methods = [], {m.index: m for m in found.runs.methods}
+    rows = []
     factor = entry["ours"]["scale"] if entry else 1
     for row in table2.iter_rows(named=True):
         method = methods[row["method"]]
@@ -80,13 +85,20 @@ def result_table(found: Report, problem: Problem) -> Table:
                 Cell(protocol_difference(method, problem.task)),
             ]  # fmt: skip
         rows.append(cells)
-    notes = ["ours: mean ± standard deviation between seeds (n - 1); a diverged run counts as its baseline."]
+    notes = ["ours: mean ± standard deviation between seeds (n - 1). best epoch's and train s: of completed runs."]
+    if table2["lost"].sum():
+        floor = found.floors[problem.index]
+        notes.append(
+            f"A diverged run counts as {floor_words(problem, floor)}."
+            if math.isfinite(floor)
+            else "No mean where a run diverged: without a baseline it only ranks below every completed run."
+        )
     trivial = table2["baseline"].mean()
     if isinstance(trivial, float):
         notes.append(f"A predictor that never looks at its input: {score(problem, trivial)}{unit.strip(' ()')}.")
     if entry:
         notes.append(f"paper: {entry['source']}; n is not told, ± is not explained.")
-        notes += _order_note(entry, printed, table2, problem, methods)
+        notes += _order_note(printed, values, problem, methods)
         if entry["ours"]["metric"] != problem.metric:
             notes.append(f"The paper's {entry['metric']} is not {problem.metric}: no value stands beside ours.")
     elif problem.profile == "tiny":
@@ -98,18 +110,28 @@ def _model(problem: Problem, entry: Settings) -> str:
     return problem.config["task"].get("model") or str(entry["model"])
 
 
-def _order_note(
-    entry: Settings, printed: Settings, summary: pl.DataFrame, problem: Problem, methods: dict[int, Method]
-) -> list[str]:
-    """The paper's order and ours, of the optimizers that both have."""
+def _order_note(printed: Settings, values: pl.DataFrame, problem: Problem, methods: dict[int, Method]) -> list[str]:
+    """The paper's order and ours, of the optimizers that both have; ours on the seeds that all of these have."""
     names = paper()["paper"]["optimizers"]
     theirs = {names[k]: v["mean"] for k, v in printed.items() if v and v.get("mean") is not None}
-    ours = {methods[m].optimizer: value for m, value in summary.select("method", "mean").rows() if value is not None}
-    both = [name for name in theirs if name in ours]
-    if len(both) < 2:
+    own = by_seed(values.filter(pl.col("problem") == problem.index))
+    own = {index: by for index, by in own.items() if methods[index].optimizer in theirs}
+    seeds = sorted(set.intersection(*({*by} for by in own.values()))) if own else []
+    ours: dict[str, float] = {}
+    for index, by in own.items():
+        name, mean = methods[index].optimizer, problem.sign * math.fsum(by[s] for s in seeds)
+        ours[name] = max(mean, ours.get(name, -math.inf))
+    if len(ours) < 2 or not seeds:
         return []
-    lines = [" > ".join(sorted(both, key=lambda name: -problem.sign * table[name])) for table in (theirs, ours)]
-    return [f"Best first: the paper {lines[0]}; ours {lines[1]}" + (" (the same)." if lines[0] == lines[1] else ".")]
+    sign = problem.sign
+    lines = [
+        " > ".join(sorted(ours, key=lambda name: -table[name]))
+        for table in ({name: sign * value for name, value in theirs.items()}, ours)
+    ]
+    shared = f"on the {len(seeds)} seeds that all have" if len(seeds) > 1 else "on the one seed that all have"
+    several = ", of several settings the best" if len(own) > len(ours) else ""
+    same = " (the same)" if lines[0] == lines[1] else ""
+    return [f"Best first: the paper {lines[0]}; ours {lines[1]}{same}, {shared}{several}."]
 
 
 def contest_tables(found: Report) -> list[Table]:
@@ -131,8 +153,9 @@ def contest_tables(found: Report) -> list[Table]:
         rows.append([
             Cell(p.label), Cell(p.profile), Cell(contest.a.label, contest.a.label, contest.a.index),
             Cell(contest.b.label, contest.b.label, contest.b.index), Cell(contest.verdict), Cell(str(r.n), r.n),
-            Cell(signed(p, r.mean), r.mean), span(r.low, r.high), span(r.bootstrap_low, r.bootstrap_high),
-            Cell(number(r.p), r.p), Cell(number(r.p_holm), r.p_holm),
+            Cell(DASH) if math.isnan(r.mean) else Cell(signed(p, r.mean), r.mean),
+            span(r.low, r.high), span(r.bootstrap_low, r.bootstrap_high),
+            Cell(number(r.p) + (", sampled" if r.is_sampled else ""), r.p), Cell(number(r.p_holm), r.p_holm),
             Cell(number(r.p_equivalent_holm), r.p_equivalent_holm), Cell(number(f * r.margin), r.margin),
         ])  # fmt: skip
     count = len(found.contests)
@@ -141,12 +164,18 @@ def contest_tables(found: Report) -> list[Table]:
     notes = [
         f"Differences are method - against, paired by seed, in points where the metric is a share. Positive is "
         f"{'better' if all(c.problem.higher_is_better for c in found.contests) else 'higher, not always better'}.",
-        f"p: exact, two-sided, by {test}; Holm over the {count} comparisons of this report, at {level:g} in all. "
-        f"{enough} seeds are the fewest that can reach it.",
+        f"p: two-sided, by {test}; exact up to {statistics.EXACT_UP_TO} seeds, of more sampled "
+        f"({statistics.RESAMPLES:,}). Holm over the {count} comparisons of this report, at {level:g} in all. "
+        + (f"{enough} seeds are the fewest that can reach it." if enough else "No number of seeds can reach that."),
+        f"Holm holds the {count} tests of a difference to {level:g} together, and the {count} of equivalence to "
+        f"another {level:g}: with probability {1 - 2 * level:g} or more no verdict of either kind is false.",
         f"The interval is Student's below {statistics.ENOUGH_TO_BOOTSTRAP} seeds, where the bootstrap's (BCa) is too "
         "narrow. Each covers by itself.",
-        "p equivalent: two one-sided t-tests against the margin, which conf/report.yaml fixes.",
+        "p equivalent: two one-sided t-tests against the margin, which conf/report.yaml fixes; 1 below "
+        f"{statistics.LEAST_TO_EQUATE} seeds, and where the seeds show no spread.",
     ]
+    if any(math.isnan(c.result.mean) for c in found.contests):
+        notes.append("No difference where a run diverged without a baseline: p is then that of the signed ranks.")
     return [Table("comparisons", "Is it better?", columns, rows, notes)]
 
 
@@ -157,26 +186,26 @@ def standing_tables(found: Report) -> list[Table]:
             [Cell(name), Cell(f"{mean:.2f}", mean), Cell(f"{low:.2f} to {high:.2f}", [low, high])]
             for mean, name, (low, high) in sorted(zip(s.mean, s.names, s.span, strict=True))
         ]
-        what = "tasks" if len({p.index for p in found.runs.problems if p.profile == s.profile}) > 1 else "seeds"
         notes = [
-            f"Blocks are {what}: {', '.join(s.blocks[:8])}{', ...' if len(s.blocks) > 8 else ''}.",
+            f"Blocks are {s.unit}s: {', '.join(s.blocks[:8])}{', ...' if len(s.blocks) > 8 else ''}.",
             f"Mean ranks {s.critical:.2f} apart differ (Nemenyi, {found.settings['level']:g})"
             + ("" if math.isnan(s.p) else f"; that none differs: Friedman's p = {number(s.p)}")
             + ".",
         ]
-        if what == "seeds":
-            notes.append("Seeds of one task: a rank here says nothing of other tasks.")
-        columns = ["method", "mean rank", f"with one of the {what} left out"]
-        tables.append(Table(f"ranks-{s.profile}", f"Ranks on {s.profile} data (1 is best)", columns, rows, notes))
+        if s.unit == "seed":
+            notes.append("Seeds of one problem: a rank here says nothing of other problems.")
+        columns = ["method", "mean rank", f"with one of the {s.unit}s left out"]
+        title = f"Ranks on {s.kind} data (1 is best)"
+        tables.append(Table(file_name("ranks", s.kind), title, columns, rows, notes))
     return tables
 
 
 def improvement_tables(found: Report, values: pl.DataFrame) -> list[Table]:
-    """The probability of improvement over the reference, across tasks."""
+    """The probability of improvement over the reference, across problems."""
     runs, settings, tables = found.runs, found.settings, []
     own, index = by_seed(values), indices(runs)
-    for profile in dict.fromkeys(problem.profile for problem in runs.problems):
-        problems, names = shared(runs, profile)
+    for kind in kinds(runs):
+        problems, names = shared(runs, kind)
         if settings["against"] not in names or len(names) < 2:
             continue
         rows = []
@@ -196,12 +225,12 @@ def improvement_tables(found: Report, values: pl.DataFrame) -> list[Table]:
             span = DASH if math.isnan(low) else f"{low:.2f} to {high:.2f}"
             rows.append([Cell(name), Cell(f"{value:.2f}", value), Cell(span, [low, high]),
                          Cell(str(len(samples)), len(samples))])  # fmt: skip
-        title = f"Probability that a run beats one of {settings['against']}, on {profile} data"
+        title = f"Probability that a run beats one of {settings['against']}, on {kind} data"
         share = f"{100 * (1 - settings['level']):g} %"
-        notes = ["Mann-Whitney's, averaged over tasks, ties half. The interval is a bootstrap's over seeds, too narrow "
-                 f"below {statistics.ENOUGH_TO_BOOTSTRAP} of them."]  # fmt: skip
+        notes = ["Mann-Whitney's, averaged over problems, ties half. The interval is a bootstrap's over seeds, too "
+                 f"narrow below {statistics.ENOUGH_TO_BOOTSTRAP} of them."]  # fmt: skip
         tables.append(
-            Table(f"improvement-{profile}", title, ["method", "P", f"{share} bootstrap", "tasks"], rows, notes)
+            Table(file_name("improvement", kind), title, ["method", "P", f"{share} bootstrap", "problems"], rows, notes)
         )
     return tables
 
@@ -210,7 +239,7 @@ def time_tables(found: Report, times: pl.DataFrame) -> list[Table]:
     rows, methods = [], {m.index: m for m in found.runs.methods}
     problems = {p.index: p for p in found.runs.problems}
     inf = pl.col("epoch", "step", "seconds").cast(pl.Float64).fill_null(math.inf)
-    medians = times.with_columns(inf).group_by("method").agg(
+    medians = times.with_columns(inf).group_by("method", maintain_order=True).agg(
         pl.col("problem").first(), pl.col("epoch", "step", "seconds").median(),
         reached=pl.col("epoch").is_finite().sum(), n=pl.len(),
     )  # fmt: skip
@@ -229,9 +258,14 @@ def time_tables(found: Report, times: pl.DataFrame) -> list[Table]:
         ])  # fmt: skip
     if not rows:
         return []
-    whose = (
-        "as set" if found.settings["target"] is not None else f"the median that {found.settings['against']} ends with"
-    )
+    whose, against = "as set", found.settings["against"]
+    if found.settings["target"] is None:
+        having = {m.problem for m in found.runs.methods if m.optimizer == against}
+        theirs = [p.label for p in found.runs.problems if p.index in found.targets and p.index not in having]
+        whose = f"the median that {against} ends with, of several settings the best's" if having else ""
+        if theirs:
+            all_runs = "the median that all runs end with"
+            whose = f"{whose}; on {', '.join(theirs)}, where {against} has no run, {all_runs}" if having else all_runs
     columns = ["problem", "data", "method", "target", "reached", "epochs", "steps", "train s"]
     notes = [
         f"Target: {whose}. Medians over seeds of the first epoch at whose end it is reached; a run that never reaches "

@@ -8,6 +8,7 @@ from ..result import SHARES
 from .read import Problem
 
 PERCENT = (*SHARES, "map")  # what the paper prints in percent
+BOUNDED = (*PERCENT, "auc")  # between 0 and 1
 DASH = "-"  # nothing there
 
 
@@ -26,6 +27,10 @@ class Table:
     columns: list[str]
     rows: list[list[Cell]]
     notes: list[str] = field(default_factory=list)
+
+
+def file_name(*words: str) -> str:
+    return "-".join(words).replace(" ", "-")
 
 
 def scale(problem: Problem) -> float:

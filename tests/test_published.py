@@ -1,0 +1,275 @@
+"""The optimizers that come from elsewhere are the published methods, as their YAML has them.
+
+Each is held against the method's own algorithm, written out here from its paper in float64, over a matrix, a
+convolution's four dimensions and a vector. What a YAML says of a deviation is in the formula as well.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import Compose
+from torch import Tensor
+
+from tmbench.config import settle
+from tmbench.train import _optimizer
+
+SHAPES = ((6, 4), (3, 2, 2, 2), (5,))
+LR, DECAY = 0.01, 0.1
+State = dict[str, Any]
+Rule = Callable[[Tensor, Tensor, int, State], Tensor]  # (w, gradient, step from 1, memory) -> the next w
+
+
+def start() -> list[Tensor]:
+    random = torch.Generator().manual_seed(0)
+    first, *others = (torch.randn(shape, generator=random, dtype=torch.float64) for shape in SHAPES)
+    return [20 * first, *others]  # a layer whose norm is far above 10
+
+
+def gradients(weights: list[Tensor], random: torch.Generator) -> list[Tensor]:
+    """Of a quadratic, with noise; so that what differs in a step goes on to the next ones."""
+    return [0.5 * w + torch.randn(w.shape, generator=random, dtype=torch.float64) for w in weights]
+
+
+def walked(composed: Compose, name: str, steps: int, *words: str, decay: float = DECAY) -> list[Tensor]:
+    """Where an optimizer's YAML leads to."""
+    common = [
+        "task=tc",
+        f"optimizer={name}",
+        f"task.weight_decay={decay}",
+        *([] if name == "prodigy" else [f"lr={LR}"]),
+    ]
+    weights = [w.requires_grad_() for w in start()]
+    optimizer: Any = _optimizer(settle(composed(*common, *words)), None)(weights)
+    random = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        for w, g in zip(weights, gradients([w.detach() for w in weights], random), strict=True):
+            w.grad = g
+        optimizer.step()
+    if hasattr(optimizer, "eval"):
+        optimizer.eval()
+    return [w.detach() for w in weights]
+
+
+def followed(rule: Rule, steps: int) -> list[Tensor]:
+    """Where a formula leads to from the same weights by the same noise."""
+    weights, random = start(), torch.Generator().manual_seed(1)
+    states: list[State] = [{} for _ in weights]
+    for step in range(1, steps + 1):
+        grads = gradients(weights, random)
+        weights = [rule(w, g, step, s) for w, g, s in zip(weights, grads, states, strict=True)]
+    return [s.get("evaluated", w) for w, s in zip(weights, states, strict=True)]
+
+
+def mean(s: State, key: str, beta: float, value: Tensor) -> Tensor:
+    s[key] = beta * s.get(key, torch.zeros_like(value)) + (1 - beta) * value
+    return s[key]
+
+
+def lamb(w: Tensor, g: Tensor, step: int, s: State, decay: float = 0.0, corrected: bool = True) -> Tensor:
+    """You et al. 2020, Algorithm 2, with phi(z) = z; without the correction version 3 of the paper."""
+    m, v = mean(s, "m", 0.9, g), mean(s, "v", 0.999, g**2)
+    if corrected:
+        m, v = m / (1 - 0.9**step), v / (1 - 0.999**step)
+    r = m / v.sqrt() + decay * w
+    return w - LR * w.norm() / r.norm() * r
+
+
+def lars(w: Tensor, g: Tensor, step: int, s: State) -> Tensor:
+    """You et al. 2017, Algorithm 1; vectors by plain momentum."""
+    rate = LR
+    if w.ndim > 1:
+        rate *= 0.001 * w.norm() / (g.norm() + DECAY * w.norm())
+        g = g + DECAY * w
+    s["v"] = 0.9 * s.get("v", torch.zeros_like(w)) + rate * g
+    return w - s["v"]
+
+
+def lion(w: Tensor, g: Tensor, step: int, s: State) -> Tensor:
+    """Chen et al. 2023, Algorithm 2."""
+    c = 0.9 * s.get("m", torch.zeros_like(w)) + 0.1 * g
+    mean(s, "m", 0.99, g)
+    return w - LR * (c.sign() + DECAY * w)
+
+
+def adabelief(w: Tensor, g: Tensor, step: int, s: State) -> Tensor:
+    """Zhuang et al. 2020, Algorithm 2, and a decay apart."""
+    w = w - LR * DECAY * w
+    m = mean(s, "m", 0.9, g)
+    v = s["v"] = mean(s, "v", 0.999, (g - m) ** 2) + 1e-16
+    return w - LR * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-16)
+
+
+def adagrad(w: Tensor, g: Tensor, step: int, s: State) -> Tensor:
+    """Duchi et al. 2011, eq. 1 with a diagonal matrix."""
+    g = g + DECAY * w
+    s["sum"] = s.get("sum", 0) + g**2
+    return w - LR * g / (s["sum"].sqrt() + 1e-10)
+
+
+def rmsprop(w: Tensor, g: Tensor, step: int, s: State) -> Tensor:
+    """Hinton 2012, lecture 6e."""
+    g = g + DECAY * w
+    return w - LR * g / (mean(s, "v", 0.99, g**2).sqrt() + 1e-8)
+
+
+def apollo(w: Tensor, g: Tensor, step: int, s: State) -> Tensor:
+    """Ma 2020, Algorithm 1 as in the authors' code, after the warm-up: eps is relative to the bound 0.01 of |B|."""
+    g = g + DECAY * w
+    m, b, d = (s.get(key, torch.zeros_like(w)) for key in "mbd")
+    alpha = 0.1 / (1 - 0.9**step)
+    y = g - m
+    m = m + alpha * y
+    size = (d**4).sum() ** 0.25 + 1e-4 / 0.01
+    u = d / size
+    b = b - ((alpha * (u * y).sum() / size) + (b * u**2).sum()) * u**2
+    d = m / b.abs().clamp(min=0.01)
+    s.update(m=m, b=b, d=d)
+    return w - LR * d
+
+
+def schedule_free(w: Tensor, g: Tensor, step: int, s: State) -> Tensor:
+    """Defazio et al. 2024, eqs. 1 to 3: w is y, where the gradient is; evaluated at x."""
+    g = g + DECAY * w
+    z = s.get("z", w) - LR * g
+    x = s["evaluated"] = (1 - 1 / step) * s.get("evaluated", w) + z / step
+    s["z"] = z
+    return 0.1 * z + 0.9 * x
+
+
+def adamw_of_muon(w: Tensor, g: Tensor, step: int, s: State) -> Tensor:
+    w = w - LR * DECAY * w
+    m, v = mean(s, "m", 0.9, g) / (1 - 0.9**step), mean(s, "v", 0.95, g**2) / (1 - 0.95**step)
+    return w - LR * m / (v.sqrt() + 1e-10)
+
+
+def muon(w: Tensor, g: Tensor, step: int, s: State) -> Tensor:
+    """Jordan 2024; its five steps on the singular values, which all end between 0.65 and 1.25."""
+    if w.ndim < 2:
+        return adamw_of_muon(w, g, step, s)
+    m = mean(s, "m", 0.95, g)
+    direction = (0.05 * g + 0.95 * m).flatten(1)
+    u, sigma, v = torch.linalg.svd(direction / direction.norm(), full_matrices=False)
+    for _ in range(5):
+        sigma = 3.4445 * sigma - 4.7750 * sigma**3 + 2.0315 * sigma**5
+    rows, columns = direction.shape
+    update = max(1, rows / columns) ** 0.5 * (u * sigma @ v)
+    return w - LR * DECAY * w - LR * update.view_as(w)
+
+
+def shampoo(w: Tensor, g: Tensor, step: int, s: State) -> Tensor:
+    """Gupta et al. 2018, Algorithm 2: each dimension's statistics to the power -1/(2k); the length from SGD.
+
+    Running means, the decay beside the preconditioned gradient and Nesterov momentum are Anil et al.'s code.
+    """
+    order, direction = w.ndim, g
+    if order > 1:
+        for i in range(order):
+            unfolded = g.movedim(i, 0).flatten(1)
+            own = s.setdefault(f"l{i}", 1e-6 * torch.eye(len(unfolded), dtype=g.dtype))
+            own.mul_(0.999).add_(0.001 * unfolded @ unfolded.T)
+            value, vector = torch.linalg.eigh(own + 1e-6 * torch.linalg.matrix_norm(own, 2) * torch.eye(len(own)))
+            root = vector * value ** (-1 / (2 * order)) @ vector.T
+            direction = torch.tensordot(root, direction.movedim(i, 0), 1).movedim(0, i)
+        direction = direction * g.norm() / direction.norm()
+    direction = direction + DECAY * w
+    s["v"] = 0.9 * s.get("v", 0) + direction
+    return w - LR * (0.9 * s["v"] + direction)
+
+
+def soap(w: Tensor, g: Tensor, step: int, s: State) -> Tensor:
+    """Vyas et al. 2024, Algorithm 3: Adam in the eigenbasis of Shampoo's statistics, renewed every 10 steps."""
+
+    def turned(x: Tensor, back: bool = False) -> Tensor:
+        for i, q in enumerate(s["q"]):
+            x = torch.tensordot(q if back else q.T, x.movedim(i, 0), 1).movedim(0, i)
+        return x
+
+    statistics = [g.movedim(i, 0).flatten(1) for i in range(g.ndim)] if g.ndim > 1 else []
+    if step == 1:
+        s["l"] = [0.05 * own @ own.T for own in statistics]
+        s["q"] = [torch.linalg.eigh(own)[1].flip(1) for own in s["l"]]
+        return w
+    m, v = mean(s, "m", 0.95, g), mean(s, "v", 0.95, turned(g) ** 2)
+    bias = 1 - 0.95 ** (step - 1)
+    w = w - LR * bias**0.5 / bias * turned(turned(m) / (v.sqrt() + 1e-8), back=True)
+    w = w - LR * DECAY * w
+    s["l"] = [0.95 * own + 0.05 * new @ new.T for own, new in zip(s["l"], statistics, strict=True)]
+    if (step - 1) % 10 == 0:
+        for i, (own, q) in enumerate(zip(s["l"], s["q"], strict=True)):
+            order = (q * (own @ q)).sum(0).argsort(descending=True)
+            s["v"] = s["v"].index_select(i, order)
+            s["q"][i] = torch.linalg.qr(own @ q[:, order])[0]
+    return w
+
+
+def prodigy(steps: int) -> list[Tensor]:
+    """Mishchenko and Defazio 2023, Algorithm 4, with the weight decay of AdamW; one distance for all tensors."""
+    weights, random = start(), torch.Generator().manual_seed(1)
+    first, d, r = weights, 1e-6, 0.0
+    m, v, s = ([torch.zeros_like(w) for w in weights] for _ in range(3))
+    beta = 0.999**0.5
+    for _ in range(steps):
+        grads = gradients(weights, random)
+        moved = sum(float((g * (w0 - w)).sum()) for g, w0, w in zip(grads, first, weights, strict=True))
+        r = beta * r + (1 - beta) * d**2 * moved
+        s = [beta * own + (1 - beta) * d**2 * g for own, g in zip(s, grads, strict=True)]
+        m = [0.9 * own + 0.1 * d * g for own, g in zip(m, grads, strict=True)]
+        v = [0.999 * own + 0.001 * d**2 * g**2 for own, g in zip(v, grads, strict=True)]
+        new = max(d, r / sum(float(own.abs().sum()) for own in s))
+        weights = [w - d * DECAY * w - d * a / (b.sqrt() + new * 1e-8) for w, a, b in zip(weights, m, v, strict=True)]
+        d = new
+    return weights
+
+
+def assert_same(found: list[Tensor], expected: list[Tensor], bound: float) -> None:
+    for own, other, begun in zip(found, expected, start()[-len(found) :], strict=True):
+        moved = (other - begun).abs().max()
+        assert moved > 0
+        assert float((own - other).abs().max() / moved) < bound, own.shape
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "bound"),
+    [
+        ("adabelief", adabelief, 1e-10), ("adagrad", adagrad, 1e-10), ("apollo", apollo, 1e-8), ("lars", lars, 1e-10),
+        ("lion", lion, 1e-10), ("muon", muon, 0.05), ("rmsprop", rmsprop, 1e-10),
+        ("schedule_free_sgd", schedule_free, 1e-10),
+    ],
+)  # fmt: skip
+def test_an_optimizer_of_a_library_walks_its_paper_s_path(
+    name: str, rule: Rule, bound: float, composed: Compose
+) -> None:
+    words = ["optimizer.warmup_steps=1"] if name == "apollo" else []
+    assert_same(walked(composed, name, 40, *words), followed(rule, 40), bound)
+
+
+def test_lamb_takes_the_papers_steps_from_the_first_on(composed: Compose) -> None:
+    """Only what eps adds differs: the paper's is beside a corrected root, the library's beside the root as it is."""
+    for steps in (1, 2, 40):
+        own = walked(composed, "lamb", steps, "++optimizer.eps=1e-12", decay=0.0)
+        assert_same(own, followed(lamb, steps), 1e-8)
+
+
+def test_lamb_decays_weights_inside_its_ratio(composed: Compose) -> None:
+    own = walked(composed, "lamb", 40, "++optimizer.eps=1e-12")
+    assert_same(own, followed(lambda *state: lamb(*state, decay=DECAY, corrected=False), 40), 1e-8)
+
+
+def test_soap_takes_adam_s_steps_in_the_eigenbasis(composed: Compose) -> None:
+    """All but the matrix: its first gradient has rank 4 of 6, and the basis of the rest is rounding's choice."""
+    assert_same(walked(composed, "soap", 40)[1:], followed(soap, 40)[1:], 1e-4)  # it renews the basis in float32
+
+
+def test_muon_s_vectors_are_adamw_s_with_their_decay(composed: Compose) -> None:
+    assert_same(walked(composed, "muon", 40)[2:], followed(adamw_of_muon, 40)[2:], 1e-10)
+
+
+def test_shampoo_preconditions_every_dimension_of_a_small_layer_too(composed: Compose) -> None:
+    words = ["optimizer.start_preconditioning_step=1", "optimizer.preconditioning_compute_steps=1"]
+    assert_same(walked(composed, "shampoo", 30, *words), followed(shampoo, 30), 0.01)
+
+
+def test_prodigy_finds_the_papers_rate(composed: Compose) -> None:
+    assert_same(walked(composed, "prodigy", 50), prodigy(50), 1e-4)  # it adds up its distances in float32

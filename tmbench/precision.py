@@ -1,0 +1,106 @@
+"""Whether a device can train a task in mixed precision, tried on two examples before the first epoch."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import Callback
+from torch import Tensor, nn
+
+from .errors import ConfigError
+from .result import cpu_model
+
+# What mixed precision is there for. Norms, losses and tables stay float32 by design.
+PRODUCTS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase)
+
+
+class Probe(Callback):
+    """Takes the gradient of each player's loss once, and says which layers ran in float32 all the same.
+
+    It leaves weights, buffers, gradients and random generators as they were, and does nothing in float32.
+
+    Raises:
+        ConfigError: some layer works in float32, but not in the precision that was asked for.
+    """
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        precision, task = trainer.precision_plugin.precision, pl_module
+        if precision == "32-true":
+            return
+        (batch,) = trainer.train_dataloader.gather([np.arange(min(2, trainer.train_dataloader.count))], 0)
+        batch = task.transfer_batch_to_device(batch, task.device, 0)
+        with _unchanged(task):
+            look = Look(task)
+            try:
+                with look, trainer.precision_plugin.train_step_context():
+                    differentiate(task, batch)
+            except RuntimeError as error:
+                differentiate(task, batch)  # if float32 fails, too, then this error is the one to tell
+                device = torch.cuda.get_device_name(task.device) if task.device.type == "cuda" else cpu_model()
+                raise ConfigError(
+                    f"precision={precision}: {look.at} does not work in it on this device ({device}): "
+                    f"{str(error).splitlines()[0]}\n  use precision=32, or another device"
+                ) from error
+        if look.float32:
+            self.notes.append(f"precision={precision}: {', '.join(look.float32)} stayed float32 on this device")
+
+
+def differentiate(task: Any, batch: Any) -> None:
+    """Takes the gradient of each player's loss of a batch, and keeps nothing."""
+    for player in task.players().values():
+        loss = player.loss(batch)
+        total = loss if isinstance(loss, Tensor) else loss[0]
+        params = [p for p in player.module.parameters() if p.requires_grad]
+        if total.requires_grad:  # not if there was nothing to learn from
+            torch.autograd.grad(total, params, allow_unused=True)
+
+
+class Look:
+    """While it is open: which layer of a task is at work, and which of those that multiply matrices gave float32."""
+
+    def __init__(self, task: nn.Module) -> None:
+        self.at, self.float32 = "the loss", list[str]()
+        self._layers = {module: f"{name} ({type(module).__name__})" for name, module in task.named_modules()}
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> "Look":
+        for module in self._layers:
+            if not list(module.children()):
+                self._handles.append(module.register_forward_pre_hook(self._begin))
+                self._handles.append(module.register_forward_hook(self._end))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _begin(self, module: nn.Module, inputs: Any) -> None:
+        self.at = self._layers[module]
+
+    def _end(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        name = self._layers[module]
+        self.at = f"what follows {name}"
+        first = output if isinstance(output, Tensor) else output[0]
+        if isinstance(module, PRODUCTS) and first.dtype == torch.float32 and name not in self.float32:
+            self.float32.append(name)
+        if first.requires_grad:
+            first.register_hook(lambda gradient: self._back(name))
+
+    def _back(self, name: str) -> None:
+        self.at = f"the gradient of {name}"
+
+
+@contextmanager
+def _unchanged(task: nn.Module) -> Iterator[None]:
+    """Puts back what a forward pass changes: batch norm's averages and other buffers, the random generators."""
+    buffers = list(task.buffers())
+    kept = [buffer.clone() for buffer in buffers]
+    with torch.random.fork_rng({b.device for b in buffers if b.is_cuda}):
+        yield
+    for buffer, value in zip(buffers, kept, strict=True):
+        buffer.copy_(value)
