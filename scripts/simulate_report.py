@@ -12,6 +12,7 @@ in all is larger than --most.
 
 import argparse
 import copy
+import gc
 import sys
 from typing import Any
 
@@ -101,6 +102,7 @@ def main() -> int:
     outcomes: dict[tuple[str, Any], dict[str, list[bool]]] = {
         (key, value): {truth: [] for truth in CHOICES["truth"]} for key, values in CHOICES.items() for value in values
     }
+    gc.freeze()  # statsmodels collects garbage at each adjustment of p values
     for number in range(2 * asked.studies):
         study = {key: values[rng.integers(len(values))] for key, values in CHOICES.items()}
         study["truth"] = CHOICES["truth"][number % 2]
