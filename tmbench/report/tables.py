@@ -145,8 +145,8 @@ def contest_tables(found: Report) -> list[Table]:
     for contest in found.contests:
         p, r, f = contest.problem, contest.result, scale(contest.problem)
 
-        def span(low: float, high: float, p: Problem = p) -> Cell:
-            if not math.isfinite(low):
+        def span(low: float, high: float, p: Problem = p, r: statistics.Comparison = r) -> Cell:
+            if not (r.has_spread and math.isfinite(low)):
                 return Cell(DASH)
             return Cell(f"{signed(p, low)} to {signed(p, high)}", [low, high])
 
@@ -260,9 +260,10 @@ def time_tables(found: Report, times: pl.DataFrame) -> list[Table]:
         return []
     whose, against = "as set", found.settings["against"]
     if found.settings["target"] is None:
-        having = {m.problem for m in found.runs.methods if m.optimizer == against}
+        of_against = [m.problem for m in found.runs.methods if m.optimizer == against]
+        having, best = set(of_against), " with the best of its settings" * (len(of_against) > len(set(of_against)))
         theirs = [p.label for p in found.runs.problems if p.index in found.targets and p.index not in having]
-        whose = f"the median that {against} ends with, of several settings the best's" if having else ""
+        whose = f"the median that {against} ends with{best}" if having else ""
         if theirs:
             all_runs = "the median that all runs end with"
             whose = f"{whose}; on {', '.join(theirs)}, where {against} has no run, {all_runs}" if having else all_runs
