@@ -131,10 +131,12 @@ def plan(settings: Settings, found: Report | None) -> list[Table]:
     elif found:
         sources = [
             (f"{c.problem.label} ({c.problem.profile})", f"{c.a.label} - {c.b.label}", c.result.sd)
-            for c in found.contests if c.result.sd >= 0
+            for c in found.contests if c.result.has_spread and c.result.sd > 0
         ]  # fmt: skip
     if not sources:
-        raise ConfigError("plan: the spread is not known: say sd=..., or name runs of two methods with 2 seeds or more")
+        raise ConfigError(
+            "plan: the spread is not known: say sd=..., or name runs of two methods that show one, over 2 seeds or more"
+        )
     rows = []
     for problem, whose, sd in sources:
         needed = statistics.seeds_to_find(float(wanted), sd, level, power, comparisons)

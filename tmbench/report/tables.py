@@ -101,6 +101,8 @@ def result_table(found: Report, problem: Problem, values: pl.DataFrame) -> Table
         notes += _order_note(printed, values, problem, methods)
         if entry["ours"]["metric"] != problem.metric:
             notes.append(f"The paper's {entry['metric']} is not {problem.metric}: no value stands beside ours.")
+    elif problem.split != "test":
+        notes.append("Judged on examples held out of training; the paper's values are of the test split.")
     elif problem.profile == "tiny":
         notes.append("Tiny data are made up: the paper's values do not stand beside them.")
     return Table(f"results-{problem.index}-{problem.task}-{problem.profile}", title, columns, rows, notes)
@@ -186,8 +188,9 @@ def standing_tables(found: Report) -> list[Table]:
             [Cell(name), Cell(f"{mean:.2f}", mean), Cell(f"{low:.2f} to {high:.2f}", [low, high])]
             for mean, name, (low, high) in sorted(zip(s.mean, s.names, s.span, strict=True))
         ]
+        by = ", by the means on the seeds that all methods have" if s.unit == "problem" else ""
         notes = [
-            f"Blocks are {s.unit}s: {', '.join(s.blocks[:8])}{', ...' if len(s.blocks) > 8 else ''}.",
+            f"Blocks are {s.unit}s{by}: {', '.join(s.blocks[:8])}{', ...' if len(s.blocks) > 8 else ''}.",
             f"Mean ranks {s.critical:.2f} apart differ (Nemenyi, {found.settings['level']:g})"
             + ("" if math.isnan(s.p) else f"; that none differs: Friedman's p = {number(s.p)}")
             + ".",
