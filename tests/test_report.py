@@ -24,7 +24,7 @@ from made_runs import Make, maker
 from rich.console import Console
 
 from tmbench import compare
-from tmbench.config import conf_dir, digest, identity
+from tmbench.config import SCHEMA, conf_dir, digest, identity
 from tmbench.errors import ConfigError
 from tmbench.report import answers, figures, formats, statistics
 from tmbench.report.__main__ import main, parsed, runs_of
@@ -375,6 +375,24 @@ def test_test_and_validation_runs_are_not_ranked_together(make: Make, runs: Path
         make(optimizer, 0, 0.8)
         make(optimizer, 0, 0.8, "validation=0.2", headline="validation/accuracy")
     assert told(runs).standings == []
+
+
+def test_results_of_another_version_are_apart_and_noted(make: Make, runs: Path) -> None:
+    for optimizer in ("sgd", "adam"):
+        make(optimizer, 0, 0.8)
+        make(optimizer, 0, 0.7, schema_version=0)
+    report = told(runs)
+    assert {p.kind for p in report.runs.problems} == {"tiny schema 0", "tiny"}
+    assert {p.label for p in report.runs.problems} == {"tc schema=0", f"tc schema={SCHEMA}"}
+    assert report.runs.runs["counts"].all()
+    assert any(f"(schema 0 and {SCHEMA})" in note for note in report.notes)
+
+
+def test_methods_that_no_word_tells_apart_have_names_of_their_own(make: Make, runs: Path) -> None:
+    make("sgd", 0, 0.8, "lr=0.1")
+    make("sgd", 0, 0.8, "lr=0.2", "optimizer.lr=0.1")
+    make("sgd", 0, 0.8, "lr=0.2", "optimizer.lr=0.3")
+    assert len({m.name for m in told(runs).runs.methods}) == 3
 
 
 def test_an_unfinished_run_joins_the_finished_ones_of_its_settings(make: Make, runs: Path) -> None:

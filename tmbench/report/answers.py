@@ -65,6 +65,9 @@ def _notes(runs: Runs, values: pl.DataFrame, settings: Settings) -> list[str]:
         notes.append(f"Mixed profiles: {', '.join(profiles)} data are all here, in separate tables and statistics.")
     if "subset" in profiles:
         notes.append("subset: real files that are not the published set; not comparable with full.")
+    if len(schemas := sorted({p.outcome.schema for p in runs.problems})) > 1:
+        words = " and ".join(map(str, schemas))
+        notes.append(f"Results of several versions of tmbench (schema {words}) are here; each has its own problems.")
     if settings["metric"] == "best":
         notes.append("metric=best: the epoch was chosen by the test split, which flatters whoever fluctuates more.")
     for problem in runs.problems:
