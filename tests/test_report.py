@@ -1,9 +1,14 @@
 """`python -m tmbench.report` and `tmbench.compare`: what runs show, from folders and from W&B."""
 
 import base64
+import copy
 import csv
+import dataclasses
+import functools
 import io
 import json
+import math
+import operator
 import subprocess
 import sys
 import xml.etree.ElementTree
@@ -12,17 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from conftest import Compose, Run
 from made_runs import Make, maker
 from rich.console import Console
 
 from tmbench import compare
+from tmbench.config import SCHEMA, conf_dir, digest, identity
 from tmbench.errors import ConfigError
-from tmbench.report import answers, figures, formats
+from tmbench.report import answers, figures, formats, statistics
 from tmbench.report.__main__ import main, parsed, runs_of
 from tmbench.report.numbers import Report, place
+from tmbench.report.read import opened, read, records
 from tmbench.report.words import Cell, Table
+from tmbench.runs import flat
 
 SGD, TMSGD = (0.80, 0.82, 0.81), (0.83, 0.86, 0.82)
 
@@ -110,7 +119,8 @@ def test_diverged_and_failed_runs_are_counted_and_diverged_ones_cost(make: Make,
         "n": 4, "completed": 3, "diverged": 1, "failed": 2, "unfinished": 1,
     }  # fmt: skip
     assert row["ours"] == pytest.approx((0.2 + 3 * 0.9) / 4)  # 0.2 is what a predictor reaches that never looks
-    assert "1 of adam's runs diverged and count as their baseline" in report.contests[0].sentence
+    words = "count as the worse of baseline and worst seen, 20.00 %"
+    assert f"1 of adam's runs diverged and {words}" in report.contests[0].sentence
     assert any("1 broken, 1 diverged, 1 failed, 1 stopped" in note for note in report.notes)
 
 
@@ -190,7 +200,7 @@ def test_several_tasks_have_ranks_profiles_and_improvement(make: Make, runs: Pat
     assert {"ranks-tiny", "profiles-tiny"} <= drawn.keys()
     for svg in drawn.values():
         assert xml.etree.ElementTree.fromstring(svg).tag.endswith("svg")
-    assert report.targets[0] == pytest.approx(0.505)
+    assert report.targets[0] == 0.5  # of 0.5 and 0.51 what both runs of sgd reach
 
 
 def test_time_to_target_is_the_first_epoch_that_reaches_it(make: Make, runs: Path) -> None:
@@ -304,6 +314,418 @@ def test_plan_takes_the_spread_from_runs(runs: Path, capsys: pytest.CaptureFixtu
     assert "tmsgd - sgd" in capsys.readouterr().out
 
 
+# ---- what belongs to the problem, and what to the method
+
+
+def changed(config: dict[str, Any], key: str) -> dict[str, Any]:
+    """The configuration with another value at a dotted key."""
+    found = copy.deepcopy(config)
+    *folders, name = key.split(".")
+    inner = functools.reduce(operator.getitem, folders, found)
+    old = inner[name]
+    inner[name] = not old if isinstance(old, bool) else old + 1 if isinstance(old, (int, float)) else f"{old}x"
+    return found
+
+
+@pytest.mark.parametrize("optimizer", ["tmsgd", "adam"])
+def test_each_setting_that_makes_another_run_makes_another_problem_or_method(
+    optimizer: str, make: Make, runs: Path
+) -> None:
+    """But for the seed: no two runs that differ in what can change the numbers are repeats of each other."""
+    make(optimizer, 0, 0.8)
+    ((run,), _) = records(opened([], runs))
+    own = [run.config, *(changed(run.config, key) for key in flat(run.config) if key != "seed")]
+    others = list({digest(identity(config, "")): config for config in own}.values())[1:]
+    assert len(others) > 20
+    results = [
+        dataclasses.replace(run.result, **own)
+        for own in ({"data_digest": "e" * 16}, {"profile": "full"}, {"schema_version": 0}, {"headline": "test/loss"})
+    ]  # fmt: skip
+    found = [run, *(dataclasses.replace(run, config=config) for config in others)]
+    found += [dataclasses.replace(run, result=result) for result in results]
+    tables = read(found, "last", [])
+    assert tables.runs["counts"].all()
+    assert len(tables.methods) == len(found)
+
+
+def test_validation_shares_are_problems_of_their_own_and_their_accuracy_is_an_accuracy(make: Make, runs: Path) -> None:
+    for seed in range(6):
+        for share in (0.1, 0.2):
+            for optimizer, score in (("sgd", 0.85), ("adam", 0.8501 + seed / 1000)):
+                own = f"validation={share}"
+                make(optimizer, seed, score + share / 10, own, headline="validation/accuracy")
+    report = told(runs)
+    assert [p.label for p in report.runs.problems] == ["tc validation=0.1", "tc validation=0.2"]
+    assert not any("repeat" in note for note in report.notes)
+    for contest in report.contests:
+        assert contest.result.n == 6
+        assert contest.result.margin == 0.005
+        assert "adam is 0.26 points better than sgd on tc validation=" in contest.sentence
+        assert "(validation accuracy, tiny data)" in contest.sentence
+    results = table(report, "results-0")
+    assert "validation accuracy (%)" in results.title
+    assert next(cell.text for cell in results.rows[0] if "±" in cell.text) == "86.00 ± 0.00"
+    drawn = {name: svg for name, _, svg in figures.figures(report)}
+    assert ">validation accuracy (%)<" in drawn["curves-0-tc-tiny"]
+    assert "ranks-tiny-validation" in drawn
+
+
+def test_test_and_validation_runs_are_not_ranked_together(make: Make, runs: Path) -> None:
+    for optimizer in ("sgd", "adam"):
+        make(optimizer, 0, 0.8)
+        make(optimizer, 0, 0.8, "validation=0.2", headline="validation/accuracy")
+    assert told(runs).standings == []
+
+
+def test_results_of_another_version_are_apart_and_noted(make: Make, runs: Path) -> None:
+    for optimizer in ("sgd", "adam"):
+        make(optimizer, 0, 0.8)
+        make(optimizer, 0, 0.7, schema_version=0)
+    report = told(runs)
+    assert {p.kind for p in report.runs.problems} == {"tiny schema 0", "tiny"}
+    assert {p.label for p in report.runs.problems} == {"tc schema=0", f"tc schema={SCHEMA}"}
+    assert report.runs.runs["counts"].all()
+    assert any(f"(schema 0 and {SCHEMA})" in note for note in report.notes)
+
+
+def test_methods_that_no_word_tells_apart_have_names_of_their_own(make: Make, runs: Path) -> None:
+    make("sgd", 0, 0.8, "lr=0.1")
+    make("sgd", 0, 0.8, "lr=0.2", "optimizer.lr=0.1")
+    make("sgd", 0, 0.8, "lr=0.2", "optimizer.lr=0.3")
+    assert len({m.name for m in told(runs).runs.methods}) == 3
+
+
+def test_an_unfinished_run_joins_the_finished_ones_of_its_settings(make: Make, runs: Path) -> None:
+    for seed in range(3):
+        make("sgd", seed, 0.8, "task=ic", data_digest="i" * 16)
+    make("sgd", 0, 0.8)
+    make("sgd", 1, None)
+    report = told(runs)
+    assert len(report.runs.problems) == 2
+    assert rows(table(report, "results-1-tc"))["sgd"]["unfinished"] == 1
+
+
+def test_labels_show_rates_and_switches_that_differ(make: Make, runs: Path) -> None:
+    make("sgd", 0, 0.8, "lr=0.1", "epochs=4")
+    make("tmsgd", 0, 0.8, "lr=0.2", "epochs=4", "switch_epoch=1")
+    make("tmnag", 0, 0.8, "lr=0.2", "epochs=4", "switch_epoch=2")
+    report = told(runs)
+    assert [m.label for m in sorted(report.runs.methods, key=place)] == [
+        "sgd lr=0.1", "tmsgd lr=0.2 switch_epoch=1", "tmnag lr=0.2 switch_epoch=2",
+    ]  # fmt: skip
+    assert [m.name for m in report.runs.methods] == [m.optimizer for m in report.runs.methods]
+    assert "4 epochs, lr 0.1" in table(told(runs, "optimizer=sgd"), "results").title
+
+
+def test_a_method_on_several_problems_is_one_method(make: Make, runs: Path) -> None:
+    for task in ("tc", "ic"):
+        for seed in range(2):
+            make("sgd", seed, 0.8, f"task={task}")
+            make("adam", seed, 0.8, f"task={task}", "lr=0.5")
+    report = told(runs)
+    assert report.runs.content == "8 runs of 2 methods on 2 problems"
+    assert "8 runs of 2 methods on 2 problems" in formats.pages(report, [], {})
+
+
+# ---- diverged runs
+
+
+@pytest.fixture
+def mostly_diverged(make: Make) -> None:
+    """A task without a baseline, whose metric is the better the lower: one good run, seven that diverged."""
+    lower: dict[str, Any] = {"headline": "test/fid", "higher_is_better": False, "baseline": {}}
+    for seed in range(8):
+        make("sgd", seed, 0.1, **lower)
+        make("tmsgd", seed, None if seed else 0.09, status="diverged" if seed else "completed", **lower)
+
+
+@pytest.mark.usefixtures("mostly_diverged")
+@pytest.mark.parametrize("test", ["permutation", "wilcoxon"])
+def test_diverged_runs_without_a_baseline_rank_below_completed_ones_and_have_no_mean(test: str, runs: Path) -> None:
+    report = told(runs, f"test={test}")
+    (contest,) = report.contests
+    assert contest.verdict == "worse, by ranks"
+    assert contest.result.p == 4 / 2**8  # of 1 and seven times 5 only the 1 may change its sign
+    assert "7 of tmsgd's runs on 8 seeds diverged; without a baseline they rank below" in contest.sentence
+    assert "tmsgd is worse, by ranks." in contest.sentence
+    row = rows(table(report, "comparisons"))["tmsgd"]
+    assert (row["difference"], row["95 % interval"], row["p equivalent (Holm)"]) == ("", "", 1.0)
+    assert rows(table(report, "results"))["tmsgd"]["ours"] == ""
+    assert any("No mean where a run diverged" in note for note in table(report, "results").notes)
+    assert any("7 runs diverged, and there is no baseline" in note for note in report.notes)
+    (standing,) = report.standings
+    assert dict(zip(standing.names, standing.mean, strict=True)) == {"sgd": 1 + 1 / 8, "tmsgd": 2 - 1 / 8}
+    assert json.loads(formats.as_json(report))
+
+
+def test_diverged_runs_without_a_baseline_are_never_equivalent_even_on_the_same_seeds(make: Make, runs: Path) -> None:
+    for seed in range(8):
+        for optimizer, noise in (("sgd", 0), ("adam", 1e-4 * (-1) ** seed)):
+            status = "completed" if seed else "diverged"
+            make(optimizer, seed, 0.8 + noise if seed else None, status=status, baseline={})
+    (contest,) = told(runs).contests
+    assert contest.verdict == "undecided"
+    assert "1 of adam's and 1 of sgd's runs on 8 seeds diverged" in contest.sentence
+
+
+def test_diverged_runs_without_a_baseline_put_a_method_last_on_their_problem(make: Make, runs: Path) -> None:
+    for task in ("tc", "ic"):
+        for seed in range(3):
+            make("sgd", seed, 0.5, f"task={task}", baseline={})
+            make("adam", seed, 0.9 if seed else None, f"task={task}", status="completed" if seed else "diverged",
+                 baseline={})  # fmt: skip
+            make("sgdm", seed, None, f"task={task}", status="diverged", baseline={})
+    report = told(runs)
+    (standing,) = report.standings
+    # Of three seeds, adam is first in two and, with sgdm, last in one: by its mean ranks it is second to none.
+    assert dict(zip(standing.names, standing.mean, strict=True)) == {"adam": 1.0, "sgd": 2.0, "sgdm": 3.0}
+    assert rows(table(report, "improvement"))["adam"]["P"] == pytest.approx(2 / 3)
+
+
+def test_a_diverged_run_counts_as_the_worst_seen_where_that_is_worse_than_the_baseline(make: Make, runs: Path) -> None:
+    for seed in range(3):
+        make("sgd", seed, 0.2008 if seed else 0.1008)
+        make("adam", seed, 0.9 if seed else None, status="completed" if seed else "diverged")
+    report = told(runs)
+    words = "the worse of baseline and worst seen, 10.08 %"
+    assert report.contests[0].sentence.endswith(f"; 1 of adam's runs diverged and count as {words}.")
+    assert f"A diverged run counts as {words}." in table(report, "results").notes
+    assert rows(table(report, "results"))["adam"]["ours"] == pytest.approx((0.1008 + 1.8) / 3)
+
+
+def test_diverged_runs_of_the_reference_do_not_widen_the_margin(make: Make, runs: Path) -> None:
+    lower: dict[str, Any] = {"headline": "test/mse", "higher_is_better": False, "baseline": {"test/mse": 1.0}}
+    for seed in range(4):
+        make("sgd", seed, 0.01 if seed else None, status="completed" if seed else "diverged", **lower)
+        make("adam", seed, 0.01 + seed / 1000, **lower)
+    assert told(runs).contests[0].result.margin == pytest.approx(0.05 * 0.01)
+
+
+def test_only_runs_of_the_compared_seeds_are_said_to_have_diverged(make: Make, runs: Path) -> None:
+    for seed in range(4):
+        make("sgd", seed, 0.8 + seed / 100)
+        make("adam", seed, 0.8)
+    make("adam", 4, None, status="diverged")
+    assert "diverged" not in told(runs).contests[0].sentence
+
+
+@pytest.mark.parametrize(
+    ("score", "baseline", "worst", "higher", "expected"),
+    [
+        (0.7, 0.2, 0.1, True, 0.7),
+        (None, 0.2, 0.3, True, 0.2),
+        (None, 0.2, 0.1, True, 0.1),
+        (math.nan, 0.2, None, True, 0.2),
+        (None, 2.0, 3.0, False, 3.0),
+        (math.inf, 2.0, 1.0, False, 2.0),
+        (None, None, 0.1, True, None),
+        (None, math.nan, 0.1, True, None),
+    ],
+)
+def test_a_diverged_run_is_worth_the_worse_of_baseline_and_worst_and_nothing_without_a_baseline(
+    score: float | None, baseline: float | None, worst: float | None, higher: bool, expected: float | None
+) -> None:
+    assert statistics.worth(score, baseline, worst, higher) == expected
+
+
+# ---- no evidence
+
+
+@pytest.mark.parametrize(("seeds", "gap"), [(2, 0.0), (2, 0.001), (8, 0.0), (8, 0.02)])
+def test_no_spread_between_seeds_decides_nothing(seeds: int, gap: float, make: Make, runs: Path) -> None:
+    for seed in range(seeds):
+        make("sgd", seed, 0.8 + seed / 100)
+        make("adam", seed, 0.8 + seed / 100 + gap)
+    report = told(runs)
+    (contest,) = report.contests
+    assert contest.verdict == "undecided: no spread between seeds"
+    assert "every difference is the same: undecided, no spread between seeds is no evidence" in contest.sentence
+    assert (contest.result.p, contest.result.p_equivalent) == (1.0, 1.0)
+    assert rows(table(report, "comparisons"))["adam"]["95 % interval"] == ""
+
+
+def test_two_seeds_show_no_equivalence(make: Make, runs: Path) -> None:
+    for seed in range(2):
+        make("sgd", seed, 0.8)
+        make("adam", seed, 0.8 + seed * 1e-6)
+    assert told(runs).contests[0].verdict == "undecided"
+
+
+def test_an_interval_of_a_share_stays_between_minus_one_and_one(make: Make, runs: Path) -> None:
+    for seed, (a, b) in enumerate(((0.2, 0.9), (0.3, 0.4))):
+        make("sgd", seed, a)
+        make("adam", seed, b)
+    (contest,) = told(runs).contests
+    assert (contest.result.low, contest.result.high) == (-1.0, 1.0)
+    assert "an interval of -100.00 to +100.00 points" in contest.sentence
+
+
+def test_one_block_has_no_ranks(make: Make, runs: Path) -> None:
+    for optimizer in ("sgd", "adam", "sgdm"):
+        make(optimizer, 0, 0.8)
+    report = told(runs)
+    assert report.standings == []
+    assert not any(t.key.startswith("ranks") for t in report.tables)
+
+
+def test_a_verdict_of_signed_ranks_against_the_mean_is_none(make: Make, runs: Path) -> None:
+    for seed in range(9):
+        make("sgd", seed, 0.8)
+        make("adam", seed, 0.81 + seed / 1000 if seed else 0.1)
+    (contest,) = told(runs, "test=wilcoxon", "level=0.15").contests
+    assert contest.result.p <= 0.15
+    assert contest.result.mean < 0 < contest.result.direction
+    assert contest.verdict == "undecided"
+
+
+def test_all_references_that_are_as_like_are_compared_and_not_the_best_of_them(make: Make, runs: Path) -> None:
+    for seed in range(3):
+        make("sgd", seed, 0.8 + seed / 100, "lr=0.1")
+        make("sgd", seed, 0.9 + seed / 100, "lr=0.2")
+        make("adam", seed, 0.85, "lr=0.3")
+        make("sgdm", seed, 0.85, "lr=0.1")
+    against = {(c.a.label, c.b.label) for c in told(runs).contests}
+    assert against == {("adam lr=0.3", "sgd lr=0.1"), ("adam lr=0.3", "sgd lr=0.2"), ("sgdm lr=0.1", "sgd lr=0.1")}
+
+
+# ---- scores at their resolution
+
+
+def test_sampled_p_says_so_and_the_families_of_holm_are_told(make: Make, runs: Path) -> None:
+    for seed in range(20):
+        make("sgd", seed, 0.8)
+        make("adam", seed, 0.9 + seed / 1000)
+    report = told(runs)
+    assert "p = 0.0001 after Holm, sampled (9,999): it is better" in report.contests[0].sentence
+    comparisons = table(report, "comparisons")
+    assert "0.0001, sampled" in [cell.text for cell in comparisons.rows[0]]
+    notes = " ".join(comparisons.notes)
+    assert "exact up to 13 seeds, of more sampled (9,999)" in notes
+    assert "with probability 0.9 or more no verdict of either kind is false" in notes
+
+
+def test_ranks_of_means_share_ties_at_the_resolution_of_float32(make: Make, runs: Path) -> None:
+    """Both methods have 3002 of 2189 examples right over two seeds."""
+    for task in ("tc", "ic"):
+        for seed, (a, b) in enumerate(((1501, 1400), (1501, 1602))):
+            make("sgd", seed, float(np.float32(a / 2189)), f"task={task}")
+            make("adam", seed, float(np.float32(b / 2189)), f"task={task}")
+    (standing,) = told(runs).standings
+    assert standing.mean == [1.5, 1.5]
+
+
+def test_a_target_is_reached_at_the_resolution_of_float32(make: Make, runs: Path) -> None:
+    make("sgd", 0, 1 / 3)
+    make("adam", 0, float(np.nextafter(np.float32(1 / 3), np.float32(0))))
+    found = rows(table(told(runs, "target=0.3333333333333333"), "time"))
+    assert found["adam"]["reached"] == 1
+
+
+def test_the_reference_reaches_its_own_median_with_an_even_number_of_runs(make: Make, runs: Path) -> None:
+    for seed, score in enumerate((0.5, 0.6, 0.7, 0.8)):
+        make("sgd", seed, score)
+    found = rows(table(told(runs), "time"))["sgd"]
+    assert found["target"] == 0.6
+    assert found["reached"] == 3
+    assert found["epochs"] != "never"
+
+
+def test_a_target_says_whose_it_is(make: Make, runs: Path) -> None:
+    make("sgd", 0, 0.8)
+    for task in ("tc", "ic"):
+        make("adam", 0, 0.7, f"task={task}")
+    (note,) = table(told(runs), "time").notes
+    assert "on ic, where sgd has no run, the median that all runs end with" in note
+
+
+def test_no_target_is_what_a_diverged_run_counts_as(make: Make, runs: Path) -> None:
+    for seed in range(3):
+        make("sgd", seed, None if seed else 0.8, status="diverged" if seed else "completed")
+    report = told(runs)
+    assert report.targets == {}
+    assert not any(t.key == "time-to-target" for t in report.tables)
+
+
+# ---- not a number
+
+
+def test_a_curve_of_nan_reaches_no_target_and_spoils_no_mean(make: Make, runs: Path) -> None:
+    make("sgd", 0, 0.8, "epochs=3")
+    broken = make("sgd", 1, 0.8, "epochs=3")
+    text = (broken / "curves.csv").read_text().splitlines()
+    lines = [line.rpartition(",")[0] + f",{word}" for line, word in zip(text[1:], ("nan", "inf", "0.8"), strict=True)]
+    (broken / "curves.csv").write_text("\n".join([text[0], *lines]) + "\n")
+    make("adam", 0, None, "epochs=3", status="diverged")
+    report = told(runs)
+    assert report.runs.curves["metric"].drop_nulls().is_finite().all()
+    times = rows(table(report, "time"))
+    assert (times["sgd"]["epochs"], times["sgd"]["reached"]) == (3, 2)
+    assert (times["adam"]["epochs"], times["adam"]["reached"]) == ("never", 0)
+    assert all("nan" not in svg.lower() for _, _, svg in figures.figures(report))
+
+
+def test_a_completed_run_without_a_finite_metric_counts_as_diverged_and_is_named(make: Make, runs: Path) -> None:
+    for seed in range(2):
+        make("sgd", seed, 0.8)
+        make("adam", seed, math.inf if seed else 0.8)
+    report = told(runs)
+    assert rows(table(report, "results"))["adam"]["ours"] == pytest.approx((0.2 + 0.8) / 2)
+    assert any("1 completed runs have no finite accuracy and count as diverged" in note for note in report.notes)
+
+
+# ---- what is averaged and put in order
+
+
+def test_the_best_epochs_are_those_of_completed_runs(make: Make, runs: Path) -> None:
+    make("sgd", 0, 0.8)
+    make("sgd", 1, 0.1, status="interrupted")
+    row = rows(table(told(runs), "results"))["sgd"]
+    assert (row["n"], row["ours"], row["best epoch's"]) == (1, 0.8, 0.8)
+
+
+def test_the_order_of_the_best_is_that_of_the_seeds_that_all_have(make: Make, runs: Path) -> None:
+    for seed in range(3):
+        make("sgd", seed, (0.8, 0.8, 0.2)[seed], profile="full")
+        if seed < 2:
+            make("adam", seed, 0.7, profile="full")
+    notes = " ".join(table(told(runs), "results").notes)
+    assert "ours sgd > adam" in notes
+    assert "on the 2 seeds that all have" in notes
+
+
+def test_a_report_relies_on_no_order_that_polars_does_not_promise(
+    make: Make, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Joins and groups that do not ask for an order get the reverse of the one that polars happens to give."""
+    for seed in range(5):
+        for task in ("tc", "ic"):
+            make("sgd", seed, 0.8 + seed**2 / 100, f"task={task}", "epochs=3", parameters=seed)
+            make("adam", seed, 0.7 + seed**3 / 1000, f"task={task}", "epochs=3", parameters=seed)
+    expected = formats.as_json(told(runs))
+    join, group = pl.DataFrame.join, pl.DataFrame.group_by
+
+    def joined(self: pl.DataFrame, *words: Any, **more: Any) -> pl.DataFrame:
+        found = join(self, *words, **more)
+        return found if "maintain_order" in more else found.reverse()
+
+    def grouped(self: pl.DataFrame, *words: Any, **more: Any) -> Any:
+        assert more.get("maintain_order"), "a group_by without maintain_order"
+        return group(self, *words, **more)
+
+    monkeypatch.setattr(pl.DataFrame, "join", joined)
+    monkeypatch.setattr(pl.DataFrame, "group_by", grouped)
+    assert formats.as_json(told(runs)) == expected
+
+
+def test_false_verdicts_are_as_rare_as_the_level_through_the_whole_report() -> None:
+    """A few of the studies that scripts/simulate_report.py makes: with ties, divergence and unequal seeds."""
+    script = conf_dir().parent / "scripts" / "simulate_report.py"
+    done = subprocess.run(
+        [sys.executable, script, "--studies", "100", "--most", "0.08"], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 # ---- two runs
 
 
@@ -324,6 +746,15 @@ def test_compare_names_what_differs_and_from_which_epoch(
     assert "the same bit by bit" in capsys.readouterr().out
     assert compare.main([str(a), "tc-", "--runs-dir", str(runs)]) == 1
     assert "expected one run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_compare_gives_a_difference_of_percents_in_points(
+    split: str, make: Make, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = (make("sgd", seed, score, headline=f"{split}/accuracy") for seed, score in enumerate((0.8, 0.8225)))
+    assert compare.main([str(a), str(b)]) == 0
+    assert "+2.25 points" in capsys.readouterr().out
 
 
 def test_predictions_of_real_runs_stand_in_page_and_markdown(do: Run, tmp_path: Path) -> None:

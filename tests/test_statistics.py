@@ -150,8 +150,10 @@ def test_critical_difference_is_that_of_demsars_table() -> None:
 def test_ranks_share_ties_and_friedman_is_scipys() -> None:
     scores_BM = np.array([[0.9, 0.8, 0.7], [0.9, 0.9, 0.1], [0.5, 0.4, 0.6]])
     assert statistics.ranks(scores_BM).tolist() == [[1, 2, 3], [1.5, 1.5, 3], [2, 3, 1]]
-    assert statistics.friedman_p(scores_BM) == pytest.approx(stats.friedmanchisquare(*scores_BM.T).pvalue)
-    assert math.isnan(statistics.friedman_p(scores_BM[:, :2]))
+    assert statistics.friedman_p(statistics.ranks(scores_BM)) == pytest.approx(
+        stats.friedmanchisquare(*scores_BM.T).pvalue
+    )
+    assert math.isnan(statistics.friedman_p(statistics.ranks(scores_BM[:, :2])))
 
 
 def test_profile_counts_tasks_within_a_multiple_of_the_fastest() -> None:
@@ -159,3 +161,63 @@ def test_profile_counts_tasks_within_a_multiple_of_the_fastest() -> None:
     times_BM = np.array([[10, 20, inf], [30, 10, 15], [inf, inf, inf], [5, 5, 50]])
     shares_RM = statistics.profile(times_BM, np.array([1.0, 2.0, 10.0]))
     assert shares_RM.tolist() == [[0.5, 0.5, 0], [0.5, 0.75, 0.25], [0.75, 0.75, 0.5]]
+
+
+COUNTS = np.array([3, 1, 7, 2, -2, 3, 7, 0])
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("test", ["permutation", "wilcoxon"])
+def test_p_of_accuracies_is_that_of_the_counts_whatever_the_base_accuracy(kind: type, test: str) -> None:
+    expected = statistics.exact_p(COUNTS.astype(float), test)
+    found = {
+        statistics.compare(
+            ((base + COUNTS) / 2189).astype(kind).tolist(), (base / 2189).astype(kind).tolist(), 0.005, LEVEL, test
+        ).p
+        for base in (first + np.arange(8) * step for first in range(900, 2000, 23) for step in (0, 7, 13))
+    }
+    assert found == {expected}
+
+
+def test_p_of_more_seeds_than_can_be_enumerated_is_a_share_of_a_sample() -> None:
+    """The observed signs are one of the draws, so it is never 0; nor can it be as small as an exact one."""
+    assert statistics.exact_p(np.linspace(1, 2, 20)) == statistics.attainable_p(20) == 1e-4
+    assert statistics.exact_p(np.resize(FIXED, 14)) == pytest.approx(
+        np.mean([abs(np.resize(FIXED, 14) @ s) >= np.resize(FIXED, 14).sum() - 1e-12
+                 for s in itertools.product((1, -1), repeat=14)]), abs=0.002,
+    )  # fmt: skip
+
+
+def test_no_number_of_seeds_is_promised_to_reach_what_a_sample_cannot() -> None:
+    assert statistics.seeds_to_attain(0.05, 500) == 15
+    assert statistics.seeds_to_attain(0.05, 501) is None
+    assert statistics.seeds_to_find(1.0, 1.0, 0.05, 0.8, 501) is None
+
+
+def test_infinite_scores_rank_below_all_others() -> None:
+    inf = math.inf
+    a, b = [0.5, 0.6, 0.7, -inf, 0.5, 0.9], [0.4, -inf, 0.6, -inf, -inf, 0.8]
+    found = statistics.compare(a, b, 0.005, LEVEL, "permutation")
+    ranked = np.array([3.0, 5.5, 3.0, 0.0, 5.5, 3.0])  # of 0.1, inf, 0.1, nothing, inf, 0.1
+    assert found.p == statistics.exact_p(ranked)
+    assert (found.direction, found.p_equivalent) == (1, 1.0)
+    assert all(map(math.isnan, (found.mean, found.sd, found.low, found.high, found.bootstrap_low)))
+    scores_BM = np.array([[-inf, 0.2, -inf], [0.1, -inf, 0.3]])
+    assert statistics.ranks(scores_BM).tolist() == [[2.5, 1, 2.5], [2, 3, 1]]
+    assert statistics.improvement([([-inf, 0.5], [-inf, 0.4])], LEVEL)[0] == pytest.approx((0.5 + 0 + 1 + 1) / 4)
+
+
+def test_values_are_tied_that_lie_within_the_tolerance_and_no_others() -> None:
+    values = np.array([0.3, 0.1 + 1e-9, math.inf, 0.1, math.inf, 0.2])
+    assert statistics.tied(values, 1e-8).tolist() == [0.3, 0.1, math.inf, 0.1, math.inf, 0.2]
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_equivalence_takes_more_than_two_seeds_and_some_spread(n: int) -> None:
+    assert (statistics.equivalence_p(np.linspace(0, 1e-9, n), 1.0) < 1) == (n > 2)
+    assert statistics.equivalence_p(np.zeros(n), 1.0) == 1.0
+
+
+def test_students_interval_ends_at_the_bound() -> None:
+    found = statistics.compare([0.9, 0.4], [0.2, 0.3], 0.005, LEVEL, "permutation", bound=1.0)
+    assert (found.low, found.high) == (-1.0, 1.0)

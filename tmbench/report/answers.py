@@ -65,6 +65,9 @@ def _notes(runs: Runs, values: pl.DataFrame, settings: Settings) -> list[str]:
         notes.append(f"Mixed profiles: {', '.join(profiles)} data are all here, in separate tables and statistics.")
     if "subset" in profiles:
         notes.append("subset: real files that are not the published set; not comparable with full.")
+    if len(schemas := sorted({p.outcome.schema for p in runs.problems})) > 1:
+        words = " and ".join(map(str, schemas))
+        notes.append(f"Results of several versions of tmbench (schema {words}) are here; each has its own problems.")
     if settings["metric"] == "best":
         notes.append("metric=best: the epoch was chosen by the test split, which flatters whoever fluctuates more.")
     for problem in runs.problems:
@@ -131,10 +134,12 @@ def plan(settings: Settings, found: Report | None) -> list[Table]:
     elif found:
         sources = [
             (f"{c.problem.label} ({c.problem.profile})", f"{c.a.label} - {c.b.label}", c.result.sd)
-            for c in found.contests if c.result.sd >= 0
+            for c in found.contests if c.result.has_spread and c.result.sd > 0
         ]  # fmt: skip
     if not sources:
-        raise ConfigError("plan: the spread is not known: say sd=..., or name runs of two methods with 2 seeds or more")
+        raise ConfigError(
+            "plan: the spread is not known: say sd=..., or name runs of two methods that show one, over 2 seeds or more"
+        )
     rows = []
     for problem, whose, sd in sources:
         needed = statistics.seeds_to_find(float(wanted), sd, level, power, comparisons)

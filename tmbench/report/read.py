@@ -103,8 +103,9 @@ class Problem:
 
     @property
     def kind(self) -> str:
-        """What may be seen together: the profile, with the split where that is not the test split."""
-        return self.profile if self.split == "test" else f"{self.profile} {self.split}"
+        """What may be seen together: the profile, with the split and the version of the results where these differ."""
+        version = "" if self.outcome.schema == SCHEMA else f"schema {self.outcome.schema}"
+        return " ".join(filter(None, (self.profile, self.split.removeprefix("test"), version)))
 
     @property
     def sign(self) -> int:
@@ -376,6 +377,10 @@ def _label(tables: Runs) -> None:
     own = [flat(_method_facts(method.config)) for method in methods]
     for method, words in zip(methods, told_apart([f"{m.problem} {m.optimizer}" for m in methods], own), strict=True):
         method.name = f"{method.optimizer} {words.replace('optimizer.', '')}".strip()
+    namesakes = Counter((method.problem, method.name) for method in methods)
+    for method in methods:  # words leave out the places that a rate was filled into
+        if namesakes[method.problem, method.name] > 1:
+            method.name += f" (method {method.index})"
     for problem in problems:
         rivals = [m for m in methods if m.problem == problem.index]
         shown = [

@@ -219,7 +219,7 @@ def adjust(comparisons: Sequence[Comparison]) -> None:
 
 def attainable_p(n: int) -> float:
     """The smallest two-sided p of a paired test with n seeds, whatever the difference: exact, or of a sample."""
-    return min(1.0, 2.0 ** (1 - n)) if n <= EXACT_UP_TO else 1 / (RESAMPLES + 1)
+    return min(1.0, max(2.0 ** (1 - n), 1 / (RESAMPLES + 1) if n > EXACT_UP_TO else 0.0))
 
 
 def seeds_to_attain(level: float, comparisons: int = 1) -> int | None:
@@ -227,7 +227,7 @@ def seeds_to_attain(level: float, comparisons: int = 1) -> int | None:
 
     None if no number of seeds can: the comparisons are too many for a sample of RESAMPLES.
     """
-    return next((n for n in range(1, EXACT_UP_TO + 2) if attainable_p(n) <= level / comparisons), None)
+    return next((n for n in range(1, EXACT_UP_TO + 10) if attainable_p(n) <= level / comparisons), None)
 
 
 @cache

@@ -101,6 +101,8 @@ def result_table(found: Report, problem: Problem, values: pl.DataFrame) -> Table
         notes += _order_note(printed, values, problem, methods)
         if entry["ours"]["metric"] != problem.metric:
             notes.append(f"The paper's {entry['metric']} is not {problem.metric}: no value stands beside ours.")
+    elif problem.split != "test":
+        notes.append("Judged on examples held out of training; the paper's values are of the test split.")
     elif problem.profile == "tiny":
         notes.append("Tiny data are made up: the paper's values do not stand beside them.")
     return Table(f"results-{problem.index}-{problem.task}-{problem.profile}", title, columns, rows, notes)
@@ -145,8 +147,8 @@ def contest_tables(found: Report) -> list[Table]:
     for contest in found.contests:
         p, r, f = contest.problem, contest.result, scale(contest.problem)
 
-        def span(low: float, high: float, p: Problem = p) -> Cell:
-            if not math.isfinite(low):
+        def span(low: float, high: float, p: Problem = p, r: statistics.Comparison = r) -> Cell:
+            if not (r.has_spread and math.isfinite(low)):
                 return Cell(DASH)
             return Cell(f"{signed(p, low)} to {signed(p, high)}", [low, high])
 
@@ -186,8 +188,9 @@ def standing_tables(found: Report) -> list[Table]:
             [Cell(name), Cell(f"{mean:.2f}", mean), Cell(f"{low:.2f} to {high:.2f}", [low, high])]
             for mean, name, (low, high) in sorted(zip(s.mean, s.names, s.span, strict=True))
         ]
+        by = ", by the means on the seeds that all methods have" if s.unit == "problem" else ""
         notes = [
-            f"Blocks are {s.unit}s: {', '.join(s.blocks[:8])}{', ...' if len(s.blocks) > 8 else ''}.",
+            f"Blocks are {s.unit}s{by}: {', '.join(s.blocks[:8])}{', ...' if len(s.blocks) > 8 else ''}.",
             f"Mean ranks {s.critical:.2f} apart differ (Nemenyi, {found.settings['level']:g})"
             + ("" if math.isnan(s.p) else f"; that none differs: Friedman's p = {number(s.p)}")
             + ".",
@@ -260,9 +263,10 @@ def time_tables(found: Report, times: pl.DataFrame) -> list[Table]:
         return []
     whose, against = "as set", found.settings["against"]
     if found.settings["target"] is None:
-        having = {m.problem for m in found.runs.methods if m.optimizer == against}
+        of_against = [m.problem for m in found.runs.methods if m.optimizer == against]
+        having, best = set(of_against), " with the best of its settings" * (len(of_against) > len(set(of_against)))
         theirs = [p.label for p in found.runs.problems if p.index in found.targets and p.index not in having]
-        whose = f"the median that {against} ends with, of several settings the best's" if having else ""
+        whose = f"the median that {against} ends with{best}" if having else ""
         if theirs:
             all_runs = "the median that all runs end with"
             whose = f"{whose}; on {', '.join(theirs)}, where {against} has no run, {all_runs}" if having else all_runs

@@ -1,0 +1,130 @@
+"""How often a report gives a false verdict: studies whose truth is known, made in memory, through the whole report.
+
+    python scripts/simulate_report.py [--studies 2000] [--most 0.055]
+
+A study is 2 to 4 methods on one problem whose score counts test examples (k of N, as float32), with seeds that are good
+or bad for all, runs that diverge, with a baseline or without, and seeds that some methods lack. Half of the studies are
+of `equal` methods, where better and worse are false; in the others, `apart`, all but the reference are a little more
+than the margin away, where equivalent and "by less than matters" are false. A study counts once, however many of its
+verdicts are false. Prints the shares, in all and by what the studies differ in; exits with 1 if one of the two shares
+in all is larger than --most.
+"""
+
+import argparse
+import copy
+import gc
+import sys
+from typing import Any
+
+import numpy as np
+from hydra import compose, initialize_config_dir
+
+from tmbench.config import Settings, conf_dir, plain, settled
+from tmbench.report.__main__ import parsed
+from tmbench.report.answers import report
+from tmbench.report.numbers import Contest
+from tmbench.report.read import Record, read
+from tmbench.result import Result, versions
+
+KEY, MARGIN, RATE = "test/accuracy", 0.005, 0.1
+OPTIMIZERS = ("sgd", "sgd", "tmsgd", "adam", "sgdm")
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "truth": ("equal", "apart"),
+    "methods": (2, 3, 4),
+    "seeds": (2, 3, 5, 6, 8, 10, 14, 20),
+    "examples": (50, 200, 2189),
+    "noise": (0.0, 0.002, 0.01),  # of a run, besides the rounding to whole examples
+    "diverge": (0.0, 0.1, 0.3),  # the probability, of each run of each method
+    "missing": (0.0, 0.15),  # the probability, of each method and seed
+    "baseline": (None, 0.1),
+    "against": ("sgd", "all"),
+    "test": ("permutation", "wilcoxon"),
+}
+
+
+def configurations() -> dict[str, Settings]:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return {
+            name: settled(plain(compose("config", ["task=tc", f"optimizer={name}", "data=full"])))
+            for name in set(OPTIMIZERS)
+        }
+
+
+def records(study: dict[str, Any], configs: dict[str, Settings], rng: np.random.Generator) -> list[Record]:
+    """A study's runs; every method has a rate of its own."""
+    chosen = ["sgd", *rng.choice(OPTIMIZERS, study["methods"] - 1)]
+    center, good = rng.uniform(0.5, 0.95), rng.normal(0, 0.01, study["seeds"])
+    # Where a diverged run has a value it narrows the gap, which is to be a little more than the margin all the same.
+    gap = 1.02 * MARGIN / (1 - study["diverge"]) * (study["truth"] == "apart") * rng.choice((-1, 1))
+    found = []
+    for place, optimizer in enumerate(chosen):
+        config = copy.deepcopy(configs[optimizer]) | {"lr": RATE / (place + 1)}
+        is_off = not is_reference(study, config)
+        for seed in range(study["seeds"]):
+            if rng.random() < study["missing"]:
+                continue
+            accuracy = center + good[seed] + rng.normal(0, study["noise"]) + is_off * gap
+            # Rounded up or down at random, so that the mean stays what it is.
+            count = np.clip(np.floor(accuracy * study["examples"] + rng.random()), 0, study["examples"])
+            score = float(np.float32(count) / np.float32(study["examples"]))
+            status = "diverged" if rng.random() < study["diverge"] else "completed"
+            found.append(
+                Record(f"{place}-{seed}", "", status, config | {"seed": seed}, result(score, status, study, config), "")
+            )
+    return found
+
+
+def is_reference(study: dict[str, Any], config: Settings) -> bool:
+    return config["optimizer"]["name"] == "sgd" if study["against"] == "sgd" else config["lr"] == RATE
+
+
+def result(score: float, status: str, study: dict[str, Any], config: Settings) -> Result:
+    return Result(
+        "", status, "tc", config["optimizer"]["name"], 0, "full", "reconciled", KEY, True,
+        {"last": {KEY: score}, "best": {KEY: score, "epoch": 0}}, 1.0, {"asked": 1, "trained": 1, "from_trunk": 0}, 1,
+        1.0, 1, 1, {"requested": None, "effective": None, "step": None}, versions(), "", None, "", "",
+        "2026-01-01T00:00:00Z", baseline={} if study["baseline"] is None else {KEY: study["baseline"]},
+    )  # fmt: skip
+
+
+def is_false(contest: Contest, is_apart: bool) -> bool:
+    if is_apart:
+        return contest.verdict == "equivalent" or "less than matters" in contest.verdict
+    return contest.verdict.startswith(("better", "worse"))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--studies", type=int, default=2000, help="of each truth")
+    parser.add_argument("--most", type=float, default=0.055, help="the largest share of studies with a false verdict")
+    asked = parser.parse_args()
+    rng, configs = np.random.default_rng(0), configurations()
+    outcomes: dict[tuple[str, Any], dict[str, list[bool]]] = {
+        (key, value): {truth: [] for truth in CHOICES["truth"]} for key, values in CHOICES.items() for value in values
+    }
+    gc.freeze()  # statsmodels collects garbage at each adjustment of p values
+    for number in range(2 * asked.studies):
+        study = {key: values[rng.integers(len(values))] for key, values in CHOICES.items()}
+        study["truth"] = CHOICES["truth"][number % 2]
+        settings, _ = parsed([f"against={study['against']}", f"test={study['test']}"])
+        contests = report(read(records(study, configs, rng), "last", []), settings).contests
+        is_wrong = any(
+            is_false(
+                c, study["truth"] == "apart" and is_reference(study, c.a.config) != is_reference(study, c.b.config)
+            )
+            for c in contests
+        )
+        for key, value in study.items():
+            outcomes[key, value][study["truth"]].append(is_wrong)
+    print(f"{'studies with a false verdict':30}{'equal':>16}{'apart':>16}")
+    for (key, value), own in outcomes.items():
+        if key != "truth":
+            shares = [f"{np.mean(wrong):.2%} of {len(wrong)}" if wrong else "-" for wrong in own.values()]
+            print(f"{f'{key} {value}':30}{shares[0]:>16}{shares[1]:>16}")
+    shares_in_all = [float(np.mean(outcomes["truth", truth][truth])) for truth in CHOICES["truth"]]
+    print(f"{'all':30}" + "".join(f"{f'{share:.2%} of {asked.studies}':>16}" for share in shares_in_all))
+    return int(max(shares_in_all) > asked.most)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
