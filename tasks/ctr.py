@@ -110,6 +110,7 @@ class CalibrationError(Metric):
     """
 
     sums: Tensor
+    count: Tensor
 
     def __init__(self, bins: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -214,11 +215,10 @@ class CTR(Task):
         """An AUC needs examples of both kinds, and so do the trivial predictor's metrics."""
         for split in ("train", "test"):
             clicks_N = self.examples(split).tensors[-1]
-            if clicks_N.all() or not clicks_N.any():
+            if (least := clicks_N.min()) == clicks_N.max():
                 raise DataError(
-                    f"ctr: expected clicked and other rows in the {split if split == 'train' else self.split} split of "
-                    f"{self.data.root}, its {len(clicks_N):,} are {'all' if clicks_N.all() else 'none of them'} clicked; "
-                    "use more rows"
+                    f"ctr: expected clicked and other rows in the {self.split if split == 'test' else split} split of "
+                    f"{self.data.root}, in its {len(clicks_N):,} rows click is always {int(least)}; use more rows"
                 )
 
     def baseline(self) -> dict[str, float]:

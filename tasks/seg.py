@@ -136,8 +136,8 @@ class Seg(Task):
         for split, examples in (("train", self.as_evaluated()), (self.split, self.examples("test"))):
             if not any(bool((examples[i][1] != BORDER).any()) for i in range(len(examples))):
                 raise DataError(
-                    f"seg: expected a labelled pixel in the {split} split of {self.data.root}, its {len(examples)} masks "
-                    f"are void ({BORDER}) everywhere; label some of them, or list other pictures"
+                    f"seg: expected a labelled pixel in the {split} split of {self.data.root}, its {len(examples)} "
+                    f"masks are void ({BORDER}) everywhere; label some of them, or list other pictures"
                 )
 
     def baseline(self) -> dict[str, float]:

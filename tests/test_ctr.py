@@ -19,6 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, embedding, lin
 
 from tmbench.config import settle
 from tmbench.errors import ConfigError, DataError
+from tmbench.task import mean
 from tmbench.tasks import avazu
 from tmbench.tasks.avazu import HEXADECIMAL, OF_HOUR, SPLITS, Avazu, AvazuX1, AvazuX4, Table, tiny_columns, write_csv
 from tmbench.tasks.ctr import CTR, WideDeep
@@ -67,7 +68,8 @@ def test_the_loss_is_cross_entropy_plus_the_penalty_on_embeddings_and_linear_wei
     *groups, clicks = first_batch(task, 32)
     expected = binary_cross_entropy_with_logits(task.predict(groups), clicks.float())
     penalty = 0.01 * (task.model.table.weight.detach().double() ** 2).sum()
-    assert task.loss((*groups, clicks)).item() == pytest.approx(expected.item() + penalty.item(), rel=1e-6)
+    loss = mean(*task.loss((*groups, clicks)))
+    assert loss.item() == pytest.approx(expected.item() + penalty.item(), rel=1e-6)
 
 
 def test_sizes_follow_from_the_model_s_name_and_can_each_be_set(composed: Compose) -> None:

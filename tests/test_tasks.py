@@ -11,7 +11,7 @@ from hydra.utils import get_class
 from tmbench.config import settle
 from tmbench.data import open_dataset
 from tmbench.loader import TestLoader, TrainLoader, seed_all
-from tmbench.task import Task
+from tmbench.task import Task, mean
 
 
 def build(composed: Compose, name: str, *overrides: str) -> tuple[Task, Any]:
@@ -31,10 +31,11 @@ def first_batch(task: Task, batch_size: int) -> Any:
 @pytest.mark.parametrize("name", choices("task"))
 def test_loss_is_one_finite_number_whose_gradient_reaches_every_parameter(name: str, composed: Compose) -> None:
     task, cfg = build(composed, name)
-    loss = task.loss(first_batch(task, cfg.batch_size))
-    assert loss.shape == ()
-    assert loss.isfinite()
-    loss.backward()
+    total, weight = task.loss(first_batch(task, cfg.batch_size))
+    assert total.shape == ()
+    assert total.isfinite()
+    assert weight > 0
+    total.backward()
     # No object of the tiny set is as small as the priors of the finest map, so none has a box to give there.
     spared = "model.head.regression_head.module_list.0." if name == "od" else "nothing"
     unreached = [key for key, p in task.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
@@ -49,10 +50,10 @@ def test_one_batch_can_be_overfitted(name: str, composed: Compose) -> None:
     batch = first_batch(task, cfg.batch_size)
     for player in task.players().values():
         optimizer = torch.optim.Adam(player.module.parameters(), lr=0.01)
-        first = player.loss(batch).item()
+        first = mean(*player.loss(batch)).item()
         for _ in range(60):
             optimizer.zero_grad()
-            loss = player.loss(batch)
+            loss = mean(*player.loss(batch))
             loss.backward()
             optimizer.step()
         assert loss.item() < 0.1 * first

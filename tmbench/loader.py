@@ -133,8 +133,8 @@ class TrainLoader(Loader):
     """One epoch of training as blocks of steps, shuffled by (seed, epoch).
 
     A block holds many small steps, so that what Lightning does around a batch is done once for all of them.
-    The last batch may be smaller. Where a batch has fewer examples than there are ranks and parts, one of them stands in
-    for each share that is empty: all ranks take part in the exchange of gradients, and only shares of the batch count.
+    The last batch may be smaller. Where a batch has fewer examples than there are ranks and parts, one of them stands
+    in for each share that is empty: all ranks take part in the exchange of gradients, but stand-ins do not count.
     """
 
     def __init__(self, *args: Any, accumulate: int = 1, epoch: Callable[[], int], **kwargs: Any) -> None:

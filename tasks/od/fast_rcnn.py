@@ -111,7 +111,8 @@ class FastRCNN(Detector):
         scores_RK = logits_RK.softmax(1)
         codes_RK4 = codes_RK4 * self.std_K4 + self.mean_K4
         detections = []
-        for scores_PK, codes_PK4, target in zip(scores_RK.split(counts), codes_RK4.split(counts), targets, strict=True):
+        images = zip(torch.split(scores_RK, counts), torch.split(codes_RK4, counts), targets, strict=True)
+        for scores_PK, codes_PK4, target in images:
             boxes_PK4 = CODER.decode_single(codes_PK4.flatten(1), target["rois"] / target["scale"]).view_as(codes_PK4)
             height, width = target["size"].tolist()
             boxes_PK4 = clip_boxes_to_image(boxes_PK4, (height, width))
