@@ -1,6 +1,9 @@
 """Contracts of every task in conf/task, and what is particular to one of them."""
 
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -57,6 +60,105 @@ def test_one_batch_can_be_overfitted(name: str, composed: Compose) -> None:
             loss.backward()
             optimizer.step()
         assert loss.item() < 0.1 * first
+
+
+# A loss and its weight
+
+
+class Grads(torch.optim.SGD):
+    """Does nothing: what it would have taken stays in the parameters' grad."""
+
+    def step(self, closure: Any = None) -> Any:
+        return closure()
+
+
+STILL = {"tc": [], "ctr": ["task.l2=0.1"], "ic": ["task.width=4", "task.preprocess=paper"],
+         "fkpd": ["task.width=4"], "seg": ["task.short_side=64"], "ig": ["task.width=4"],
+         "od": ["task.size=96", "task.width=0.05"],
+         "od/fast_rcnn": ["task.model=fast_rcnn", "task.size=64", "task.width=0.02"]}  # fmt: skip
+
+
+def uneven(name: str, task: Task) -> tuple[list[Any], Any]:
+    """Seven training examples that all batches of the task can hold, the first of which have little to learn from."""
+    examples = task.examples("train")
+    some = [examples[i] for i in range(7)]
+    if name == "seg":
+        some = [(image[:, :64, :64], mask[:64, :64].clone()) for image, mask in some]
+        for _, mask in some[:3]:
+            mask[2:] = 255
+        some[0][1][:] = 255
+    if name == "od":
+        nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}
+        some[:3] = [(image, target | nothing) for image, target in some[:3]]
+    if name == "od/fast_rcnn":
+        some = [(image[:, :64, :64], target) for image, target in some]
+        some[:3] = [(image, {key: t[:k] for key, t in target.items()}) for k, (image, target) in enumerate(some[:3])]
+
+    def batch(part: list[Any]) -> Any:
+        if task.collate is not None:
+            images, targets = task.collate(part)
+            if isinstance(targets, list):
+                targets = [{k: t.double() if t.is_floating_point() else t for k, t in own.items()} for own in targets]
+            return images.double(), targets
+        return [torch.stack(t).double() if t[0].is_floating_point() else torch.stack(t) for t in zip(*part)]
+
+    return some, batch
+
+
+def still(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float64, norms and dropout as in evaluation, noise that follows from its example: a loss is then a plain sum."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    monkeypatch.setattr(task, "_trainer", SimpleNamespace(world_size=1))
+    task.double().eval()
+    if hasattr(task, "imitations"):
+        noise = torch.randn(3 * 64 * 64, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        monkeypatch.setattr(
+            task, "imitations", lambda real: task.generate((real.double() / 255 - 0.5).flatten(1) @ noise / 50)
+        )
+
+
+def step_of(task: Task, player: Any, parts: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of a step in these parts, and its gradient as the optimizer finds it."""
+    optimizer = Grads(player.module.parameters(), lr=1.0)
+    loss = optimizer.step(partial(task._closure, optimizer, player.module, player.loss, [(p, True) for p in parts]))
+    grads = [p.grad.flatten() for p in player.module.parameters() if p.grad is not None]
+    return loss, torch.cat(grads).clone()
+
+
+@pytest.mark.parametrize("name", STILL)
+def test_a_step_in_parts_is_that_of_the_whole_batch_however_uneven_they_are(
+    name: str, composed: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, _ = build(composed, name.partition("/")[0], *STILL[name])
+    some, batch = uneven(name, task)
+    still(task, monkeypatch)
+    torch.set_default_dtype(torch.float64)
+    try:
+        for player in task.players().values():
+            loss, whole = step_of(task, player, [batch(some)])
+            assert whole.dtype == torch.float64
+            assert float(whole.norm()) > 1e-9
+            for cuts in ([0, 3, 7], [0, 1, 3, 7]):
+                parts = [batch(some[a:b]) for a, b in pairwise(cuts)]
+                together, grad = step_of(task, player, parts)
+                assert float((grad - whole).norm()) < 1e-10 * float(whole.norm())
+                assert float(together) == pytest.approx(float(loss), rel=1e-10)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("name", ["seg", "od", "od/fast_rcnn"])
+def test_a_step_with_nothing_to_learn_from_has_no_gradient_and_no_loss(
+    name: str, composed: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, _ = build(composed, name.partition("/")[0], *STILL[name])
+    some, batch = uneven(name, task)
+    still(task, monkeypatch)
+    for parts in ([some[:1]], [some[:1], some[:1]]):
+        loss, grad = step_of(task, task.players()[""], [batch(part) for part in parts])
+        assert (float(loss), float(task._weight)) == (0, 0)
+        assert len(grad) > 100
+        assert not grad.any()
 
 
 @pytest.mark.parametrize("name", choices("task"))
