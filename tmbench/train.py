@@ -31,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .callbacks import Bar, Record, Share, adopt
 from .config import effective_switch, reads_switch, world_size
 from .data import Dataset
-from .errors import DataError
+from .errors import ConfigError, DataError
 from .loader import TestLoader, TrainLoader, seed_all
 from .loggers import WandbMirror
 from .mup import scaled
@@ -110,6 +110,11 @@ def train(
             for split, some in (("train", train_loader), (task.split, test_loader)):
                 if not some.count:
                     raise DataError(f"{cfg.task.name}: expected examples in the {split} split of {data.root}, got none")
+            if test_loader.count < trainer.world_size:
+                raise ConfigError(
+                    f"devices: expected at most {test_loader.count} processes, one for each example of the {task.split} "
+                    f"split, got {trainer.world_size}"
+                )
             task.check_data()
             if first:
                 trivial = _finite(task.baseline(), cfg.task.name, task.split)
