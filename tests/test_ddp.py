@@ -81,6 +81,27 @@ def test_batch_norm_averages_are_those_of_both_ranks(composed: Compose, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("more", [["trainer.accumulate=3"], PAIR, [*PAIR, "trainer.accumulate=2"]])
+def test_ranks_and_parts_take_the_whole_batch_s_steps_where_void_areas_differ(
+    more: list[str], composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to rounding; the last batch has fewer pictures than there are parts."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    words = ["task=seg", "task._target_=still_task.StillSeg", "optimizer=sgd", "epochs=1", "batch_size=31", "lr=0.01"]
+    words += ["task.short_side=32", "task.weight_decay=0", "schedule=constant", f"runs_dir={tmp_path}"]
+    alone, folder, _ = run(composed(*words))
+    other, elsewhere, _ = run(composed(*words, *more))
+    begun, _ = build(composed, "seg", *words[1:])
+    whole, shared = weights(folder), weights(elsewhere)
+    start = {name: p.detach() for name, p in begun.named_parameters()}
+    pairs = ((whole, start), (shared, whole))
+    step, apart = (torch.cat([(a[name] - b[name]).flatten() for name in start]).norm() for a, b in pairs)
+    assert float(step) > 1e-4
+    assert float(apart) < 1e-5 * float(step)
+    assert other.metrics["last"]["train/loss"] == pytest.approx(alone.metrics["last"]["train/loss"], rel=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["ic", "seg"])
 def test_batch_norm_of_two_ranks_is_worth_what_that_of_two_parts_is(
     task: str, composed: Compose, tmp_path: Path

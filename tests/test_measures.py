@@ -64,7 +64,7 @@ def test_a_prediction_that_is_not_finite_reaches_no_metric(name: str, composed: 
     updates: list[Any] = []
     for metric in task.metrics.values():
         metric.update = lambda *args, **kwargs: updates.append(kwargs.get("real"))
-    with torch.no_grad(), pytest.raises(NotFinite, match="logits|boxes|pictures|key points"):
+    with torch.no_grad(), pytest.raises(NotFinite, match=r"logits|boxes|pictures|key points"):
         task.evaluate(batch)
     assert set(updates) <= {True}  # the real pictures, which nobody predicts
 
@@ -243,7 +243,7 @@ def test_seg_refuses_a_validation_part_without_a_labelled_pixel(composed: Compos
     masks = {pairs[i][1] for i in held}
     read = task.data.read
     task.data.read = lambda image, mask: (read(image, mask)[0], read(image, mask)[1] | (255 * (mask in masks)))
-    with pytest.raises(DataError, match="in the validation split .* its 8 masks are void"):
+    with pytest.raises(DataError, match=r"in the validation split .* its 8 masks are void"):
         task.check_data()
 
 
@@ -349,11 +349,14 @@ def test_a_split_without_examples_is_refused_by_name(
 
 
 def test_more_processes_than_examples_to_evaluate_are_refused(do: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    examples = TC.examples
-    monkeypatch.setattr(
-        TC, "examples",
-        lambda self, split: torch.utils.data.TensorDataset(*(t[: None if split == "train" else 1] for t in examples(self, split).tensors)),
-    )  # fmt: skip
+    whole = TC.examples
+
+    def one_to_test(self: TC, split: str) -> Any:
+        return torch.utils.data.TensorDataset(
+            *(t[: None if split == "train" else 1] for t in whole(self, split).tensors)
+        )
+
+    monkeypatch.setattr(TC, "examples", one_to_test)
     monkeypatch.setattr("pytorch_lightning.Trainer.world_size", 2)
     with pytest.raises(ConfigError, match=r"devices: expected at most 1 processes, one for each example of the test"):
         do(*TC_RUN)

@@ -100,7 +100,9 @@ def uneven(name: str, task: Task) -> tuple[list[Any], Any]:
             if isinstance(targets, list):
                 targets = [{k: t.double() if t.is_floating_point() else t for k, t in own.items()} for own in targets]
             return images.double(), targets
-        return [torch.stack(t).double() if t[0].is_floating_point() else torch.stack(t) for t in zip(*part)]
+        return [
+            torch.stack(t).double() if t[0].is_floating_point() else torch.stack(t) for t in zip(*part, strict=True)
+        ]
 
     return some, batch
 

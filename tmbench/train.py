@@ -112,8 +112,8 @@ def train(
                     raise DataError(f"{cfg.task.name}: expected examples in the {split} split of {data.root}, got none")
             if test_loader.count < trainer.world_size:
                 raise ConfigError(
-                    f"devices: expected at most {test_loader.count} processes, one for each example of the {task.split} "
-                    f"split, got {trainer.world_size}"
+                    f"devices: expected at most {test_loader.count} processes, one for each example of the "
+                    f"{task.split} split, got {trainer.world_size}"
                 )
             task.check_data()
             if first:
