@@ -108,7 +108,7 @@ def test_batch_norm_of_two_ranks_is_worth_what_that_of_two_parts_is(
 ) -> None:
     """A whole tiny run: the same training, evaluated with running averages that differ by when they are taken.
 
-    Those of seg are of two pictures at a time: its mIoU moves by tenths from one epoch to the next, and is not compared.
+    Those of seg are of two pictures at a time: its mIoU moves by tenths from epoch to epoch, and is not compared.
     """
     words = [f"task={task}", "optimizer=tmsgd", f"runs_dir={tmp_path}"]
     parts, both = (run(composed(*words, *more))[0] for more in (["trainer.accumulate=2"], PAIR))
