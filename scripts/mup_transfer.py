@@ -110,7 +110,8 @@ def started(cfg: DictConfig, data: Any) -> tuple[Task, Any]:
 
 def step(task: Task, optimizer: Any, batch: Any) -> float:
     optimizer.zero_grad()
-    loss = task.loss(batch)
+    total, weight = task.loss(batch)
+    loss = total / weight
     loss.backward()
     optimizer.step()
     return loss.item()

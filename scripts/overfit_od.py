@@ -23,6 +23,7 @@ from hydra import compose, initialize_config_dir
 
 from tmbench.config import conf_dir, settle
 from tmbench.loader import TestLoader, TrainLoader, seed_all
+from tmbench.task import mean
 from tmbench.tasks.od import OD
 from tmbench.tasks.od.fast_rcnn import OBJECT
 from tmbench.tasks.od.metric import overlaps
@@ -86,7 +87,7 @@ def main() -> int:
         for (((batch, _),),) in train:
             task.train()
             optimizer.zero_grad()
-            loss = task.loss(batch)
+            loss = mean(*task.loss(batch))
             loss.backward()
             optimizer.step()
             schedule.step()

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import TensorDataset
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryCalibrationError
+from torchmetrics.classification import BinaryAccuracy
+from torchmetrics.utilities import dim_zero_cat
 
-from tmbench.errors import ConfigError
+from tmbench.errors import ConfigError, DataError
 from tmbench.mup import built
-from tmbench.task import Task
+from tmbench.task import Loss, Task, finite
 
 from .avazu import SETTINGS, Avazu
 
@@ -71,6 +72,62 @@ class WideDeep(nn.Module):
         return wide_B + self.deep(rows_BFE[..., :-1].flatten(1)).squeeze(1) + self.bias
 
 
+class AUC(Metric):
+    """The share of (clicked, not clicked) pairs of examples whose logits are in that order, ties as half; exact.
+
+    Of logits, since float32 has one sigmoid, 1, for all above 17. Keeps 5 bytes an example.
+    """
+
+    full_state_update = False
+    logits: list[Tensor]
+    clicks: list[Tensor]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name in ("logits", "clicks"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, logits_B: Tensor, clicks_B: Tensor) -> None:
+        self.logits.append(logits_B)
+        self.clicks.append(clicks_B.bool())
+
+    def compute(self) -> Tensor:
+        logits_N, order_N = dim_zero_cat(self.logits).sort()
+        clicked_N = dim_zero_cat(self.clicks)[order_N]
+        # All that follows are integers: the hits and misses up to the end of each group of equal logits.
+        ends_G = torch.unique_consecutive(logits_N, return_counts=True)[1].cumsum(0)
+        hits_G = clicked_N.cumsum(0)[ends_G - 1]
+        misses_G = ends_G - hits_G
+        before_G = torch.nn.functional.pad(misses_G[:-1], (1, 0))
+        twice = (torch.diff(hits_G, prepend=hits_G.new_zeros(1)) * (before_G + misses_G)).sum()
+        return twice.double() / (2 * hits_G[-1] * misses_G[-1])
+
+
+class CalibrationError(Metric):
+    """The mean, over examples, of how far their bin's mean probability is from its share of clicks.
+
+    The bins of probability are of equal width. Sums are kept, in float64: torchmetrics' own adds millions in float32.
+    """
+
+    sums: Tensor
+    count: Tensor
+
+    def __init__(self, bins: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.bins = bins
+        # Of each bin, what was said less what was clicked.
+        self.add_state("sums", torch.zeros(bins, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, logits_B: Tensor, clicks_B: Tensor) -> None:
+        said_B = logits_B.double().sigmoid()
+        self.sums.index_add_(0, (said_B * self.bins).long().clamp(max=self.bins - 1), said_B - clicks_B)
+        self.count += len(clicks_B)
+
+    def compute(self) -> Tensor:
+        return self.sums.abs().sum() / self.count
+
+
 class _Mean(Metric):
     """A sum over all examples divided by another; in float64, which is exact enough for any number of them."""
 
@@ -119,11 +176,10 @@ class CTR(Task):
             return WideDeep(sizes, cfg.embedding, hidden, cfg.dropout, cfg.init_std, readout)
 
         self.model = built(cfg, model, own=cfg.hidden[0])
-        # The AUC is exact: all probabilities are kept, 8 bytes for each example, and sorted.
         self.metrics = MetricCollection(
             {
-                "auc": BinaryAUROC(), "log_loss": LogLoss(), "accuracy": BinaryAccuracy(),
-                "calibration_error": BinaryCalibrationError(n_bins=BINS), "click_ratio": ClickRatio(),
+                "auc": AUC(), "log_loss": LogLoss(), "accuracy": BinaryAccuracy(),
+                "calibration_error": CalibrationError(BINS), "click_ratio": ClickRatio(),
             }
         )  # fmt: skip
 
@@ -140,18 +196,30 @@ class CTR(Task):
         """Logits (B,) of examples as the loader gives them."""
         return self.model(torch.cat([group.int() for group in groups], 1))
 
-    def loss(self, batch: tuple[Tensor, ...]) -> Tensor:
+    def loss(self, batch: tuple[Tensor, ...]) -> Loss:
+        """Cross-entropy, over the examples; the penalty is one for a step, however many there are."""
         *groups, clicks_B = batch
-        loss = binary_cross_entropy_with_logits(self.predict(groups), clicks_B.float())
+        total = binary_cross_entropy_with_logits(self.predict(groups), clicks_B.float(), reduction="sum")
         if self.cfg.l2:
-            loss = loss + self.cfg.l2 * self.model.table.weight.square().sum()
-        return loss
+            total = total + len(clicks_B) * self.cfg.l2 * self.model.table.weight.square().sum()
+        return total, len(clicks_B)
 
     def evaluate(self, batch: tuple[Tensor, ...]) -> None:
         *groups, clicks_B = batch
-        logits_B = self.predict(groups).float()
+        logits_B = finite("logits", self.predict(groups).float())
         for name, metric in self.metrics.items():
-            metric.update(logits_B if name in ("log_loss", "click_ratio") else logits_B.sigmoid(), clicks_B)
+            # Of logits between 0 and 1 torchmetrics' accuracy would think that they are probabilities.
+            metric.update((logits_B > 0).int() if name == "accuracy" else logits_B, clicks_B)
+
+    def check_data(self) -> None:
+        """An AUC needs examples of both kinds, and so do the trivial predictor's metrics."""
+        for split in ("train", "test"):
+            clicks_N = self.examples(split).tensors[-1]
+            if (least := clicks_N.min()) == clicks_N.max():
+                raise DataError(
+                    f"ctr: expected clicked and other rows in the {self.split if split == 'test' else split} split of "
+                    f"{self.data.root}, in its {len(clicks_N):,} rows click is always {int(least)}; use more rows"
+                )
 
     def baseline(self) -> dict[str, float]:
         """The training rows' share of clicks as the probability of each."""
@@ -171,8 +239,8 @@ class CTR(Task):
 
         figure, (roc, calibration, histogram) = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
         for label, task in tasks.items():
-            said_N, clicks_N = cast(CTR, task).said()
-            order = said_N.argsort(descending=True)
+            logits_N, clicks_N = cast(CTR, task).said()
+            order, said_N = logits_N.argsort(descending=True), logits_N.double().sigmoid()
             hits_N = clicks_N[order].double().cumsum(0)
             misses_N = torch.arange(1, len(order) + 1) - hits_N
             few = slice(None, None, max(1, len(order) // 2000))
@@ -192,8 +260,8 @@ class CTR(Task):
         yield "calibration", figure
 
     def said(self) -> tuple[Tensor, Tensor]:
-        """Probabilities and clicks of the first test examples, (N,) each."""
+        """Logits and clicks of the first test examples, (N,) each."""
         *groups, clicks_N = (t[:DRAWN] for t in self.examples("test").tensors)
         parts = zip(*(torch.split(group, self.cfg.eval_batch_size) for group in groups), strict=True)
         logits = [self.predict([t.to(self.device) for t in part]).float().cpu() for part in parts]
-        return torch.cat(logits).sigmoid(), clicks_N
+        return torch.cat(logits), clicks_N

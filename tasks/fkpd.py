@@ -14,7 +14,7 @@ from torchmetrics import MeanSquaredError, Metric, MetricCollection
 from torchvision.transforms import v2
 
 from tmbench.loader import derive
-from tmbench.task import Task
+from tmbench.task import Loss, Task, finite
 
 from .faces import EYES, POINTS, Faces
 
@@ -170,17 +170,19 @@ class FKPD(Task):
     def guess(self, images_BSS: Tensor) -> Tensor:
         return self.model(images_BSS[:, None].float().div_(255))
 
-    def loss(self, batch: tuple[Tensor, ...]) -> Tensor:
+    def loss(self, batch: tuple[Tensor, ...]) -> Loss:
+        """Squared errors, over the coordinates of all key points."""
         images_BSS, points_BK2, *sizes = batch
         if sizes:
             images_BSS, points_BK2 = cut(
                 images_BSS, points_BK2, *random_corners(sizes[0], self.cfg.size), self.cfg.size
             )
-        return nn.functional.mse_loss(self.guess(images_BSS), self.target(points_BK2))
+        target_BD = self.target(points_BK2)
+        return nn.functional.mse_loss(self.guess(images_BSS), target_BD, reduction="sum"), target_BD.numel()
 
     def evaluate(self, batch: tuple[Tensor, Tensor]) -> None:
         images_BSS, points_BK2 = batch
-        self._judge(self.metrics, self.guess(images_BSS).float(), points_BK2)
+        self._judge(self.metrics, finite("key points", self.guess(images_BSS).float()), points_BK2)
 
     def _judge(self, metrics: MetricCollection, guess_BD: Tensor, points_BK2: Tensor) -> None:
         metrics["mse"].update(guess_BD, self.target(points_BK2))

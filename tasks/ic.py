@@ -18,7 +18,7 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from tmbench.errors import ConfigError
 from tmbench.mup import built
-from tmbench.task import Task
+from tmbench.task import Loss, Task, finite
 
 from .cifar import CIFAR
 
@@ -131,13 +131,14 @@ class IC(Task):
             images_B3HW = augmented(images_B3HW)
         return images_B3HW.float().div_(255).sub_(self.mean).div_(self.std)
 
-    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Loss:
         images_B3HW, labels_B = batch
-        return nn.functional.cross_entropy(self.model(self.preprocess(images_B3HW, training=True)), labels_B)
+        logits_BC = self.model(self.preprocess(images_B3HW, training=True))
+        return nn.functional.cross_entropy(logits_BC, labels_B, reduction="sum"), len(labels_B)
 
     def evaluate(self, batch: tuple[Tensor, Tensor]) -> None:
         images_B3HW, labels_B = batch
-        logits_BC = self.model(self.preprocess(images_B3HW, training=False))
+        logits_BC = finite("logits", self.model(self.preprocess(images_B3HW, training=False)))
         self.metrics.update(logits_BC, labels_B)
         if len(self.names) <= 10:
             self.confusion.update(logits_BC, labels_B)

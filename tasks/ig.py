@@ -15,8 +15,9 @@ from torch.utils.data import TensorDataset
 from torchmetrics import MetricCollection
 from torchvision.utils import make_grid
 
+from tmbench.errors import ConfigError, DataError
 from tmbench.loader import derive
-from tmbench.task import Player, Task
+from tmbench.task import Loss, Player, Task, finite
 
 from .distances import spaces
 from .sneakers import SHAPE, Sneakers
@@ -132,22 +133,33 @@ class IG(Task):
         """As many pictures from fresh noise."""
         return self.generate(torch.randn(len(real_B3HW), NOISE, device=real_B3HW.device))
 
-    def discriminator_loss(self, batch: tuple[Tensor]) -> Tensor:
-        """Binary cross-entropy of telling real pictures from as many generated ones; both means added, as usual."""
+    def discriminator_loss(self, batch: tuple[Tensor]) -> Loss:
+        """Binary cross-entropy of telling real pictures from as many generated ones; both added, over the real ones."""
         real_B3HW = batch[0]
         with torch.no_grad():
             fake_B3HW = self.imitations(real_B3HW)
         # Two passes: batch norm sees either kind alone, as in the source.
         real_logits_B, fake_logits_B = self.discriminator(real_B3HW / 127.5 - 1), self.discriminator(fake_B3HW)
-        return nn.functional.softplus(-real_logits_B).mean() + nn.functional.softplus(fake_logits_B).mean()
+        total = nn.functional.softplus(-real_logits_B).sum() + nn.functional.softplus(fake_logits_B).sum()
+        return total, len(real_B3HW)
 
-    def loss(self, batch: tuple[Tensor]) -> Tensor:
+    def loss(self, batch: tuple[Tensor]) -> Loss:
         """The generator's, which does not saturate: binary cross-entropy of its pictures being taken for real."""
-        return nn.functional.softplus(-self.discriminator(self.imitations(batch[0]))).mean()
+        return nn.functional.softplus(-self.discriminator(self.imitations(batch[0]))).sum(), len(batch[0])
 
     def evaluates_after(self, epochs: int) -> bool:
         assert self.trainer.max_epochs is not None
         return epochs % self.cfg.evaluate_every == 0 or epochs in moments(self.trainer.max_epochs)
+
+    def check_data(self) -> None:
+        """A distance is between distributions, of which one picture tells nothing."""
+        if self.cfg.samples == 1:
+            raise ConfigError("task.samples: expected at least 2 generated pictures to judge, or 0, got 1")
+        if len(self.real_N3HW) < 2:
+            raise DataError(
+                f"ig: expected at least 2 real pictures in the {self.split} split of {self.data.root}, to judge "
+                "generated ones by; there is 1: add pictures, or make the validation share larger"
+            )
 
     def evaluate(self, batch: tuple[Tensor]) -> None:
         if not self.saw_real:  # once a run: they do not change
@@ -155,7 +167,7 @@ class IG(Task):
             for real_B3HW in torch.split(self.real_N3HW[self.global_rank :: world], EXAMPLES_A_PASS):
                 self.look(real_B3HW.to(batch[0].device), real=True)
             self.saw_real = True
-        self.look(as_bytes(self.generate(batch[0])), real=False)
+        self.look(as_bytes(finite("pictures", self.generate(batch[0]))), real=False)
 
     def look(self, pictures_B3HW: Tensor, real: bool) -> None:
         """Updates the metrics with uint8 pictures, each of which goes through each network once."""

@@ -18,7 +18,8 @@ from torchvision.models import MobileNet_V3_Large_Weights
 from torchvision.models.segmentation import LRASPP_MobileNet_V3_Large_Weights, lraspp_mobilenet_v3_large
 from torchvision.transforms import v2
 
-from tmbench.task import Task
+from tmbench.errors import DataError
+from tmbench.task import Loss, Task, finite
 
 from .voc import BORDER, CLASSES, VOCSegmentation, palette
 from .weights import with_weights
@@ -119,14 +120,25 @@ class Seg(Task):
         assert isinstance(self.data, VOCSegmentation)
         return Pictures(self.data, "train", self.cfg, training=False)
 
-    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Loss:
+        """Cross-entropy, over the labelled pixels."""
         images_B3HW, masks_BHW = batch
         logits_BKHW = self.model(images_B3HW)["out"]
-        return nn.functional.cross_entropy(logits_BKHW, masks_BHW, ignore_index=BORDER)
+        total = nn.functional.cross_entropy(logits_BKHW, masks_BHW, ignore_index=BORDER, reduction="sum")
+        return total, (masks_BHW != BORDER).sum()
 
     def evaluate(self, batch: tuple[Tensor, Tensor]) -> None:
         images_B3HW, masks_BHW = batch
-        self.metrics.update(self.model(images_B3HW)["out"], masks_BHW)
+        self.metrics.update(finite("logits", self.model(images_B3HW)["out"]), masks_BHW)
+
+    def check_data(self) -> None:
+        """Each split needs a labelled pixel; the first mask that has one is the last that is read."""
+        for split, examples in (("train", self.as_evaluated()), (self.split, self.examples("test"))):
+            if not any(bool((examples[i][1] != BORDER).any()) for i in range(len(examples))):
+                raise DataError(
+                    f"seg: expected a labelled pixel in the {split} split of {self.data.root}, its {len(examples)} "
+                    f"masks are void ({BORDER}) everywhere; label some of them, or list other pictures"
+                )
 
     def baseline(self) -> dict[str, float]:
         """Background everywhere."""

@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from tmbench.errors import ConfigError
 from tmbench.mup import built
-from tmbench.task import Task
+from tmbench.task import Loss, Task, finite
 
 from .r8 import LABELS, R8, Document
 
@@ -94,13 +94,13 @@ class TC(Task):
             tokens_NT[n, : len(ids)] = torch.tensor(ids, dtype=torch.long)
         return TensorDataset(tokens_NT, torch.tensor([label for label, _ in documents]))
 
-    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Loss:
         tokens_BT, labels_B = batch
-        return nn.functional.cross_entropy(self.model(tokens_BT), labels_B)
+        return nn.functional.cross_entropy(self.model(tokens_BT), labels_B, reduction="sum"), len(labels_B)
 
     def evaluate(self, batch: tuple[Tensor, Tensor]) -> None:
         tokens_BT, labels_B = batch
-        logits_BC = self.model(tokens_BT)
+        logits_BC = finite("logits", self.model(tokens_BT))
         self.metrics.update(logits_BC, labels_B)
         self.confusion.update(logits_BC, labels_B)
 

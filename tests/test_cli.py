@@ -163,7 +163,7 @@ def test_contributing_adds_a_task_and_an_optimizer_that_run(tmp_path: Path) -> N
     imports = (
         "import numpy as np\nimport torch\nfrom torch.utils.data import TensorDataset\n"
         "from torchmetrics import MetricCollection\nfrom torchmetrics.classification import MulticlassAccuracy\n"
-        "from tmbench.data import Dataset, missing\nfrom tmbench.task import Task\n"
+        "from tmbench.data import Dataset, missing\nfrom tmbench.task import Task, finite\n"
     )
     (tmp_path / "blobs.py").write_text(imports + code)
     done = tmbench("--config-dir", "mine", "task=blobs", "optimizer=rmsprop", "lr=0.01", cwd=tmp_path)

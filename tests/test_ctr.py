@@ -19,9 +19,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits, embedding, lin
 
 from tmbench.config import settle
 from tmbench.errors import ConfigError, DataError
+from tmbench.task import mean
 from tmbench.tasks import avazu
 from tmbench.tasks.avazu import HEXADECIMAL, OF_HOUR, SPLITS, Avazu, AvazuX1, AvazuX4, Table, tiny_columns, write_csv
-from tmbench.tasks.ctr import CTR, WideDeep
+from tmbench.tasks.ctr import AUC, CTR, WideDeep
 
 SIZES = [25, 3, 1491, 7]
 
@@ -67,7 +68,8 @@ def test_the_loss_is_cross_entropy_plus_the_penalty_on_embeddings_and_linear_wei
     *groups, clicks = first_batch(task, 32)
     expected = binary_cross_entropy_with_logits(task.predict(groups), clicks.float())
     penalty = 0.01 * (task.model.table.weight.detach().double() ** 2).sum()
-    assert task.loss((*groups, clicks)).item() == pytest.approx(expected.item() + penalty.item(), rel=1e-6)
+    loss = mean(*task.loss((*groups, clicks)))
+    assert loss.item() == pytest.approx(expected.item() + penalty.item(), rel=1e-6)
 
 
 def test_sizes_follow_from_the_model_s_name_and_can_each_be_set(composed: Compose) -> None:
@@ -83,7 +85,7 @@ def test_sizes_follow_from_the_model_s_name_and_can_each_be_set(composed: Compos
 
 
 def test_metrics_equal_scikit_learn_s_on_the_same_predictions(composed: Compose) -> None:
-    """AUC to 1e-6, log-loss to 1e-9: far below the 1e-4 that a result may be told to."""
+    """To rounding in float64, where scikit-learn takes the same logits; far below the 1e-4 that a result is told to."""
     task, _ = build(composed, "ctr")
     rng = np.random.default_rng(0)
     logits = rng.normal(-2, 1.5, 200_000).astype(np.float32).round(3)  # rounded: ties
@@ -93,13 +95,44 @@ def test_metrics_equal_scikit_learn_s_on_the_same_predictions(composed: Compose)
         task.evaluate((torch.from_numpy(logits[part]), torch.from_numpy(clicks[part]).to(torch.uint8)))
     got = task.values()
     p = 1 / (1 + np.exp(-logits.astype(np.float64)))
-    assert got["test/auc"] == pytest.approx(roc_auc_score(clicks, p), abs=1e-6)
+    assert got["test/auc"] == pytest.approx(roc_auc_score(clicks, logits), abs=1e-12)
     assert got["test/log_loss"] == pytest.approx(log_loss(clicks, p), abs=1e-9)
     assert got["test/accuracy"] == pytest.approx(accuracy_score(clicks, p > 0.5), abs=1e-7)
     assert got["test/click_ratio"] == pytest.approx(p.sum() / clicks.sum(), abs=1e-9)
     bins = np.minimum((p * 20).astype(int), 19)
     gaps = [abs(p[bins == b].mean() - clicks[bins == b].mean()) * (bins == b).mean() for b in range(20)]
-    assert got["test/calibration_error"] == pytest.approx(sum(gaps), abs=1e-4)
+    assert got["test/calibration_error"] == pytest.approx(sum(gaps), abs=1e-9)
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1.0, 30.0), (30.0, 0.0), (1e30, 0.0), (0.1, 0.5)])
+def test_the_auc_is_scikit_learn_s_at_any_size_of_the_logits(scale: float, shift: float, composed: Compose) -> None:
+    """Also where float32 has one sigmoid for all, and where all logits look like probabilities."""
+    task, _ = build(composed, "ctr")
+    rng = np.random.default_rng(1)
+    clicks = rng.random(5000) < 0.3
+    logits = ((rng.normal(0, 1, 5000) + clicks) * scale + shift).astype(np.float32)
+    task.predict = lambda groups: groups[0]
+    for part in np.array_split(np.arange(len(logits)), 3):
+        task.evaluate((torch.from_numpy(logits[part]), torch.from_numpy(clicks[part]).to(torch.uint8)))
+    got = task.values()
+    assert got["test/auc"] == pytest.approx(roc_auc_score(clicks, logits), abs=1e-12)
+    assert got["test/accuracy"] == pytest.approx(accuracy_score(clicks, logits > 0), abs=1e-7)
+
+
+def test_the_auc_of_few_examples_is_by_hand_and_ties_count_half() -> None:
+    metric = AUC()
+    metric.update(torch.tensor([1.0, 2.0, 2.0]), torch.tensor([0, 1, 0]))
+    metric.update(torch.tensor([3.0, 0.0]), torch.tensor([1, 1]))
+    assert float(metric.compute()) == (1 + 0.5 + 2 + 0) / 6
+
+
+def test_the_roc_figure_orders_by_logits(composed: Compose) -> None:
+    task, _ = build(composed, "ctr")
+    clicks = task.examples("test").tensors[-1]
+    task.predict = lambda groups: 40 + torch.rand(len(groups[0]))  # all sigmoids are 1
+    logits, same = task.said()
+    assert torch.equal(same, clicks)
+    assert len(logits.unique()) > len(clicks) / 2
 
 
 def test_the_baseline_is_scikit_learn_s_for_the_training_rows_share_of_clicks(composed: Compose) -> None:

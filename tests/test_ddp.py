@@ -81,16 +81,41 @@ def test_batch_norm_averages_are_those_of_both_ranks(composed: Compose, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("more", [["trainer.accumulate=3"], PAIR, [*PAIR, "trainer.accumulate=2"]])
+def test_ranks_and_parts_take_the_whole_batch_s_steps_where_void_areas_differ(
+    more: list[str], composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to rounding; the last batch has fewer pictures than there are parts."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    words = ["task=seg", "task._target_=still_task.StillSeg", "optimizer=sgd", "epochs=1", "batch_size=31", "lr=0.01"]
+    words += ["task.short_side=32", "task.weight_decay=0", "schedule=constant", f"runs_dir={tmp_path}"]
+    alone, folder, _ = run(composed(*words))
+    other, elsewhere, _ = run(composed(*words, *more))
+    begun, _ = build(composed, "seg", *words[1:])
+    whole, shared = weights(folder), weights(elsewhere)
+    start = {name: p.detach() for name, p in begun.named_parameters()}
+    pairs = ((whole, start), (shared, whole))
+    step, apart = (torch.cat([(a[name] - b[name]).flatten() for name in start]).norm() for a, b in pairs)
+    assert float(step) > 1e-4
+    assert float(apart) < 1e-5 * float(step)
+    assert other.metrics["last"]["train/loss"] == pytest.approx(alone.metrics["last"]["train/loss"], rel=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["ic", "seg"])
 def test_batch_norm_of_two_ranks_is_worth_what_that_of_two_parts_is(
     task: str, composed: Compose, tmp_path: Path
 ) -> None:
-    """A whole tiny run: the same training, evaluated with running averages that differ by when they are taken."""
+    """A whole tiny run: the same training, evaluated with running averages that differ by when they are taken.
+
+    Those of seg are of two pictures at a time: its mIoU moves by tenths from epoch to epoch, and is not compared.
+    """
     words = [f"task={task}", "optimizer=tmsgd", f"runs_dir={tmp_path}"]
     parts, both = (run(composed(*words, *more))[0] for more in (["trainer.accumulate=2"], PAIR))
     assert both.metrics["last"]["train/loss"] == pytest.approx(parts.metrics["last"]["train/loss"], rel=1e-3)
-    key = both.headline
-    assert both.metrics["last"][key] == pytest.approx(parts.metrics["last"][key], abs=0.03)
+    if task == "ic":
+        key = both.headline
+        assert both.metrics["last"][key] == pytest.approx(parts.metrics["last"][key], abs=0.03)
 
 
 @pytest.mark.slow

@@ -102,7 +102,7 @@ def test_random_crops_are_drawn_anew_in_training_and_fixed_in_the_test(composed:
     for crop, same in (("none", True), ("center", True), ("random", False)):
         task, cfg = build(composed, "fkpd", f"task.crop={crop}")
         batch = first_batch(task, 16)
-        assert (task.loss(batch).item() == task.loss(batch).item()) is same
+        assert (task.loss(batch)[0].item() == task.loss(batch)[0].item()) is same
         torch.manual_seed(5)
         images, points = task.examples("test").tensors
         other, _ = build(composed, "fkpd", f"task.crop={crop}")

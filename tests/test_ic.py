@@ -173,7 +173,7 @@ def test_the_training_loss_is_of_augmented_images_under_standard_alone(composed:
         task, _ = build(composed, "ic", f"task.preprocess={preprocess}")
         batch = first_batch(task, 16)
         assert batch[0].dtype == torch.uint8
-        losses = [task.loss(batch).item() for _ in range(2)]
+        losses = [task.loss(batch)[0].item() for _ in range(2)]
         assert (losses[0] == losses[1]) is same
 
 

@@ -22,6 +22,7 @@ from torchvision.transforms import v2
 from tmbench.config import settle
 from tmbench.errors import ConfigError, DataError
 from tmbench.loader import TestLoader, TrainLoader, seed_all
+from tmbench.task import mean
 from tmbench.tasks import distances, sneakers
 from tmbench.tasks.distances import Frechet, Kernel, PrecisionRecall, Random, share_within
 from tmbench.tasks.ig import IG, PROGRESS, as_bytes, discriminator, fixed_noise, generator, initialize, moments
@@ -109,20 +110,20 @@ def test_losses_are_binary_cross_entropy_of_the_sigmoid_with_labels_1_and_0(comp
     task, _ = build(composed, "ig")
     batch = (task.real_N3HW[:16],)
     torch.manual_seed(1)
-    mean = task.discriminator_loss(batch)
-    own = task.loss(batch)
+    both = mean(*task.discriminator_loss(batch))
+    own = mean(*task.loss(batch))
     torch.manual_seed(1)
     bce, ones, zeros = nn.BCELoss(), torch.ones(16), torch.zeros(16)
     fake = task.generator(torch.randn(16, 100)[..., None, None])
     judged = task.discriminator(batch[0] / 127.5 - 1).sigmoid(), task.discriminator(fake).sigmoid()
-    torch.testing.assert_close(mean, bce(judged[0], ones) + bce(judged[1], zeros))
+    torch.testing.assert_close(both, bce(judged[0], ones) + bce(judged[1], zeros))
     fake = task.generator(torch.randn(16, 100)[..., None, None])
     torch.testing.assert_close(own, bce(task.discriminator(fake).sigmoid(), ones))
 
 
 def test_discriminator_s_loss_leaves_the_generator_alone(composed: Compose) -> None:
     task, _ = build(composed, "ig")
-    task.discriminator_loss((task.real_N3HW[:4],)).backward()
+    task.discriminator_loss((task.real_N3HW[:4],))[0].backward()
     assert all(p.grad is None for p in task.generator.parameters())
     assert all(p.grad is not None for p in task.discriminator.parameters())
 
@@ -144,7 +145,7 @@ def test_an_epoch_is_a_step_of_d_then_one_of_g_on_every_batch_each_at_its_rate(
             (task.discriminator, task.discriminator_loss, 0.002), (task.generator, task.loss, 0.05),
         ):  # fmt: skip
             params = list(net.parameters())
-            grads = torch.autograd.grad(loss(batch), params)
+            grads = torch.autograd.grad(mean(*loss(batch)), params)
             with torch.no_grad():
                 for p, grad in zip(params, grads, strict=True):
                     p -= lr * grad

@@ -43,16 +43,16 @@ def steps(loader: TrainLoader) -> list[Step]:
 
 def ids(step: Step) -> list[int]:
     """The examples of a step, but not what a rank without a share computes for nothing."""
-    return [i for batch, weight in step if weight for i in batch[0].tolist()]
+    return [i for batch, counts in step if counts for i in batch[0].tolist()]
 
 
 def order(loader: TrainLoader) -> list[int]:
     return [i for step in steps(loader) for i in ids(step)]
 
 
-def flat(loader: TrainLoader) -> list[tuple[list[list[float]], float]]:
+def flat(loader: TrainLoader) -> list[tuple[list[list[float]], bool]]:
     """All that a loader yields in an epoch, as comparable numbers."""
-    return [([t.tolist() for t in batch], weight) for step in steps(loader) for batch, weight in step]
+    return [([t.tolist() for t in batch], counts) for step in steps(loader) for batch, counts in step]
 
 
 def generators() -> tuple[Any, ...]:
@@ -238,56 +238,21 @@ def test_the_ranks_share_every_batch_without_overlap(
         steps(train_loader(data, batch_size, seed=4, rank=r, world=world, accumulate=accumulate)) for r in range(world)
     ]
     for batch, *shares in zip(whole, *ranks, strict=True):
-        parts = [(part[0].tolist(), weight) for share in shares for part, weight in share]
+        parts = [(part[0].tolist(), counts) for share in shares for part, counts in share]
         assert len(parts) == world * accumulate
-        assert all(who for who, _ in parts)  # an empty batch would have no mean
+        assert all(who for who, _ in parts)  # no network takes an empty batch
         assert sorted(chain.from_iterable(ids(share) for share in shares)) == sorted(ids(batch))
-        assert sum(weight for _, weight in parts) == pytest.approx(world)
-        sizes = [len(who) if weight else 0 for who, weight in parts]
+        sizes = [len(who) if counts else 0 for who, counts in parts]
         assert max(sizes) - min(sizes) <= 1
-        assert [weight for _, weight in parts] == pytest.approx([n * world / len(ids(batch)) for n in sizes])
 
 
-def gradient(step: Step, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss of a linear model over a rank's step, and its gradient, as Task's closure makes them."""
-    leaf = weight.clone().requires_grad_()
-    loss = torch.zeros((), dtype=torch.float64)
-    for (inputs, target), share in step:
-        loss = loss + share * ((inputs @ leaf - target) ** 2).mean()
-    loss.backward()
-    assert leaf.grad is not None
-    return loss.detach(), leaf.grad
-
-
-@SHARES
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_the_ranks_mean_gradient_is_that_of_the_whole_batch(
-    world: int, accumulate: int, count: int, batch_size: int
-) -> None:
-    source = torch.Generator().manual_seed(0)
-    inputs, target, weight = (
-        torch.randn(*shape, dtype=torch.float64, generator=source) for shape in ((count, 3), (count,), (3,))
-    )
-    data = TensorDataset(inputs, target)
-    settings = {"seed": 4, "world": world, "accumulate": accumulate}
-    ranks = [steps(train_loader(data, batch_size, rank=rank, **settings)) for rank in range(world)]
-    without_share = 0
-    shuffled = torch.tensor(order(train_loader(TensorDataset(torch.arange(count)), batch_size, seed=4)))
-    for chosen, *shares in zip(shuffled.split(batch_size), *ranks, strict=True):
-        expected_loss, expected = gradient([((inputs[chosen], target[chosen]), 1.0)], weight)
-        losses, gradients = zip(*(gradient(share, weight) for share in shares), strict=True)
-        torch.testing.assert_close(torch.stack(gradients).mean(0), expected, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(torch.stack(losses).mean(), expected_loss, rtol=1e-12, atol=1e-12)
-        without_share += sum(not any(w for _, w in share) for share in shares)
-    if batch_size < world:
-        assert without_share > 0  # the case is really among those tested
-
-
-def test_an_undivided_batch_has_weight_1_exactly() -> None:
-    assert {weight for step in steps(train_loader(examples("tensors", 23), 5)) for _, weight in step} == {1.0}
-    halves = train_loader(examples("tensors", 24), 6, world=2, rank=1)
-    assert {weight for step in steps(halves) for _, weight in step} == {1.0}
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_rank_without_a_share_has_a_stand_in_that_does_not_count(world: int) -> None:
+    ranks = [steps(train_loader(examples("tensors", 9), 4, rank=rank, world=world)) for rank in range(world)]
+    last = [share[-1] for share in ranks]  # one example is left for it
+    assert [len(batch[0]) for ((batch, _),) in last] == [1] * world
+    assert [counts for ((_, counts),) in last] == [False] * (world - 1) + [True]
+    assert all(counts for share in ranks for step in share[:-1] for _, counts in step)
 
 
 # The evaluated examples

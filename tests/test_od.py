@@ -24,6 +24,7 @@ from tmbench.config import settle
 from tmbench.data import open_dataset
 from tmbench.errors import ConfigError, DataError
 from tmbench.loader import seed_all
+from tmbench.task import mean
 from tmbench.tasks import selective_search
 from tmbench.tasks.od import fast_rcnn, rfbnet
 from tmbench.tasks.od.examples import Detections, Pictures, best_of, collate, truth
@@ -358,23 +359,24 @@ def test_multibox_loss_is_that_of_torchvisions_ssd(composed: Compose, monkeypatc
     stub = SimpleNamespace(box_coder=ssd.det_utils.BoxCoder((10.0, 10.0, 5.0, 5.0)), neg_to_pos_ratio=3)
     found = {"bbox_regression": codes, "cls_logits": logits}
     expected = ssd.SSD.compute_loss(stub, targets, found, [corners] * 4, matches)
-    torch.testing.assert_close(task.loss((images, targets)), sum(expected.values()))
+    torch.testing.assert_close(mean(*task.loss((images, targets))), sum(expected.values()))
 
 
 def test_objects_of_all_sizes_give_a_gradient_to_every_parameter(composed: Compose) -> None:
     task, _ = build(composed, "od")
     boxes = torch.tensor([[0.1, 0.1, 0.1 + side, 0.1 + side] for side in (0.08, 0.12, 0.25, 0.4, 0.6, 0.85)])
     target = {"boxes": boxes, "labels": torch.arange(1, 7)}
-    task.loss((torch.randn(2, 3, 96, 96, generator=generator()) * 50, [target, target])).backward()
+    task.loss((torch.randn(2, 3, 96, 96, generator=generator()) * 50, [target, target]))[0].backward()
     assert [key for key, p in task.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
 def test_images_without_objects_give_a_multibox_loss_of_zero(composed: Compose) -> None:
     task, _ = build(composed, "od")
     nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}
-    loss = task.loss((torch.randn(2, 3, 96, 96), [nothing, nothing]))
-    loss.backward()
-    assert loss.item() == 0
+    total, weight = task.loss((torch.randn(2, 3, 96, 96), [nothing, nothing]))
+    total.backward()
+    assert (total.item(), weight) == (0, 0)
+    assert not any(p.grad.any() for p in task.parameters() if p.grad is not None)
 
 
 def test_augmented_boxes_stay_on_their_objects(composed: Compose) -> None:
@@ -519,13 +521,14 @@ def test_parts_of_a_fast_rcnn_batch_add_up_to_the_whole(composed: Compose) -> No
     task.eval()
     examples = [task.examples("train")[i] for i in range(3)]
     whole = task.loss(collate(examples))
-    parts = [task.loss(collate([example])) for example in examples]
-    torch.testing.assert_close(whole, sum(parts) / 3, rtol=1e-4, atol=1e-5)
+    totals, weights = zip(*(task.loss(collate([example])) for example in examples), strict=True)
+    assert whole[1] == sum(weights) == sum(len(target["labels"]) for _, target in examples)
+    torch.testing.assert_close(whole[0], sum(totals), rtol=1e-4, atol=1e-5)
 
 
 def test_fast_rcnn_passes_the_contracts_too(composed: Compose) -> None:
     task, cfg = build(composed, "od", "task.model=fast_rcnn")
-    loss = task.loss(first_batch(task, cfg.batch_size))
+    loss, _ = task.loss(first_batch(task, cfg.batch_size))
     assert loss.isfinite()
     loss.backward()
     assert [key for key, p in task.named_parameters() if p.grad is None or not p.grad.any()] == []
@@ -533,7 +536,7 @@ def test_fast_rcnn_passes_the_contracts_too(composed: Compose) -> None:
 
 def test_frozen_convolutions_stay(composed: Compose) -> None:
     task, cfg = build(composed, "od", "task.model=fast_rcnn", "task.frozen=true", "task.batch_norm=false")
-    task.loss(first_batch(task, cfg.batch_size)).backward()
+    task.loss(first_batch(task, cfg.batch_size))[0].backward()
     assert [name for name, p in task.model.features.named_parameters() if p.grad is None] == [
         f"{k}.{kind}" for k in (0, 2, 5, 7) for kind in ("weight", "bias")
     ]
@@ -543,9 +546,9 @@ def test_an_image_without_regions_gives_a_loss_of_zero_and_no_detections(compose
     task, _ = build(composed, "od", "task.model=fast_rcnn")
     none = torch.zeros(0, 4)
     target = {"rois": none, "codes": none, "labels": torch.zeros(0, dtype=torch.long)}
-    loss = task.loss((torch.randn(1, 3, 96, 96), [target]))
-    loss.backward()
-    assert loss.item() == 0
+    total, weight = task.loss((torch.randn(1, 3, 96, 96), [target]))
+    total.backward()
+    assert (total.item(), weight) == (0, 0)
     task.eval()
     about = {"size": torch.tensor([96, 96]), "scale": torch.tensor(1.0)}
     assert len(task.model.detect((torch.randn(1, 3, 96, 96), [target | about]))[0].scores_D) == 0
@@ -674,7 +677,7 @@ def test_one_forward_on_fixed_weights_repeats_bitwise(model: str, composed: Comp
     for _ in range(2):
         task, _ = build(composed, "od", f"task.model={model}")
         batch = first_batch(task, 2)
-        loss = task.loss(batch)
+        loss, _ = task.loss(batch)
         task.eval()
         found.append((loss, *task.detect(0)))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

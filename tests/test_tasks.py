@@ -1,6 +1,9 @@
 """Contracts of every task in conf/task, and what is particular to one of them."""
 
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +14,7 @@ from hydra.utils import get_class
 from tmbench.config import settle
 from tmbench.data import open_dataset
 from tmbench.loader import TestLoader, TrainLoader, seed_all
-from tmbench.task import Task
+from tmbench.task import Task, mean
 
 
 def build(composed: Compose, name: str, *overrides: str) -> tuple[Task, Any]:
@@ -31,10 +34,11 @@ def first_batch(task: Task, batch_size: int) -> Any:
 @pytest.mark.parametrize("name", choices("task"))
 def test_loss_is_one_finite_number_whose_gradient_reaches_every_parameter(name: str, composed: Compose) -> None:
     task, cfg = build(composed, name)
-    loss = task.loss(first_batch(task, cfg.batch_size))
-    assert loss.shape == ()
-    assert loss.isfinite()
-    loss.backward()
+    total, weight = task.loss(first_batch(task, cfg.batch_size))
+    assert total.shape == ()
+    assert total.isfinite()
+    assert weight > 0
+    total.backward()
     # No object of the tiny set is as small as the priors of the finest map, so none has a box to give there.
     spared = "model.head.regression_head.module_list.0." if name == "od" else "nothing"
     unreached = [key for key, p in task.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
@@ -49,13 +53,114 @@ def test_one_batch_can_be_overfitted(name: str, composed: Compose) -> None:
     batch = first_batch(task, cfg.batch_size)
     for player in task.players().values():
         optimizer = torch.optim.Adam(player.module.parameters(), lr=0.01)
-        first = player.loss(batch).item()
+        first = mean(*player.loss(batch)).item()
         for _ in range(60):
             optimizer.zero_grad()
-            loss = player.loss(batch)
+            loss = mean(*player.loss(batch))
             loss.backward()
             optimizer.step()
         assert loss.item() < 0.1 * first
+
+
+# A loss and its weight
+
+
+class Grads(torch.optim.SGD):
+    """Does nothing: what it would have taken stays in the parameters' grad."""
+
+    def step(self, closure: Any = None) -> Any:
+        return closure()
+
+
+STILL = {"tc": [], "ctr": ["task.l2=0.1"], "ic": ["task.width=4", "task.preprocess=paper"],
+         "fkpd": ["task.width=4"], "seg": ["task.short_side=64"], "ig": ["task.width=4"],
+         "od": ["task.size=96", "task.width=0.05"],
+         "od/fast_rcnn": ["task.model=fast_rcnn", "task.size=64", "task.width=0.02"]}  # fmt: skip
+
+
+def uneven(name: str, task: Task) -> tuple[list[Any], Any]:
+    """Seven training examples that all batches of the task can hold, the first of which have little to learn from."""
+    examples = task.examples("train")
+    some = [examples[i] for i in range(7)]
+    if name == "seg":
+        some = [(image[:, :64, :64], mask[:64, :64].clone()) for image, mask in some]
+        for _, mask in some[:3]:
+            mask[2:] = 255
+        some[0][1][:] = 255
+    if name == "od":
+        nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}
+        some[:3] = [(image, target | nothing) for image, target in some[:3]]
+    if name == "od/fast_rcnn":
+        some = [(image[:, :64, :64], target) for image, target in some]
+        some[:3] = [(image, {key: t[:k] for key, t in target.items()}) for k, (image, target) in enumerate(some[:3])]
+
+    def batch(part: list[Any]) -> Any:
+        if task.collate is not None:
+            images, targets = task.collate(part)
+            if isinstance(targets, list):
+                targets = [{k: t.double() if t.is_floating_point() else t for k, t in own.items()} for own in targets]
+            return images.double(), targets
+        return [
+            torch.stack(t).double() if t[0].is_floating_point() else torch.stack(t) for t in zip(*part, strict=True)
+        ]
+
+    return some, batch
+
+
+def still(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float64, norms and dropout as in evaluation, noise that follows from its example: a loss is then a plain sum."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    monkeypatch.setattr(task, "_trainer", SimpleNamespace(world_size=1))
+    task.double().eval()
+    if hasattr(task, "imitations"):
+        noise = torch.randn(3 * 64 * 64, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        monkeypatch.setattr(
+            task, "imitations", lambda real: task.generate((real.double() / 255 - 0.5).flatten(1) @ noise / 50)
+        )
+
+
+def step_of(task: Task, player: Any, parts: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of a step in these parts, and its gradient as the optimizer finds it."""
+    optimizer = Grads(player.module.parameters(), lr=1.0)
+    loss = optimizer.step(partial(task._closure, optimizer, player.module, player.loss, [(p, True) for p in parts]))
+    grads = [p.grad.flatten() for p in player.module.parameters() if p.grad is not None]
+    return loss, torch.cat(grads).clone()
+
+
+@pytest.mark.parametrize("name", STILL)
+def test_a_step_in_parts_is_that_of_the_whole_batch_however_uneven_they_are(
+    name: str, composed: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, _ = build(composed, name.partition("/")[0], *STILL[name])
+    some, batch = uneven(name, task)
+    still(task, monkeypatch)
+    torch.set_default_dtype(torch.float64)
+    try:
+        for player in task.players().values():
+            loss, whole = step_of(task, player, [batch(some)])
+            assert whole.dtype == torch.float64
+            assert float(whole.norm()) > 1e-9
+            for cuts in ([0, 3, 7], [0, 1, 3, 7]):
+                parts = [batch(some[a:b]) for a, b in pairwise(cuts)]
+                together, grad = step_of(task, player, parts)
+                assert float((grad - whole).norm()) < 1e-10 * float(whole.norm())
+                assert float(together) == pytest.approx(float(loss), rel=1e-10)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("name", ["seg", "od", "od/fast_rcnn"])
+def test_a_step_with_nothing_to_learn_from_has_no_gradient_and_no_loss(
+    name: str, composed: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, _ = build(composed, name.partition("/")[0], *STILL[name])
+    some, batch = uneven(name, task)
+    still(task, monkeypatch)
+    for parts in ([some[:1]], [some[:1], some[:1]]):
+        loss, grad = step_of(task, task.players()[""], [batch(part) for part in parts])
+        assert (float(loss), float(task._weight)) == (0, 0)
+        assert len(grad) > 100
+        assert not grad.any()
 
 
 @pytest.mark.parametrize("name", choices("task"))

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from .figures import curves, save
 from .files import write
 from .result import shown
-from .task import Diverged, Task
+from .task import Task
 from .trunks import Claim, Trunk
 
 KEEP_BEST_UP_TO = 100_000_000  # parameters; larger models keep last.ckpt only
@@ -71,10 +71,6 @@ class Record(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Task)
         epoch = trainer.current_epoch
-        norms = torch._foreach_norm([p.detach() for p in pl_module.parameters()])
-        if not torch.stack([n.float() for n in norms]).isfinite().all():
-            # The last step's loss was finite and its update was not.
-            raise Diverged(epoch, len(pl_module._losses) - 1)
         trained, now = self._note_trained(pl_module), time.perf_counter()
         self.seconds += trained - self._started
         self.evaluation_seconds += now - trained
@@ -272,7 +268,7 @@ class Bar(Callback):
         assert isinstance(pl_module, Task)
         row, key = self.record.newest(), pl_module.headline_key
         told = f"  {key} {shown(row[key], key)}" if key in row else ""
-        self._update(news=f"loss {row['train/loss']:.3f}{told}")
+        self._update(news=f"loss {shown(row.get('train/loss'), 'train/loss')}{told}")
 
     def _update(self, **what: Any) -> None:
         assert self.line is not None

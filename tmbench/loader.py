@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from .errors import ConfigError
 
-Part = tuple[Any, float]  # a batch, and its weight in the step's loss
+Part = tuple[Any, bool]  # a batch, and whether it counts; if not, it stands in for a share that is empty
 Step = list[Part]  # what one optimizer step sees on one rank: one part, or `accumulate` of them
 
 STEPS_A_BLOCK = 64
@@ -133,8 +133,8 @@ class TrainLoader(Loader):
     """One epoch of training as blocks of steps, shuffled by (seed, epoch).
 
     A block holds many small steps, so that what Lightning does around a batch is done once for all of them.
-    The last batch may be smaller. Where a batch does not divide evenly over ranks and parts, the parts'
-    weights make the averaged gradient that of the whole batch.
+    The last batch may be smaller. Where a batch has fewer examples than there are ranks and parts, one of them stands
+    in for each share that is empty: all ranks take part in the exchange of gradients, but stand-ins do not count.
     """
 
     def __init__(self, *args: Any, accumulate: int = 1, epoch: Callable[[], int], **kwargs: Any) -> None:
@@ -151,7 +151,7 @@ class TrainLoader(Loader):
         shuffle = torch.Generator().manual_seed(derive("order", self.seed, epoch))
         # As an array, and cut as it is used: of millions of examples, a list would take gigabytes.
         order = torch.randperm(self.count, generator=shuffle).numpy()
-        parts = zip(self.gather(self._batches(order), epoch), self._weights(), strict=True)
+        parts = zip(self.gather(self._batches(order), epoch), self._counts(), strict=True)
         steps = ([part, *(next(parts) for _ in range(self.accumulate - 1))] for part in parts)
         block = []
         for step in steps:
@@ -167,15 +167,13 @@ class TrainLoader(Loader):
         for first in range(0, self.count, self.batch_size):
             whole = order[first : first + self.batch_size]
             for part in self._parts(len(whole)):
-                # A rank without a share still takes part in the exchange of gradients, with nothing to add.
                 yield whole[part] if part.start < part.stop else whole[:1]
 
-    def _weights(self) -> Iterator[float]:
-        """The weight of each part in its step's loss."""
+    def _counts(self) -> Iterator[bool]:
+        """Whether each part is a share of its step's batch."""
         for first in range(0, self.count, self.batch_size):
-            size = min(self.batch_size, self.count - first)
-            for part in self._parts(size):
-                yield (part.stop - part.start) * self.world / size
+            for part in self._parts(min(self.batch_size, self.count - first)):
+                yield part.start < part.stop
 
     def _parts(self, size: int) -> list[slice]:
         """This rank's slices of a batch of this size, one for each accumulation step."""

@@ -53,8 +53,7 @@ class Probe(Callback):
 def differentiate(task: Any, batch: Any) -> None:
     """Takes the gradient of each player's loss of a batch, and keeps nothing."""
     for player in task.players().values():
-        loss = player.loss(batch)
-        total = loss if isinstance(loss, Tensor) else loss[0]
+        total, _ = player.loss(batch)
         params = [p for p in player.module.parameters() if p.requires_grad]
         if total.requires_grad:  # not if there was nothing to learn from
             torch.autograd.grad(total, params, allow_unused=True)

@@ -31,7 +31,8 @@ def one(result: Result, folder: Path, how: str, console: Console) -> None:
     trivial = result.baseline.get(key)
     score = shown(last.get(key), key)
     if best:
-        score += f" at the end, best {shown(best[key], key)} after epoch {best['epoch'] + 1}"
+        when = {"completed": "at the end", "diverged": "before it diverged"}.get(result.status, "so far")
+        score += f" {when}, best {shown(best[key], key)} after epoch {best['epoch'] + 1}"
     status = result.status
     if result.diverged_at:
         status += f" in epoch {result.diverged_at['epoch'] + 1}, step {result.diverged_at['step'] + 1}"

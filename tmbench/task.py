@@ -29,14 +29,35 @@ if TYPE_CHECKING:
 
 
 Recorded = list[list[tuple[int, Tensor]]]  # for each parameter, newest first: (step of the run, what it added)
+Loss = tuple[Tensor, Tensor | int]  # a sum, shape (), and how many terms it is over, also of shape () if a tensor
 
 
 class Diverged(Exception):  # noqa: N818  (a result, not an error)
-    """The training loss is no longer finite."""
+    """A loss, weight, prediction or metric is no longer finite; the message says which."""
 
-    def __init__(self, epoch: int, step: int) -> None:
-        super().__init__(f"non-finite loss in epoch {epoch}, step {step}")
+    def __init__(self, epoch: int, step: int, what: str) -> None:
+        super().__init__(what)
         self.epoch, self.step = epoch, step
+
+
+class NotFinite(Exception):  # noqa: N818  (the run diverges at the end of the evaluation, on all ranks alike)
+    """A prediction that no metric may see; the message is its name."""
+
+
+def finite(name: str, prediction: Tensor) -> Tensor:
+    """The prediction, for a metric. Some metrics make a number of nan: the class 0, or the chance's AUC.
+
+    Raises:
+        NotFinite: not all of it is finite.
+    """
+    if not prediction.isfinite().all():
+        raise NotFinite(name)
+    return prediction
+
+
+def mean(total: Tensor | float, weight: Tensor | int) -> Any:
+    """A sum over `weight` terms divided by their number; over none, where it is 0, by 1."""
+    return total / (weight.where(weight > 0, 1) if isinstance(weight, Tensor) else weight or 1)
 
 
 class Stopped(BaseException):
@@ -47,7 +68,7 @@ class Player(NamedTuple):
     """Who takes an optimizer step on every batch: the module it trains, by its loss of a batch."""
 
     module: nn.Module
-    loss: Callable[[Any], Tensor]
+    loss: Callable[[Any], Loss]
     lr: float | None = None  # a learning rate of its own; None is the run's
 
 
@@ -71,6 +92,9 @@ class Task(LightningModule, ABC):
         self.automatic_optimization = False  # the step below is all there is
         self.cfg, self.data = cfg, data
         self._average: list[Tensor] = []
+        self._losses: list[Tensor] = []  # of the epoch's steps so far
+        self._weight: Any = 0  # what the last loss is over
+        self._unsound: str | None = None  # the first prediction of the evaluation that was not finite
         self.average_values: dict[str, float] = {}
 
     @abstractmethod
@@ -78,8 +102,13 @@ class Task(LightningModule, ABC):
         """The `train` or `test` examples: a TensorDataset if they fit into memory, else map-style."""
 
     @abstractmethod
-    def loss(self, batch: Any) -> Tensor:
-        """The mean loss over a batch; shape ()."""
+    def loss(self, batch: Any) -> Loss:
+        """The loss of a batch as its sum over whatever it is a mean of, and how many those are.
+
+        That may be examples, labelled pixels or matched boxes. A step divides the sum over all parts and ranks by the
+        number over all of them, so that it does not depend on how the batch is divided. A batch with nothing to learn
+        from gives 0, with a gradient of 0, over 0. What is added once a step, such as a penalty, is times the number.
+        """
 
     def as_evaluated(self) -> Any:
         """The training examples as `evaluate` takes them, in the same order, where training takes altered ones."""
@@ -98,11 +127,20 @@ class Task(LightningModule, ABC):
 
     @abstractmethod
     def evaluate(self, batch: Any) -> None:
-        """Updates self.metrics with a batch of the test split."""
+        """Updates self.metrics with a batch of the test split; what it predicts passes through `finite` before."""
 
     def evaluates_after(self, epochs: int) -> bool:
         """Whether the test split is evaluated after so many epochs of training, beside the last; it may be costly."""
         return True
+
+    def check_data(self) -> None:
+        """Refuses a split that has examples, and nothing to learn from or nothing that its metrics can measure.
+
+        It is called before each training, and so must not take long.
+
+        Raises:
+            DataError: names the split, what was expected, and what there is.
+        """
 
     def baseline(self) -> dict[str, float]:
         """What a predictor that never looks at its input reaches on the test split, by metric; {} if there is none."""
@@ -151,6 +189,7 @@ class Task(LightningModule, ABC):
         rest = np.setdiff1d(np.arange(len(train)), self.held, assume_unique=True)
         splits = {"train": part(train, rest), "test": part(judged, self.held)}
         self.examples = splits.__getitem__  # type: ignore[method-assign, assignment]
+        self.as_evaluated = partial(part, judged, rest)  # type: ignore[method-assign]
         self.split = "validation"
 
     def parameter_groups(self, module: nn.Module) -> list[Any]:
@@ -211,7 +250,8 @@ class Task(LightningModule, ABC):
     def on_train_epoch_start(self) -> None:
         self._set_mode("train")
         seed_all("epoch", self.seed, self.current_epoch, self.global_rank)
-        self._losses: list[Tensor] = []
+        self._losses = []
+        self._measured: list[Any] = [0] * len(self.players())  # steps with something to learn from
         self._looked_at = 0
         done = self.current_epoch + 1
         self.evaluated = self.evaluates_after(done) or done == self.trainer.max_epochs
@@ -233,6 +273,7 @@ class Task(LightningModule, ABC):
                     losses.append(optimizer.step(closure).detach())
                 else:
                     losses.append(self._recorded_step(optimizer, closure, self.recorded[i], number).detach())
+                self._measured[i] += self._weight > 0
             self._losses.append(losses[0] if len(losses) == 1 else torch.stack(losses))
             for scheduler in schedulers:
                 scheduler.step()
@@ -255,33 +296,46 @@ class Task(LightningModule, ABC):
                 own.insert(0, (number, p.detach() - w))
         return loss
 
-    def _closure(self, optimizer: Optimizer, module: nn.Module, loss_of: Callable[[Any], Tensor], step: Step) -> Tensor:
-        """The step's loss, with its gradient left in the module's parameters."""
+    def _closure(self, optimizer: Optimizer, module: nn.Module, loss_of: Callable[[Any], Loss], step: Step) -> Tensor:
+        """The step's loss, with its gradient left in the module's parameters: those of the whole batch on all ranks."""
         optimizer.zero_grad()
-        total: Tensor | None = None
-        for batch, weight in step:
-            loss = loss_of(batch)
-            if weight != 1.0:
-                loss = loss * weight
-            if hasattr(optimizer, "differentiates"):  # it takes the gradient, and more, itself
-                total = loss if total is None else total + loss
-                continue
-            if self.trainer.world_size > 1:
-                self.manual_backward(loss)  # announces the exchange of gradients
-            else:
-                loss.backward()  # type: ignore[no-untyped-call]  # saves Lightning's hooks, a twentieth of a small step
-            total = loss.detach() if total is None else total + loss.detach()
-        assert total is not None
-        if total.requires_grad:
-            return total
-        if self.trainer.world_size > 1:  # the whole batch's loss: a line search must decide alike on all ranks
-            torch.distributed.all_reduce(total)
-            total /= self.trainer.world_size
+        alone, differentiates = self.trainer.world_size == 1, hasattr(optimizer, "differentiates")
+        if alone:  # there is no exchange to take part in
+            step = [part for part in step if part[1]]
+        if alone and (differentiates or len(step) == 1):
+            totals, weights = zip(*(loss_of(batch) for batch, _ in step), strict=True)
+            self._weight = sum(weights[1:], weights[0])
+            loss: Tensor = mean(sum(totals[1:], totals[0]), self._weight)
+            if differentiates:  # it takes the gradient, and more, itself
+                return loss
+            loss.backward()  # type: ignore[no-untyped-call]  # saves Lightning's hooks, a twentieth of a small step
+        else:
+            loss, self._weight = self._in_parts(module, loss_of, step)
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(module.parameters(), self.clip_norm)
         if self.clip_value is not None:
             torch.nn.utils.clip_grad_value_(module.parameters(), self.clip_value)
-        return total
+        return loss.detach()
+
+    def _in_parts(self, module: nn.Module, loss_of: Callable[[Any], Loss], step: Step) -> tuple[Tensor, Tensor]:
+        """The step's loss and weight over all parts and ranks, whose gradients are added up and then divided once."""
+        world = self.trainer.world_size
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for batch, counts in step:
+            total, weight = loss_of(batch)
+            if not counts:
+                total, weight = 0 * total, 0
+            if world > 1:
+                self.manual_backward(total)  # announces the exchange of gradients, which are averaged over the ranks
+            else:
+                total.backward()  # type: ignore[no-untyped-call]
+            sums[0] += total.detach()
+            sums[1] += weight
+        if world > 1:  # the whole batch's loss: a line search must decide alike on all ranks
+            torch.distributed.all_reduce(sums)
+        total, weight = sums
+        torch._foreach_mul_([p.grad for p in module.parameters() if p.grad is not None], mean(world, weight))
+        return mean(total, weight), weight
 
     def _share_statistics(self) -> None:
         """Batch norm's running averages, of each rank's share of the batches, become those of all ranks."""
@@ -298,13 +352,23 @@ class Task(LightningModule, ABC):
         """Raises Diverged or Stopped, on all ranks alike. Seldom: each look waits for the device."""
         first, self._looked_at = self._looked_at, len(self._losses)
         bad = (~torch.stack(self._losses[first:]).isfinite()).nonzero()  # (step,) or (step, player)
+        epoch = self.current_epoch
         if len(bad):
-            raise Diverged(self.current_epoch, first + int(bad[0, 0]))
+            step = first + int(bad[0, 0])
+            raise Diverged(epoch, step, f"the loss is not finite in epoch {epoch + 1}, step {step + 1}")
+        if self.trainer.is_last_batch:  # the last step's loss may be finite, and its update not
+            norms = torch._foreach_norm([p.detach() for p in self.parameters()])
+            if not torch.stack([n.float() for n in norms]).isfinite().all():
+                raise self._diverged("the weights' norm is not finite")
         stop = torch.tensor(int(self.stop_requested()), device=self.device)
         if self.trainer.world_size > 1:  # one rank may have heard of it before another
             torch.distributed.all_reduce(stop, op=torch.distributed.ReduceOp.MAX)
         if stop:
             raise Stopped
+
+    def _diverged(self, what: str) -> Diverged:
+        """What to raise at the end of an epoch."""
+        return Diverged(self.current_epoch, len(self._losses) - 1, f"{what} after epoch {self.current_epoch + 1}")
 
     def last_lrs(self) -> dict[str, float]:
         """The learning rate of the epoch's last step (of the first parameter group), `lr`; of several players, each."""
@@ -317,10 +381,14 @@ class Task(LightningModule, ABC):
         return {f"lr_{name}" if len(names) > 1 else "lr": float(r) for name, r in zip(names, rates, strict=True)}
 
     def epoch_losses(self) -> dict[str, float]:
-        """The mean training loss of the epoch over its steps, `train/loss`; of several players, their sum and each."""
-        means = torch.stack(self._losses).mean(0)
-        each = {f"train/loss_{name}": float(mean) for name, mean in zip(self.players(), means.view(-1), strict=True)}
-        return {"train/loss": float(means.sum())} | (each if len(each) > 1 else {})
+        """The mean training loss of the epoch over its steps, `train/loss`; of several players, their sum and each.
+
+        Steps with nothing to learn from are left out; {} if all are.
+        """
+        sums = torch.stack(self._losses).double().sum(0).view(-1)  # float32 may not hold the sum
+        known = [(name, s, n) for name, s, n in zip(self.players(), sums, self._measured, strict=True) if n]
+        each = {f"train/loss_{name}": float(s / n) for name, s, n in known}
+        return ({"train/loss": sum(each.values())} if each else {}) | (each if len(each) > 1 else {})
 
     def on_validation_epoch_start(self) -> None:
         if self.trainer.state.fn == TrainerFn.FITTING:
@@ -337,7 +405,7 @@ class Task(LightningModule, ABC):
         loader: Any = self.trainer.val_dataloaders
         for batch in loader:
             with self.trainer.precision_plugin.val_step_context():
-                self.evaluate(self.transfer_batch_to_device(batch, self.device, 0))
+                self.validation_step(self.transfer_batch_to_device(batch, self.device, 0), 0)
         torch._foreach_copy_(self._live, kept)
         return self.values(f"{self.split}_ema")
 
@@ -347,12 +415,16 @@ class Task(LightningModule, ABC):
         return float((labels["test"] == labels["train"].mode().values).float().mean())
 
     def reset_metrics(self) -> None:
+        self._unsound = None
         for child in self.children():
             if isinstance(child, (Metric, MetricCollection)):
                 child.reset()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.evaluate(batch)
+        try:
+            self.evaluate(batch)
+        except NotFinite as found:  # the others would wait for this rank: see values
+            self._unsound = self._unsound or str(found)
 
     @property
     def headline_key(self) -> str:
@@ -360,5 +432,20 @@ class Task(LightningModule, ABC):
         return f"{self.split}/{self.headline}"
 
     def values(self, split: str | None = None) -> dict[str, float]:
-        """The metrics' values, in step over all ranks, as `<split>/<key>`; of what is evaluated by default."""
-        return {f"{split or self.split}/{key}": float(value) for key, value in self.metrics.compute().items()}
+        """The metrics' values, in step over all ranks, as `<split>/<key>`; of what is evaluated by default.
+
+        Raises:
+            Diverged: a prediction or a value is not finite; on all ranks alike.
+        """
+        split = split or self.split
+        unsound = [self._unsound]
+        if torch.distributed.is_initialized():
+            unsound = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(unsound, self._unsound)
+        for name in filter(None, unsound):
+            raise self._diverged(f"{split}: the {name} are not finite")
+        values = {f"{split}/{key}": float(value) for key, value in self.metrics.compute().items()}
+        for key, value in values.items():
+            if not math.isfinite(value):
+                raise self._diverged(f"{key} is {value}")
+        return values

@@ -3,6 +3,7 @@
 import inspect
 import json
 import logging
+import math
 import re
 import resource
 import signal
@@ -30,6 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .callbacks import Bar, Record, Share, adopt
 from .config import effective_switch, reads_switch, world_size
 from .data import Dataset
+from .errors import ConfigError, DataError
 from .loader import TestLoader, TrainLoader, seed_all
 from .loggers import WandbMirror
 from .mup import scaled
@@ -99,13 +101,24 @@ def train(
     task.clip_norm, task.clip_value, task.ema = cfg.clip_norm, cfg.clip_value, cfg.ema
     task.factor, task.steps = _schedule(cfg, train_loader.steps), train_loader.steps
 
-    trivial = task.baseline() if first else {}
+    trivial: dict[str, float] = {}
     trainer.loggers = _loggers(cfg, folder, label) if first else []
     diverged: Diverged | None = None
     error: BaseException | None = None
     last, fetched = folder / "checkpoints" / "last.ckpt", fetched_state(folder)
     with _nondeterministic_operations() as operations:
         try:
+            for split, some in (("train", train_loader), (task.split, test_loader)):
+                if not some.count:
+                    raise DataError(f"{cfg.task.name}: expected examples in the {split} split of {data.root}, got none")
+            if test_loader.count < trainer.world_size:
+                raise ConfigError(
+                    f"devices: expected at most {test_loader.count} processes, one for each example of the "
+                    f"{task.split} split, got {trainer.world_size}"
+                )
+            task.check_data()
+            if first:
+                trivial = _finite(task.baseline(), cfg.task.name, task.split)
             if fetched and first:  # the other ranks wait in fit
                 adopt(fetched, folder, task, int(fetched.name))
             trainer.fit(
@@ -155,7 +168,10 @@ def train(
         started=started,
         diverged_at={"epoch": diverged.epoch, "step": diverged.step} if diverged else None,
         nondeterministic=operations,
-        notes=_notes(cfg, label) + probe.notes + (share.notes if share else []),
+        notes=[
+            *_notes(cfg, label), *probe.notes, *(share.notes if share else []),
+            *_endings(diverged, record, task.headline_key),
+        ],  # fmt: skip
         error=f"{type(error).__name__}: {error}" if error else None,
         baseline={f"{task.split}/{key}": value for key, value in trivial.items()},
         evaluation_seconds=record.evaluation_seconds,
@@ -181,6 +197,23 @@ def _switched(cfg: DictConfig, trainer: Trainer, switch_step: int | None, steps:
         return {"effective": effective_switch(cfg), "step": switch_step}
     step: int | None = getattr(trainer.optimizers[0], "switched_at", None) if trainer.optimizers else None
     return {"effective": None if step is None else step // steps, "step": step}
+
+
+def _finite(trivial: dict[str, float], name: str, split: str) -> dict[str, float]:
+    """The trivial predictor's metrics; raises DataError for one that the split does not allow."""
+    for key, value in trivial.items():
+        if not math.isfinite(value):
+            raise DataError(f"{name}: {split}/{key} of a constant prediction is {value}; the split does not measure it")
+    return trivial
+
+
+def _endings(diverged: Diverged | None, record: Record, headline: str) -> list[str]:
+    """What diverged, and of which epoch the last metrics are where that is not the last epoch that was begun."""
+    notes = [f"diverged: {diverged}"] if diverged else []
+    evaluated = [int(row["epoch"]) + 1 for row in record.rows if headline in row]
+    if evaluated and (diverged or evaluated[-1] < len(record.rows)):
+        notes.append(f"the last metrics are those after epoch {evaluated[-1]}")
+    return notes
 
 
 def _metrics(row: dict[str, float]) -> dict[str, float]:

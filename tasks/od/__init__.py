@@ -11,8 +11,8 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.detection import MeanAveragePrecision
 
-from tmbench.errors import ConfigError
-from tmbench.task import Task
+from tmbench.errors import ConfigError, DataError
+from tmbench.task import Loss, Task
 
 from ..voc import CLASSES, VOC0712, Detection
 from .examples import Batch, Detections, Detector, collate
@@ -73,7 +73,7 @@ class OD(Task):
         pairs = data.split("train")
         return [pairs[i] for i in self.held[:count]]
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Batch) -> Loss:
         return self.model.loss(batch)
 
     def evaluate(self, batch: Batch) -> None:
@@ -87,6 +87,17 @@ class OD(Task):
                 [{"boxes": d.boxes_D4, "scores": d.scores_D, "labels": d.labels_D} for d in detections],
                 [{"boxes": t["boxes"], "labels": t["labels"], "iscrowd": t["difficult"].long()} for t in targets],
             )
+
+    def check_data(self) -> None:
+        """An object to train with, and one to find that is not difficult; images are read until there is one."""
+        for split, examples in (("train", self.as_evaluated()), (self.split, self.examples("test"))):
+            targets = (examples[i][1] for i in range(len(examples)))
+            if not any(len(t["labels"]) if split == "train" else bool((~t["difficult"]).any()) for t in targets):
+                kind = "an object" if split == "train" else "an object that is not marked difficult"
+                raise DataError(
+                    f"od: expected {kind} in the {split} split of {self.data.root}, its {len(examples)} annotations "
+                    "have none; annotate some, or list other images"
+                )
 
     def baseline(self) -> dict[str, float]:
         """Nothing found."""

@@ -14,6 +14,8 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.ops import batched_nms
 
+from tmbench.task import Loss
+
 from ..voc import Detection, Objects
 
 Target = dict[str, Tensor]  # of one image; what is in it is the detector's affair, see the two below
@@ -36,12 +38,12 @@ class Detector(nn.Module, ABC):
         """The `train` or `test` examples as they are to train or to be judged by; nothing of the network's device."""
 
     @abstractmethod
-    def loss(self, batch: Batch) -> Tensor:
-        """The loss of a batch to train on; shape ()."""
+    def loss(self, batch: Batch) -> Loss:
+        """The loss of a batch to train on, as Task.loss has it."""
 
     @abstractmethod
     def detect(self, batch: Batch) -> list[Detections]:
-        """What is found in each image of a batch to test on."""
+        """What is found in each image of a batch to test on; what the network says passes through `finite` before."""
 
 
 class Pictures(Dataset[tuple[Tensor, Target]]):

@@ -18,6 +18,8 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import RoIPool, clip_boxes_to_image
 from torchvision.transforms import v2
 
+from tmbench.task import Loss, finite
+
 from ..selective_search import Proposals
 from ..voc import CLASSES, Detection
 from .examples import Batch, Detections, Detector, Pictures, Target, best_of
@@ -52,7 +54,7 @@ class FastRCNN(Detector):
 
     def __init__(self, cfg: DictConfig, data: Detection) -> None:
         super().__init__()
-        self.data, self.rois, self.reader = data, cfg.rois, Reader(cfg, data)
+        self.data, self.reader = data, Reader(cfg, data)
         wide = scaled(4096, cfg.width)
         if cfg.weights == "imagenet":
             vgg = published(VGG16_Weights.IMAGENET1K_V1)
@@ -84,19 +86,18 @@ class FastRCNN(Detector):
     def examples(self, split: str, training: bool) -> Dataset[Any]:
         return Pictures(self.data, split, self.reader.training_example if training else self.reader.test_example)
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Cross-entropy, and smooth L1 of the true class's code, of each region; over the regions asked for.
+    def loss(self, batch: Batch) -> Loss:
+        """Cross-entropy, and smooth L1 of the true class's code, of each region; over the regions that there are.
 
-        The source divides by the regions that there are: a few less, if an image has not enough. So, each image counts
-        by itself, and parts of a batch add up to the whole.
+        As in the source, where both layers divide by the regions of the batch, also those without an object.
         """
         images_B3HW, targets = batch
         logits_RK, codes_RK4 = self(images_B3HW, [target["rois"] for target in targets])
         labels_R, wanted_R4 = (torch.cat([target[key] for target in targets]) for key in ("labels", "codes"))
         on_R = labels_R > 0
-        loss = nn.functional.cross_entropy(logits_RK, labels_R, reduction="sum")
-        loss = loss + nn.functional.smooth_l1_loss(codes_RK4[on_R, labels_R[on_R]], wanted_R4[on_R], reduction="sum")
-        return loss / (len(targets) * self.rois)
+        total = nn.functional.cross_entropy(logits_RK, labels_R, reduction="sum")
+        total = total + nn.functional.smooth_l1_loss(codes_RK4[on_R, labels_R[on_R]], wanted_R4[on_R], reduction="sum")
+        return total, len(labels_R)
 
     def detect(self, batch: Batch) -> list[Detections]:
         """Of each class the best 100 regions of an image, less those that overlap a better one by 0.3.
@@ -105,11 +106,13 @@ class FastRCNN(Detector):
         """
         images_B3HW, targets = batch
         counts = [len(target["rois"]) for target in targets]
-        logits_RK, codes_RK4 = self(images_B3HW, [target["rois"] for target in targets])
+        found = self(images_B3HW, [target["rois"] for target in targets])
+        logits_RK, codes_RK4 = map(finite, ("logits", "boxes"), found)
         scores_RK = logits_RK.softmax(1)
         codes_RK4 = codes_RK4 * self.std_K4 + self.mean_K4
         detections = []
-        for scores_PK, codes_PK4, target in zip(scores_RK.split(counts), codes_RK4.split(counts), targets, strict=True):
+        images = zip(torch.split(scores_RK, counts), torch.split(codes_RK4, counts), targets, strict=True)
+        for scores_PK, codes_PK4, target in images:
             boxes_PK4 = CODER.decode_single(codes_PK4.flatten(1), target["rois"] / target["scale"]).view_as(codes_PK4)
             height, width = target["size"].tolist()
             boxes_PK4 = clip_boxes_to_image(boxes_PK4, (height, width))

@@ -22,6 +22,8 @@ from torchvision.models.detection.ssd import SSDHead
 from torchvision.ops import Conv2dNormActivation, box_convert, box_iou, clip_boxes_to_image
 from torchvision.transforms import InterpolationMode, v2
 
+from tmbench.task import Loss, finite
+
 from ..voc import CLASSES, Detection
 from .examples import Batch, Detections, Detector, Pictures, Target, as_boxes, best_of
 from .vgg import published, random_features, scaled, start
@@ -177,25 +179,24 @@ class RFBNet(Detector):
             return Pictures(self.data, split, partial(training_example, size=self.size, augments=self.augments))
         return Pictures(self.data, split, partial(test_example, size=self.size))
 
-    def loss(self, batch: Batch) -> Tensor:
-        """The multibox loss: smooth L1 of the matched priors' codes and cross-entropy, over the matches' number."""
+    def loss(self, batch: Batch) -> Loss:
+        """The multibox loss: smooth L1 of the matched priors' codes and cross-entropy, over the matches."""
         images_B3HW, targets = batch
         logits_BPK, codes_BP4 = self(images_B3HW)
         corners_P4 = box_convert(self.priors_P4, "cxcywh", "xyxy")
         found = [assign(target["boxes"], target["labels"], corners_P4) for target in targets]
         labels_BP, boxes_BP4 = torch.stack([labels for labels, _ in found]), torch.stack([boxes for _, boxes in found])
         is_object_BP = labels_BP > 0
-        count = is_object_BP.sum().clamp(min=1)
         wanted_BP4 = CODER.encode_single(boxes_BP4.view(-1, 4), corners_P4.repeat(len(targets), 1)).view_as(boxes_BP4)
         box_loss = nn.functional.smooth_l1_loss(codes_BP4[is_object_BP], wanted_BP4[is_object_BP], reduction="sum")
         losses_BP = nn.functional.cross_entropy(logits_BPK.transpose(1, 2), labels_BP, reduction="none")
         counted_BP = is_object_BP | hard_negatives(losses_BP.detach(), is_object_BP)
-        return (box_loss + losses_BP[counted_BP].sum()) / count
+        return box_loss + losses_BP[counted_BP].sum(), is_object_BP.sum()
 
     def detect(self, batch: Batch) -> list[Detections]:
         """At most 200 boxes of an image, with a score above 0.01, that overlap none better of their class by 0.45."""
         images_B3HW, targets = batch
-        logits_BPK, codes_BP4 = self(images_B3HW)
+        logits_BPK, codes_BP4 = map(finite, ("logits", "boxes"), self(images_B3HW))
         scores_BPK = logits_BPK.softmax(2)
         corners_P4 = box_convert(self.priors_P4, "cxcywh", "xyxy")
         detections = []
