@@ -168,10 +168,7 @@ def train(
         started=started,
         diverged_at={"epoch": diverged.epoch, "step": diverged.step} if diverged else None,
         nondeterministic=operations,
-        notes=[
-            *_notes(cfg, label), *probe.notes, *(share.notes if share else []),
-            *_endings(diverged, record, task.headline_key),
-        ],  # fmt: skip
+        notes=_notes(cfg, label) + probe.notes + (share.notes if share else []) + _endings(diverged, record, task),
         error=f"{type(error).__name__}: {error}" if error else None,
         baseline={f"{task.split}/{key}": value for key, value in trivial.items()},
         evaluation_seconds=record.evaluation_seconds,
@@ -207,10 +204,10 @@ def _finite(trivial: dict[str, float], name: str, split: str) -> dict[str, float
     return trivial
 
 
-def _endings(diverged: Diverged | None, record: Record, headline: str) -> list[str]:
+def _endings(diverged: Diverged | None, record: Record, task: Task) -> list[str]:
     """What diverged, and of which epoch the last metrics are where that is not the last epoch that was begun."""
     notes = [f"diverged: {diverged}"] if diverged else []
-    evaluated = [int(row["epoch"]) + 1 for row in record.rows if headline in row]
+    evaluated = [int(row["epoch"]) + 1 for row in record.rows if task.headline_key in row]
     if evaluated and (diverged or evaluated[-1] < len(record.rows)):
         notes.append(f"the last metrics are those after epoch {evaluated[-1]}")
     return notes
