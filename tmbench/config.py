@@ -48,6 +48,9 @@ def settled(raw: Settings) -> Settings:
     """As settle, on plain dictionaries, which is what the thousand jobs of a sweep have time for."""
     cfg = plain(raw)
     cfg.setdefault("validation", None)  # a configuration that was saved before there was one
+    for key in (*GROUPS, *(key for key in _RULES if "." not in key)):
+        if key not in cfg:
+            raise ConfigError(f"{key}: expected a value, got none; leave it in")
     for group in GROUPS:
         _check_kinds(cfg, group)
     _fill_from_task(cfg)
@@ -156,6 +159,8 @@ def _fill_from_task(cfg: Settings) -> None:
     profile, protocol = cfg["data"]["profile"], cfg["protocol"]["name"]
     if profile not in PROFILES:
         raise ConfigError(f"data.profile: expected {' or '.join(PROFILES)}, got {profile!r}")
+    if lacking := _defaults("data", profile).keys() - cfg["data"].keys():
+        raise ConfigError(f"data.profile: {profile} needs data.{', data.'.join(lacking)}, too; say data={profile}")
     if protocol not in protocols:
         raise ConfigError(f"protocol.name: expected one of {', '.join(protocols)}, got {protocol!r}")
     for key, allowed in choices.items():

@@ -11,6 +11,7 @@ from typing import cast
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
+from .asked import check_words
 from .config import Settings, plain, run_id, select, settled
 from .data import open_dataset
 from .errors import ConfigError, DataError
@@ -59,6 +60,7 @@ class Recognizer:
     def recognize(self, job: Job) -> None:
         """Fills in what is known of the job's run."""
         try:
+            check_words(job.overrides)
             job.cfg = settled(job.raw)
             digest = self._digest(job.cfg)
         except ConfigError as error:
