@@ -13,18 +13,17 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from .config import GROUPS, Settings, conf_dir, identity, plain, settled
+from .config import GROUPS, OVERRIDES, Settings, conf_dir, identity, plain, settled
 from .errors import ConfigError, DataError
 from .files import write
 from .result import Result
 
-OVERRIDES = "overrides.yaml"  # in a run's folder, beside its config.yaml
 OF_A_SWEEP = ("launcher", "plan", "study")
 # Where a run lies and whether it is repeated: nothing follows from these, so a saved configuration takes them as it is.
 AROUND = ("force", "runs_dir", "data_dir")
 
 # What a group's file says of itself. Set without the rest of the file, it names a run after what did not run.
-_OWN = dict.fromkeys((*GROUPS, "launcher"), ("name", "profile", "_target_", "_partial_"))
+_OWN: dict[str, tuple[str, ...]] = dict.fromkeys((*GROUPS, "launcher"), ("name", "profile", "_target_", "_partial_"))
 _OWN["optimizer"] += ("method", "trunk", "switch_step")
 _OWN["task"] += ("data", "data_by")
 _OPEN = {"any": ("name",), "switch": ("first._target_", "second._target_")}  # files that are there to be filled in
@@ -175,9 +174,10 @@ def _command(folder: Path, cfg: Settings) -> str:
 
 def _composed(words: list[str]) -> Settings:
     for word in words:
-        for place in re.findall(r'file://([^"\],]*)', word if word.startswith("hydra.searchpath=") else ""):
-            if not Path(place).is_dir():
-                raise ConfigError(f"{place}: no such folder; the run was asked for with YAML files in it")
+        for place in OverridesParser.create().parse_override(word).value() if key_of(word) == "hydra.searchpath" else ():
+            folder = place.removeprefix("file://")
+            if "://" not in folder and not Path(folder).is_dir():
+                raise ConfigError(f"{folder}: no such folder; the run was asked for with YAML files in it")
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return plain(compose("config", words))

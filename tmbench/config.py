@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from .errors import ConfigError
 
 SCHEMA = 1  # of result.json; part of a run's identity
+OVERRIDES = "overrides.yaml"  # in a run's folder: what was asked for; config.yaml beside it is what that became
 NEVER = "never"
 GROUPS = ("task", "optimizer", "data", "protocol", "schedule", "trainer", "logger", "study")
 PROFILES = ("tiny", "full")
@@ -50,7 +51,7 @@ def settled(raw: Settings) -> Settings:
     cfg.setdefault("validation", None)  # a configuration that was saved before there was one
     for key in (*GROUPS, *(key for key in _RULES if "." not in key)):
         if key not in cfg:
-            raise ConfigError(f"{key}: expected a value, got none; leave it in")
+            raise ConfigError(f"{key}: expected a value, got none; leave out ~{key}")
     for group in GROUPS:
         _check_kinds(cfg, group)
     _fill_from_task(cfg)

@@ -62,9 +62,18 @@ def run(
     config_file = folder / "config.yaml"
     command = command or f"python -m tmbench.run {config_file}"
     trunk = trunk_of(cfg, digest) if cfg.trunk == "auto" else None
-    if launched(cfg):  # one of a run's processes: the folder is ready
+
+    def note() -> None:
+        cfg.force = cfg.plan = False
+        keep(folder, words)
+        write(config_file, OmegaConf.to_yaml(cfg))
+
+    if launched(cfg):  # one of a run's processes
         from .train import train
 
+        if "TMBENCH_COMMAND" not in os.environ and _is_first():  # of torchrun or Slurm; else the folder is ready
+            folder.mkdir(exist_ok=True)
+            note()
         command = os.environ.get("TMBENCH_COMMAND", command)
         return train(cfg, dataset, label, digest, folder, command, trunk=trunk), folder, "new"
     with locked(folder):
@@ -74,9 +83,7 @@ def run(
         if earlier and earlier.status in FINAL:
             return earlier, folder, "shown"
         have = epochs_done(folder)
-        cfg.force = cfg.plan = False
-        keep(folder, words)
-        write(config_file, OmegaConf.to_yaml(cfg))
+        note()
         shutil.rmtree(folder / FETCHED, ignore_errors=True)
         if trunk:
             for epoch, needs in asks:
@@ -107,6 +114,11 @@ def launched(cfg: DictConfig) -> bool:
     """Whether this process is one of those that torchrun or Slurm started for this run; not if it is to be alone."""
     world = world_size(cfg)
     return world > 1 and ("TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) == world)
+
+
+def _is_first() -> bool:
+    """Whether this is the first of the processes that torchrun or Slurm started for a run."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def _clear(folder: Path) -> None:
