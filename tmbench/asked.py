@@ -174,7 +174,9 @@ def _command(folder: Path, cfg: Settings) -> str:
 
 def _composed(words: list[str]) -> Settings:
     for word in words:
-        for place in OverridesParser.create().parse_override(word).value() if key_of(word) == "hydra.searchpath" else ():
+        for place in (
+            OverridesParser.create().parse_override(word).value() if key_of(word) == "hydra.searchpath" else ()
+        ):
             folder = place.removeprefix("file://")
             if "://" not in folder and not Path(folder).is_dir():
                 raise ConfigError(f"{folder}: no such folder; the run was asked for with YAML files in it")
