@@ -5,7 +5,7 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -173,10 +173,9 @@ def _command(folder: Path, cfg: Settings) -> str:
 
 
 def _composed(words: list[str]) -> Settings:
-    for word in words:
-        for place in (
-            OverridesParser.create().parse_override(word).value() if key_of(word) == "hydra.searchpath" else ()
-        ):
+    search = [word for word in words if key_of(word) == "hydra.searchpath"]
+    for override in OverridesParser.create().parse_overrides(search):
+        for place in cast(list[str], override.value()):
             folder = place.removeprefix("file://")
             if "://" not in folder and not Path(folder).is_dir():
                 raise ConfigError(f"{folder}: no such folder; the run was asked for with YAML files in it")
