@@ -356,8 +356,8 @@ def test_every_door_keeps_what_was_asked_for(tmp_path: Path) -> None:
     own.mkdir(parents=True)
     (own / "mine.yaml").write_text((conf_dir() / "optimizer" / "sgd.yaml").read_text().replace("sgd", "mine"))
     words = ["--config-dir", "mine", *SHORT, "optimizer=mine"]
-    for door, more in (("one", []), ("serial", ["-m"]), ("joblib", ["-m", "launcher=joblib"])):
-        command = [sys.executable, "-m", "tmbench", *more, *words, f"runs_dir={door}"]
+    for door, more in (("one", []), ("serial", ["-m"]), ("joblib", ["launcher=joblib", "-m"])):
+        command = [sys.executable, "-m", "tmbench", *words, f"runs_dir={door}", *more]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         (folder,) = (tmp_path / door).glob("tc-mine-*")
