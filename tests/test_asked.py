@@ -144,7 +144,7 @@ def test_all_that_depends_on_a_change_follows_it(saved: Any, asks: Any) -> None:
         (["lr=0.1,0.2"], "Ambiguous value"),
         (["lr"], "missing EQUAL"),
         (["study=switch"], "study: expected a sweep: python -m tmbench -m"),
-        (["~seed"], "seed: expected a value, got none"),
+        (["~seed"], "seed: expected a setting of this name, got none"),
         (["data.profile=full"], "data.profile: .* say data=full"),
         (["+optimizer.name=adam"], "optimizer.name: .* say optimizer=adam"),
     ],
@@ -158,7 +158,7 @@ def test_a_change_that_cannot_be_is_told_in_words(
     assert "Traceback" not in error
 
 
-@pytest.mark.parametrize("content", ["", "- a", "a: [", "task: tc", "\0"])
+@pytest.mark.parametrize("content", ["", "- a", "a: [", "task: tc", "\0", "{task: , optimizer: x}"])
 def test_a_file_that_is_no_runs_configuration_is_told(
     content: str, door: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,6 +166,19 @@ def test_a_file_that_is_no_runs_configuration_is_told(
     assert door(tmp_path / "config.yaml") == 1
     assert "config.yaml" in capsys.readouterr().err
     assert door(tmp_path) == door(tmp_path / "none.yaml") == 1
+
+
+def test_a_configuration_with_a_part_missing_is_told(saved: Any, door: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    file = saved("task=tc")
+    whole = yaml.safe_load(file.read_text())
+    for key in ("seed", "optimizer", "runs_dir", "task.name", "optimizer.name", "trainer.devices", "data.profile"):
+        group, _, name = key.partition(".")
+        part = {k: v for k, v in whole.items() if k != group} | ({group: {}} if name else {})
+        file.write_text(yaml.safe_dump(part))
+        assert door(file) == 1
+        told = capsys.readouterr().err
+        assert ("expected a run's config.yaml" in told) or "devices: expected a setting of this name" in told
+        assert "Traceback" not in told
 
 
 def test_help_is_no_error(door: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -78,7 +78,7 @@ def test_help_and_config_import_nothing_heavy(module: str) -> None:
         (["task=seg", "task.weights=foo"], ["task.weights: expected one of none, backbone, coco, got 'foo'"]),
         (["task=ic", "task.dataset=mnist"], ["task.dataset: expected one of cifar10, cifar100, got 'mnist'"]),
         (["data.profile=full"], ["data.profile: expected what the file that data=... chooses says", "say data=full"]),
-        (["~seed"], ["seed: expected a value, got none"]),
+        (["~seed"], ["seed: expected a setting of this name, got none; leave it in"]),
         (["devices=2"], ["devices: trainer=auto uses one, got 2; use trainer=ddp_cpu"]),
         (["data=full", "data.download=false", "data_dir=/nowhere"], ["tc: no /nowhere/r8/train.txt", "data=tiny"]),
         (["task=seg", "data=full", "data.download=false", "data_dir=/nowhere"], ["/nowhere/voc2007/VOCdevkit", "tar"]),

@@ -130,7 +130,9 @@ def _saved(path: Path) -> Settings:
     except (ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: expected a run's config.yaml, got no YAML: {error}") from None
     cfg = plain(found) if isinstance(found, DictConfig) else {}
-    if missing := [group for group in GROUPS if not isinstance(cfg.get(group), dict)]:
+    names = {group: "profile" if group == "data" else "name" for group in GROUPS}
+    missing = [f"{group}.{name}" for group, name in names.items() if name not in (cfg.get(group) or ())]
+    if missing := missing + [key for key in ("seed", *AROUND) if key not in cfg]:
         raise ConfigError(f"{path}: expected a run's config.yaml; it says nothing of {', '.join(missing)}")
     return cfg
 

@@ -49,18 +49,18 @@ def settled(raw: Settings) -> Settings:
     """As settle, on plain dictionaries, which is what the thousand jobs of a sweep have time for."""
     cfg = plain(raw)
     cfg.setdefault("validation", None)  # a configuration that was saved before there was one
-    for key in (*GROUPS, *(key for key in _RULES if "." not in key)):
-        if key not in cfg:
-            raise ConfigError(f"{key}: expected a value, got none; leave out ~{key}")
-    for group in GROUPS:
-        _check_kinds(cfg, group)
-    _fill_from_task(cfg)
-    _fill_from_trainer(cfg, cfg.pop("launcher", {}))
-    cfg["study"].pop("arms", None)  # for the sweep alone
-    cfg = _resolved(cfg)
+    try:
+        for group in GROUPS:
+            _check_kinds(cfg, group)
+        _fill_from_task(cfg)
+        _fill_from_trainer(cfg, cfg.pop("launcher", {}))
+        cfg["study"].pop("arms", None)  # for the sweep alone
+        cfg = _resolved(cfg)
+        values = {key: select(cfg, key) for key in _RULES}
+    except KeyError as error:
+        raise ConfigError(f"{error.args[0]}: expected a setting of this name, got none; leave it in") from error
     for key, (is_right, expected) in _RULES.items():
-        value = select(cfg, key)
-        if not is_right(value):
+        if not is_right(value := values[key]):
             raise ConfigError(f"{key}: expected {expected}, got {value!r}")
     if cfg["trunk"] is False:
         cfg["trunk"] = "off"  # what YAML makes of it
