@@ -273,6 +273,8 @@ def test_a_persons_own_files_serve_a_change_too_and_are_missed_by_name(
     own.parent.rename(tmp_path / "moved")
     assert door(tmp_path / "config.yaml", "lr=0.5") == 1
     assert "a, b: no such folder; the run was asked for with YAML files in it" in capsys.readouterr().err
+    moved = f"hydra.searchpath=[file://{tmp_path / 'moved'}]"
+    assert asks(tmp_path / "config.yaml", moved, "lr=0.5") == changed
 
 
 LIES = {

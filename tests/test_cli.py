@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Run, choices
+from conftest import Compose, Run, choices
 
-from tmbench.config import conf_dir
+from tmbench.config import conf_dir, plain
 from tmbench.files import locked
 from tmbench.launch import OnNode
+from tmbench.plan import Job, Paces, Recognizer
 from tmbench.show import told_apart
 from tmbench.sweep import add_job, job_of, number
 
@@ -266,3 +267,18 @@ def test_a_job_that_outlives_its_sweep_leaves_the_next_ones_table_alone(
     for damaged in ("", "[]", '{"sweep": "new"'):
         (tmp_path / "job-00000.json").write_text(damaged)
         assert job_of(tmp_path, 0) is None
+
+
+def test_a_damaged_configuration_tells_a_plan_nothing_and_does_not_stop_it(
+    do: Run, composed: Compose, tmp_path: Path
+) -> None:
+    words = ["task=tc", "epochs=1", "batch_size=80", f"runs_dir={tmp_path}"]
+    result, folder = do(*words)
+    job = Job(0, [], plain(composed(*words, "seed=1")))
+    Recognizer(download=False).recognize(job)
+    pace = Paces().of(job)
+    assert pace is not None
+    assert pace.run == result.run_id
+    for damaged in ("", "{", "\0", "task: tc"):
+        (folder / "config.yaml").write_text(damaged)
+        assert Paces().of(job) is None

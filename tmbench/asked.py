@@ -19,6 +19,7 @@ from .files import write
 from .result import Result
 
 OF_A_SWEEP = ("launcher", "plan", "study")
+SEARCH = "hydra.searchpath"  # a person's own folders of YAML files
 # Where a run lies and whether it is repeated: nothing follows from these, so a saved configuration takes them as it is.
 AROUND = ("force", "runs_dir", "data_dir")
 
@@ -41,9 +42,9 @@ def of_the_run(words: Iterable[str]) -> list[str]:
 
 def search_path(sources: Iterable[Any]) -> list[str]:
     """The word for a person's own folders of YAML files among Hydra's sources; no word if there are none."""
-    own = [s for s in sources if s.provider == "command-line" or s.provider.startswith("hydra.searchpath")]
+    own = [s for s in sources if s.provider == "command-line" or s.provider.startswith(SEARCH)]
     places = [f"{s.schema}://{Path(s.path).resolve() if s.schema == 'file' else s.path}" for s in own]
-    return [f"hydra.searchpath={json.dumps(places, ensure_ascii=False)}"] if places else []
+    return [f"{SEARCH}={json.dumps(places, ensure_ascii=False)}"] if places else []
 
 
 def check_words(words: list[str]) -> None:
@@ -95,18 +96,21 @@ def again(path: Path, changes: list[str]) -> tuple[DictConfig, list[str] | None]
     """
     saved, words = _saved(path), _kept(path)
     _come_home(saved, path)
-    around: Settings = {key: saved[key] for key in AROUND if key in saved}
-    asked: list[str] = []
+    around: Settings = {key: saved[key] for key in AROUND}
+    asked, places, search = list[str](), list[str](), list[str]()
     for change in OverridesParser.create().parse_overrides(changes):
-        key = change.key_or_group
+        key, line = change.key_or_group, str(change.input_line)
         if key.split(".")[0] in OF_A_SWEEP:
             raise ConfigError(f"{key}: expected a sweep: python -m tmbench -m")
         if key in AROUND and not change.is_delete() and not change.is_sweep_override():
             around[key] = change.value()
+            places.append(line)
         else:
-            asked.append(str(change.input_line))
+            (search if key == SEARCH else asked).append(line)
+    if words is not None and search:  # in place of folders that are not here
+        words = [*search, *(word for word in words if key_of(word) != SEARCH)]
     if not asked:
-        return OmegaConf.create(saved | around), words
+        return OmegaConf.create(saved | around), None if words is None else [*words, *places]
     if words is None:
         raise ConfigError(
             f"{path}: no {OVERRIDES} beside it says what was asked for, so nothing in it can be changed; "
@@ -119,7 +123,7 @@ def again(path: Path, changes: list[str]) -> tuple[DictConfig, list[str] | None]
         error.add_note(f"  {path.with_name(OVERRIDES)} asks for: {shlex.join(words)}")
         raise
     _refuse_drift(path, saved, before, after, asked)
-    return OmegaConf.create(after | around), [*words, *asked]
+    return OmegaConf.create(after | around), [*words, *asked, *places]
 
 
 def _saved(path: Path) -> Settings:
@@ -175,12 +179,15 @@ def _command(folder: Path, cfg: Settings) -> str:
 
 
 def _composed(words: list[str]) -> Settings:
-    search = [word for word in words if key_of(word) == "hydra.searchpath"]
+    search = [word for word in words if key_of(word) == SEARCH]
     for override in OverridesParser.create().parse_overrides(search):
         for place in cast(list[str], override.value()):
             folder = place.removeprefix("file://")
             if "://" not in folder and not Path(folder).is_dir():
-                raise ConfigError(f"{folder}: no such folder; the run was asked for with YAML files in it")
+                raise ConfigError(
+                    f"{folder}: no such folder; the run was asked for with YAML files in it; if they are elsewhere "
+                    f"now, say {SEARCH}=[file://DIR]"
+                )
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return plain(compose("config", words))
