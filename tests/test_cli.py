@@ -14,7 +14,7 @@ from tmbench.files import locked
 from tmbench.launch import OnNode
 from tmbench.plan import Job, Paces, Recognizer
 from tmbench.show import told_apart
-from tmbench.sweep import add_job, job_of, number
+from tmbench.sweep import _told, add_job, job_of, number
 
 
 def tmbench(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -267,6 +267,9 @@ def test_a_job_that_outlives_its_sweep_leaves_the_next_ones_table_alone(
     for damaged in ("", "[]", '{"sweep": "new"'):
         (tmp_path / "job-00000.json").write_text(damaged)
         assert job_of(tmp_path, 0) is None
+        shown = _told(tmp_path, Job(0, ["seed=1"], {}))  # a line of the table nevertheless
+        assert shown is not None
+        assert "job-00000.json: damaged; give the same command again" in shown["error"]
 
 
 def test_a_damaged_configuration_tells_a_plan_nothing_and_does_not_stop_it(
