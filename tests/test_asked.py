@@ -85,9 +85,8 @@ def arm(composed: Compose, name: str, *words: str) -> list[str]:
 
 
 CHANGES = [
-    "lr=0.5", "task.weight_decay=0.1", "optimizer=adam", "data=full", "protocol=as_printed", "seed=3", "epochs=7",
-    "schedule=cosine", "task=seg", "~optimizer.weight_decay", "+optimizer.maximize=true", "optimizer.momentum=0.25",
-    "trainer=ddp_cpu",
+    "lr=0.5", "task.weight_decay=0.1", "optimizer=adam", "data=full", "protocol=as_printed", "task=seg",
+    "~optimizer.weight_decay", "+optimizer.maximize=true", "optimizer.momentum=0.25", "trainer=ddp_cpu",
 ]  # fmt: skip
 ASKED: dict[str, Callable[[Compose], list[str]]] = {
     "tc": lambda composed: ["task=tc", "optimizer=tmsgd", "switch_epoch=2", "trainer=cpu"],
@@ -158,7 +157,7 @@ def test_a_change_that_cannot_be_is_told_in_words(
     assert "Traceback" not in error
 
 
-@pytest.mark.parametrize("content", ["", "- a", "a: [", "task: tc", "\0", "{task: , optimizer: x}"])
+@pytest.mark.parametrize("content", ["", "- a", "a: [", "task: tc", "\0", "{task: , optimizer: name}"])
 def test_a_file_that_is_no_runs_configuration_is_told(
     content: str, door: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,7 +176,7 @@ def test_a_configuration_with_a_part_missing_is_told(saved: Any, door: Any, caps
         file.write_text(yaml.safe_dump(part))
         assert door(file) == 1
         told = capsys.readouterr().err
-        assert ("expected a run's config.yaml" in told) or "devices: expected a setting of this name" in told
+        assert "expected a run's config.yaml" in told
         assert "Traceback" not in told
 
 

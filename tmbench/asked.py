@@ -28,6 +28,7 @@ _OWN: dict[str, tuple[str, ...]] = dict.fromkeys((*GROUPS, "launcher"), ("name",
 _OWN["optimizer"] += ("method", "trunk", "switch_step")
 _OWN["task"] += ("data", "data_by")
 _OPEN = {"any": ("name",), "switch": ("first._target_", "second._target_")}  # files that are there to be filled in
+_OF_TRAINER = ("accelerator", "devices", "num_nodes", "precision", "accumulate")
 
 
 def key_of(word: str) -> str:
@@ -135,7 +136,9 @@ def _saved(path: Path) -> Settings:
         raise ConfigError(f"{path}: expected a run's config.yaml, got no YAML: {error}") from None
     cfg = plain(found) if isinstance(found, DictConfig) else {}
     names = {group: "profile" if group == "data" else "name" for group in GROUPS}
-    missing = [f"{group}.{name}" for group, name in names.items() if name not in (cfg.get(group) or ())]
+    parts = {group: cfg[group] if isinstance(cfg.get(group), dict) else {} for group in GROUPS}
+    missing = [f"{group}.{name}" for group, name in names.items() if name not in parts[group]]
+    missing += [f"trainer.{name}" for name in _OF_TRAINER if name not in parts["trainer"]]
     if missing := missing + [key for key in ("seed", *AROUND) if key not in cfg]:
         raise ConfigError(f"{path}: expected a run's config.yaml; it says nothing of {', '.join(missing)}")
     return cfg
@@ -201,7 +204,7 @@ def _refuse_drift(path: Path, saved: Settings, before: Settings, after: Settings
     def facts(cfg: Settings) -> dict[str, Any]:
         own = identity(cfg, "")
         del own["world_size"]
-        return dict(_leaves(own | {"trainer": {k: v for k, v in cfg["trainer"].items() if k != "num_workers"}}))
+        return dict(_leaves(own | {"trainer": {name: cfg["trainer"][name] for name in _OF_TRAINER}}))
 
     try:
         then = facts(settled(before))
