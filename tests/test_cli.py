@@ -1,15 +1,20 @@
 """What a person types, and what they are told."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import choices
+from conftest import Compose, Run, choices
 
-from tmbench.config import conf_dir
+from tmbench.config import conf_dir, plain
+from tmbench.files import locked
+from tmbench.launch import OnNode
+from tmbench.plan import Job, Paces, Recognizer
 from tmbench.show import told_apart
+from tmbench.sweep import _told, add_job, job_of, number
 
 
 def tmbench(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -73,6 +78,8 @@ def test_help_and_config_import_nothing_heavy(module: str) -> None:
         (["task.variant=cleen"], ["task.variant: expected one of clean, stripped, got 'cleen'"]),
         (["task=seg", "task.weights=foo"], ["task.weights: expected one of none, backbone, coco, got 'foo'"]),
         (["task=ic", "task.dataset=mnist"], ["task.dataset: expected one of cifar10, cifar100, got 'mnist'"]),
+        (["data.profile=full"], ["data.profile: expected what the file that data=... chooses says", "say data=full"]),
+        (["~seed"], ["seed: expected a setting of this name, got none; leave it in"]),
         (["devices=2"], ["devices: trainer=auto uses one, got 2; use trainer=ddp_cpu"]),
         (["data=full", "data.download=false", "data_dir=/nowhere"], ["tc: no /nowhere/r8/train.txt", "data=tiny"]),
         (["task=seg", "data=full", "data.download=false", "data_dir=/nowhere"], ["/nowhere/voc2007/VOCdevkit", "tar"]),
@@ -178,3 +185,103 @@ def test_jobs_are_told_apart_also_by_words_that_take_a_setting_away() -> None:
     settings, varied, common = told_apart(jobs)
     assert [own["lr"] for own in settings] == ["0.1", "0.2"]
     assert (varied, common) == (["lr"], "task=tc ~optimizer.trunk ++note=a=b")
+
+
+def swept(cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """A sweep in the folder X, of runs that take no time."""
+    return tmbench("-m", "task=tc", "epochs=1", "batch_size=80", "hydra.sweep.dir=X", *words, cwd=cwd)
+
+
+def test_a_sweep_in_the_folder_of_an_earlier_one_tells_of_its_own_jobs_alone(tmp_path: Path) -> None:
+    """Fewer jobs than before, one of them known, beside what a power cut left and what is somebody else's."""
+    first = swept(tmp_path, "optimizer=tmsgd", "optimizer.momentum=0.5,1.1")
+    assert first.returncode == 1
+    assert "2 jobs" in first.stdout
+    folder = tmp_path / "X"
+    (folder / "job-00000.json").write_text("")
+    (folder / "job-00007.json").write_text('{"overr')
+    for name in ("stopping", "job-00000.log", "launch-00003.json", "notes.txt", "job-notes.json"):
+        (folder / name).write_text("before")
+    again = swept(tmp_path, "optimizer=tmsgd", "optimizer.momentum=0.5")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "1 jobs" in again.stdout
+    assert again.stdout.count("completed, known") == 1
+    left = {path.name for path in folder.iterdir() if path.is_file()}
+    assert left == {".lock", "job-00000.json", "launched.json", "multirun.yaml", "notes.txt", "job-notes.json"}
+    assert {(folder / name).read_text() for name in ("notes.txt", "job-notes.json")} == {"before"}
+
+
+def test_two_sweeps_at_a_time_in_one_folder_are_one_too_many(tmp_path: Path) -> None:
+    with locked(tmp_path / "X"):
+        (tmp_path / "X" / "job-00000.json").write_text("the other's")
+        second = swept(tmp_path)
+    assert second.returncode == 1
+    told = "hydra.sweep.dir: another sweep is at work in X; wait for its end, or say another folder"
+    assert second.stderr.strip() == told
+    assert (tmp_path / "X" / "job-00000.json").read_text() == "the other's"
+    assert not list(tmp_path.glob("runs/tc-*"))
+
+
+def test_a_sweep_folder_that_cannot_be_is_told(tmp_path: Path) -> None:
+    (tmp_path / "X").touch()
+    done = swept(tmp_path)
+    assert done.returncode == 1
+    assert "hydra.sweep.dir: expected a folder to write to, got X" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_broken_result_fails_its_jobs_and_not_the_table(do: Run, tmp_path: Path) -> None:
+    """Of two jobs that are one run, the second is not begun, and shows what the first has left."""
+    _, folder = do("task=tc", "epochs=1", "batch_size=80", "optimizer=sgd")
+    (folder / "result.json").write_text('{"status": ')
+    done = swept(tmp_path, "optimizer=sgd", "switch_epoch=1,2", f"runs_dir={tmp_path}")
+    assert done.returncode == 1
+    assert done.stdout.count("result.json: not a result of this version") == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_a_job_that_outlives_its_sweep_leaves_the_next_ones_table_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on another machine, which a killed sweep cannot end."""
+    file = tmp_path / "launch-00000.json"
+    file.write_text(json.dumps({"environment": {"TMBENCH_SWEEP": "old"}}))
+    (tmp_path / "launched.json").write_text(json.dumps({"sweep": "old", "jobs": [[0, ""]]}))
+    job = OnNode(file)
+    monkeypatch.setenv("TMBENCH_SWEEP", "old")
+    add_job(tmp_path, 0, ["seed=0"], "", error="as long as it is the only one")
+    assert not job.is_over()
+    (tmp_path / "launched.json").write_text(json.dumps({"sweep": "new", "jobs": [[4, "arm"]]}))
+    assert job.is_over()
+    assert number(tmp_path, 0) == (0, "")  # not by the new one's list
+    before = (tmp_path / "job-00000.json").read_text()
+    add_job(tmp_path, 0, ["seed=0"], "", error="too late")
+    assert (tmp_path / "job-00000.json").read_text() == before
+    monkeypatch.setenv("TMBENCH_SWEEP", "new")
+    assert job_of(tmp_path, 0) is None
+    assert number(tmp_path, 0) == (4, "arm")
+    add_job(tmp_path, 0, ["seed=1"], "")
+    told = job_of(tmp_path, 0)
+    assert told is not None
+    assert told["overrides"] == ["seed=1"]
+    for damaged in ("", "[]", '{"sweep": "new"'):
+        (tmp_path / "job-00000.json").write_text(damaged)
+        assert job_of(tmp_path, 0) is None
+        shown = _told(tmp_path, Job(0, ["seed=1"], {}))  # a line of the table nevertheless
+        assert shown is not None
+        assert "job-00000.json: damaged; give the same command again" in shown["error"]
+
+
+def test_a_damaged_configuration_tells_a_plan_nothing_and_does_not_stop_it(
+    do: Run, composed: Compose, tmp_path: Path
+) -> None:
+    words = ["task=tc", "epochs=1", "batch_size=80", f"runs_dir={tmp_path}"]
+    result, folder = do(*words)
+    job = Job(0, [], plain(composed(*words, "seed=1")))
+    Recognizer(download=False).recognize(job)
+    pace = Paces().of(job)
+    assert pace is not None
+    assert pace.run == result.run_id
+    for damaged in ("", "{", "\0", "task: tc"):
+        (folder / "config.yaml").write_text(damaged)
+        assert Paces().of(job) is None

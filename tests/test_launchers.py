@@ -515,7 +515,7 @@ def test_job_that_slurm_queues_again_goes_on(
     words = [word.replace("sgd,tmsgd,", "") for word in LONG]
     process = sweep(*words, *WAYS["slurm"], cwd=folder)
     wait_until(lambda: begun(folder, "tmsgdm"))
-    (submitted,) = folder.glob("runs/.sweeps/*/submitit/*_submitted.pkl")
+    (submitted,) = folder.glob("runs/.sweeps/*/submitit/*/*_submitted.pkl")
     job = submitted.name.split("_")[0]
     if how == "requeue":
         subprocess.run(["scontrol", "requeue", job], check=True)

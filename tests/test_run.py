@@ -178,7 +178,8 @@ def test_run_of_another_version_says_so_when_shown(composed: Compose, tmp_path: 
 
 @pytest.mark.slow
 def test_saved_configuration_asks_for_the_same_run(composed: Compose, tmp_path: Path) -> None:
-    _, folder, _ = run(composed("task=tc", "epochs=1", f"runs_dir={tmp_path}"))
+    words = ["task=tc", "epochs=1", f"runs_dir={tmp_path}"]
+    _, folder, _ = run(composed(*words), words=words)
     command = [sys.executable, "-m", "tmbench.run", str(folder / "config.yaml")]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert shown.returncode == 0
@@ -188,7 +189,7 @@ def test_saved_configuration_asks_for_the_same_run(composed: Compose, tmp_path: 
     assert len([path for path in tmp_path.iterdir() if not path.name.startswith(".")]) == 2
     typo = subprocess.run([*command, "epoch=2"], capture_output=True, text=True, timeout=60)
     assert typo.returncode == 1
-    assert "has no epoch" in typo.stderr
+    assert "epoch: there is no such setting; did you mean epochs?" in typo.stderr
 
 
 def test_diverged_run_is_a_result_with_its_epoch_and_step(do: Run) -> None:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from . import sweep
+from .asked import search_path
 from .config import conf_dir
 from .errors import ConfigError, DataError, RunError
 from .result import Result
@@ -27,7 +28,7 @@ EXPECTED = (ConfigError, DataError, RunError, HydraException, OmegaConfBaseExcep
 def job(cfg: DictConfig) -> float | None:
     """One run, as Hydra calls it; returns the best headline metric, for sweepers that optimize."""
     about = HydraConfig.get()
-    words = list(about.overrides.task)
+    words, search = list(about.overrides.task), search_path(about.runtime.config_sources)
     if about.mode != RunMode.MULTIRUN:
         for key, asked in (
             ("plan", cfg.plan),
@@ -36,26 +37,29 @@ def job(cfg: DictConfig) -> float | None:
         ):
             if asked:
                 raise ConfigError(f"{key}: expected a sweep: add -m")
-        if code := report(lambda: run(cfg, sweep.command(words))):
+        own = [*search, *words]
+        if code := report(lambda: run(cfg, sweep.command(own), words=own)):
             raise SystemExit(code)
         return None
     folder = Path(about.sweep.dir)
     number, arm = sweep.number(folder, int(about.job.num))
     print(f"\njob {number}: {' '.join(words)}{f'  ({arm})' if arm else ''}", file=sys.stderr)
-    result = one_of_many(cfg, folder, number, arm, words)
+    result = one_of_many(cfg, folder, number, arm, words, search)
     if result.status == "interrupted":
         raise KeyboardInterrupt  # the person wants out of the sweep, not of this job alone
     return result.metrics["best"].get(result.headline)
 
 
 def one_of_many(
-    cfg: DictConfig, folder: Path, number: int, arm: str, words: list[str], asks: Iterable[tuple[int, int]] = ()
-) -> Result:
+    cfg: DictConfig, folder: Path, number: int, arm: str, words: list[str], search: list[str],
+    asks: Iterable[tuple[int, int]] = (),
+) -> Result:  # fmt: skip
     """Does one job of the sweep in `folder`, and notes there and tells what came of it; raises what its run raises."""
+    own = [*search, *words]
     if "group" in cfg.logger and cfg.logger.group is None:
         cfg.logger.group = folder.name
     try:
-        result, run_folder, how = run(cfg, sweep.command(words), asks=asks)
+        result, run_folder, how = run(cfg, sweep.command(own), asks=asks, words=own)
     except Exception as error:
         message = str(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}"
         sweep.add_job(folder, number, words, arm, error=message)
@@ -80,6 +84,12 @@ def report(do: Callable[[], Outcome]) -> int:
 
 def explain(error: BaseException) -> str:
     """What a person needs to know of an error: a message for what they can mend, else where it happened."""
+    if not isinstance(error, EXPECTED):
+        return "".join(traceback.format_exception(error)).strip()
+    return "\n".join([_message(error), *getattr(error, "__notes__", [])])
+
+
+def _message(error: BaseException) -> str:
     if isinstance(error, (ConfigError, DataError)):
         return str(error)
     cause = error.__cause__ or error
@@ -89,10 +99,8 @@ def explain(error: BaseException) -> str:
         near = difflib.get_close_matches(key.split(".")[-1], names, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"{key}: there is no such setting{hint}\n  possible here: {' '.join(names)}"
-    if isinstance(error, EXPECTED):
-        # Hydra's own words name a group's options; where it searched helps nobody here.
-        return str(error).split("\nConfig search path")[0].removeprefix("In 'config': ").strip()
-    return "".join(traceback.format_exception(error)).strip()
+    # Hydra's own words name a group's options; where it searched helps nobody here.
+    return str(error).split("\nConfig search path")[0].removeprefix("In 'config': ").strip()
 
 
 def main() -> None:

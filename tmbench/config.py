@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from .errors import ConfigError
 
 SCHEMA = 1  # of result.json; part of a run's identity
+OVERRIDES = "overrides.yaml"  # in a run's folder: what was asked for; config.yaml beside it is what that became
 NEVER = "never"
 GROUPS = ("task", "optimizer", "data", "protocol", "schedule", "trainer", "logger", "study")
 PROFILES = ("tiny", "full")
@@ -48,15 +49,18 @@ def settled(raw: Settings) -> Settings:
     """As settle, on plain dictionaries, which is what the thousand jobs of a sweep have time for."""
     cfg = plain(raw)
     cfg.setdefault("validation", None)  # a configuration that was saved before there was one
-    for group in GROUPS:
-        _check_kinds(cfg, group)
-    _fill_from_task(cfg)
-    _fill_from_trainer(cfg, cfg.pop("launcher", {}))
-    cfg["study"].pop("arms", None)  # for the sweep alone
-    cfg = _resolved(cfg)
+    try:
+        for group in GROUPS:
+            _check_kinds(cfg, group)
+        _fill_from_task(cfg)
+        _fill_from_trainer(cfg, cfg.pop("launcher", {}))
+        cfg["study"].pop("arms", None)  # for the sweep alone
+        cfg = _resolved(cfg)
+        values = {key: select(cfg, key) for key in _RULES}
+    except KeyError as error:
+        raise ConfigError(f"{error.args[0]}: expected a setting of this name, got none; leave it in") from error
     for key, (is_right, expected) in _RULES.items():
-        value = select(cfg, key)
-        if not is_right(value):
+        if not is_right(value := values[key]):
             raise ConfigError(f"{key}: expected {expected}, got {value!r}")
     if cfg["trunk"] is False:
         cfg["trunk"] = "off"  # what YAML makes of it
@@ -156,6 +160,8 @@ def _fill_from_task(cfg: Settings) -> None:
     profile, protocol = cfg["data"]["profile"], cfg["protocol"]["name"]
     if profile not in PROFILES:
         raise ConfigError(f"data.profile: expected {' or '.join(PROFILES)}, got {profile!r}")
+    if lacking := _defaults("data", profile).keys() - cfg["data"].keys():
+        raise ConfigError(f"data.profile: {profile} needs data.{', data.'.join(lacking)}, too; say data={profile}")
     if protocol not in protocols:
         raise ConfigError(f"protocol.name: expected one of {', '.join(protocols)}, got {protocol!r}")
     for key, allowed in choices.items():

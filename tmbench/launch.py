@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from copy import copy
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from .config import Settings, count_gpus
-from .errors import ConfigError
+from .errors import ConfigError, DataError
 from .files import write
 from .plan import Job, wanted
 from .result import Result, shown
 from .run import epochs_done, leave, python_path
 from .show import told_apart
-from .sweep import add_job
+from .sweep import MARK, add_job, is_current, job_of, mark
 
 COMMAND = ["-m", "tmbench.launch"]
 STOPPED = 130  # exit code of a job that goes on when it is asked for again
@@ -73,8 +74,13 @@ class Launcher:
         """Does the jobs in these files, each with so many GPUs, and yields them as they end."""
         raise NotImplementedError
 
-    def launch(self, folder: Path, jobs: list[Job]) -> None:
+    def launch(self, folder: Path, jobs: list[Job], search: Iterable[str] = ()) -> None:
         """Does these jobs of the sweep in `folder`, and says of each how it ended.
+
+        Args:
+            folder: where what belongs to the sweep is written.
+            jobs: those that are due.
+            search: the word for a person's own YAML files, if they have any.
 
         Raises:
             ConfigError: they cannot be done so.
@@ -90,11 +96,14 @@ class Launcher:
         for job in _apart(jobs):
             file = folder / f"launch-{job.number:05d}.json"
             facts = {
-                "number": job.number, "arm": job.arm, "words": job.overrides, "cwd": str(Path.cwd()),
+                "number": job.number, "arm": job.arm, "words": job.overrides, "search": list(search),
+                "cwd": str(Path.cwd()),
                 "cfg": {key: value for key, value in job.raw.items() if key != "launcher"},
                 # By each job itself: on another machine the shared beginning may go by another name.
                 "asks": sorted(asks.get(job.trunk.folder, ())) if job.trunk else [],
-                "environment": {"OMP_NUM_THREADS": str(self.threads()), "PYTHONPATH": python_path()},
+                "environment": {
+                    "OMP_NUM_THREADS": str(self.threads()), "PYTHONPATH": python_path(), MARK: mark(),
+                },
             }  # fmt: skip
             write(file, json.dumps(facts))
             files[file] = job
@@ -222,8 +231,10 @@ class Slurm(Launcher):
             elif key not in ("name", "cluster", "max_num_timeout"):
                 slurm[f"slurm_{key}"] = value
         executor = submitit.AutoExecutor(
-            folder / "submitit", cluster=self.cluster, slurm_max_num_timeout=self.settings["max_num_timeout"]
-        )
+            # Of this sweep alone: a job's number can be that of an earlier one, whose result is not this one's.
+            folder / "submitit" / mark(), cluster=self.cluster,
+            slurm_max_num_timeout=self.settings["max_num_timeout"],
+        )  # fmt: skip
         given = {key: value for key, value in (own | slurm).items() if value}
         try:
             executor.update_parameters(name="tmbench", **given)
@@ -277,13 +288,14 @@ class OnNode:
 
     def __init__(self, file: Path) -> None:
         self.file, self.stopping = file, file.parent / STOPPING
+        self.sweep: str = json.loads(file.read_text())["environment"][MARK]
         self.process: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> int:
-        while not self.stopping.exists():
+        while not self.is_over():
             with start(self.file) as self.process:
                 while (code := self.process.poll()) is None:
-                    if self.stopping.exists():
+                    if self.is_over():
                         self.process.terminate()
                         return self.process.wait()
                     time.sleep(0.5)
@@ -293,6 +305,10 @@ class OnNode:
             time.sleep(SPARED)
         return STOPPED
 
+    def is_over(self) -> bool:
+        """Whether the sweep is to stop, or its folder has become another's."""
+        return self.stopping.exists() or not is_current(self.file.parent, self.sweep)
+
     def checkpoint(self) -> Any:
         """Stops the process, and says what is to be done when the job runs again: the same. Called by submitit."""
         import submitit
@@ -301,7 +317,9 @@ class OnNode:
             self.process.terminate()
             # Not by Popen: we have interrupted __call__, which may hold its lock.
             os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
-        return submitit.helpers.DelayedSubmission(OnNode(self.file))
+        later = copy(self)
+        later.process = None
+        return submitit.helpers.DelayedSubmission(later)
 
 
 class Ray(Launcher):
@@ -396,8 +414,7 @@ def _gpus(job: Job) -> int:
 def _ended(job: Job, name: str, file: Path, code: int | None, stopping: bool, console: Console) -> bool:
     """Says how a job ended, and notes it where the job could not; returns whether it was stopped."""
     log = _log(file)
-    record = file.parent / f"job-{job.number:05d}.json"
-    told = json.loads(record.read_text()) if record.exists() else None
+    told = job_of(file.parent, job.number)
     if told is None and stopping and code in (STOPPED, -signal.SIGTERM):
         console.print(f"{name}: not begun")
         return True
@@ -414,7 +431,11 @@ def _ended(job: Job, name: str, file: Path, code: int | None, stopping: bool, co
         for line in lines[-SHOWN:]:
             console.print(f"  | {line}")
         return False
-    result = Result.load(Path(told["folder"]))
+    try:
+        result = Result.load(Path(told["folder"]))
+    except DataError as error:
+        console.print(f"{name}: {error}", style="red")
+        return False
     assert result is not None
     score = shown(result.metrics["last"].get(result.headline), result.headline)
     console.print(f"{name}: {result.status}, {result.headline.removeprefix('test/')} {score}")
@@ -473,8 +494,9 @@ def main() -> None:
 
     try:
         result = one_of_many(
-            OmegaConf.create(facts["cfg"]), file.parent, facts["number"], facts["arm"], facts["words"], facts["asks"]
-        )
+            OmegaConf.create(facts["cfg"]), file.parent, facts["number"], facts["arm"], facts["words"],
+            facts["search"], facts["asks"],
+        )  # fmt: skip
     except Exception:  # it has been told
         leave(1)
     leave(STOPPED if result.status == "interrupted" else 0)

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+import yaml
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
+from .asked import check_words
 from .config import Settings, plain, run_id, select, settled
 from .data import open_dataset
 from .errors import ConfigError, DataError
@@ -59,6 +61,7 @@ class Recognizer:
     def recognize(self, job: Job) -> None:
         """Fills in what is known of the job's run."""
         try:
+            check_words(job.overrides)
             job.cfg = settled(job.raw)
             digest = self._digest(job.cfg)
         except ConfigError as error:
@@ -188,9 +191,12 @@ class Paces:
             here = result.epochs["trained"]
             if not here or result.task != facts["task"]["name"]:
                 continue
-            cfg = plain(cast(DictConfig, OmegaConf.load(runs / result.run_id / "config.yaml")))
-            on_such = cpu_model() in result.hardware or cfg["trainer"]["accelerator"] == "cuda"
-            if on_such and all(cfg[key] == facts[key] for key in ALIKE):
+            try:
+                cfg = plain(cast(DictConfig, OmegaConf.load(runs / result.run_id / "config.yaml")))
+                on_such = cpu_model() in result.hardware or cfg["trainer"]["accelerator"] == "cuda"
+            except (OSError, ValueError, KeyError, yaml.YAMLError):  # damaged: it tells nothing
+                continue
+            if on_such and all(cfg.get(key) == facts[key] for key in ALIKE):
                 around = result.overhead_seconds if result.status == "completed" else 0.0  # else without the figures
                 return Pace((result.seconds + result.evaluation_seconds) / here, around, result.run_id)
         return None

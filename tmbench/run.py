@@ -17,6 +17,7 @@ from typing import Any
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
+from .asked import again, check_words, keep
 from .config import run_id, settle, world_size
 from .data import open_dataset
 from .errors import ConfigError, RunError
@@ -27,7 +28,11 @@ from .trunks import FETCHED, Claim, Trunk, trunk_of
 
 
 def run(
-    cfg: DictConfig, command: str | None = None, until: int | None = None, asks: Iterable[tuple[int, int]] = ()
+    cfg: DictConfig,
+    command: str | None = None,
+    until: int | None = None,
+    asks: Iterable[tuple[int, int]] = (),
+    words: list[str] | None = None,
 ) -> tuple[Result, Path, str]:
     """Does the run that a configuration asks for, unless it has been done.
 
@@ -36,6 +41,7 @@ def run(
         command: what a person would type for it; kept in the result.
         until: stop after this many epochs, as if interrupted.
         asks: the states that other runs want of its trunk: (epoch, number of differences).
+        words: Hydra's overrides that the configuration was composed of, which a change of it starts from; see asked.py.
 
     Returns:
         Its result, its folder, and how it came: `new`, `resumed` or `shown`.
@@ -44,6 +50,8 @@ def run(
         ConfigError, DataError: what is asked for is not possible; nothing was written.
         Exception: the run failed; the result in its folder says so.
     """
+    if words:
+        check_words(words)
     cfg = settle(cfg)
     try:
         Path(cfg.runs_dir).mkdir(parents=True, exist_ok=True)
@@ -54,9 +62,18 @@ def run(
     config_file = folder / "config.yaml"
     command = command or f"python -m tmbench.run {config_file}"
     trunk = trunk_of(cfg, digest) if cfg.trunk == "auto" else None
-    if launched(cfg):  # one of a run's processes: the folder is ready
+
+    def note() -> None:
+        cfg.force = cfg.plan = False
+        keep(folder, words)
+        write(config_file, OmegaConf.to_yaml(cfg))
+
+    if launched(cfg):  # one of a run's processes
         from .train import train
 
+        if "TMBENCH_COMMAND" not in os.environ and _is_first():  # of torchrun or Slurm; else the folder is ready
+            folder.mkdir(exist_ok=True)
+            note()
         command = os.environ.get("TMBENCH_COMMAND", command)
         return train(cfg, dataset, label, digest, folder, command, trunk=trunk), folder, "new"
     with locked(folder):
@@ -66,8 +83,7 @@ def run(
         if earlier and earlier.status in FINAL:
             return earlier, folder, "shown"
         have = epochs_done(folder)
-        cfg.force = cfg.plan = False
-        write(config_file, OmegaConf.to_yaml(cfg))
+        note()
         shutil.rmtree(folder / FETCHED, ignore_errors=True)
         if trunk:
             for epoch, needs in asks:
@@ -98,6 +114,11 @@ def launched(cfg: DictConfig) -> bool:
     """Whether this process is one of those that torchrun or Slurm started for this run; not if it is to be alone."""
     world = world_size(cfg)
     return world > 1 and ("TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) == world)
+
+
+def _is_first() -> bool:
+    """Whether this is the first of the processes that torchrun or Slurm started for a run."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def _clear(folder: Path) -> None:
@@ -166,27 +187,28 @@ def python_path() -> str:
     return os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
 
 
+USAGE = """usage: python -m tmbench.run <runs>/<run id>/config.yaml [key=value ...]
+
+Asks for a saved run again. With changes it is composed anew from what was asked for then, so that all that depends on
+a change follows: optimizer=adam, data=full, lr=0.5, +optimizer.amsgrad=true and so on, as for python -m tmbench."""
+
+
 def main() -> None:
     """The command line of this module: a saved configuration, and changes to it."""
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        sys.exit("usage: python -m tmbench.run <runs>/<run id>/config.yaml [key=value ...]")
-    path, changes = Path(sys.argv[1]), sys.argv[2:]
-    try:
-        cfg = OmegaConf.load(path)
-    except OSError as error:
-        sys.exit(f"no configuration to run: {error}")
-    assert isinstance(cfg, DictConfig)
-    OmegaConf.set_struct(cfg, True)
-    for change in changes:
-        key, _, value = change.partition("=")
-        if OmegaConf.select(cfg, key, default=...) is ...:
-            raise ConfigError(f"{path} has no {key}; it has {', '.join(map(str, cfg))}")
-        OmegaConf.update(cfg, key, OmegaConf.from_dotlist([f"x={value}"]).x)
-    command = shlex.join(["python", "-m", "tmbench.run", *sys.argv[1:]])
+    arguments = sys.argv[1:]
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(USAGE, file=sys.stdout if arguments else sys.stderr)
+        leave(0 if arguments else 2)
+    command = shlex.join(["python", "-m", "tmbench.run", *arguments])
+
+    def asked() -> tuple[Result, Path, str]:
+        cfg, words = again(Path(arguments[0]), arguments[1:])
+        return run(cfg, command, words=words)
+
     if "TORCHELASTIC_RUN_ID" in os.environ:  # a rank: the process that started it does the talking
         end_with_parent()
         try:
-            run(cfg, command)
+            asked()
         except Exception as error:
             if not lost_peer(error):
                 raise
@@ -195,7 +217,7 @@ def main() -> None:
         leave(0)
     from .__main__ import report
 
-    leave(report(lambda: run(cfg, command)))
+    leave(report(asked))
 
 
 def leave(code: int) -> None:

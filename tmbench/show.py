@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .config import OVERRIDES
 from .result import Result, shown, versions
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ def one(result: Result, folder: Path, how: str, console: Console) -> None:
         lines.append(("note", f"no deterministic kernel for {', '.join(result.nondeterministic)}"))
     if result.error:
         lines.append(("error", result.error))
-    if result.profile == "tiny":
+    # A saved configuration of which nobody knows what was asked for cannot be changed.
+    if result.profile == "tiny" and (" tmbench.run " not in result.command or (folder / OVERRIDES).exists()):
         lines.append(("real data", f"{result.command} data=full data_dir=DIR".replace(" data=tiny", "")))
     console.print(f"\n[bold]{result.task} {result.optimizer} seed={result.seed}[/bold]", highlight=False)
     width = max(len(name) for name, _ in lines)

@@ -3,12 +3,15 @@
 import copy
 import json
 import os
+import re
 import shlex
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -16,13 +19,20 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from .asked import of_the_run, search_path
 from .config import Settings, plain
-from .errors import ConfigError
-from .files import write
+from .errors import ConfigError, DataError
+from .files import locked, write
 from .plan import Job, Paces, Recognizer, arms, forecast, wanted
+from .result import Result
 
 PROGRAM = os.environ.get("TMBENCH_PROGRAM", "python -m tmbench")  # as the person called it
-_folder: Path | None = None
+MARK = "TMBENCH_SWEEP"  # in the environment of a sweep and of its jobs: which one it is
+LAUNCHED = "launched.json"  # in a sweep's folder: which sweep has it, and the jobs in the order of their launch
+_OURS = re.compile(r"stopping|(job|launch)-\d{5,}\.(json|log)")  # what else a sweep writes there
+
+Record = dict[str, Any]  # of a job: its words, arm and error, its run's folder and how that came
+_done: list[Record] = []
 
 
 def sweep(arguments: list[str], loader: Any, master: DictConfig, launch: Callable[[list[list[str]]], None]) -> None:
@@ -32,8 +42,10 @@ def sweep(arguments: list[str], loader: Any, master: DictConfig, launch: Callabl
         arguments: the words of the command line.
         loader, master: Hydra's, for composing jobs.
         launch: does jobs, given as words; raises what one of them raised.
+
+    Raises:
+        ConfigError: another sweep is at work in the same folder.
     """
-    global _folder
     parser = OverridesParser.create(config_loader=loader)
     words = BasicSweeper.split_arguments(parser.parse_overrides(arguments), None)[0]
     raws = Composer(loader, master, parser)
@@ -45,33 +57,62 @@ def sweep(arguments: list[str], loader: Any, master: DictConfig, launch: Callabl
 
         launcher = launcher_of(jobs)
     jobs = _recognized(jobs, raws, download=not planning)
+    search = search_path(master.hydra.runtime.config_sources)
     if planning:
-        return _plan(jobs, raws, measure=launcher is None or not launcher.elsewhere)
-    _folder = Path(master.hydra.sweep.dir)
-    _folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(master, _folder / "multirun.yaml")
+        return _plan(jobs, raws, search, measure=launcher is None or not launcher.elsewhere)
+    folder = Path(master.hydra.sweep.dir)
     due = [job for job in jobs if job.is_due]
-    write(_folder / "launched.json", json.dumps([[job.number, job.arm] for job in due]))
-    for job in jobs:
-        if job.state == "known":
-            add_job(_folder, job.number, job.overrides, job.arm, job.folder, "shown")
-        elif job.state == "wrong":
-            add_job(_folder, job.number, job.overrides, job.arm, error=job.error)
-    try:
-        if launcher and due:
-            try:
-                launcher.launch(_folder, due)
-            except Exception as error:  # its own: those of the jobs are told where they are
-                print(error if isinstance(error, ConfigError) else traceback.format_exc(), file=sys.stderr)
-                raise SystemExit(1) from None
-        elif due:
-            for trunk, epoch, needs in wanted(jobs):
-                trunk.ask(epoch, needs)
-            launch([job.overrides for job in due])
-    finally:
+    with _alone(folder):
+        os.environ[MARK] = token_hex(8)
+        # First of all: from now on, what is left of an earlier sweep writes here no more.
+        write(folder / LAUNCHED, json.dumps({"sweep": mark(), "jobs": [[job.number, job.arm] for job in due]}))
+        _clear(folder)
+        OmegaConf.save(master, folder / "multirun.yaml")
         for job in jobs:
-            if job.state == "same" and job.folder and (job.folder / "result.json").exists():
-                add_job(_folder, job.number, job.overrides, job.arm, job.folder, "shown")
+            if job.state == "known":
+                add_job(folder, job.number, job.overrides, job.arm, job.folder, "shown")
+            elif job.state == "wrong":
+                add_job(folder, job.number, job.overrides, job.arm, error=job.error)
+        try:
+            if launcher and due:
+                try:
+                    launcher.launch(folder, due, search)
+                except Exception as error:  # its own: those of the jobs are told where they are
+                    print(error if isinstance(error, ConfigError) else traceback.format_exc(), file=sys.stderr)
+                    raise SystemExit(1) from None
+            elif due:
+                for trunk, epoch, needs in wanted(jobs):
+                    trunk.ask(epoch, needs)
+                launch([job.overrides for job in due])
+        finally:
+            for job in jobs:
+                if job.state == "same" and job.folder and (job.folder / "result.json").exists():
+                    add_job(folder, job.number, job.overrides, job.arm, job.folder, "shown")
+            _done.extend(record for job in jobs if (record := _told(folder, job)))
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """No other sweep in the folder meanwhile."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder, wait=False))
+        except BlockingIOError:
+            raise ConfigError(
+                f"hydra.sweep.dir: another sweep is at work in {folder}; wait for its end, or say another folder"
+            ) from None
+        except OSError as error:
+            raise ConfigError(
+                f"hydra.sweep.dir: expected a folder to write to, got {folder} ({error.strerror})"
+            ) from None
+        yield
+
+
+def _clear(folder: Path) -> None:
+    """Removes what an earlier sweep has written in the folder, and nothing else: its jobs are not this one's."""
+    for path in folder.iterdir():
+        if _OURS.fullmatch(path.name):
+            path.unlink()
 
 
 def _recognized(jobs: list[Job], raws: "Composer", download: bool) -> list[Job]:
@@ -91,11 +132,10 @@ def _recognized(jobs: list[Job], raws: "Composer", download: bool) -> list[Job]:
 
 def command(words: list[str]) -> str:
     """What a person would type for one job alone."""
-    own = [w for w in words if w.lstrip("+~").replace("=", ".").split(".")[0] not in ("launcher", "plan", "study")]
-    return f"{PROGRAM} {shlex.join(own)}"
+    return f"{PROGRAM} {shlex.join(of_the_run(words))}"
 
 
-def _plan(jobs: list[Job], raws: "Composer", measure: bool) -> None:
+def _plan(jobs: list[Job], raws: "Composer", search: list[str], measure: bool) -> None:
     from . import show
 
     paces = Paces()
@@ -104,7 +144,8 @@ def _plan(jobs: list[Job], raws: "Composer", measure: bool) -> None:
         from .run import run
 
         print(f"measuring an epoch of job {job.number} (it is kept: the sweep goes on from it)", file=sys.stderr)
-        run(OmegaConf.create(job.raw), command(job.overrides), until=1)
+        own = [*search, *job.overrides]
+        run(OmegaConf.create(job.raw), command(own), until=1, words=own)
         jobs = _recognized([Job(job.number, job.overrides, job.raw) for job in jobs if not job.arm], raws, False)
         paces = Paces()
     forecast(jobs)
@@ -161,11 +202,38 @@ class Composer:
         return raw | from_environment
 
 
+def _told(folder: Path, job: Job) -> Record | None:
+    """What came of a job, for the table; None if it was not begun."""
+    told, path = job_of(folder, job.number), _record(folder, job.number)
+    if told is None:
+        error = f"{path}: damaged; give the same command again"
+        nothing = {"overrides": job.overrides, "arm": job.arm, "folder": None, "how": "", "error": error}
+        return nothing if path.exists() else None
+    try:
+        if told["folder"]:
+            Result.load(Path(told["folder"]))
+    except DataError as error:
+        return told | {"folder": None, "error": str(error)}
+    return told
+
+
+def mark() -> str:
+    """Which sweep this process belongs to; empty for none."""
+    return os.environ.get(MARK, "")
+
+
+def is_current(folder: Path, sweep: str) -> bool:
+    """Whether the sweep of this mark still has the folder: a job of a killed one may outlive it elsewhere."""
+    owner = _read(folder / LAUNCHED)
+    return owner is None or owner.get("sweep") == sweep
+
+
 def number(folder: Path, launched: int) -> tuple[int, str]:
     """The number and the arm of the job that a launcher calls by its place among those launched."""
-    if not (folder / "launched.json").exists():  # another's sweeper
+    owner = _read(folder / LAUNCHED)
+    if owner is None or owner.get("sweep") != mark():  # another's sweeper
         return launched, ""
-    found, arm = json.loads((folder / "launched.json").read_text())[launched]
+    found, arm = owner["jobs"][launched]
     return int(found), str(arm)
 
 
@@ -173,12 +241,33 @@ def add_job(
     folder: Path, number: int, overrides: list[str], arm: str, run: Path | None = None, how: str = "", error: str = ""
 ) -> None:
     """Adds a job to the sweep in `folder`: its run's folder and how it came (see run.run), or its error."""
-    job = {"overrides": overrides, "arm": arm, "folder": str(run) if run else None, "how": how, "error": error}
-    write(folder / f"job-{number:05d}.json", json.dumps(job) + "\n")
+    if not is_current(folder, mark()):
+        return
+    where = str(run) if run else None
+    job = {"sweep": mark(), "overrides": overrides, "arm": arm, "folder": where, "how": how, "error": error}
+    # Not durable: the table at the end reads it, and no power cut is between.
+    write(_record(folder, number), json.dumps(job) + "\n", durable=False)
 
 
-def jobs() -> list[dict[str, Any]]:
-    """The jobs of this process's sweep, in order; none outside a sweep."""
-    if _folder is None:
-        return []
-    return [json.loads(path.read_text()) for path in sorted(_folder.glob("job-*.json"))]
+def job_of(folder: Path, number: int) -> Record | None:
+    """What add_job noted of a job of this process's sweep; None if nothing."""
+    job = _read(_record(folder, number))
+    return job if job and job.get("sweep") == mark() else None
+
+
+def jobs() -> list[Record]:
+    """The jobs of this process's sweep that have been done, in order; none outside a sweep, or before its end."""
+    return _done
+
+
+def _record(folder: Path, number: int) -> Path:
+    return folder / f"job-{number:05d}.json"
+
+
+def _read(path: Path) -> Record | None:
+    """What a file of the sweep says; None if there is none, or what a power cut left of it."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

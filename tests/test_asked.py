@@ -1,0 +1,385 @@
+"""What a run was asked for is kept, and a change of a saved run is what the main command line makes of it."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import Compose, Run
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+import tmbench.run
+from tmbench.config import conf_dir, run_id, settle
+from tmbench.data import __main__ as data_command
+from tmbench.errors import ConfigError
+from tmbench.plan import Job, Recognizer, arms
+from tmbench.run import run
+
+SHORT = ["task=tc", "epochs=1", "batch_size=80"]
+
+
+class Asked(BaseException):
+    """Ends a run before it begins, with its configuration."""
+
+
+@pytest.fixture
+def door(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """door(file, change, ...) -> the exit code of python -m tmbench.run with these words."""
+
+    def door(*words: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["tmbench.run", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            tmbench.run.main()
+        assert isinstance(end.value.code, int)
+        return end.value.code
+
+    return door
+
+
+@pytest.fixture
+def asks(door: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> Callable[..., DictConfig]:
+    """asks(file, change, ...) -> the configuration of the run that python -m tmbench.run asks for."""
+
+    def asks(*words: object) -> DictConfig:
+        def ask(cfg: DictConfig, *rest: Any, **more: Any) -> None:
+            raise Asked(settle(cfg))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(tmbench.run, "run", ask)
+            with pytest.raises(Asked) as asked:
+                door(*words)
+        return asked.value.args[0]
+
+    return asks
+
+
+@pytest.fixture
+def saved(composed: Compose, tmp_path: Path) -> Callable[..., Path]:
+    """saved(word, ...) -> the config.yaml of a run that was asked for so, in its folder."""
+
+    def saved(*words: str, keep: bool = True) -> Path:
+        cfg = settle(composed(*words, f"runs_dir={tmp_path}"))
+        folder = tmp_path / run_id(cfg, "")
+        folder.mkdir()
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
+        if keep:
+            (folder / "overrides.yaml").write_text(yaml.safe_dump(list(words)))
+        return folder / "config.yaml"
+
+    return saved
+
+
+def arm(composed: Compose, name: str, *words: str) -> list[str]:
+    """The words of a study's arm."""
+    job = Job(0, list(words), OmegaConf.to_container(composed(*words, "study=switch")))  # type: ignore[arg-type]
+    Recognizer(download=False).recognize(job)
+    return arms(job)[name]
+
+
+CHANGES = [
+    "lr=0.5", "task.weight_decay=0.1", "optimizer=adam", "data=full", "protocol=as_printed", "task=seg",
+    "~optimizer.weight_decay", "+optimizer.maximize=true", "optimizer.momentum=0.25", "trainer=ddp_cpu",
+]  # fmt: skip
+ASKED: dict[str, Callable[[Compose], list[str]]] = {
+    "tc": lambda composed: ["task=tc", "optimizer=tmsgd", "switch_epoch=2", "trainer=cpu"],
+    "seg": lambda composed: ["task=seg", "optimizer=nag", "data=full", "schedule=constant", "trainer=cpu"],
+    "ic": lambda composed: ["task=ic", "task.dataset=cifar100", "lr=0.01", "optimizer=sgdm", "+optimizer.dampening=0"],
+    "arm": lambda composed: arm(composed, "half lr", "task=tc", "optimizer=tmsgdm", "epochs=4", "switch_epoch=2"),
+    "trial": lambda composed: [
+        "task=tc",
+        "optimizer=adam",
+        "validation=0.2",
+        "optimizer.betas=[0.9, 0.99]",
+        "lr=0.003",
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in ("seg", "ic") else ()) for name in ASKED]
+)
+def test_a_change_asks_for_the_run_of_the_main_command_line_with_that_word_added(
+    name: str, composed: Compose, saved: Any, asks: Any, door: Any
+) -> None:
+    words = ASKED[name](composed)
+    file = saved(*words)
+    for change in CHANGES:
+        try:
+            expected = settle(composed(*words, change))
+        except (HydraException, ConfigError):
+            assert door(file, change) == 1
+            continue
+        assert run_id(asks(file, change), "") == run_id(expected, ""), change
+
+
+def test_all_that_depends_on_a_change_follows_it(saved: Any, asks: Any) -> None:
+    file = saved("task=tc", "optimizer=sgd")
+    assert asks(file, "task.weight_decay=0.1").optimizer.weight_decay == 0.1
+    assert asks(file, "lr=0.5").optimizer.lr == 0.5
+    full = asks(file, "data=full")
+    assert (full.epochs, full.lr, full.optimizer.lr, full.batch_size) == (120, 0.01, 0.01, 5)
+    printed = asks(saved("task=seg", "data=full"), "protocol=as_printed")
+    assert (printed.protocol.name, printed.switch_epoch) == ("as_printed", 200)
+    assert asks(file).lr == 0.02
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (["epoch=2"], "epoch: there is no such setting; did you mean epochs?"),
+        (["optimizer.momentm=0.9"], "optimizer.momentm: there is no such setting; did you mean momentum?"),
+        (["optimizer=adm"], "Could not find 'optimizer/adm'"),
+        (["optimizer=3"], "Config group override must be a string"),
+        (["optimizer=adam"], r"(?s)optimizer.momentum: there is no such setting.*overrides.yaml asks for: task=tc .*"),
+        (["lr=abc"], "lr: expected a number > 0, got 'abc'"),
+        (["lr=0.1,0.2"], "Ambiguous value"),
+        (["lr"], "missing EQUAL"),
+        (["study=switch"], "study: expected a sweep: python -m tmbench -m"),
+        (["~seed"], "seed: expected a setting of this name, got none"),
+        (["data.profile=full"], "data.profile: .* say data=full"),
+        (["+optimizer.name=adam"], "optimizer.name: .* say optimizer=adam"),
+    ],
+)
+def test_a_change_that_cannot_be_is_told_in_words(
+    changes: list[str], told: str, saved: Any, door: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert door(saved("task=tc", "optimizer=tmsgd", "optimizer.momentum=0.9"), *changes) == 1
+    error = capsys.readouterr().err
+    assert re.search(told, error)
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("content", ["", "- a", "a: [", "task: tc", "\0", "{task: , optimizer: name}"])
+def test_a_file_that_is_no_runs_configuration_is_told(
+    content: str, door: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text(content)
+    assert door(tmp_path / "config.yaml") == 1
+    assert "config.yaml" in capsys.readouterr().err
+    assert door(tmp_path) == door(tmp_path / "none.yaml") == 1
+
+
+def test_a_configuration_with_a_part_missing_is_told(saved: Any, door: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    file = saved("task=tc")
+    whole = yaml.safe_load(file.read_text())
+    for key in ("seed", "optimizer", "runs_dir", "task.name", "optimizer.name", "trainer.devices", "data.profile"):
+        group, _, name = key.partition(".")
+        part = {k: v for k, v in whole.items() if k != group} | ({group: {}} if name else {})
+        file.write_text(yaml.safe_dump(part))
+        assert door(file) == 1
+        told = capsys.readouterr().err
+        assert "expected a run's config.yaml" in told
+        assert "Traceback" not in told
+
+
+def test_help_is_no_error(door: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert door("--help") == 0
+    assert "usage: python -m tmbench.run" in capsys.readouterr().out
+    assert door() == 2
+
+
+def test_an_old_folder_can_be_asked_for_again_but_not_changed(
+    saved: Any, door: Any, asks: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = saved("task=tc", "optimizer=sgd", keep=False)
+    assert asks(file) == settle(OmegaConf.load(file))  # type: ignore[arg-type]
+    assert asks(file, "force=true").force is True
+    assert asks(file, "runs_dir=/else where").runs_dir == "/else where"
+    assert door(file, "lr=0.5") == 1
+    told = capsys.readouterr().err
+    assert "no overrides.yaml beside it says what was asked for" in told
+    assert "python -m tmbench task=tc optimizer=sgd ... lr=0.5" in told
+
+
+def test_a_run_of_the_main_command_line_is_named_where_its_folder_is_old(
+    do: Run, door: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result, folder = do(*SHORT)
+    result.command = "python -m tmbench task=tc epochs=1"
+    result.save(folder)
+    assert door(folder / "config.yaml", "lr=0.5", "data=full") == 1
+    assert f"{result.command} lr=0.5 data=full" in capsys.readouterr().err
+
+
+def test_overrides_that_are_no_list_of_words_are_told(saved: Any, door: Any, capsys: Any) -> None:
+    file = saved(*SHORT)
+    for content in ("task: tc", "- [lr=1]", "- a: [", ""):
+        file.with_name("overrides.yaml").write_text(content)
+        assert door(file, "lr=0.5") == 1
+        assert "overrides.yaml: expected a list of words" in capsys.readouterr().err
+
+
+def test_a_change_that_would_change_more_than_itself_is_refused_by_name(
+    saved: Any, door: Any, asks: Any, capsys: Any
+) -> None:
+    """As where a default has another value by now, or the words were edited."""
+    file = saved("task=tc", "optimizer=sgd", "lr=0.1", "task.width=20", "epochs=2")
+    overrides = file.with_name("overrides.yaml")
+    overrides.write_text(overrides.read_text().replace("width=20", "width=30"))
+    assert door(file, "seed=1") == 1
+    told = capsys.readouterr().err
+    assert "more would change than seed=1" in told
+    assert "task.width: was 20, would be 30" in told
+    assert asks(file, "seed=1", "task.width=20").task.width == 20
+    assert asks(file, "seed=1", "task.width=40").task.width == 40
+    assert asks(file).task.width == 20
+
+
+def test_a_run_stays_where_its_folder_is_whoever_calls_from_wherever(
+    composed: Compose, asks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+    cfg = settle(composed("task=tc", "runs_dir=./runs", "data_dir=./data"))
+    folder = tmp_path / "home" / "runs" / run_id(cfg, "")
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
+    (folder / "overrides.yaml").write_text("- task=tc\n")
+    for changes in ([], ["lr=0.5"]):
+        here = asks("runs" / Path(folder.name) / "config.yaml", *changes)
+        assert (here.runs_dir, here.data_dir) == ("./runs", "./data")
+    monkeypatch.chdir(tmp_path)
+    for changes in ([], ["lr=0.5"]):
+        there = asks(folder / "config.yaml", *changes)
+        assert (there.runs_dir, there.data_dir) == (str(tmp_path / "home/runs"), str(tmp_path / "home/data"))
+        assert asks(folder / "config.yaml", *changes, "runs_dir=other").runs_dir == "other"
+    sent = tmp_path / "sent.yaml"  # alone, so nobody knows where it was
+    sent.write_text(OmegaConf.to_yaml(cfg))
+    assert asks(sent).runs_dir == "./runs"
+
+
+def test_a_persons_own_files_serve_a_change_too_and_are_missed_by_name(
+    asks: Any, door: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "a, b" / "optimizer"
+    own.mkdir(parents=True)
+    (own / "mine.yaml").write_text((conf_dir() / "optimizer" / "sgd.yaml").read_text().replace("sgd", "mine"))
+    words = [f'hydra.searchpath=["file://{own.parent}"]', "task=tc", "optimizer=mine"]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = settle(compose("config", words))
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
+    (tmp_path / "overrides.yaml").write_text(yaml.safe_dump(words))
+    changed = asks(tmp_path / "config.yaml", "lr=0.5")
+    assert (changed.optimizer.name, changed.optimizer.lr) == ("mine", 0.5)
+    own.parent.rename(tmp_path / "moved")
+    assert door(tmp_path / "config.yaml", "lr=0.5") == 1
+    assert "a, b: no such folder; the run was asked for with YAML files in it" in capsys.readouterr().err
+    moved = f"hydra.searchpath=[file://{tmp_path / 'moved'}]"
+    assert asks(tmp_path / "config.yaml", moved, "lr=0.5") == changed
+
+
+LIES = {
+    "data.profile=full": "say data=full", "++data.profile=full": "say data=full", "task.name=ic": "say task=ic",
+    "optimizer.name=adam": "say optimizer=adam", "optimizer={name: adam}": "choose another file",
+    "optimizer._target_=torch.optim.Adam": "choose another file", "~optimizer.switch_step": "say switch_epoch",
+    "optimizer.first._target_=torch.optim.Adam": "choose another file", "optimizer.switch_step=3": "say switch_epoch",
+    "optimizer.trunk.differences=0": "choose another file", "trainer.name=gpu": "say trainer=gpu",
+    "protocol.name=as_printed": "say protocol=as_printed", "schedule.name=cosine": "say schedule=cosine",
+    "+schedule._target_=tmbench.schedule.cosine": "choose another file", "launcher.name=ray": "say launcher=ray",
+    "task.data=tmbench.tasks.cifar.CIFAR100": "choose another file", "study.name=switch": "say study=switch",
+    "logger.name=wandb": "say logger=wandb",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("word", LIES)
+def test_a_word_that_would_let_a_run_go_by_another_name_is_refused(word: str, composed: Compose, door: Any) -> None:
+    words = ["task=tc", "optimizer=sgd_to_sgdm", word]
+    try:
+        cfg = composed(*words)
+    except HydraException:  # has no such setting anyway
+        cfg = composed(*words[:-1])
+    message = re.escape(LIES[word])
+    with pytest.raises(ConfigError, match=message):
+        run(cfg, words=words)
+    job = Job(0, words, OmegaConf.to_container(cfg))  # type: ignore[arg-type]
+    Recognizer(download=False).recognize(job)
+    assert job.state == "wrong"
+    assert re.search(message, job.error)
+
+
+def test_files_that_are_there_to_be_filled_in_and_consistent_names_are_not_refused(composed: Compose) -> None:
+    for words in (
+        ["optimizer=any", "optimizer.name=Adadelta"], ["optimizer=tmsgd", "~optimizer.trunk"],
+        ["optimizer=switch", "optimizer.first._target_=torch.optim.RMSprop", "~optimizer.first.betas"],
+        ["data=tiny", "data.profile=tiny"], ["optimizer=adam", "+optimizer.amsgrad=true"],
+    ):  # fmt: skip
+        job = Job(0, words, OmegaConf.to_container(composed(*words)))  # type: ignore[arg-type]
+        Recognizer(download=False).recognize(job)
+        assert (job.state, job.error) == ("new", "")
+
+
+def test_a_profile_without_the_rest_of_its_file_is_refused_in_python_too(composed: Compose) -> None:
+    with pytest.raises(ConfigError, match=r"data\.profile: full needs data.download, too; say data=full"):
+        settle(composed("task=tc", "data.profile=full"))
+
+
+def test_a_changed_run_is_trained_kept_and_advises_what_works(
+    composed: Compose, door: Any, asks: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "runs"
+    words = [*SHORT, f"runs_dir={runs}", "force=true"]
+    _, folder, _ = run(composed(*words), words=words)
+    assert yaml.safe_load((folder / "overrides.yaml").read_text()) == words[:-1]  # force is for once
+    assert door(folder / "config.yaml", "task.weight_decay=0.1") == 0
+    printed = capsys.readouterr().out
+    (advice,) = re.findall(r"^real data +python -m tmbench.run (.*)$", printed, re.MULTILINE)
+    (changed,) = set(runs.glob("tc-*")) - {folder}
+    assert OmegaConf.load(changed / "config.yaml").optimizer.weight_decay == 0.1  # type: ignore[union-attr]
+    assert yaml.safe_load((changed / "overrides.yaml").read_text()) == [*words[:-1], "task.weight_decay=0.1"]
+    # Now as advised, on files of the real format.
+    data_command.main(["tiny", "tc", "--out", str(tmp_path / "data")])
+    cfg = asks(*shlex.split(advice.replace("DIR", str(tmp_path / "data"))))
+    assert (cfg.data.profile, cfg.optimizer.weight_decay, cfg.data_dir) == ("full", 0.1, str(tmp_path / "data"))
+    assert door(*shlex.split(advice.replace("DIR", str(tmp_path / "data")))) == 0
+    assert "on subset data" in capsys.readouterr().out
+
+
+def test_a_run_that_nobody_can_change_gives_no_advice_to_change_it(do: Run, door: Any, capsys: Any) -> None:
+    _, folder = do(*SHORT)  # from Python: nobody knows what was asked for
+    assert not (folder / "overrides.yaml").exists()
+    assert door(folder / "config.yaml") == 0
+    assert "real data" not in capsys.readouterr().out
+
+
+def test_the_first_process_of_a_run_that_others_launched_keeps_what_was_asked_for(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tmbench.train
+
+    monkeypatch.setattr(tmbench.train, "train", lambda *rest, **more: None)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    words = [*SHORT, "trainer=ddp_cpu", f"runs_dir={tmp_path}"]
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        _, folder, _ = run(composed(*words), words=words)
+        assert (folder / "config.yaml").exists() == (folder / "overrides.yaml").exists() == (rank == "0")
+
+
+@pytest.mark.slow
+def test_every_door_keeps_what_was_asked_for(tmp_path: Path) -> None:
+    """One run, a sweep and launched jobs, with a person's own files; each can be changed from another folder."""
+    own = tmp_path / "mine" / "optimizer"
+    own.mkdir(parents=True)
+    (own / "mine.yaml").write_text((conf_dir() / "optimizer" / "sgd.yaml").read_text().replace("sgd", "mine"))
+    words = ["--config-dir", "mine", *SHORT, "optimizer=mine"]
+    for door, more in (("one", []), ("serial", ["-m"]), ("joblib", ["launcher=joblib", "-m"])):
+        command = [sys.executable, "-m", "tmbench", *words, f"runs_dir={door}", *more]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        (folder,) = (tmp_path / door).glob("tc-mine-*")
+        expected = [f'hydra.searchpath=["file://{own.parent}"]', *SHORT, "optimizer=mine", f"runs_dir={door}"]
+        assert yaml.safe_load((folder / "overrides.yaml").read_text()) == expected
+        asked_again = shlex.split(json.loads((folder / "result.json").read_text())["command"])[3:]
+        for words_again in (["tmbench", *asked_again], ["tmbench.run", str(folder / "config.yaml"), "seed=1"]):
+            command = [sys.executable, "-m", *words_again]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+        assert len(list((tmp_path / door).glob("tc-mine-*"))) == 2
