@@ -39,6 +39,7 @@ from rich.table import Table
 
 from . import show
 from .__main__ import EXPECTED, explain
+from .asked import SEARCH
 from .config import Settings, conf_dir, identity, plain, settled, world_size
 from .data import open_dataset
 from .errors import ConfigError, DataError
@@ -80,7 +81,7 @@ class Composer:
     """Composes configurations from the words of a command line, with conf/ and a person's own folder of such files."""
 
     def __init__(self, config_dir: str | None) -> None:
-        self.search = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+        self.search = [f"{SEARCH}={json.dumps([f'file://{Path(config_dir).resolve()}'])}"] if config_dir else []
 
     def __call__(self, name: str, words: list[str]) -> Settings:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -347,8 +348,9 @@ class Study:
         said = {"validation": self.settings["validation"]} | values
         words = [w for w in contender.words if _key(w) not in said]
         words += [word(key, value) for key, value in said.items() if value is not None]
+        words = [*self.compose.search, *words]
         cfg = OmegaConf.create(with_values(contender.raw, said))
-        result, folder, _ = run(cfg, f"python -m tmbench {shlex.join(words)}", until)
+        result, folder, _ = run(cfg, f"python -m tmbench {shlex.join(words)}", until, words=words)
         return result, folder
 
     def _checked(self, contender: Contender, record: Settings) -> Settings:
