@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Compose, Run, choices
+from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 from test_run import SHORT, assert_same, weights
@@ -299,13 +301,18 @@ class Fake:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[Any] = []
+        self.words: list[list[str]] = []  # of each call
         self.stop_after = 10**9  # runs
         self.fails: Any = lambda cfg: False
         self.diverges: Any = lambda cfg: cfg.lr > 0.5
         self.baseline: dict[str, float] = {}
         monkeypatch.setattr(tune, "run", self.run)
 
-    def run(self, cfg: Any, command: str, until: int | None = None) -> tuple[Result, Path, str]:
+    def run(
+        self, cfg: Any, command: str, until: int | None = None, words: list[str] | None = None
+    ) -> tuple[Result, Path, str]:
+        assert words is not None
+        assert command == shlex.join(["python", "-m", "tmbench", *words])
         cfg = settle(cfg)
         folder = Path(cfg.runs_dir) / run_id(cfg, open_dataset(cfg, get_class(cfg.task.data))[2])
         if (known := Result.load(folder)) and known.status in ("completed", "diverged"):
@@ -313,6 +320,7 @@ class Fake:
         if len(self.calls) >= self.stop_after:
             raise KeyboardInterrupt
         self.calls.append(cfg)
+        self.words.append(words)
         if self.fails(cfg):
             raise RuntimeError("out of memory")
         split = "validation" if cfg.validation else "test"
@@ -785,6 +793,11 @@ def test_a_person_can_write_a_space_of_their_own(fake: Fake, tmp_path: Path) -> 
     words = ["task=tc", "optimizer=sgd", "space=mine", "trials=2", "seeds=1", f"runs_dir={tmp_path}"]
     assert tune.main([*words, "--config-dir", str(tmp_path / "conf")]) == 0
     assert {c.optimizer.momentum for c in fake.calls} == {0.5}
+    # What each run keeps as asked for composes to it, with the person's own folder.
+    for cfg, kept in zip(fake.calls, fake.words, strict=True):
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            again = settle(compose("config", kept))
+        assert identity(again, "") == identity(cfg, "")
     assert outcome(tmp_path, "tc-sgd-tiny")["optimizers"]["sgd"]["choice"]["values"]["optimizer.momentum"] == 0.5
 
 
