@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from .config import Settings, plain, run_id, select, settled
 from .data import open_dataset
 from .errors import ConfigError, DataError
+from .files import read_sealed_text
 from .result import FINAL, Result, cpu_model
 from .run import epochs_done
 from .trunks import Trunk, trunk_of
@@ -188,7 +189,11 @@ class Paces:
             here = result.epochs["trained"]
             if not here or result.task != facts["task"]["name"]:
                 continue
-            cfg = plain(cast(DictConfig, OmegaConf.load(runs / result.run_id / "config.yaml")))
+            try:
+                text = read_sealed_text(runs / result.run_id / "config.yaml")
+            except (OSError, DataError):
+                continue
+            cfg = plain(cast(DictConfig, OmegaConf.create(text)))
             on_such = cpu_model() in result.hardware or cfg["trainer"]["accelerator"] == "cuda"
             if on_such and all(cfg[key] == facts[key] for key in ALIKE):
                 around = result.overhead_seconds if result.status == "completed" else 0.0  # else without the figures

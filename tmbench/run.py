@@ -17,10 +17,11 @@ from typing import Any
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
+from . import checkpoint
 from .config import run_id, settle, world_size
 from .data import open_dataset
-from .errors import ConfigError, RunError
-from .files import locked, write
+from .errors import ConfigError, DataError, RunError
+from .files import clear_scratch, locked, read_sealed_text, sealed_text, write
 from .ranks import Ranks, end_with_parent, lost_peer
 from .result import FINAL, Result
 from .trunks import FETCHED, Claim, Trunk, trunk_of
@@ -60,14 +61,21 @@ def run(
         command = os.environ.get("TMBENCH_COMMAND", command)
         return train(cfg, dataset, label, digest, folder, command, trunk=trunk), folder, "new"
     with locked(folder):
+        clear_scratch(folder)
         if cfg.force:
             _clear(folder)
-        earlier = Result.load(folder)
+        try:
+            earlier = Result.load(folder)
+        except DataError as error:
+            print(error, file=sys.stderr)
+            earlier = None
         if earlier and earlier.status in FINAL:
             return earlier, folder, "shown"
         have = epochs_done(folder)
+        if have:
+            checkpoint.check(folder / "checkpoints" / "last.ckpt")  # before anything is written over
         cfg.force = cfg.plan = False
-        write(config_file, OmegaConf.to_yaml(cfg))
+        write(config_file, sealed_text(OmegaConf.to_yaml(cfg)))
         shutil.rmtree(folder / FETCHED, ignore_errors=True)
         if trunk:
             for epoch, needs in asks:
@@ -81,13 +89,18 @@ def run(
                 result = train(
                     cfg, dataset, label, digest, folder, command, trunk=trunk, claim=claim, until=until
                 )  # fmt: skip
+        shutil.rmtree(folder / FETCHED, ignore_errors=True)
         return result, folder, "resumed" if have else "new"
 
 
 def epochs_done(folder: Path) -> int:
     """How many epochs the run in `folder` has on disk."""
-    if not (folder / "checkpoints" / "last.ckpt").exists():
+    last = folder / "checkpoints" / "last.ckpt"
+    if not last.exists():
         return 0
+    if (noted := checkpoint.epochs(last)) is not None:
+        return noted
+    # A checkpoint of an older version, or a damaged one.
     try:
         return max(1, len((folder / "curves.csv").read_text().splitlines()) - 1)
     except OSError:
@@ -172,8 +185,8 @@ def main() -> None:
         sys.exit("usage: python -m tmbench.run <runs>/<run id>/config.yaml [key=value ...]")
     path, changes = Path(sys.argv[1]), sys.argv[2:]
     try:
-        cfg = OmegaConf.load(path)
-    except OSError as error:
+        cfg = OmegaConf.create(read_sealed_text(path))
+    except (OSError, DataError) as error:
         sys.exit(f"no configuration to run: {error}")
     assert isinstance(cfg, DictConfig)
     OmegaConf.set_struct(cfg, True)
