@@ -32,7 +32,7 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
         with scratch.open("wb") as file:
             out = _Hashing(file)
             try:
-                torch.save(checkpoint, out)
+                torch.save(checkpoint, out)  # type: ignore[arg-type]  # all that it needs is to write
             except RuntimeError as error:
                 raise out.error or error from None
             note = b"%06d " % (checkpoint["epoch"] + 1)
