@@ -30,10 +30,10 @@ from tmbench.result import Result
 from tmbench.runs import Run
 
 torch.set_num_threads(1)  # a fork has but one
-WORDS = ["task=tc", "epochs=10", "batch_size=10", "lr=0.1"]
+WORDS = ["task=tc", "epochs=8", "batch_size=80", "lr=5"]
 KINDS = {
-    "run": ["optimizer=tmsgd", "switch_epoch=5"],
-    "sweep": ["-m", "optimizer=sgd,tmsgd", "switch_epoch=6,3"],
+    "run": ["optimizer=tmsgd", "switch_epoch=4"],
+    "sweep": ["-m", "optimizer=sgd,tmsgd", "switch_epoch=5,2"],
 }
 MOST = 6  # kills of one trial
 
@@ -71,12 +71,18 @@ def ended(pid: int, seconds: float) -> int | None:
 
 
 def trial(folder: Path, kind: str, seconds: float, kills: int) -> tuple[int, list[str]]:
-    """Asks for a run or sweep until it ends; returns how often it was killed, and what went wrong."""
+    """Asks for a run or sweep until it ends; returns how often it was killed, and what went wrong.
+
+    Args:
+        seconds: what it takes if it is not killed.
+        kills: how often it may be killed.
+    """
     folder.mkdir()
     killed = 0
     while True:
         pid = start(folder, kind, killed)
-        code = ended(pid, random.uniform(0, seconds) if killed < kills else 600)
+        # Later attempts have less to do.
+        code = ended(pid, random.uniform(0, seconds / (1 + killed)) if killed < kills else 600)
         if code is None and killed < kills:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
