@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from .errors import DataError
 from .files import land
 
-NOTE = 7 + 64  # bytes of the comment: six digits, a space, and the sha256 of all other bytes of the file
+NOTE = 10 + 64  # bytes of the comment: nine digits, a space, and the sha256 of all other bytes of the file
 WRITING = ".writing.ckpt"  # beside a checkpoint, while it is written
 
 
@@ -35,7 +35,7 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
                 torch.save(checkpoint, out)  # type: ignore[arg-type]  # all that it needs is to write
             except RuntimeError as error:
                 raise out.error or error from None
-            note = b"%06d " % (checkpoint["epoch"] + 1)
+            note = b"%09d " % (checkpoint["epoch"] + 1)
             out.digest.update(note)
             file.seek(-2, os.SEEK_END)  # the comment's length, which was 0
             file.write(NOTE.to_bytes(2, "little") + note + out.digest.hexdigest().encode())
@@ -48,17 +48,18 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
 class _Hashing:
     """Passes on what torch.save writes, which it does in order, and hashes it.
 
-    torch makes a RuntimeError about its position of an error while writing; `error` is what it was.
+    What is raised meanwhile, by a full disk or a signal, torch turns into a RuntimeError about its position in the
+    file; `error` is what it was.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.digest = file, hashlib.sha256()
-        self.error: OSError | None = None
+        self.error: BaseException | None = None
 
     def write(self, data: bytes) -> int:
         try:
             count = self.file.write(data)
-        except OSError as error:
+        except BaseException as error:
             self.error = error
             raise
         self.digest.update(data)
@@ -116,7 +117,7 @@ def _damaged(path: Path, what: str) -> DataError:
     return DataError(f"{path}: damaged: {what}; bring back a copy of it, or repeat the run from its start: force=true")
 
 
-_NOTED = re.compile(re.escape(NOTE.to_bytes(2, "little")) + rb"(\d{6}) [0-9a-f]{64}", re.DOTALL)
+_NOTED = re.compile(re.escape(NOTE.to_bytes(2, "little")) + rb"(\d{9}) [0-9a-f]{64}", re.DOTALL)
 
 
 def epochs(path: Path) -> int | None:

@@ -93,9 +93,12 @@ def read_sealed_text(path: Path) -> str:
     if b"sha256" not in line and not line.startswith(b"#"):
         rest = content
     elif line != b"# sha256 " + hashlib.sha256(rest).hexdigest().encode():
-        raise DataError(f"{path}: damaged: its content does not match the sha256 in its first line")
+        raise DataError(
+            f"{path}: damaged, or changed by hand: it does not match the sha256 in its first line; the run's own "
+            "command writes it again; to keep a change of yours, remove that line"
+        )
     if not rest.strip():
-        raise DataError(f"{path}: damaged: it is empty")
+        raise DataError(f"{path}: damaged: it is empty; the run's own command writes it again")
     return rest.decode()
 
 

@@ -127,7 +127,8 @@ def train(
             stop.restore()
 
     rows, curves = record.rows, folder / "curves.csv"
-    if first and rows:
+    kept = first and curves.is_file()
+    if kept:
         flush(curves)
     examples = len(rows) * train_loader.count
     result = Result(
@@ -164,7 +165,7 @@ def train(
         baseline={f"{task.split}/{key}": value for key, value in trivial.items()},
         evaluation_seconds=record.evaluation_seconds,
         overhead_seconds=time.perf_counter() - start - record.here,
-        curves_sha256=digest_of(curves) if first and rows else None,
+        curves_sha256=digest_of(curves) if kept else None,
     )
     if first:
         result.save(folder)  # now, whatever W&B may do
