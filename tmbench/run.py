@@ -61,7 +61,8 @@ def run(
         command = os.environ.get("TMBENCH_COMMAND", command)
         return train(cfg, dataset, label, digest, folder, command, trunk=trunk), folder, "new"
     with locked(folder):
-        clear_scratch(folder)
+        clear_scratch(folder)  # and what else a kill may have left
+        shutil.rmtree(folder / FETCHED, ignore_errors=True)
         if cfg.force:
             _clear(folder)
         try:
@@ -76,7 +77,6 @@ def run(
             checkpoint.check(folder / "checkpoints" / "last.ckpt")  # before anything is written over
         cfg.force = cfg.plan = False
         write(config_file, sealed_text(OmegaConf.to_yaml(cfg)))
-        shutil.rmtree(folder / FETCHED, ignore_errors=True)
         if trunk:
             for epoch, needs in asks:
                 trunk.ask(epoch, needs)
