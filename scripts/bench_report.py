@@ -7,14 +7,12 @@ on 2 tasks, and reports on them in a process of its own. Exits with 1 if that ta
 """
 
 import argparse
-import json
 import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +59,7 @@ def write(folder: Path, runs: int, epochs: int) -> None:
                 "0" * 16, f"python -m tmbench task={task} optimizer={optimizer} seed={seed} lr={rate}",
                 "2026-01-01T00:00:00Z", baseline={"test/accuracy": 0.1},
             )  # fmt: skip
-            (own / "result.json").write_text(json.dumps(asdict(result)))
+            result.save(own)
 
 
 def main() -> None:

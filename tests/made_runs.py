@@ -32,6 +32,7 @@ def maker(composed: Compose, folder: Path) -> Make:
         (place / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         if score is None and "status" not in own:
             return place
+        scores = {} if score is None else {headline: score}
         score = math.nan if score is None else score
         curve = [score * (1 - 0.5 ** (e + 1)) for e in range(epochs - 1)] + [score]
         lines = [f"{e},{(e + 1) * 10},0.1,{(e + 1) * 1.5},{1 / (e + 1)},{value}" for e, value in enumerate(curve)]
@@ -39,7 +40,7 @@ def maker(composed: Compose, folder: Path) -> Make:
         facts: dict[str, Any] = {
             "run_id": place.name, "status": "completed", "task": task, "optimizer": optimizer, "seed": seed,
             "profile": config["data"]["profile"], "protocol": "reconciled", "headline": headline,
-            "higher_is_better": True, "metrics": {"last": {headline: score}, "best": {headline: score, "epoch": 1}},
+            "higher_is_better": True, "metrics": {"last": scores, "best": scores and {**scores, "epoch": 1}},
             "seconds": 1.5 * epochs, "epochs": {"asked": epochs, "trained": epochs, "from_trunk": 0},
             "steps": 10 * epochs, "examples_per_second": 100.0, "peak_memory_bytes": 2**20, "parameters": 1000,
             "switch": {"requested": None, "effective": None, "step": None}, "versions": versions(),

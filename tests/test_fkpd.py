@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import batch_norm, conv2d
 
 from tmbench.figures import main
+from tmbench.files import read_sealed_text
 from tmbench.run import run
 from tmbench.tasks.faces import HEADER, Faces
 from tmbench.tasks.fkpd import NormalisedMeanError, build_model, cut, random_corners, resized
@@ -224,7 +225,7 @@ def test_what_cannot_be_drawn_is_one_message(
         assert main([*words, *where]) == 1
         assert told in capsys.readouterr().err
     config = folder / "config.yaml"
-    config.write_text(config.read_text().replace("width: 50", "width: 40"))
+    config.write_text(read_sealed_text(config).replace("width: 50", "width: 40"))
     assert main(["tc", "seed=0", *where]) == 1
     assert "its weights do not fit the task as it is now" in capsys.readouterr().err
     (folder / "checkpoints" / "last.ckpt").unlink()

@@ -25,6 +25,7 @@ from test_trunks import results, trained
 import tmbench.launch
 from tmbench.config import conf_dir, run_id, settle
 from tmbench.errors import ConfigError
+from tmbench.files import read_sealed
 from tmbench.launch import Joblib, Running, launcher_of
 from tmbench.plan import Job, Recognizer
 from tmbench.result import Result
@@ -295,7 +296,7 @@ def test_gpus_of_another_machine_count_as_those_of_this_one(words: list[str], co
 def test_run_publishes_what_others_ask_for(composed: Compose, tmp_path: Path) -> None:
     words = ["task=tc", "optimizer=sgd", "epochs=3", "batch_size=80", f"runs_dir={tmp_path}"]
     run(composed(*words), asks=[[1, 0], [2, 2]])
-    states = {int(path.parent.name): json.loads(path.read_text()) for path in tmp_path.glob(".trunks/*/*/about.json")}
+    states = {int(path.parent.name): read_sealed(path) for path in tmp_path.glob(".trunks/*/*/about.json")}
     assert {epoch: about["differences"] for epoch, about in states.items()} == {1: 0, 2: 2}
 
 

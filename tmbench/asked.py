@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from .config import GROUPS, OVERRIDES, Settings, conf_dir, identity, plain, settled
 from .errors import ConfigError, DataError
-from .files import write
+from .files import read_sealed_text, sealed_text, write
 from .result import Result
 
 OF_A_SWEEP = ("launcher", "plan", "study")
@@ -82,7 +82,8 @@ def keep(folder: Path, words: list[str] | None) -> None:
         path.unlink(missing_ok=True)  # of an earlier asking, which became another config.yaml
         return
     text = yaml.safe_dump(of_the_run(words), width=10**6, allow_unicode=True)
-    write(path, f"# What was asked for, in words of the command line; config.yaml is what it became.\n{text}")
+    about = "# What was asked for, in words of the command line; config.yaml is what it became.\n"
+    write(path, sealed_text(about + text))
 
 
 def again(path: Path, changes: list[str]) -> tuple[DictConfig, list[str] | None]:
@@ -129,9 +130,11 @@ def again(path: Path, changes: list[str]) -> tuple[DictConfig, list[str] | None]
 
 def _saved(path: Path) -> Settings:
     try:
-        found = OmegaConf.load(path)
+        found = OmegaConf.create(read_sealed_text(path))
     except OSError as error:
         raise ConfigError(f"no configuration to run: {error}") from None
+    except DataError:
+        raise
     except (ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: expected a run's config.yaml, got no YAML: {error}") from None
     cfg = plain(found) if isinstance(found, DictConfig) else {}
@@ -147,9 +150,11 @@ def _saved(path: Path) -> Settings:
 def _kept(path: Path) -> list[str] | None:
     path = path.with_name(OVERRIDES)
     try:
-        words = yaml.safe_load(path.read_text(encoding="utf-8"))
+        words = yaml.safe_load(read_sealed_text(path))
     except FileNotFoundError:
         return None
+    except DataError:
+        raise
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(f"{path}: expected a list of words, got what cannot be read ({error})") from None
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):

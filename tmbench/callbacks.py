@@ -17,13 +17,16 @@ from pytorch_lightning.trainer.states import TrainerFn
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from . import checkpoint
+from .errors import DataError
 from .figures import curves, save
-from .files import write
+from .files import land, write
 from .result import shown
 from .task import Task
 from .trunks import Claim, Trunk
 
 KEEP_BEST_UP_TO = 100_000_000  # parameters; larger models keep last.ckpt only
+ARRIVING = ".best.ckpt"  # what is the best when last.ckpt is that of the same shared state
 STATE = ("rows", "best", "seconds", "evaluation_seconds", "from_trunk")  # of Record, in a checkpoint
 
 
@@ -50,8 +53,10 @@ class Record(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for row in self.rows:  # of a resumed run: a logger starts from nothing
             self._log(trainer, row)
-        if self.rows and trainer.is_global_zero:  # of a shared trunk: they are in no file yet
-            self.write_curves()
+        if trainer.is_global_zero:
+            self._settle_best(_keeps_best(pl_module))
+            if self.rows:  # the file may be older, or not be there
+                self.write_curves()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = time.perf_counter()
@@ -91,7 +96,7 @@ class Record(Callback):
         if improved:
             self.best = {key: value for key, value in row.items() if key == "epoch" or "/" in key}
         self._log(trainer, row)
-        self._save(trainer, improved and sum(p.numel() for p in pl_module.parameters()) <= KEEP_BEST_UP_TO)
+        self._save(trainer, improved and _keeps_best(pl_module))
 
     @staticmethod
     def _log(trainer: Trainer, row: dict[str, float]) -> None:
@@ -99,17 +104,36 @@ class Record(Callback):
             logger.log_metrics(row, step=int(row["epoch"]))
 
     def _save(self, trainer: Trainer, is_best: bool) -> None:
-        checkpoints = self.folder / "checkpoints"
-        scratch, last, best = (checkpoints / name for name in (".writing.ckpt", "last.ckpt", "best.ckpt"))
-        trainer.save_checkpoint(scratch)  # on all ranks; rank 0 writes
+        last = self.folder / "checkpoints" / "last.ckpt"
+        trainer.save_checkpoint(last)  # on all ranks; rank 0 writes
         if not trainer.is_global_zero:
             return
-        os.replace(scratch, last)
+        # The last first, which tells all else: a kill before the others leaves what _settle_best and write_curves mend.
         if is_best:
-            scratch.unlink(missing_ok=True)
-            link(last, scratch)
-            os.replace(scratch, best)
+            _become_best(last)
         self.write_curves()
+
+    def _settle_best(self, keeps: bool) -> None:
+        """Makes best.ckpt the best epoch's, wherever a kill came between; removes what the kill left.
+
+        Raises:
+            DataError: it is not, and the weights are nowhere else.
+        """
+        checkpoints = self.folder / "checkpoints"
+        last, best, arriving = (checkpoints / name for name in ("last.ckpt", "best.ckpt", ARRIVING))
+        if not (self.best and keeps):
+            best.unlink(missing_ok=True)
+        elif wrong := _wrong_with(best, epochs := int(self.best["epoch"]) + 1):
+            source = next((path for path in (arriving, last) if not _wrong_with(path, epochs)), None)
+            if source:
+                _become_best(source)
+            elif best.exists():
+                raise DataError(
+                    f"{best}: {wrong}; bring back a copy of it, remove it to go on without the best epoch's weights, "
+                    "or repeat the run from its start: force=true"
+                )
+        for left in (arriving, checkpoints / checkpoint.WRITING):
+            left.unlink(missing_ok=True)
 
     def newest(self) -> dict[str, float]:
         """The last value of everything in the rows; that of a metric may be from an earlier epoch."""
@@ -121,7 +145,7 @@ class Record(Callback):
         writer = csv.DictWriter(text, fieldnames=list(names))
         writer.writeheader()
         writer.writerows(self.rows)
-        write(self.folder / "curves.csv", text.getvalue())
+        write(self.folder / "curves.csv", text.getvalue(), durable=False)  # the checkpoint has the rows
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.VALIDATING:
@@ -186,7 +210,7 @@ class Share(Callback):
                 self.claim.release()
 
     def _fill(self, trainer: Trainer, task: Task, first: int | None, folder: Path) -> None:
-        state = torch.load(self.checkpoints / "last.ckpt", map_location="cpu", weights_only=False)
+        state = checkpoint.load(self.checkpoints / "last.ckpt")
         state["callbacks"]["Record"]["from_trunk"] = 0
         state["optimizer_states"] = [before_switch(optimizer) for optimizer in trainer.optimizers]
         if first is not None:
@@ -195,7 +219,7 @@ class Share(Callback):
                 [[(step, d.cpu()) for step, d in own if step >= first] for own in recorded]
                 for recorded in task.recorded
             ]
-        torch.save(state, folder / "state.ckpt")
+        checkpoint.save(state, folder / "state.ckpt")
         best = self.checkpoints / "best.ckpt"
         if best.exists():
             link(best, folder / "best.ckpt")
@@ -215,21 +239,43 @@ def adopt(state: Path, folder: Path, task: Task, epoch: int) -> None:
         task: with the run's optimizer settings.
         epoch: how many epochs the state has.
     """
-    checkpoint = torch.load(state / "state.ckpt", map_location="cpu", weights_only=False)
+    content = checkpoint.load(state / "state.ckpt")
     optimizers: list[Any] = task.new_optimizers()
-    recorded = checkpoint.get("recorded", [()] * len(optimizers))
+    recorded = content.get("recorded", [()] * len(optimizers))
     for i, (optimizer, own) in enumerate(zip(optimizers, recorded, strict=True)):
         if hasattr(optimizer, "start_after"):
-            optimizer.start_after(epoch * task.steps, checkpoint["optimizer_states"][i], own)
-            checkpoint["optimizer_states"][i] = optimizer.state_dict()
-    checkpoint["callbacks"]["Record"]["from_trunk"] = epoch
+            optimizer.start_after(epoch * task.steps, content["optimizer_states"][i], own)
+            content["optimizer_states"][i] = optimizer.state_dict()
+    content["callbacks"]["Record"]["from_trunk"] = epoch
     checkpoints = folder / "checkpoints"
-    scratch = checkpoints / ".writing.ckpt"
     if (state / "best.ckpt").exists():
-        os.replace(state / "best.ckpt", checkpoints / "best.ckpt")
-    torch.save(checkpoint, scratch)
-    os.replace(scratch, checkpoints / "last.ckpt")
+        os.replace(state / "best.ckpt", checkpoints / ARRIVING)  # the best as soon as the state is the last
+    checkpoint.save(content, checkpoints / "last.ckpt")
     shutil.rmtree(state)
+
+
+def _keeps_best(task: LightningModule) -> bool:
+    return sum(p.numel() for p in task.parameters()) <= KEEP_BEST_UP_TO
+
+
+def _wrong_with(path: Path, epochs: int) -> str | None:
+    """Why a file is not the whole checkpoint after so many epochs; None if it is."""
+    try:
+        checkpoint.check(path)
+    except FileNotFoundError:
+        return "not there"
+    except DataError:
+        return "damaged: its content does not match its sha256"
+    found = checkpoint.epochs(path)
+    return None if found == epochs else f"expected the weights after {epochs} epochs, the best; got those after {found}"
+
+
+def _become_best(source: Path) -> None:
+    """Makes a checkpoint also best.ckpt, which is never missing meanwhile."""
+    scratch = source.with_name(checkpoint.WRITING)
+    scratch.unlink(missing_ok=True)
+    link(source, scratch)
+    land(scratch, source.with_name("best.ckpt"))
 
 
 def link(source: Path, target: Path) -> None:

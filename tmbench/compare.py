@@ -75,8 +75,7 @@ def first_difference(a: Run, b: Run) -> int | None:
     """The first epoch (from 1) after which two runs' curves differ but for their times; None if they never do."""
     both = []
     for run in (a, b):
-        path = run.folder / "curves.csv"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = run.curves.splitlines()
         names = lines[0].split(",") if lines else []
         both.append([dict(zip(names, line.split(","), strict=False)) | {"seconds": ""} for line in lines[1:]])
     for epoch, (x, y) in enumerate(zip(*both, strict=False), 1):

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from .errors import ConfigError
 
-SCHEMA = 1  # of result.json; part of a run's identity
+SCHEMA = 2  # of result.json; part of a run's identity
 OVERRIDES = "overrides.yaml"  # in a run's folder: what was asked for; config.yaml beside it is what that became
 NEVER = "never"
 GROUPS = ("task", "optimizer", "data", "protocol", "schedule", "trainer", "logger", "study")

@@ -13,6 +13,7 @@ from hydra.utils import get_class
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
+from . import checkpoint
 from .data import open_dataset
 from .errors import ConfigError, DataError
 from .result import shown
@@ -52,15 +53,13 @@ def restored(run: Run, data_dir: str | None = None) -> "Task":
 
     Raises:
         ConfigError: the run has no weights, or its configuration no longer fits them.
-        DataError: its data are not here.
+        DataError: its data are not here, or its weights or configuration are damaged.
     """
-    import torch
-
     cfg = OmegaConf.create(
         run.config | {"runs_dir": str(run.folder.parent)} | ({"data_dir": data_dir} if data_dir else {})
     )
-    checkpoint = run.folder / "checkpoints" / "last.ckpt"
-    if not checkpoint.is_file():
+    last = run.folder / "checkpoints" / "last.ckpt"
+    if not last.is_file():
         raise ConfigError(f"{run.folder}: expected a trained run, there is no checkpoints/last.ckpt ({run.status})")
     data, _, digest = open_dataset(cfg, get_class(cfg.task.data))
     if run.result and digest != run.result.data_digest:
@@ -68,11 +67,11 @@ def restored(run: Run, data_dir: str | None = None) -> "Task":
     task: Task = get_class(cfg.task._target_)(cfg.task, data)
     if cfg.get("validation"):
         task.hold_out(cfg.validation)
+    weights = checkpoint.load(last, sealed=run.result is None or run.result.schema_version > 1)["state_dict"]
     try:
-        # Our own file, with the optimizer's state in it, which may be any class.
-        task.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=False)["state_dict"])
+        task.load_state_dict(weights)
     except (RuntimeError, KeyError) as error:
-        raise ConfigError(f"{checkpoint}: its weights do not fit the task as it is now ({error})") from None
+        raise ConfigError(f"{last}: its weights do not fit the task as it is now ({error})") from None
     return task.eval()
 
 

@@ -53,7 +53,7 @@ def flush(path: Path) -> None:
 def write_sealed(path: Path, facts: dict[str, Any]) -> None:
     """Writes facts as JSON with a digest of their own, `sha256`; see read_sealed. Raises ValueError for a NaN."""
     body = json.dumps(facts, indent=2, allow_nan=False)
-    write(path, json.dumps({"sha256": _digest(body), "facts": facts}, indent=2, allow_nan=False) + "\n")
+    write(path, json.dumps({"sha256": digest_of_text(body), "facts": facts}, indent=2, allow_nan=False) + "\n")
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(text)
         facts: dict[str, Any] = content["facts"]
-        written = json.dumps({"sha256": _digest(json.dumps(facts, indent=2)), "facts": facts}, indent=2) + "\n"
+        written = json.dumps({"sha256": digest_of_text(json.dumps(facts, indent=2)), "facts": facts}, indent=2) + "\n"
         if text == written.encode():  # byte for byte, so that no damage is too small
             return facts
         what = "its content does not match its sha256"
@@ -76,7 +76,40 @@ def read_sealed(path: Path) -> dict[str, Any]:
     raise DataError(f"{path}: damaged: {what}")
 
 
-def _digest(text: str) -> str:
+def sealed_text(text: str) -> str:
+    """Text whose first line is a comment with the digest of the others, as YAML may have; see read_sealed_text."""
+    return f"# sha256 {digest_of_text(text)}\n{text}"
+
+
+def read_sealed_text(path: Path) -> str:
+    """What sealed_text was given. A file without such a line, as older versions wrote it, is taken as it is.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it is empty, or not what was written.
+    """
+    content = path.read_bytes()
+    line, _, rest = content.partition(b"\n")
+    if b"sha256" not in line and not line.startswith(b"#"):
+        rest = content
+    elif line != b"# sha256 " + hashlib.sha256(rest).hexdigest().encode():
+        raise DataError(
+            f"{path}: damaged, or changed by hand: it does not match the sha256 in its first line; the run's own "
+            "command writes it again; to keep a change of yours, remove that line"
+        )
+    if not rest.strip():
+        raise DataError(f"{path}: damaged: it is empty; the run's own command writes it again")
+    return rest.decode()
+
+
+def clear_scratch(folder: Path) -> None:
+    """Removes what killed processes left half-written in a folder to which nobody writes now."""
+    for path in folder.glob(f".?*-{'?' * 8}"):
+        if path.is_file():
+            path.unlink()
+
+
+def digest_of_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -6,16 +6,16 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import yaml
 from hydra.utils import get_class
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from .asked import check_words
-from .config import Settings, plain, run_id, select, settled
+from .config import Settings, run_id, select, settled
 from .data import open_dataset
 from .errors import ConfigError, DataError
+from .files import read_sealed_text
 from .result import FINAL, Result, cpu_model
 from .run import epochs_done
 from .trunks import Trunk, trunk_of
@@ -192,9 +192,9 @@ class Paces:
             if not here or result.task != facts["task"]["name"]:
                 continue
             try:
-                cfg = plain(cast(DictConfig, OmegaConf.load(runs / result.run_id / "config.yaml")))
+                cfg = yaml.safe_load(read_sealed_text(runs / result.run_id / "config.yaml"))
                 on_such = cpu_model() in result.hardware or cfg["trainer"]["accelerator"] == "cuda"
-            except (OSError, ValueError, KeyError, yaml.YAMLError):  # damaged: it tells nothing
+            except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):  # damaged: it tells nothing
                 continue
             if on_such and all(cfg.get(key) == facts[key] for key in ALIKE):
                 around = result.overhead_seconds if result.status == "completed" else 0.0  # else without the figures

@@ -11,7 +11,7 @@ from typing import Any
 from . import __version__
 from .config import SCHEMA
 from .errors import DataError
-from .files import write
+from .files import digest_of_text, write
 
 NUMERIC = ("torch", "torchvision", "pytorch-lightning", "torchmetrics")  # whose versions may change the numbers
 FINAL = ("completed", "diverged")  # not repeated unless forced
@@ -52,26 +52,40 @@ class Result:
     baseline: dict[str, float] = field(default_factory=dict)  # of a predictor that never looks at its input
     evaluation_seconds: float = 0.0
     overhead_seconds: float = 0.0  # all else of the process that finished the run: set-up, figures, loggers
+    curves_sha256: str | None = None  # of curves.csv
     schema_version: int = SCHEMA
 
     def save(self, folder: Path) -> None:
-        write(folder / "result.json", json.dumps(asdict(self), indent=2) + "\n")
+        """Writes result.json, whose last key is the sha256 of the others; ValueError if a number is not finite."""
+        write(folder / "result.json", _sealed(asdict(self)))
 
     @classmethod
     def load(cls, folder: Path) -> "Result | None":
         """The result in a run's folder, if there is one.
 
         Raises:
-            DataError: there is one that is not ours.
+            DataError: there is one that is damaged, or not ours.
         """
         path = folder / "result.json"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content or f.default is MISSING})
+            text = path.read_bytes()
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: not a result of this version ({error!r}); remove it or use force=true") from None
+        try:
+            content = json.loads(text)
+            unsealed = content.pop("sha256", None) is None and content["schema_version"] == 1  # which had no digest
+            if unsealed or text == _sealed(content).encode():  # byte for byte, so that no damage is too small
+                known = [f.name for f in fields(cls) if f.name in content or f.default is MISSING]
+                return cls(**{name: content[name] for name in known})
+            what = "damaged: its content does not match its sha256"
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            what = f"damaged, or not a result of this version ({error!r})"
+        raise DataError(f"{path}: {what}; the run's own command writes it again")
+
+
+def _sealed(facts: dict[str, Any]) -> str:
+    digest = digest_of_text(json.dumps(facts, indent=2, allow_nan=False))
+    return json.dumps(facts | {"sha256": digest}, indent=2, allow_nan=False) + "\n"
 
 
 def versions() -> dict[str, str]:

@@ -17,11 +17,12 @@ from typing import Any
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
+from . import checkpoint
 from .asked import again, check_words, keep
 from .config import run_id, settle, world_size
 from .data import open_dataset
-from .errors import ConfigError, RunError
-from .files import locked, write
+from .errors import ConfigError, DataError, RunError
+from .files import clear_scratch, locked, sealed_text, write
 from .ranks import Ranks, end_with_parent, lost_peer
 from .result import FINAL, Result
 from .trunks import FETCHED, Claim, Trunk, trunk_of
@@ -66,7 +67,7 @@ def run(
     def note() -> None:
         cfg.force = cfg.plan = False
         keep(folder, words)
-        write(config_file, OmegaConf.to_yaml(cfg))
+        write(config_file, sealed_text(OmegaConf.to_yaml(cfg)))
 
     if launched(cfg):  # one of a run's processes
         from .train import train
@@ -77,14 +78,21 @@ def run(
         command = os.environ.get("TMBENCH_COMMAND", command)
         return train(cfg, dataset, label, digest, folder, command, trunk=trunk), folder, "new"
     with locked(folder):
+        clear_scratch(folder)  # and what else a kill may have left
+        shutil.rmtree(folder / FETCHED, ignore_errors=True)
         if cfg.force:
             _clear(folder)
-        earlier = Result.load(folder)
+        try:
+            earlier = Result.load(folder)
+        except DataError as error:
+            print(error, file=sys.stderr)
+            earlier = None
         if earlier and earlier.status in FINAL:
             return earlier, folder, "shown"
         have = epochs_done(folder)
+        if have:
+            checkpoint.check(folder / "checkpoints" / "last.ckpt")  # before anything is written over
         note()
-        shutil.rmtree(folder / FETCHED, ignore_errors=True)
         if trunk:
             for epoch, needs in asks:
                 trunk.ask(epoch, needs)
@@ -97,13 +105,18 @@ def run(
                 result = train(
                     cfg, dataset, label, digest, folder, command, trunk=trunk, claim=claim, until=until
                 )  # fmt: skip
+        shutil.rmtree(folder / FETCHED, ignore_errors=True)
         return result, folder, "resumed" if have else "new"
 
 
 def epochs_done(folder: Path) -> int:
     """How many epochs the run in `folder` has on disk."""
-    if not (folder / "checkpoints" / "last.ckpt").exists():
+    last = folder / "checkpoints" / "last.ckpt"
+    if not last.exists():
         return 0
+    if (noted := checkpoint.epochs(last)) is not None:
+        return noted
+    # A checkpoint of an older version, or a damaged one.
     try:
         return max(1, len((folder / "curves.csv").read_text().splitlines()) - 1)
     except OSError:

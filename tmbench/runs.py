@@ -5,6 +5,7 @@ Torch-free; a folder counts as a run if it holds a config.yaml.
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -21,8 +22,8 @@ from rich.table import Table
 from . import show
 from .config import Settings, select
 from .errors import ConfigError, DataError
-from .files import locked
-from .result import Result, shown
+from .files import locked, read_sealed_text
+from .result import FINAL, Result, shown
 from .run import epochs_done
 from .trunks import GIB, STORE, shrink, size, sweep_up
 
@@ -60,12 +61,28 @@ class Run:
         path = self.folder / "config.yaml"
         try:
             # Settled, so without interpolations: OmegaConf takes ten times as long.
-            found = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+            found = yaml.load(read_sealed_text(path), Loader=yaml.CSafeLoader)
+        except DataError:
+            raise
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise DataError(f"{path}: not a configuration ({error})") from None
         if not isinstance(found, dict):
             raise DataError(f"{path}: not a configuration; expected key: value, got {found!r:.40}")
         return found
+
+    @property
+    def curves(self) -> str:
+        """What curves.csv holds, nothing if there is none; DataError if it is not what the result was made of."""
+        path = self.folder / "curves.csv"
+        content = path.read_bytes() if path.is_file() else b""
+        # A run that goes on has newer curves than its result.
+        known = self.result.curves_sha256 if self.result and self.status in FINAL else None
+        if known and hashlib.sha256(content).hexdigest() != known:
+            raise DataError(
+                f"{path}: damaged: not what result.json says by its sha256; remove result.json, and the run's own "
+                "command writes both again"
+            )
+        return content.decode()
 
     def value(self, key: str) -> Any:
         """What a filter's key says of this run: its status, or a setting. Raises KeyError if it has none such."""

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from hydra.utils import get_class, instantiate
+from lightning_fabric.plugins import CheckpointIO
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
@@ -29,9 +30,11 @@ from rich.console import Console
 from torch.nn.parallel import DistributedDataParallel
 
 from .callbacks import Bar, Record, Share, adopt
+from .checkpoint import load, save
 from .config import effective_switch, reads_switch, world_size
 from .data import Dataset
 from .errors import ConfigError, DataError
+from .files import digest_of, flush
 from .loader import TestLoader, TrainLoader, seed_all
 from .loggers import WandbMirror
 from .mup import scaled
@@ -137,7 +140,10 @@ def train(
         finally:
             stop.restore()
 
-    rows = record.rows
+    rows, curves = record.rows, folder / "curves.csv"
+    kept = first and curves.is_file()
+    if kept:
+        flush(curves)
     examples = len(rows) * train_loader.count
     result = Result(
         run_id=folder.name,
@@ -173,6 +179,7 @@ def train(
         baseline={f"{task.split}/{key}": value for key, value in trivial.items()},
         evaluation_seconds=record.evaluation_seconds,
         overhead_seconds=time.perf_counter() - start - record.here,
+        curves_sha256=digest_of(curves) if kept else None,
     )
     if first:
         result.save(folder)  # now, whatever W&B may do
@@ -247,8 +254,24 @@ def _trainer(cfg: DictConfig, folder: Path, callbacks: list[Callback], players: 
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
             sync_batchnorm=on_gpu and not alone,  # torch has it for GPUs only
-            plugins=[LightningEnvironment()] if alone else None,  # a lone run inside a Slurm job is still alone
+            # A lone run inside a Slurm job is still alone.
+            plugins=[Checkpoints(), *([LightningEnvironment()] if alone else [])],
         )
+
+
+class Checkpoints(CheckpointIO):
+    """Lightning's checkpoints are ours. Its own way goes through TMPDIR, from where no rename lands a file."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        save(checkpoint, Path(path))
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return load(Path(path))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        Path(path).unlink(missing_ok=True)
 
 
 def _optimizer(cfg: DictConfig, switch_step: int | None) -> Any:

@@ -13,7 +13,6 @@ the lock falls with its holder, and what a state holds does not depend on who ma
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -30,7 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from .config import before_switch, digest, effective_switch, gpu_names, identity, reads_switch
-from .files import digest_of, write
+from .errors import DataError
+from .files import digest_of, flush, read_sealed, write_sealed
 from .result import cpu_model, versions
 
 STORE = ".trunks"  # under runs_dir
@@ -117,8 +117,13 @@ class Trunk:
         """The epochs whose states are published, with the number of differences that each holds."""
         known = {}
         for path in self.folder.glob("[0-9]" * 5):
-            with contextlib.suppress(OSError, ValueError, KeyError):  # being removed, or not ours
-                known[int(path.name)] = int(json.loads((path / "about.json").read_text())["differences"])
+            try:
+                known[int(path.name)] = read_sealed(path / "about.json")["differences"]
+            except (FileNotFoundError, DataError) as error:
+                if path.exists():  # else it was being removed
+                    self._drop_damaged(path, error)
+            except OSError:  # not ours to read
+                continue
         return known
 
     def lacks(self, epoch: int) -> int | None:
@@ -138,12 +143,15 @@ class Trunk:
         try:
             fill(scratch)
             files = {path.name: digest_of(path) for path in sorted(scratch.iterdir())}
-            write(scratch / "about.json", json.dumps({"differences": differences, "files": files}) + "\n")
+            for name in files:
+                flush(scratch / name)
+            write_sealed(scratch / "about.json", {"differences": differences, "files": files})
             scratch.chmod(0o755)
             if self.states().get(epoch, differences) < differences:
-                self.drop(epoch)
+                _remove(self.folder / f"{epoch:05d}")
             with contextlib.suppress(OSError):  # another was first, with the same
                 scratch.rename(self.folder / f"{epoch:05d}")
+                flush(self.folder)
             for path in self.folder.glob(f"{epoch:05d}.asked-*"):
                 if int(path.name.split(".asked-")[1]) <= differences:
                     path.unlink(missing_ok=True)
@@ -157,30 +165,32 @@ class Trunk:
         into.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=into, prefix="."))
         try:
-            about = json.loads((source / "about.json").read_text())
-            for name in about["files"]:
+            files = read_sealed(source / "about.json")["files"]
+            for name in files:
                 try:
                     os.link(source / name, scratch / name)
                 except FileNotFoundError:
                     raise
                 except OSError:  # another file system
                     shutil.copyfile(source / name, scratch / name)
-            whole = all(digest_of(scratch / name) == known for name, known in about["files"].items())
-            if whole:
-                os.utime(source)  # used just now
-                scratch.rename(into / source.name)
+            for name, known in files.items():
+                if digest_of(scratch / name) != known:
+                    raise DataError(f"{source / name}: damaged: its content does not match its sha256")
+            os.utime(source)  # used just now
+            scratch.rename(into / source.name)
+            return True
         except FileNotFoundError:
             return False
-        except (ValueError, KeyError):
-            whole = False
+        except DataError as error:
+            self._drop_damaged(source, error)
+            return False
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        if not whole:
-            self.drop(epoch)
-        return whole
 
-    def drop(self, epoch: int) -> None:
-        _remove(self.folder / f"{epoch:05d}")
+    @staticmethod
+    def _drop_damaged(state: Path, error: Exception) -> None:
+        print(f"{error}; this shared state is removed, and trained again where it is wanted", file=sys.stderr)
+        _remove(state)
 
     @contextmanager
     def claim(self, have: int, into: Path) -> Iterator["Claim"]:
@@ -191,6 +201,7 @@ class Trunk:
         that epoch unasked or gives no sign of life, or if the file system has no locks: that costs time, and changes
         no result.
         """
+        _sweep(self.folder)
         if have >= self.end:
             yield Claim(None)
             return
@@ -319,20 +330,24 @@ def shrink(store: Path, limit: float) -> int:
 def sweep_up(store: Path) -> int:
     """Removes what killed processes left half-done, and trunks without states; returns the bytes freed."""
     freed = 0
-    for path in store.glob("*/.writing-*"):
-        made = re.fullmatch(r"\.writing-(.+)-(\d+)-[^-]+", path.name)
-        here = made is not None and made[1] == socket.gethostname()
-        dead = made is not None and here and not Path(f"/proc/{made[2]}").exists()
-        if dead or time.time() - path.stat().st_mtime > 86_400:
-            freed += size(path)
-            shutil.rmtree(path, ignore_errors=True)
-    for path in store.glob("*/.gone-*"):
-        freed += size(path)
-        shutil.rmtree(path, ignore_errors=True)
     for trunk in store.glob("*"):
+        freed += _sweep(trunk)
         # A day, so that nobody can be about to use it.
         if not any(trunk.glob("[0-9]" * 5)) and time.time() - trunk.stat().st_mtime > 86_400:
             shutil.rmtree(trunk, ignore_errors=True)
+    return freed
+
+
+def _sweep(trunk: Path) -> int:
+    """Removes what killed processes left half-done in a trunk; returns the bytes freed."""
+    freed = 0
+    for path in (*trunk.glob(".writing-*"), *trunk.glob(".gone-*")):
+        made = re.fullmatch(r"\.writing-(.+)-(\d+)-[^-]+", path.name)
+        living = made is not None and (made[1] != socket.gethostname() or Path(f"/proc/{made[2]}").exists())
+        with contextlib.suppress(FileNotFoundError):  # another was first
+            if not living or time.time() - path.stat().st_mtime > 86_400:
+                freed += size(path)
+                shutil.rmtree(path, ignore_errors=True)
     return freed
 
 

@@ -21,6 +21,7 @@ import yaml
 
 from ..config import SCHEMA, Settings, effective_switch, identity
 from ..errors import ConfigError
+from ..files import read_sealed_text
 from ..result import FINAL, Result
 from ..runs import Run, find, fitting, flat, told_apart
 
@@ -173,15 +174,14 @@ def records(runs: list[Run]) -> tuple[list[Record], list[str]]:
     found, notes = [], []
     for run in runs:
         try:
-            text = (run.folder / "config.yaml").read_text(encoding="utf-8")
+            text = read_sealed_text(run.folder / "config.yaml")
             # The seed is a line of its own, and all that differs in most of many runs.
             key = "\n".join(line for line in text.splitlines() if not line.startswith("seed: "))
             seed = next((line[6:] for line in text.splitlines() if line.startswith("seed: ")), "")
             if key not in parsed:
                 parsed[key] = run.config
             config = parsed[key] | {"seed": int(seed)} if seed else run.config
-            curves = run.folder / "curves.csv"
-            csv = curves.read_text(encoding="utf-8") if curves.is_file() else ""
+            csv = run.curves
         except (OSError, ValueError) as error:
             notes.append(f"{run.folder}: left out, {error}")
             continue

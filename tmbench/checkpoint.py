@@ -1,0 +1,131 @@
+"""Checkpoints that notice damage: torch's own files, each with its number of epochs and its own sha256 inside.
+
+Both are the comment with which a ZIP archive may end. So one rename lands all of it, links and copies keep it, and
+plain `torch.load` reads the file; torch itself does not compare the archive's checksums. Torch-free but for save and
+load.
+"""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .errors import DataError
+from .files import land
+
+NOTE = 10 + 64  # bytes of the comment: nine digits, a space, and the sha256 of all other bytes of the file
+WRITING = ".writing.ckpt"  # beside a checkpoint, while it is written
+
+
+def save(checkpoint: dict[str, Any], path: Path) -> None:
+    """Writes a checkpoint, or leaves the old one whole. It is on the disk when this returns.
+
+    Raises:
+        OSError: the disk said no.
+    """
+    import torch
+
+    scratch = path.with_name(WRITING)
+    scratch.unlink(missing_ok=True)  # a killed process's; it may be another name of a file that we keep
+    try:
+        with scratch.open("wb") as file:
+            out = _Hashing(file)
+            try:
+                torch.save(checkpoint, out)  # type: ignore[arg-type]  # all that it needs is to write
+            except RuntimeError as error:
+                raise out.error or error from None
+            note = b"%09d " % (checkpoint["epoch"] + 1)
+            out.digest.update(note)
+            file.seek(-2, os.SEEK_END)  # the comment's length, which was 0
+            file.write(NOTE.to_bytes(2, "little") + note + out.digest.hexdigest().encode())
+        land(scratch, path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
+class _Hashing:
+    """Passes on what torch.save writes, which it does in order, and hashes it.
+
+    What is raised meanwhile, by a full disk or a signal, torch turns into a RuntimeError about its position in the
+    file; `error` is what it was.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest = file, hashlib.sha256()
+        self.error: BaseException | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            count = self.file.write(data)
+        except BaseException as error:
+            self.error = error
+            raise
+        self.digest.update(data)
+        return count
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def load(path: Path, sealed: bool = True) -> dict[str, Any]:
+    """What was saved, on the CPU.
+
+    Args:
+        sealed: False for a file of before checkpoints had a digest.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it is damaged.
+    """
+    import torch
+
+    with path.open("rb") as file:  # once, so that what is loaded is what was checked
+        if sealed:
+            _check(file, path)
+        try:
+            file.seek(0)
+            # Our own file, with the optimizer's state in it, which may be any class.
+            return torch.load(file, map_location="cpu", weights_only=False)
+        except Exception as error:
+            if sealed:
+                raise
+            raise _damaged(path, f"torch cannot read it ({type(error).__name__})") from None
+
+
+def check(path: Path) -> None:
+    """Reads all of a checkpoint; DataError if it is not what was saved."""
+    with path.open("rb") as file:
+        _check(file, path)
+
+
+def _check(file: BinaryIO, path: Path) -> None:
+    digest, left = hashlib.sha256(), os.fstat(file.fileno()).st_size - 2 - NOTE
+    while left > 0 and (chunk := file.read(min(left, 2**20))):
+        digest.update(chunk)
+        left -= len(chunk)
+    end = file.read()
+    digest.update(b"\0\0" + end[2:-64])
+    if not _NOTED.fullmatch(end):
+        raise _damaged(path, "it does not end with its sha256")
+    if end[-64:] != digest.hexdigest().encode():
+        raise _damaged(path, "its content does not match its sha256")
+
+
+def _damaged(path: Path, what: str) -> DataError:
+    return DataError(f"{path}: damaged: {what}; bring back a copy of it, or repeat the run from its start: force=true")
+
+
+_NOTED = re.compile(re.escape(NOTE.to_bytes(2, "little")) + rb"(\d{9}) [0-9a-f]{64}", re.DOTALL)
+
+
+def epochs(path: Path) -> int | None:
+    """How many epochs a checkpoint has, by its end alone; None if it does not tell, or is not there."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-2 - NOTE, os.SEEK_END)
+            noted = _NOTED.fullmatch(file.read())
+    except OSError:
+        return None
+    return int(noted[1]) if noted else None
