@@ -180,7 +180,8 @@ class CTR(Task):
             {
                 "auc": AUC(), "log_loss": LogLoss(), "accuracy": BinaryAccuracy(),
                 "calibration_error": CalibrationError(BINS), "click_ratio": ClickRatio(),
-            }
+            },
+            compute_groups=False,
         )  # fmt: skip
 
     def _table(self, split: str) -> Any:

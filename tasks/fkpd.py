@@ -111,7 +111,7 @@ class FKPD(Task):
     def __init__(self, cfg: DictConfig, data: Faces) -> None:
         super().__init__(cfg, data)
         self.model = build_model(cfg.width)
-        self.metrics = MetricCollection({"mse": MeanSquaredError(), "nme": NormalisedMeanError()})
+        self.metrics = MetricCollection({"mse": MeanSquaredError(), "nme": NormalisedMeanError()}, compute_groups=False)
         self._examples: dict[str, TensorDataset] = {}
 
     def examples(self, split: str) -> TensorDataset:

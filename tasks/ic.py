@@ -113,7 +113,7 @@ class IC(Task):
             metrics["top5_accuracy"] = MulticlassAccuracy(data.num_classes, average="micro", top_k=5)
         else:
             self.confusion = ConfusionMatrix(task="multiclass", num_classes=data.num_classes)
-        self.metrics = MetricCollection(metrics)
+        self.metrics = MetricCollection(metrics, compute_groups=False)
         for name, values in (("mean", data.mean), ("std", data.std)):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 

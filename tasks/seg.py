@@ -110,7 +110,7 @@ class Seg(Task):
     def __init__(self, cfg: DictConfig, data: VOCSegmentation) -> None:
         super().__init__(cfg, data)
         self.model = build_model(cfg.weights, cfg.bn_momentum)
-        self.metrics = MetricCollection({"miou": MeanIoU(len(CLASSES), ignore_index=BORDER)})
+        self.metrics = MetricCollection({"miou": MeanIoU(len(CLASSES), ignore_index=BORDER)}, compute_groups=False)
 
     def examples(self, split: str) -> Pictures:
         assert isinstance(self.data, VOCSegmentation)

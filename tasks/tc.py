@@ -69,7 +69,9 @@ class TC(Task):
         test = self.read("test") if cfg.vocabulary == "train_test" else []
         self.words = vocabulary(self.documents["train"], test, cfg.vocabulary)
         self.model = built(cfg, partial(LSTMClassifier, len(self.words), cfg.embedding, len(LABELS)))
-        self.metrics = MetricCollection({"accuracy": MulticlassAccuracy(len(LABELS), average="micro")})
+        self.metrics = MetricCollection(
+            {"accuracy": MulticlassAccuracy(len(LABELS), average="micro")}, compute_groups=False
+        )
         self.confusion = ConfusionMatrix(task="multiclass", num_classes=len(LABELS))
 
     def read(self, split: str) -> list[Document]:

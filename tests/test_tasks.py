@@ -167,6 +167,8 @@ def test_a_step_with_nothing_to_learn_from_has_no_gradient_and_no_loss(
 def test_metrics_start_anew_each_time_the_test_split_is_evaluated(name: str, composed: Compose) -> None:
     task, _ = build(composed, name)
     assert task.headline in task.metrics
+    # torchmetrics 1.9.0 replaces a metric by another if their states agree after the first batch, see findings/.
+    assert not task.metrics._enable_compute_groups
     task.eval()
     loader = TestLoader(task.examples("test"), task.collate, 4, device=torch.device("cpu"))
     values = []

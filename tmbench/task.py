@@ -76,8 +76,9 @@ class Task(LightningModule, ABC):
     """A model, its data, its loss and its metrics. A task knows nothing of optimizers, devices or runs.
 
     A subclass sets in its constructor the model and `self.metrics`, a MetricCollection whose keys become
-    `test/<key>`; the constructor may rely on the random generators being seeded. It must not need the test split,
-    which a run with `validation` never reads.
+    `test/<key>`, with compute_groups=False: by default, torchmetrics takes two metrics for one whose states happen to
+    agree after the first batch. The constructor may rely on the random generators being seeded. It must not need the
+    test split, which a run with `validation` never reads.
 
     Args of every subclass: the settled `task` section of the configuration, and its open data set.
     """
