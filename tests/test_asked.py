@@ -20,6 +20,7 @@ import tmbench.run
 from tmbench.config import conf_dir, run_id, settle
 from tmbench.data import __main__ as data_command
 from tmbench.errors import ConfigError
+from tmbench.files import sealed_text
 from tmbench.plan import Job, Recognizer, arms
 from tmbench.run import run
 
@@ -211,10 +212,17 @@ def test_a_run_of_the_main_command_line_is_named_where_its_folder_is_old(
 
 def test_overrides_that_are_no_list_of_words_are_told(saved: Any, door: Any, capsys: Any) -> None:
     file = saved(*SHORT)
-    for content in ("task: tc", "- [lr=1]", "- a: [", ""):
-        file.with_name("overrides.yaml").write_text(content)
+    overrides = file.with_name("overrides.yaml")
+    kept = overrides.read_text()
+    for content, told in (
+        ("task: tc", "expected a list of words"), ("- [lr=1]", "expected a list of words"),
+        ("- a: [", "expected a list of words"), ("", "damaged: it is empty"),
+        (sealed_text(kept).replace("epochs=", "epochs=1"), "damaged, or changed by hand"),
+    ):  # fmt: skip
+        assert content != kept
+        overrides.write_text(content)
         assert door(file, "lr=0.5") == 1
-        assert "overrides.yaml: expected a list of words" in capsys.readouterr().err
+        assert f"overrides.yaml: {told}" in capsys.readouterr().err
 
 
 def test_a_change_that_would_change_more_than_itself_is_refused_by_name(

@@ -13,6 +13,7 @@ from tmbench.config import conf_dir, plain
 from tmbench.files import locked
 from tmbench.launch import OnNode
 from tmbench.plan import Job, Paces, Recognizer
+from tmbench.result import Result
 from tmbench.show import told_apart
 from tmbench.sweep import _told, add_job, job_of, number
 
@@ -230,14 +231,17 @@ def test_a_sweep_folder_that_cannot_be_is_told(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_broken_result_fails_its_jobs_and_not_the_table(do: Run, tmp_path: Path) -> None:
+def test_a_broken_result_is_named_and_made_again_by_a_sweep(do: Run, tmp_path: Path) -> None:
     """Of two jobs that are one run, the second is not begun, and shows what the first has left."""
-    _, folder = do("task=tc", "epochs=1", "batch_size=80", "optimizer=sgd")
+    result, folder = do("task=tc", "epochs=1", "batch_size=80", "optimizer=sgd")
     (folder / "result.json").write_text('{"status": ')
     done = swept(tmp_path, "optimizer=sgd", "switch_epoch=1,2", f"runs_dir={tmp_path}")
-    assert done.returncode == 1
-    assert done.stdout.count("result.json: not a result of this version") == 2
+    assert done.returncode == 0
+    assert "result.json: damaged, or not a result of this version" in done.stderr
     assert "Traceback" not in done.stderr
+    again = Result.load(folder)
+    assert again is not None
+    assert again.metrics == result.metrics
 
 
 def test_a_job_that_outlives_its_sweep_leaves_the_next_ones_table_alone(

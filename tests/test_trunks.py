@@ -26,7 +26,7 @@ from tmbench.config import before_switch, settle
 from tmbench.plan import Job, Recognizer, arms, forecast, wanted
 from tmbench.result import Result
 from tmbench.run import run
-from tmbench.task import Player, Task
+from tmbench.task import Loss, Player, Task
 from tmbench.trunks import Trunk, fetched_state, shrink, size, sweep_up, trunk_of
 
 Sweep = Callable[..., dict[str, tuple[Result, Path]]]
@@ -139,7 +139,7 @@ class Duel(Task):
         super().__init__(cfg, data)
         self.judge = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1))
         self.maker = nn.Linear(2, 2)
-        self.metrics = MetricCollection({"distance": MeanMetric()})
+        self.metrics = MetricCollection({"distance": MeanMetric()}, compute_groups=False)
 
     def players(self) -> dict[str, Player]:
         return {"judge": Player(self.judge, self.judge_loss), "maker": Player(self.maker, self.loss, lr=0.003)}
@@ -147,12 +147,13 @@ class Duel(Task):
     def examples(self, split: str) -> TensorDataset:
         return TensorDataset(torch.randn(64, 2, generator=torch.Generator().manual_seed(len(split))) + 3)
 
-    def judge_loss(self, batch: Any) -> Tensor:
+    def judge_loss(self, batch: Any) -> Loss:
         true, made = self.judge(batch[0]), self.judge(self.maker(torch.randn_like(batch[0])).detach())
-        return nn.functional.softplus(-true).mean() + nn.functional.softplus(made).mean()
+        return nn.functional.softplus(-true).sum() + nn.functional.softplus(made).sum(), len(true)
 
-    def loss(self, batch: Any) -> Tensor:
-        return nn.functional.softplus(-self.judge(self.maker(torch.randn_like(batch[0])))).mean()
+    def loss(self, batch: Any) -> Loss:
+        made = self.maker(torch.randn_like(batch[0]))
+        return nn.functional.softplus(-self.judge(made)).sum(), len(made)
 
     def evaluate(self, batch: Any) -> None:
         self.metrics.update((self.maker(batch[0]) - batch[0]).norm(dim=1))

@@ -55,6 +55,13 @@ def finite(name: str, prediction: Tensor) -> Tensor:
     return prediction
 
 
+def measured(loss: Any) -> Loss:
+    """A task's loss of a batch; TypeError if it is not a sum and what it is over."""
+    if not (isinstance(loss, tuple) and len(loss) == 2):
+        raise TypeError(f"loss: expected (sum, number of terms), as Task.loss says, got {type(loss).__name__}")
+    return loss
+
+
 def mean(total: Tensor | float, weight: Tensor | int) -> Any:
     """A sum over `weight` terms divided by their number; over none, where it is 0, by 1."""
     return total / (weight.where(weight > 0, 1) if isinstance(weight, Tensor) else weight or 1)
@@ -304,7 +311,7 @@ class Task(LightningModule, ABC):
         if alone:  # there is no exchange to take part in
             step = [part for part in step if part[1]]
         if alone and (differentiates or len(step) == 1):
-            totals, weights = zip(*(loss_of(batch) for batch, _ in step), strict=True)
+            totals, weights = zip(*(measured(loss_of(batch)) for batch, _ in step), strict=True)
             self._weight = sum(weights[1:], weights[0])
             loss: Tensor = mean(sum(totals[1:], totals[0]), self._weight)
             if differentiates:  # it takes the gradient, and more, itself
@@ -323,7 +330,7 @@ class Task(LightningModule, ABC):
         world = self.trainer.world_size
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         for batch, counts in step:
-            total, weight = loss_of(batch)
+            total, weight = measured(loss_of(batch))
             if not counts:
                 total, weight = 0 * total, 0
             if world > 1:
