@@ -544,6 +544,15 @@ def test_no_spread_between_seeds_decides_nothing(seeds: int, gap: float, make: M
     assert rows(table(report, "comparisons"))["adam"]["95 % interval"] == ""
 
 
+def test_seeds_on_which_both_diverge_show_no_equivalence(make: Make, runs: Path) -> None:
+    for seed in range(8):
+        for optimizer, more in (("sgd", 0.0), ("adam", 1e-4)):
+            status = "completed" if seed < 2 else "diverged"
+            make(optimizer, seed, 0.9 + seed * more if seed < 2 else None, status=status)
+    (contest,) = told(runs).contests
+    assert (contest.verdict, contest.result.n, contest.result.p_equivalent) == ("undecided", 8, 1)
+
+
 def test_two_seeds_show_no_equivalence(make: Make, runs: Path) -> None:
     for seed in range(2):
         make("sgd", seed, 0.8)

@@ -221,3 +221,21 @@ def test_equivalence_takes_more_than_two_seeds_and_some_spread(n: int) -> None:
 def test_students_interval_ends_at_the_bound() -> None:
     found = statistics.compare([0.9, 0.4], [0.2, 0.3], 0.005, LEVEL, "permutation", bound=1.0)
     assert (found.low, found.high) == (-1.0, 1.0)
+
+
+@pytest.mark.parametrize("test", ["permutation", "wilcoxon"])
+@pytest.mark.parametrize("whose", ["both", "one"])
+def test_one_run_that_ended_with_a_huge_score_blurs_no_other_seed(whose: str, test: str) -> None:
+    b = 0.05 + np.arange(8) / 1000
+    a = b - 0.003 - np.arange(8) / 1e4
+    for score in (1.0, 3e5, 1e9):
+        b[3], a[3] = score, score if whose == "both" else a[3]
+        found = statistics.compare(a, b, 0.0025, 0.05, test)
+        assert (found.direction, found.has_spread) == (-1, True)
+        assert found.p == (4 if whose == "both" else 2) / 2**8  # a is the lower of the two wherever they differ
+        assert found.mean == pytest.approx(np.mean(a - b))
+
+
+def test_a_huge_score_ties_no_others_in_ranks_and_shares() -> None:
+    assert statistics.ranks(-np.array([[0.04, 0.05, 3e5]])).tolist() == [[1, 2, 3]]
+    assert statistics.improvement([([-0.04] * 3, [-0.05, -0.05, -1e6])], 0.05)[0] == 1

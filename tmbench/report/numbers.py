@@ -140,6 +140,7 @@ def contests_of(runs: Runs, values: pl.DataFrame, floors: dict[int, float], sett
             [own[a.index][s] for s in seeds], [own[b.index][s] for s in seeds],
             margin(problem, [own[b.index][s] for s in seeds if (b.index, s) not in lost], settings),
             settings["level"], settings["test"], bound=1.0 if problem.metric in BOUNDED else math.inf,
+            void=[{(a.index, s), (b.index, s)} <= lost for s in seeds],
         )
         for problem, a, b, seeds in pairs
     ]  # fmt: skip

@@ -24,8 +24,8 @@ EXACT_UP_TO = 13  # seeds: 2^13 changes of sign are fewer than RESAMPLES
 # The fewest seeds that can show equivalence. Two seeds come out alike by chance too often: a metric that counts
 # examples has few values to differ by. See scripts/simulate_report.py.
 LEAST_TO_EQUATE = 3
-# Scores come as float32 (a share k/N is rounded once, by up to 2^-24 of itself), so two differences of scores, or two
-# sums of n such differences, that are equal in truth are this close (sums: n times), relative to the largest score.
+# Scores come as float32 (a share k/N is rounded once, by up to 2^-24 of itself), so two differences of scores that are
+# equal in truth are this close, relative to the larger of their own scores: a run that ended with 1e6 blurs no other.
 RESOLUTION = 2.0**-22
 
 Values = NDArray[np.float64]
@@ -85,42 +85,52 @@ class Comparison:
 
 
 def compare(
-    a: Sequence[float], b: Sequence[float], margin: float, level: float, test: str, bound: float = math.inf
-) -> Comparison:
+    a: Sequence[float], b: Sequence[float], margin: float, level: float, test: str, bound: float = math.inf,
+    void: Sequence[bool] | None = None,
+) -> Comparison:  # fmt: skip
     """Compares two methods; a[i] and b[i] are of the same seed. The Holm values are left to adjust.
 
     Args:
         a, b: scores; -inf or inf of a diverged run that has no value and is worse than every other.
         bound: the largest difference that the metric allows: 1 for a share. Student's interval ends there.
+        void: of each seed whether both runs diverged. They come out the same then, which is no evidence that the
+            methods are: equivalence is tested on the other seeds.
     """
     a_S, b_S = np.asarray(a, float), np.asarray(b, float)
     with np.errstate(invalid="ignore"):
         d = np.where(a_S == b_S, 0.0, a_S - b_S)
-    near = tolerance(a_S, b_S)
-    d[np.abs(d) <= near] = 0.0
+    near_S = tolerance(a_S, b_S)
+    d[np.abs(d) <= near_S] = 0.0
+    near_S[d == 0] = 0.0
     n, is_known = len(d), bool(np.isfinite([a_S, b_S]).all())
     test = test if is_known else "wilcoxon"
-    has_spread = not is_known or (n > 1 and float(np.ptp(d)) > near)
-    p = exact_p(d, test, near) if has_spread else 1.0
-    tested, slack = _tested(d, test, near)
-    direction = 0 if abs(tested.sum()) <= slack else int(np.sign(tested.sum()))
+    spreads = not is_known or has_spread(d, near_S)
+    p = exact_p(d, test, near_S) if spreads else 1.0
+    tested, slack_S = _tested(d, test, near_S)
+    direction = 0 if abs(tested.sum()) <= slack_S.sum() else int(np.sign(tested.sum()))
     if not is_known:
         nan = math.nan
         return Comparison(n, nan, nan, direction, True, nan, nan, "none", nan, nan, p, 1.0, margin)
+    telling = np.ones(n, bool) if void is None else ~np.asarray(void, bool)
     low, high = t_interval(d, level)
     student, boot = (max(low, -bound), min(high, bound)), bootstrap_interval(d, level)
     quoted = boot if n >= ENOUGH_TO_BOOTSTRAP else student
     return Comparison(
-        n, 0.0 if abs(d.sum()) <= n * near else float(d.mean()), spread(d), direction, has_spread, *quoted,
+        n, 0.0 if abs(d.sum()) <= near_S.sum() else float(d.mean()), spread(d), direction, spreads, *quoted,
         "bootstrap" if n >= ENOUGH_TO_BOOTSTRAP else "t", *boot, p,
-        equivalence_p(d, margin) if has_spread else 1.0, margin,
+        equivalence_p(d[telling], margin) if has_spread(d[telling], near_S[telling]) else 1.0, margin,
     )  # fmt: skip
 
 
-def tolerance(*scores: Values) -> float:
-    """How far apart two equal differences of these scores may come out; of values that are not finite, nothing."""
-    finite = [np.abs(values[np.isfinite(values)]) for values in scores]
-    return RESOLUTION * max((float(values.max()) for values in finite if values.size), default=0.0)
+def tolerance(*scores: Values) -> Values:
+    """How far from one that is equal in truth each difference of these scores may come out; 0 where one is infinite."""
+    near = RESOLUTION * np.max(np.abs(scores), axis=0)
+    return np.where(np.isfinite(near), near, 0.0)
+
+
+def has_spread(d: Values, near: Values) -> bool:
+    """Whether the values are not all the same; each is known to within its own `near`."""
+    return len(d) > 1 and bool(np.ptp(d) > max(near[d.argmin()], near[d.argmax()]))
 
 
 def spread(values: Values) -> float:
@@ -148,27 +158,31 @@ def bootstrap_interval(d: Values, level: float) -> tuple[float, float]:
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def exact_p(d: Values, test: str = "permutation", near: float = 0.0) -> float:
+def exact_p(d: Values, test: str = "permutation", near: float | Values = 0.0) -> float:
     """Two-sided p of no difference, from the changes of sign; all of them up to EXACT_UP_TO seeds, else a sample.
 
     Args:
         d: the differences; infinite ones only for wilcoxon.
         test: permutation (of the mean) or wilcoxon (of signed ranks).
-        near: differences no further apart are equal.
+        near: differences no further apart are equal; one number, or one for each difference.
     """
-    d, slack = _tested(d, test, near)
+    d, slack_S = _tested(d, test, near)
+    d = d if d.sum() >= 0 else -d
     signs_RS = _signs(len(d))
-    extreme = int((np.abs(signs_RS @ d) >= abs(d.sum()) - slack).sum())
+    # A sum falls short of the observed one by twice what changed its sign (or did not, where the sum is negative). So
+    # what a large difference leaves unsure counts only where it is among these.
+    changed_RS = signs_RS != np.where(signs_RS @ d < 0, -1.0, 1.0)[:, None]
+    extreme = int((2 * (changed_RS @ d) <= changed_RS @ (slack_S + 2e-12 * np.abs(d))).sum())
     is_sampled = len(d) > EXACT_UP_TO  # then the observed signs are one draw more
     return (extreme + is_sampled) / (len(signs_RS) + is_sampled)
 
 
-def _tested(d: Values, test: str, near: float) -> tuple[Values, float]:
-    """What the test changes the signs of and adds up; and how far apart two sums of it that are equal may come out."""
+def _tested(d: Values, test: str, near: float | Values) -> tuple[Values, Values]:
+    """What the test changes the signs of and adds up; and how far from an equal one each of these may come out."""
     if test == "wilcoxon":
         # Zeros carry no sign; tables of the exact test know neither them nor ties, so the ranks are permuted.
-        return np.sign(d) * stats.rankdata(tied(np.abs(d), near)) * (d != 0), 0.0
-    return d, len(d) * near + 1e-12 * float(np.abs(d).sum())
+        return np.sign(d) * stats.rankdata(tied(np.abs(d), near)) * (d != 0), np.zeros(len(d))
+    return d, near + np.zeros(len(d))
 
 
 @cache
@@ -179,12 +193,14 @@ def _signs(n: int) -> Values:
     return np.random.default_rng(0).choice((1.0, -1.0), (RESAMPLES, n))
 
 
-def tied(values: Values, near: float) -> Values:
-    """The values, with one and the same for those that lie no further apart than `near`."""
+def tied(values: Values, near: float | Values) -> Values:
+    """The values, with one and the same for those that lie no further apart than `near`, theirs or that of all."""
     order = np.argsort(values, kind="stable")
-    ordered = values[order]
+    ordered, near_S = values[order], np.broadcast_to(near, values.shape)[order]
     with np.errstate(invalid="ignore"):
-        starts = np.r_[True, ~((ordered[1:] == ordered[:-1]) | (np.diff(ordered) <= near))]
+        starts = np.r_[
+            True, ~((ordered[1:] == ordered[:-1]) | (np.diff(ordered) <= np.maximum(near_S[1:], near_S[:-1])))
+        ]
     found = np.empty_like(values)
     found[order] = ordered[starts][np.cumsum(starts) - 1]
     return found

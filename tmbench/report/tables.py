@@ -174,7 +174,7 @@ def contest_tables(found: Report) -> list[Table]:
         f"The interval is Student's below {statistics.ENOUGH_TO_BOOTSTRAP} seeds, where the bootstrap's (BCa) is too "
         "narrow. Each covers by itself.",
         "p equivalent: two one-sided t-tests against the margin, which conf/report.yaml fixes; 1 below "
-        f"{statistics.LEAST_TO_EQUATE} seeds, and where the seeds show no spread.",
+        f"{statistics.LEAST_TO_EQUATE} seeds on which not both diverged, and where these show no spread.",
     ]
     if any(math.isnan(c.result.mean) for c in found.contests):
         notes.append("No difference where a run diverged without a baseline: p is then that of the signed ranks.")
