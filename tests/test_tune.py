@@ -30,6 +30,7 @@ from tmbench.data import open_dataset
 from tmbench.errors import ConfigError, DataError
 from tmbench.files import read_sealed, write_sealed
 from tmbench.loader import held_out, part, seed_all
+from tmbench.report import statistics
 from tmbench.result import Result
 from tmbench.space import all_of, space_of, values_of
 from tmbench.task import Task
@@ -698,6 +699,24 @@ def changed(path: Path, change: Any) -> None:
     write_sealed(path, facts)
 
 
+def test_a_trial_s_run_that_is_gone_and_is_stopped_while_it_is_repeated_goes_on(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tune.main(alone(tmp_path)) == 0
+    before = timeless(outcome(tmp_path))
+    trials = read_sealed(tmp_path / ".tune" / "s" / "trials.json")["sgd"]
+    gone = tmp_path / next(trial["run"] for trial in trials if trial["done"]["status"] == "completed")
+    shutil.rmtree(gone)
+    with monkeypatch.context() as patch:
+        patch.setattr(tune, "run", lambda cfg, command, until=None, words=None: fake.run(cfg, command, 1, words))
+        assert tune.main(alone(tmp_path)) == 130
+    stopped = Result.load(gone)
+    assert stopped is not None
+    assert stopped.status == "interrupted"
+    assert tune.main(alone(tmp_path)) == 0
+    assert timeless(outcome(tmp_path)) == before
+
+
 def test_trials_that_are_not_what_their_runs_say_are_refused_before_anything_is_chosen(
     fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -816,6 +835,15 @@ def test_the_interval_is_students_within_the_metric_s_limits() -> None:
     assert tune.summary([0.9, None, 0.8], (0, 1)) == {
         "n": 3, "mean": None, "deviation": None, "level": 0.95, "interval": None
     }  # fmt: skip
+
+
+def test_differences_that_are_equal_but_for_float32_have_no_spread() -> None:
+    counts = np.array([100, 700, 1301, 1900, 2000], np.float32)
+    a, b = (((counts + more) / np.float32(2189)).astype(float) for more in (30, 0))
+    assert np.ptp(a - b) > 0
+    near = [statistics.RESOLUTION * max(x, y) for x, y in zip(a, b, strict=True)]
+    found = tune.summary((a - b).tolist(), (-1.0, 1.0), near)
+    assert (found["deviation"], found["interval"]) == (0.0, None)
 
 
 def test_seeds_that_come_out_the_same_give_no_interval() -> None:

@@ -367,7 +367,11 @@ class Study:
             noted: list[Any] = [record["run"], done["status"], done["value"]]
             found: list[Any] = [folder.name]
             if folder.name == record["run"]:
-                result = Result.load(folder) or self._run(contender, values)[0]
+                result = Result.load(folder)
+                if result is None or result.status not in FINAL:  # gone, or stopped while it was repeated
+                    result = self._run(contender, values)[0]
+                if result.status not in FINAL:
+                    raise KeyboardInterrupt
                 found += [result.status, _finite(result.metrics["last"].get(result.headline))]
             if noted != found:
                 raise DataError(
@@ -506,6 +510,8 @@ class Study:
 
     def _differences(self) -> Settings:
         """Of each two optimizers, the first less the second on the same seeds."""
+        from .report.statistics import RESOLUTION
+
         found = {}
         low, high = self._limits()
         for a, b in combinations(self.contenders, 2):
@@ -515,8 +521,13 @@ class Study:
                 None if x["counts_as"] is None or y["counts_as"] is None else x["counts_as"] - y["counts_as"]
                 for x, y in pairs
             ]
+            # Scores come as float32: what is equal in truth comes out a little apart, which is no spread.
+            near = [
+                None if value is None else RESOLUTION * max(abs(x["counts_as"]), abs(y["counts_as"]))
+                for value, (x, y) in zip(values, pairs, strict=True)
+            ]
             found[f"{a.name} - {b.name}"] = {
-                **summary(values, (low - high, high - low)),
+                **summary(values, (low - high, high - low), near),
                 "diverged": sum(x["value"] is None or y["value"] is None for x, y in pairs),
             }
         return found
@@ -529,12 +540,15 @@ def device_seconds(contender: Contender, result: Result) -> float:
     return own * (result.seconds + result.evaluation_seconds) * world_size(settled(contender.raw))
 
 
-def summary(values: list[float | None], limits: tuple[float, float]) -> Settings:
+def summary(
+    values: list[float | None], limits: tuple[float, float], near: "list[float | None] | None" = None
+) -> Settings:
     """Mean, deviation and Student's interval of the mean.
 
     Args:
         values: one a seed; None of a run that diverged and has no value. There is no mean then, nor an interval.
         limits: between which the mean must be; the interval ends there.
+        near: how far from an equal one each value may come out, see report.statistics; None for not at all.
 
     Returns:
         None in place of what there is not: no interval of one seed, or of seeds without a spread, which is no evidence.
@@ -543,6 +557,12 @@ def summary(values: list[float | None], limits: tuple[float, float]) -> Settings
     all_known = len(known) == len(values) > 0
     mean = statistics.fmean(known) if all_known else None
     spread = statistics.stdev(known) if all_known and len(known) > 1 else None
+    if spread and near:
+        import numpy as np
+
+        from .report.statistics import has_spread
+
+        spread = spread if has_spread(np.array(known), np.array(near, float)) else 0.0
     interval = None
     if mean is not None and spread:
         from scipy.stats import t
