@@ -1,13 +1,14 @@
 """How often a report gives a false verdict: studies whose truth is known, made in memory, through the whole report.
 
-    python scripts/simulate_report.py [--studies 2000] [--most 0.055]
+    python scripts/simulate_report.py [--studies 2000] [--most 0.055] [--seed 0]
 
 A study is 2 to 4 methods on one problem whose score counts test examples (k of N, as float32), with seeds that are good
-or bad for all, runs that diverge, with a baseline or without, and seeds that some methods lack. Half of the studies are
-of `equal` methods, where better and worse are false; in the others, `apart`, all but the reference are a little more
-than the margin away, where equivalent and "by less than matters" are false. A study counts once, however many of its
-verdicts are false. Prints the shares, in all and by what the studies differ in; exits with 1 if one of the two shares
-in all is larger than --most.
+or bad for all, runs that diverge (each by itself, or all of a seed together, as runs of one trunk may), with a baseline
+or without, and seeds that some methods lack. Half of the studies are of `equal` methods, where better and worse are
+false; in the others, `apart`, all but the reference are a little more than the margin away, where equivalent, "by less
+than matters" and the wrong direction are false. All methods diverge equally often: what no seed has shown, no test of
+these seeds can see. A study counts once, however many of its verdicts are false. Prints the shares, in all and by what
+the studies differ in; exits with 1 if one of the two shares in all is larger than --most.
 """
 
 import argparse
@@ -34,7 +35,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "seeds": (2, 3, 5, 6, 8, 10, 14, 20),
     "examples": (50, 200, 2189),
     "noise": (0.0, 0.002, 0.01),  # of a run, besides the rounding to whole examples
-    "diverge": (0.0, 0.1, 0.3),  # the probability, of each run of each method
+    "diverge": (0.0, 0.1, 0.3),  # the probability, of each run
+    "together": (False, True),  # whether all methods diverge on the same seeds
     "missing": (0.0, 0.15),  # the probability, of each method and seed
     "baseline": (None, 0.1),
     "against": ("sgd", "all"),
@@ -55,7 +57,8 @@ def records(study: dict[str, Any], configs: dict[str, Settings], rng: np.random.
     chosen = ["sgd", *rng.choice(OPTIMIZERS, study["methods"] - 1)]
     center, good = rng.uniform(0.5, 0.95), rng.normal(0, 0.01, study["seeds"])
     # Where a diverged run has a value it narrows the gap, which is to be a little more than the margin all the same.
-    gap = 1.02 * MARGIN / (1 - study["diverge"]) * (study["truth"] == "apart") * rng.choice((-1, 1))
+    study["gap"] = 1.02 * MARGIN / (1 - study["diverge"]) * (study["truth"] == "apart") * rng.choice((-1, 1))
+    lost = rng.random((1 if study["together"] else len(chosen), study["seeds"])) < study["diverge"]
     found = []
     for place, optimizer in enumerate(chosen):
         config = copy.deepcopy(configs[optimizer]) | {"lr": RATE / (place + 1)}
@@ -63,11 +66,11 @@ def records(study: dict[str, Any], configs: dict[str, Settings], rng: np.random.
         for seed in range(study["seeds"]):
             if rng.random() < study["missing"]:
                 continue
-            accuracy = center + good[seed] + rng.normal(0, study["noise"]) + is_off * gap
+            accuracy = center + good[seed] + rng.normal(0, study["noise"]) + is_off * study["gap"]
             # Rounded up or down at random, so that the mean stays what it is.
             count = np.clip(np.floor(accuracy * study["examples"] + rng.random()), 0, study["examples"])
             score = float(np.float32(count) / np.float32(study["examples"]))
-            status = "diverged" if rng.random() < study["diverge"] else "completed"
+            status = "diverged" if lost[place % len(lost), seed] else "completed"
             found.append(
                 Record(f"{place}-{seed}", "", status, config | {"seed": seed}, result(score, status, study, config), "")
             )
@@ -87,9 +90,11 @@ def result(score: float, status: str, study: dict[str, Any], config: Settings) -
     )  # fmt: skip
 
 
-def is_false(contest: Contest, is_apart: bool) -> bool:
-    if is_apart:
-        return contest.verdict == "equivalent" or "less than matters" in contest.verdict
+def is_false(contest: Contest, gap: float) -> bool:
+    """Whether a verdict is false if the true difference of the two methods is this, or 0."""
+    if gap:
+        wrong = contest.verdict.startswith("worse" if gap > 0 else "better")
+        return wrong or contest.verdict == "equivalent" or "less than matters" in contest.verdict
     return contest.verdict.startswith(("better", "worse"))
 
 
@@ -97,8 +102,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--studies", type=int, default=2000, help="of each truth")
     parser.add_argument("--most", type=float, default=0.055, help="the largest share of studies with a false verdict")
+    parser.add_argument("--seed", type=int, default=0, help="of the studies")
     asked = parser.parse_args()
-    rng, configs = np.random.default_rng(0), configurations()
+    rng, configs = np.random.default_rng(asked.seed), configurations()
     outcomes: dict[tuple[str, Any], dict[str, list[bool]]] = {
         (key, value): {truth: [] for truth in CHOICES["truth"]} for key, values in CHOICES.items() for value in values
     }
@@ -109,13 +115,11 @@ def main() -> int:
         settings, _ = parsed([f"against={study['against']}", f"test={study['test']}"])
         contests = report(read(records(study, configs, rng), "last", []), settings).contests
         is_wrong = any(
-            is_false(
-                c, study["truth"] == "apart" and is_reference(study, c.a.config) != is_reference(study, c.b.config)
-            )
+            is_false(c, study["gap"] * (is_reference(study, c.b.config) - is_reference(study, c.a.config)))
             for c in contests
         )
-        for key, value in study.items():
-            outcomes[key, value][study["truth"]].append(is_wrong)
+        for key in CHOICES:
+            outcomes[key, study[key]][study["truth"]].append(is_wrong)
     print(f"{'studies with a false verdict':30}{'equal':>16}{'apart':>16}")
     for (key, value), own in outcomes.items():
         if key != "truth":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ..config import Settings, conf_dir
+from ..config import Settings, conf_dir, is_number, is_whole
 from ..errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ RULES: dict[str, tuple[Any, str]] = {
     "margin": (lambda v: isinstance(v, dict) and all(map(_positive, v.values())), "numbers > 0: margin.accuracy=0.01"),
     "plan": (lambda v: v is None or _positive(v), "a difference > 0 in units of the metric, such as 0.003"),
     "sd": (lambda v: v is None or _positive(v), "a number > 0"),
-    "comparisons": (lambda v: v is None or (isinstance(v, int) and v > 0), "a whole number > 0"),
-    "target": (lambda v: v is None or isinstance(v, (int, float)), "a value of the metric"),
+    "comparisons": (lambda v: v is None or is_whole(v, 1), "a whole number > 0"),
+    "target": (lambda v: v is None or is_number(v), "a value of the metric"),
     "predictions": (lambda v: isinstance(v, bool), "true or false"),
     "logger": (lambda v: v in ("none", "wandb", None), "none or wandb"),
 }

@@ -176,6 +176,12 @@ def contest_tables(found: Report) -> list[Table]:
         "p equivalent: two one-sided t-tests against the margin, which conf/report.yaml fixes; 1 below "
         f"{statistics.LEAST_TO_EQUATE} seeds on which not both diverged, and where these show no spread.",
     ]
+    if equal := [c.result.n for c in found.contests if c.verdict == "equivalent"]:
+        unseen = 1 - level ** (1 / min(equal))
+        notes.append(
+            f"equivalent speaks of the scores that were seen. {min(equal)} seeds without a divergence leave it open "
+            f"whether up to {unseen:.0%} of a method's runs would diverge ({share} sure)."
+        )
     if any(math.isnan(c.result.mean) for c in found.contests):
         notes.append("No difference where a run diverged without a baseline: p is then that of the signed ranks.")
     return [Table("comparisons", "Is it better?", columns, rows, notes)]
