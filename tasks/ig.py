@@ -68,6 +68,11 @@ def initialize(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
+def exact(logits_B: Tensor) -> Tensor:
+    """Logits for a loss: in float32 at least, which bf16-mixed on a CPU does not see to for softplus."""
+    return logits_B.to(torch.promote_types(logits_B.dtype, torch.float32))
+
+
 def as_bytes(pictures_B3HW: Tensor) -> Tensor:
     """Pictures in [-1, 1] as uint8."""
     return ((pictures_B3HW + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
@@ -139,13 +144,14 @@ class IG(Task):
         with torch.no_grad():
             fake_B3HW = self.imitations(real_B3HW)
         # Two passes: batch norm sees either kind alone, as in the source.
-        real_logits_B, fake_logits_B = self.discriminator(real_B3HW / 127.5 - 1), self.discriminator(fake_B3HW)
+        real_logits_B, fake_logits_B = (exact(self.discriminator(x)) for x in (real_B3HW / 127.5 - 1, fake_B3HW))
         total = nn.functional.softplus(-real_logits_B).sum() + nn.functional.softplus(fake_logits_B).sum()
         return total, len(real_B3HW)
 
     def loss(self, batch: tuple[Tensor]) -> Loss:
         """The generator's, which does not saturate: binary cross-entropy of its pictures being taken for real."""
-        return nn.functional.softplus(-self.discriminator(self.imitations(batch[0]))).sum(), len(batch[0])
+        logits_B = exact(self.discriminator(self.imitations(batch[0])))
+        return nn.functional.softplus(-logits_B).sum(), len(batch[0])
 
     def evaluates_after(self, epochs: int) -> bool:
         assert self.trainer.max_epochs is not None
@@ -170,8 +176,12 @@ class IG(Task):
         self.look(as_bytes(finite("pictures", self.generate(batch[0]))), real=False)
 
     def look(self, pictures_B3HW: Tensor, real: bool) -> None:
-        """Updates the metrics with uint8 pictures, each of which goes through each network once."""
-        features = {kind: seen for network in self.networks for kind, seen in network(pictures_B3HW).items()}
+        """Updates the metrics with uint8 pictures, each of which goes through each network once.
+
+        In float32, whatever the run's precision: a distance is given in the precision of the features.
+        """
+        with torch.autocast(pictures_B3HW.device.type, enabled=False):
+            features = {kind: seen for network in self.networks for kind, seen in network(pictures_B3HW).items()}
         for name, kind in self.reads.items():
             self.metrics[name].update(features[kind], real=real)
 

@@ -63,7 +63,10 @@ class Pictures(Dataset[tuple[Tensor, Tensor]]):
 
 
 def collate(examples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Images (B, 3, H, W) padded with 0 and masks (B, H, W) padded with the border, to the largest of the batch."""
+    """Images (B, 3, H, W) padded with 0 and masks (B, H, W) padded with the border, to the largest of the batch.
+
+    With trainer.accumulate or several devices, of the part: what the network sees near the edge depends on it a little.
+    """
     height = max(image.shape[1] for image, _ in examples)
     width = max(image.shape[2] for image, _ in examples)
     images_B3HW = torch.zeros(len(examples), 3, height, width)

@@ -26,6 +26,7 @@ CLASSES = (
 BORDER = 255  # in a mask: neither class nor background, ignored
 CORNERS, SIZE = ("xmin", "ymin", "xmax", "ymax"), ("width", "height", "depth")  # as the XML has them
 REGIONS_MD5 = "7078c1db87a7851b31966b96774cd9b9"
+BIT_DEPTH = 24  # where a PNG says how many bits a value has
 MAX_XML = 2**20  # bytes of an annotation; the largest real ones have some 20,000
 
 
@@ -133,6 +134,9 @@ class VOCSegmentation(VOC):
         picture = read_picture(other_file, as_stored=True)
         if picture.mode not in ("P", "L"):
             raise DataError(f"{other_file}: expected a palette PNG of class ids, got mode {picture.mode}")
+        grey = picture.mode == "L" and picture.format == "PNG"
+        if grey and (bits := read_bytes(other_file)[BIT_DEPTH]) < 8:  # read as shades of 255, not as ids
+            raise DataError(f"{other_file}: expected class ids of 8 bits, got grey of {bits}; save it with 8 bits")
         mask = np.array(picture)
         if mask.shape != image.shape[:2]:
             raise DataError(f"{other_file}: expected the image's size {image.shape[:2]}, got {mask.shape}")

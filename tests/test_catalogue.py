@@ -329,3 +329,9 @@ def test_a_pattern_s_digest_is_over_lines_in_the_order_of_names(tmp_path: Path) 
     assert not known.is_official(tmp_path, {"images/a.jpg": sha256(b"b.jpg")})
     (tmp_path / "images" / "c.jpg").write_text("another")
     assert not known.is_official(tmp_path, one)
+
+
+def test_hidden_files_are_none_of_a_pattern_s(tmp_path: Path) -> None:
+    for name in ("a.jpg", "._a.jpg"):
+        (tmp_path / name).write_bytes(name.encode())
+    assert File("*.jpg", files=1).under(tmp_path) == [tmp_path / "a.jpg"]

@@ -625,3 +625,18 @@ def test_ig_trains_on_the_real_subset_and_says_so(do: Run) -> None:
     assert result.status == "completed"
     untrained, _ = do(*words, "data=full", f"data_dir={root}", "task.width=8", "epochs=1", "lr=1e-30")
     assert result.metrics["last"][result.headline] < 0.7 * untrained.metrics["last"][result.headline]
+
+
+def test_losses_and_distances_are_float32_in_mixed_precision(composed: Compose) -> None:
+    task, _ = build(composed, "ig", "task.width=4")
+    real = task.real_N3HW[:8]
+    task.look(real, real=True)
+    task.look(real.flip(3), real=False)
+    expected = float(task.metrics.compute()[task.headline])
+    other, _ = build(composed, "ig", "task.width=4")
+    with torch.autocast("cpu", torch.bfloat16):
+        totals = [player.loss((real,))[0] for player in other.players().values()]
+        other.look(real, real=True)
+        other.look(real.flip(3), real=False)
+    assert [total.dtype for total in totals] == [torch.float32] * 2
+    assert float(other.metrics.compute()[other.headline]) == expected

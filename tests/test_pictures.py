@@ -239,3 +239,15 @@ def test_objects_that_would_not_be_read_are_refused_and_none_at_all_is_legal(tmp
     path.write_text(OBJECT.replace("<xmin>2", "<xmin>1_0"))
     with pytest.raises(DataError, match="expected a bndbox of four numbers, got xmin '1_0'"):
         read_objects(path, 40, 30)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_a_grey_mask_of_few_bits_is_refused_whose_ids_would_be_read_as_shades(bits: int, tmp_path: Path) -> None:
+    image, mask = tmp_path / "image.jpg", tmp_path / "mask.png"
+    Image.new("RGB", (2, 1)).save(image)
+    head = struct.pack(">IIBBBBB", 2, 1, bits, 0, 0, 0, 0)  # ids 1 and 0: aeroplane and background
+    row = bytes([0, 1 << (8 - bits)])
+    parts = chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(row)), chunk(b"IEND", b"")
+    mask.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    with pytest.raises(DataError, match=r"mask\.png: expected (class ids of 8 bits, got grey of|a palette PNG)"):
+        VOCSegmentation.read(image, mask)

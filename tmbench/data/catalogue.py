@@ -40,10 +40,13 @@ class File:
     unpack: dict[str, Any] = field(default_factory=dict)  # an archive: from, to, at_most
 
     def under(self, root: Path) -> list[Path]:
-        """The files that are there, in order of their names; a packed one where there is no other."""
+        """The files that are there, in order of their names; a packed one where there is no other.
+
+        Hidden ones, such as the `._` files of a Mac's archives, are none of them.
+        """
         if not root.is_dir():
             return []
-        found = sorted(path for path in root.glob(self.path) if path.is_file())
+        found = sorted(path for path in root.glob(self.path) if path.is_file() and not path.name.startswith("."))
         return found or [root / name for name in self.packed if (root / name).is_file()][:1]
 
     def wrong(self, path: Path) -> str | None:
