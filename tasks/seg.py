@@ -63,10 +63,7 @@ class Pictures(Dataset[tuple[Tensor, Tensor]]):
 
 
 def collate(examples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Images (B, 3, H, W) padded with 0 and masks (B, H, W) padded with the border, to the largest of the batch.
-
-    With trainer.accumulate or several devices, of the part: what the network sees near the edge depends on it a little.
-    """
+    """Images (B, 3, H, W) padded with 0 and masks (B, H, W) padded with the border, to the largest of the batch."""
     height = max(image.shape[1] for image, _ in examples)
     width = max(image.shape[2] for image, _ in examples)
     images_B3HW = torch.zeros(len(examples), 3, height, width)
@@ -109,6 +106,7 @@ class MeanIoU(MulticlassConfusionMatrix):
 class Seg(Task):
     headline = "miou"
     collate = staticmethod(collate)
+    padding = (0, BORDER)
 
     def __init__(self, cfg: DictConfig, data: VOCSegmentation) -> None:
         super().__init__(cfg, data)

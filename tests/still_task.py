@@ -8,11 +8,9 @@ from torch.utils.data import Dataset
 from tmbench.tasks.seg import Seg
 from tmbench.tasks.voc import BORDER
 
-SIDE = 32  # pixels, of all pictures: padding would reach into the others of a batch
-
 
 class Uneven(Dataset[Any]):
-    """The pictures, cut to one size; of every other one two rows are labelled, of every eighth nothing."""
+    """The pictures, of several sizes; of every other one two rows are labelled, of every eighth nothing."""
 
     def __init__(self, examples: Any) -> None:
         self.examples = examples
@@ -21,7 +19,7 @@ class Uneven(Dataset[Any]):
         return len(self.examples)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        image, mask = (t[..., :SIDE, :SIDE].clone() for t in self.examples[i])
+        image, mask = (t.clone() for t in self.examples[i])
         if i % 2:
             mask[0 if i % 8 == 1 else 2 :] = BORDER
         return image, mask

@@ -94,6 +94,8 @@ class Task(LightningModule, ABC):
     higher_is_better: bool = True
     metrics: MetricCollection
     collate: Callable[[list[Any]], Any] | None = None  # makes a batch of examples; not used for a TensorDataset
+    # With what `collate` pads each of a batch's first tensors, at the right and below, where pictures differ in size.
+    padding: tuple[float, ...] = ()
 
     def __init__(self, cfg: DictConfig, data: Dataset) -> None:
         super().__init__()
@@ -310,6 +312,8 @@ class Task(LightningModule, ABC):
         alone, differentiates = self.trainer.world_size == 1, hasattr(optimizer, "differentiates")
         if alone:  # there is no exchange to take part in
             step = [part for part in step if part[1]]
+        if self.padding and (len(step) > 1 or not alone):
+            step = self._alike(step)
         if alone and (differentiates or len(step) == 1):
             totals, weights = zip(*(measured(loss_of(batch)) for batch, _ in step), strict=True)
             self._weight = sum(weights[1:], weights[0])
@@ -324,6 +328,19 @@ class Task(LightningModule, ABC):
         if self.clip_value is not None:
             torch.nn.utils.clip_grad_value_(module.parameters(), self.clip_value)
         return loss.detach()
+
+    def _alike(self, step: Step) -> Step:
+        """A step's parts with pictures as large as the largest of the whole batch, as if it were padded whole."""
+        largest = torch.tensor([batch[0].shape[-2:] for batch, _ in step], device=self.device).amax(0)
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
+        height, width = largest.tolist()
+
+        def padded(t: Tensor, value: float) -> Tensor:
+            return nn.functional.pad(t, (0, width - t.shape[-1], 0, height - t.shape[-2]), value=value)
+
+        first = len(self.padding)
+        return [((*map(padded, batch[:first], self.padding), *batch[first:]), counts) for batch, counts in step]
 
     def _in_parts(self, module: nn.Module, loss_of: Callable[[Any], Loss], step: Step) -> tuple[Tensor, Tensor]:
         """The step's loss and weight over all parts and ranks, whose gradients are added up and then divided once."""

@@ -40,6 +40,7 @@ class CocoMeanAP(MeanAveragePrecision):
 class OD(Task):
     headline = "map"
     collate = staticmethod(collate)
+    padding = (0,)
 
     def __init__(self, cfg: DictConfig, data: Detection) -> None:
         super().__init__(cfg, data)
