@@ -17,6 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 import tmbench.run
+from tmbench.asked import keep
 from tmbench.config import conf_dir, run_id, settle
 from tmbench.data import __main__ as data_command
 from tmbench.errors import ConfigError
@@ -208,6 +209,22 @@ def test_a_run_of_the_main_command_line_is_named_where_its_folder_is_old(
     result.save(folder)
     assert door(folder / "config.yaml", "lr=0.5", "data=full") == 1
     assert f"{result.command} lr=0.5 data=full" in capsys.readouterr().err
+
+
+def test_a_configuration_changed_by_hand_is_refused(do: Run, door: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its lr alone would change nothing, and name a run that was not."""
+    file = do(*SHORT)[1] / "config.yaml"
+    keep(file.parent, SHORT)
+    seal, _, text = file.read_text().partition("\n")
+    changed = re.sub(r"(?m)^lr: .*", "lr: 0.7", text)
+    assert changed != text
+    for content in (f"{seal}\n{changed}", changed):
+        file.write_text(content)
+        for words in ([], ["seed=5"]):
+            assert door(file, *words) == 1
+            told = capsys.readouterr().err
+            assert "changed by hand" in told
+            assert "python -m tmbench.run" in told
 
 
 def test_overrides_that_are_no_list_of_words_are_told(saved: Any, door: Any, capsys: Any) -> None:

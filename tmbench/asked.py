@@ -97,6 +97,12 @@ def again(path: Path, changes: list[str]) -> tuple[DictConfig, list[str] | None]
         HydraException: a change is none.
     """
     saved, words = _saved(path), _kept(path)
+    if not _is_sealed(path) and _is_sealed(path.with_name(OVERRIDES)):
+        # Nothing would follow from a change made in it: lr, say, is optimizer.lr by now.
+        raise DataError(
+            f"{path}: changed by hand, and nothing would follow from that; say each change as a word instead, such as "
+            f"python -m tmbench.run {shlex.quote(str(path))} lr=0.5; the run's own command writes the file again"
+        )
     _come_home(saved, path)
     around: Settings = {key: saved[key] for key in AROUND}
     asked, places, search = list[str](), list[str](), list[str]()
@@ -126,6 +132,10 @@ def again(path: Path, changes: list[str]) -> tuple[DictConfig, list[str] | None]
         raise
     _refuse_drift(path, saved, before, after, asked)
     return OmegaConf.create(after | around), [*words, *asked, *places]
+
+
+def _is_sealed(path: Path) -> bool:
+    return path.is_file() and path.read_bytes().startswith(b"# sha256 ")
 
 
 def _saved(path: Path) -> Settings:

@@ -95,7 +95,7 @@ def read_sealed_text(path: Path) -> str:
     elif line != b"# sha256 " + hashlib.sha256(rest).hexdigest().encode():
         raise DataError(
             f"{path}: damaged, or changed by hand: it does not match the sha256 in its first line; the run's own "
-            "command writes it again; to keep a change of yours, remove that line"
+            "command writes it again; to change a setting, say it as a word: python -m tmbench.run FILE key=value"
         )
     if not rest.strip():
         raise DataError(f"{path}: damaged: it is empty; the run's own command writes it again")
