@@ -351,6 +351,9 @@ def read_objects(path: Path, width: int, height: int) -> Objects:
     for number, found in enumerate(top.findall("object"), 1):
         name = (found.findtext("name") or "").strip()
         where = f"{path}, object {number} ({name[:40] or 'no name'})"
+        for part in ("name", "bndbox"):
+            if (count := len(found.findall(part))) > 1:
+                raise DataError(f"{where}: expected one <{part}>, got {count}")
         if name not in CLASSES[1:]:
             raise DataError(f"{where}: expected one of the 20 classes, such as {CLASSES[1]} or {CLASSES[-1]}")
         hard = (found.findtext("difficult") or "0").strip()
