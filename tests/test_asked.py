@@ -389,6 +389,19 @@ def test_the_first_process_of_a_run_that_others_launched_keeps_what_was_asked_fo
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["config.yaml", "overrides.yaml"])
+def test_the_own_command_of_a_finished_run_writes_what_was_damaged_again(
+    name: str, composed: Compose, tmp_path: Path
+) -> None:
+    words = [*SHORT, f"runs_dir={tmp_path}"]
+    _, folder, _ = run(composed(*words), words=words)
+    whole = (folder / name).read_bytes()
+    for damaged in (whole.replace(b"epochs", b"epoch5"), b"", None):
+        (folder / name).unlink() if damaged is None else (folder / name).write_bytes(damaged)
+        assert run(composed(*words), words=words)[2] == "shown"
+        assert (folder / name).read_bytes() == whole
+
+
 def test_every_door_keeps_what_was_asked_for(tmp_path: Path) -> None:
     """One run, a sweep and launched jobs, with a person's own files; each can be changed from another folder."""
     own = tmp_path / "mine" / "optimizer"

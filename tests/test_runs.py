@@ -172,6 +172,17 @@ def test_broken_result_is_listed_as_such(here: Path, command: Command) -> None:
     assert "1 broken" in told
 
 
+def test_one_damaged_configuration_leaves_the_other_runs_to_be_found(here: Path, command: Command) -> None:
+    (folder,) = (run.folder for run in runs.find(here, ["optimizer=tmsgd"]))
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("epochs: 2", "epochs: 3"))
+    for words, count in (([], 4), (["status=completed"], 2), (["task=tc"], 3), (["lr=1e38"], 1)):
+        code, told, errors = command(here, *words)
+        assert code == 0
+        assert f"\n{count} runs: " in told
+        assert f"{config}: damaged" in errors
+
+
 def test_gc_removes_leftovers_and_states_beyond_the_limit(here: Path, command: Command) -> None:
     (here / ".removing-x").mkdir()
     (here / ".removing-x" / "file").write_text("x" * 10_000)

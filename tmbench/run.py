@@ -19,10 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from . import checkpoint
 from .asked import again, check_words, keep
-from .config import run_id, settle, world_size
+from .config import OVERRIDES, run_id, settle, world_size
 from .data import open_dataset
 from .errors import ConfigError, DataError, RunError
-from .files import clear_scratch, locked, sealed_text, write
+from .files import clear_scratch, locked, read_sealed_text, sealed_text, write
 from .ranks import Ranks, end_with_parent, lost_peer
 from .result import FINAL, Result
 from .trunks import FETCHED, Claim, Trunk, trunk_of
@@ -88,6 +88,8 @@ def run(
             print(error, file=sys.stderr)
             earlier = None
         if earlier and earlier.status in FINAL:
+            if words is not None and not _says_what_it_is(folder):
+                note()
             return earlier, folder, "shown"
         have = epochs_done(folder)
         if have:
@@ -107,6 +109,16 @@ def run(
                 )  # fmt: skip
         shutil.rmtree(folder / FETCHED, ignore_errors=True)
         return result, folder, "resumed" if have else "new"
+
+
+def _says_what_it_is(folder: Path) -> bool:
+    """Whether the files that say what a run is, and what was asked for, are as they were written."""
+    try:
+        for name in ("config.yaml", OVERRIDES):
+            read_sealed_text(folder / name)
+    except (FileNotFoundError, DataError):
+        return False
+    return True
 
 
 def epochs_done(folder: Path) -> int:

@@ -112,8 +112,12 @@ def fitting(found: list[Run], filters: list[str]) -> list[Run]:
     for key, wanted in (word.split("=", 1) for word in filters):
         values = {}
         for run in found:
-            with contextlib.suppress(KeyError, TypeError):
+            try:
                 values[run.folder] = run.value(key)
+            except (KeyError, TypeError):
+                continue
+            except DataError as error:  # of this run alone; the others can be told apart
+                print(error, file=sys.stderr)
         if found and not values:
             raise ConfigError(f"{key}: expected status, profile or a setting such as task, optimizer, seed, lr")
         found = [run for run in found if any(_same(values.get(run.folder), one) for one in wanted.split(","))]
@@ -179,8 +183,16 @@ def _told_apart(runs: list[Run]) -> list[str]:
     """For each run, the settings in which the runs of its task and optimizer differ and that no column shows."""
     if len(runs) > MANY:  # reading so many configurations would take seconds
         return [""] * len(runs)
-    own = [flat({key: value for key, value in run.config.items() if key not in SHOWN}) for run in runs]
-    return told_apart([f"{one['task.name']} {one['optimizer.name']}" for one in own], own)
+    own, groups = list[dict[str, Any]](), list[str]()
+    for run in runs:
+        try:
+            settings = flat({key: value for key, value in run.config.items() if key not in SHOWN})
+        except DataError as error:  # of this run alone
+            print(error, file=sys.stderr)
+            settings = {}
+        own.append(settings)
+        groups.append(f"{settings.get('task.name')} {settings.get('optimizer.name')}")
+    return told_apart(groups, own)
 
 
 def told_apart(groups: list[str], settings: list[dict[str, Any]]) -> list[str]:
