@@ -340,6 +340,8 @@ BREAKS: dict[str, dict[str, Broken]] = {
         "background": Broken(BOXES, tag("name", "background"), "{}, object 1 (background): expected one of the 20"),
         "second object's class": Broken(BOXES, second("name", "giraffe"), "{}, object 2 (giraffe): expected one of"),
         "strange difficult": Broken(BOXES, tag("difficult", "maybe"), "expected difficult to be 0 or 1, got 'maybe'"),
+        "two boxes": Broken(BOXES, xml("</bndbox>", "</bndbox><bndbox/>"), "expected one <bndbox>, got 2"),
+        "two names": Broken(BOXES, xml("</name>", "</name><name>cat</name>"), "expected one <name>, got 2"),
         "no box": Broken(BOXES, xml("bndbox", "box"), "expected a bndbox of four numbers, got xmin '', ymin ''"),
         "no number": Broken(BOXES, tag("ymax", "low"), "expected a bndbox of four numbers, got xmin '"),
         "not a number": Broken(BOXES, tag("xmin", "nan"), "expected a box inside the image, 1-"),

@@ -223,6 +223,15 @@ def test_two_sweeps_at_a_time_in_one_folder_are_one_too_many(tmp_path: Path) -> 
     assert not list(tmp_path.glob("runs/tc-*"))
 
 
+def test_a_primary_configuration_of_ones_own_is_refused_since_no_word_would_keep_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("defaults: [config, _self_]\nlr: 3\n")
+    words = ["--config-dir", str(tmp_path), "--config-name", "mine", "task=tc", f"runs_dir={tmp_path / 'runs'}"]
+    done = subprocess.run([sys.executable, "-m", "tmbench", *words], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("--config-name: ")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_sweep_folder_that_cannot_be_is_told(tmp_path: Path) -> None:
     (tmp_path / "X").touch()
     done = swept(tmp_path)

@@ -161,6 +161,17 @@ def test_completed_run_is_shown_not_repeated_unless_forced(composed: Compose, tm
     assert repeated.metrics == first.metrics
 
 
+def test_force_is_refused_where_others_have_started_the_ranks(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each rank would clear what another has begun; it used to repeat nothing, and to say that it had."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.delenv("TMBENCH_COMMAND", raising=False)
+    with pytest.raises(ConfigError, match="force: not with torchrun"):
+        run(composed("task=tc", "trainer=ddp_cpu", "devices=2", "force=true", f"runs_dir={tmp_path}"))
+    assert not list(tmp_path.glob("tc-*"))
+
+
 def test_run_of_another_version_says_so_when_shown(composed: Compose, tmp_path: Path) -> None:
     from io import StringIO
 

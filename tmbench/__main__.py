@@ -29,6 +29,10 @@ def job(cfg: DictConfig) -> float | None:
     """One run, as Hydra calls it; returns the best headline metric, for sweepers that optimize."""
     about = HydraConfig.get()
     words, search = list(about.overrides.task), search_path(about.runtime.config_sources)
+    if about.job.config_name != "config":
+        raise ConfigError(
+            "--config-name: a run keeps the words that it was asked for by; put the settings in a group's file"
+        )
     if about.mode != RunMode.MULTIRUN:
         for key, asked in (
             ("plan", cfg.plan),

@@ -81,7 +81,7 @@ class Recognizer:
             if result and result.status in FINAL:
                 job.state = "known"
                 return
-        job.have = 0 if job.cfg["force"] else epochs_done(job.folder)
+        job.have = 0 if job.cfg["force"] else min(epochs_done(job.folder), job.cfg["epochs"])
         job.state = "partial" if job.have else "new"
 
     def _digest(self, cfg: Settings) -> str | None:

@@ -72,6 +72,11 @@ def run(
     if launched(cfg):  # one of a run's processes
         from .train import train
 
+        if cfg.force and "TMBENCH_COMMAND" not in os.environ:
+            raise ConfigError(
+                "force: not with torchrun or Slurm's own ranks; remove the run: python -m tmbench.runs remove"
+            )
+
         if "TMBENCH_COMMAND" not in os.environ and _is_first():  # of torchrun or Slurm; else the folder is ready
             folder.mkdir(exist_ok=True)
             note()
