@@ -23,6 +23,7 @@ from tmbench.train import StopOnSignal
 OPTIMIZER = {
     "any": ["optimizer.name=Adadelta", "lr=1"],
     "apollo": ["optimizer.warmup_steps=50", "lr=0.002"],
+    "lamb": ["lr=2e-3"],
     "lars": ["lr=1"],
     "newton_cg": ["lr=0.5", "batch_size=320"],
     "lbfgs": ["lr=0.5", "batch_size=320"],
