@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Hydra: on_multirun_end is never called when one job of a sweep has failed, and code after main() does not run
 # either.
+# Versions: hydra-core==1.3.8
 #
 # The other jobs do run, to the end, and on_job_end is called for each. Then the sweep ends with exit status 1 without
 # the callback that is documented for its end. Whoever uploads, summarises or frees something there loses the results
 # of all the jobs that went well, in just the sweeps in which something went wrong.
 #
-# Seen with: hydra-core==1.3.8; Python 3.11, CPU:
+# Seen, on a CPU with Python 3.11:
 #   fails=9: jobs ended 3, on_multirun_end called 1 times, exit status 0    (no job fails)
 #   fails=1: jobs ended 3, on_multirun_end called 0 times, exit status 1
 #

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # accumulate_grad_batches=N: the last optimizer step of an epoch is too short if N does not divide the batches.
+# Versions: torch==2.15.0, numpy==2.4.6, torchmetrics==1.9.0, pytorch-lightning==2.6.6
 #
 # The loss of each batch is divided by N. When an epoch ends inside a window, the step is taken with fewer batches,
 # whose losses were still divided by N: with 10 equal batches and N = 4 the third step has half the gradient of the
 # others. Once an epoch, in every epoch, the rate is silently another one.
 #
-# Seen with: torch==2.15.0, numpy==2.4.6, torchmetrics==1.9.0, pytorch-lightning==2.6.6; Python 3.11, CPU:
+# Seen, on a CPU with Python 3.11:
 #   gradients of the steps of 4, 4 and 2 equal batches: [1.0, 1.0, 0.5]
 #
 # Installs these versions in a temporary folder (or in FINDINGS_ENV, which is kept). Exits 0 while the behaviour is as

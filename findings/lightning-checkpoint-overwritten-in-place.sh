@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # trainer.save_checkpoint overwrites the old checkpoint in place, where the temporary folder is another file system.
+# Versions: torch==2.15.0, numpy==2.4.6, torchmetrics==1.9.0, pytorch-lightning==2.6.6
 #
 # Its writer is called atomic: it writes a temporary file and moves it over the target. The temporary file is made in
 # TMPDIR. Where that is on another file system, as on most clusters (node-local scratch or tmpfs) and in many
@@ -7,7 +8,7 @@
 # name there was, and a run that keeps one `last.ckpt` has then nothing to resume from. With TMPDIR beside the target
 # it is a rename.
 #
-# Seen with: torch==2.15.0, numpy==2.4.6, torchmetrics==1.9.0, pytorch-lightning==2.6.6; Python 3.11, CPU:
+# Seen, on a CPU with Python 3.11:
 #   a new file takes the name: with the temporary folder beside it True ; on another file system False
 #
 # Installs these versions in a temporary folder (or in FINDINGS_ENV, which is kept). Exits 0 while the behaviour is as

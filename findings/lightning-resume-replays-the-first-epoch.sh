@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # A run resumed from an end-of-epoch checkpoint sees the first epoch's batches again in place of the next epoch's.
+# Versions: torch==2.15.0, numpy==2.4.6, torchmetrics==1.9.0, pytorch-lightning==2.6.6
 #
 # Lightning's checkpoint holds no state of the random generators. A script that calls seed_everything, as it should,
 # and resumes with ckpt_path after epoch 1 shuffles epoch 2 with the generator as it was before epoch 1: the order of
 # the first epoch is trained twice, and the last epochs of the whole run never come. Weights and the epoch counter are
 # right, so nothing shows it; a cluster that restarts its jobs trains on other data than a machine that does not.
 #
-# Seen with: torch==2.15.0, numpy==2.4.6, torchmetrics==1.9.0, pytorch-lightning==2.6.6; Python 3.11, CPU:
+# Seen, on a CPU with Python 3.11:
 #   never stopped: [[0, 1, 4, 3, 2, 5], [4, 2, 0, 5, 1, 3], [3, 4, 0, 5, 1, 2]]
 #   stopped and resumed after epoch 1: [[0, 1, 4, 3, 2, 5], [0, 1, 4, 3, 2, 5], [4, 2, 0, 5, 1, 3]]
 #

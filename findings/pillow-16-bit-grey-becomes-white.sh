@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Image.open(...).convert("RGB") of a 16-bit grey PNG clips all values above 255: nearly every pixel becomes white.
+# Versions: torch==2.15.0, numpy==2.4.6, torchvision==0.29.2, pillow==13.0.0
 #
 # It is the line that torchvision's ImageFolder and most data sets read pictures with. No warning; 8-bit files beside
 # it are right. torchvision.io.decode_image scales them, so two loaders of one stack disagree about the same file.
 #
-# Seen with: torch==2.15.0, numpy==2.4.6, torchvision==0.29.2, pillow==13.0.0; Python 3.11, CPU:
+# Seen, on a CPU with Python 3.11:
 #   white pixels of an even ramp of 256: ImageFolder's loader 255 ; decode_image 1
 #
 # Installs these versions in a temporary folder (or in FINDINGS_ENV, which is kept). Exits 0 while the behaviour is as

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # pytorch_optimizer's Muon ignores weight_decay for everything that it leaves to its AdamW part.
+# Versions: torch==2.15.0, numpy==2.4.6, pytorch-optimizer==4.1.0
 #
 # Muon steps matrices; biases, norms, tables and heads go to a group with use_muon=False, which AdamW steps. The
 # argument weight_decay is given to the matrices alone. The other group reads adamw_wd, whose default is 0. A
 # comparison "AdamW against Muon, the same weight_decay" thus regularises the whole network in one and a part of it in
 # the other.
 #
-# Seen with: torch==2.15.0, numpy==2.4.6, pytorch-optimizer==4.1.0; Python 3.11, CPU:
+# Seen, on a CPU with Python 3.11:
 #   a weight of 1 after a step of lr 0.1 and weight_decay 0.5, without a gradient
 #   matrix: 0.95  vector: 1.0  vector with adamw_wd=0.5: 0.95
 #

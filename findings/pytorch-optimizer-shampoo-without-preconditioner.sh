@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # pytorch_optimizer's ScalableShampoo does not precondition a layer of up to block_size numbers: it is Nesterov SGD
 # there.
+# Versions: torch==2.15.0, numpy==2.4.6, pytorch-optimizer==4.1.0
 #
 # With its defaults (shape_interpretation=True, block_size=512) the dimensions of a layer are merged while their
 # product stays within the block size. A matrix of up to 512 numbers, such as a classifier's head, thus becomes a
 # vector, and vectors have no preconditioner. A small network is trained by SGD with Nesterov momentum alone under the
 # name of Shampoo. shape_interpretation=False gives a preconditioner to each dimension, as published.
 #
-# Seen with: torch==2.15.0, numpy==2.4.6, pytorch-optimizer==4.1.0; Python 3.11, CPU:
+# Seen, on a CPU with Python 3.11:
 #   preconditioners of layers ((16, 8), (32, 16), (64, 32))
 #   default                   : [0, 0, 2]
 #   shape_interpretation=False: [2, 2, 2]

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # The exact p of the same accuracies is another one at another level: permutation_test loses ties of float32 scores.
+# Versions: numpy==2.4.6, scipy==1.17.1
 #
 # An accuracy is a count over a count, and metric libraries give it as float32. Paired differences of such scores are
 # then equal only to about 1e-7. scipy.stats.permutation_test counts a permuted statistic as "as extreme" within a
@@ -8,7 +9,7 @@
 # 0.063, on both sides of 0.05. Differences as whole numbers (or rounded to the metric's resolution) give 0.0625 each
 # time.
 #
-# Seen with: numpy==2.4.6, scipy==1.17.1; Python 3.11, CPU:
+# Seen, on a CPU with Python 3.11:
 #   p of the counts: 0.0625  of float32 accuracies, against 1500 right: 0.046875; 1501 right: 0.0625;
 #
 # Installs these versions in a temporary folder (or in FINDINGS_ENV, which is kept). Exits 0 while the behaviour is as

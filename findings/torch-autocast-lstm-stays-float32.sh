@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Under torch.autocast("cpu", torch.bfloat16) an LSTM silently computes in float32 where oneDNN is off.
+# Versions: torch==2.15.0, numpy==2.4.6
 #
 # Linear layers and convolutions follow autocast with or without oneDNN; the LSTM follows it only with oneDNN. Without
 # it (torch.backends.mkldnn disabled, a build without it, or switched off because a processor has no bf16 LSTM in
 # oneDNN, which is an error there) the same program runs the recurrent part in float32, and nothing says so. A result
 # labelled bf16 is then of mixed kind, and differs between machines for another reason than rounding.
 #
-# Seen with: torch==2.15.0, numpy==2.4.6; Python 3.11, CPU:
+# Seen, on a CPU with Python 3.11:
 #   without oneDNN: LSTM torch.float32  linear layer torch.bfloat16
 #   with oneDNN   : LSTM torch.bfloat16   (on a processor with AVX-512; an error on one without)
 #

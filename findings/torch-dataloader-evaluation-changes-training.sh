@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Evaluating more often changes what is trained: starting to iterate any DataLoader draws from torch's global
 # generator.
+# Versions: torch==2.15.0, numpy==2.4.6
 #
 # Also with shuffle=False and num_workers=0, where nothing random happens, each `for batch in loader` draws a base
 # seed from the global generator, unless the loader has a generator of its own. Dropout, noise and the training
 # loader's own shuffling come from the same generator. So two runs with the same seed that differ only in how often
 # they look at the validation set see other batches and other dropout, and are not paired.
 #
-# Seen with: torch==2.15.0, numpy==2.4.6; Python 3.11, CPU:
+# Seen, on a CPU with Python 3.11:
 #   second epoch's order, never evaluated: [0, 3, 7, 1, 6, 2, 5, 4]
 #                         evaluated once : [6, 1, 3, 4, 7, 0, 5, 2]
 #                         once, own generator in the validation loader: [0, 3, 7, 1, 6, 2, 5, 4]

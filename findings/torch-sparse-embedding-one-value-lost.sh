@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # SGD loses the step of nn.Embedding(n, 1, sparse=True) when one row was read and the loss is its plain sum.
+# Versions: torch==2.15.0, numpy==2.4.6
 #
 # The gradient is printed as it should be (one row, one value, 1.0), and the step moves nothing. Two rows, or two
 # columns, or any other loss move the weights. It is the shape of the linear ("wide") part of a click model, and of
 # the smallest test one would write for it.
 #
-# Seen with: torch==2.15.0, numpy==2.4.6; Python 3.11, CPU:
+# Seen, on a CPU with Python 3.11:
 #   one row, one column, plain sum: weights moved by 0.0 (the gradient is 1.0, lr 1.0)
 #   others: {'two rows': 2.0, 'two columns': 2.0, 'loss 1.0 * sum': 1.0}
 #

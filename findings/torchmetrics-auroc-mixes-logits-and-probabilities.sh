@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # BinaryAUROC fed with logits gives another number for another cutting into batches, and loses the order of large
 # logits.
+# Versions: torch==2.15.0, numpy==2.4.6, torchmetrics==1.9.0
 #
 # Its documentation takes logits: they are passed through a sigmoid if a value lies outside [0, 1]. That is decided
 # for each update() by itself. A batch whose logits all lie in [0, 1] is kept as it is, beside batches that went
 # through the sigmoid, and the area is then taken over both scales. The sigmoid is taken in float32: logits above
 # about 17 all become 1.0, so a confident network's ranking is lost in ties.
 #
-# Seen with: torch==2.15.0, numpy==2.4.6, torchmetrics==1.9.0; Python 3.11, CPU:
+# Seen, on a CPU with Python 3.11:
 #   one batch: 0.75  the same logits in two batches: 1.0
 #   perfectly ordered logits from 18 to 25: 0.5
 #

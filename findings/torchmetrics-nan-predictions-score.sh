@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # A network that puts out nothing but NaN gets an ordinary accuracy and an ordinary AUROC.
+# Versions: torch==2.15.0, numpy==2.4.6, torchmetrics==1.9.0
 #
 # argmax of NaN logits is class 0, so MulticlassAccuracy reports the share of class 0, as a classifier would have that
 # always says class 0. BinaryAUROC reports 0.5. Both validate their input by default (validate_args=True) and say
 # nothing. Mean squared error, by contrast, becomes NaN. A diverged run thus ends with a plausible number.
 #
-# Seen with: torch==2.15.0, numpy==2.4.6, torchmetrics==1.9.0; Python 3.11, CPU:
+# Seen, on a CPU with Python 3.11:
 #   of NaN predictions: accuracy 0.75  AUROC 0.5  MSE nan
 #
 # Installs these versions in a temporary folder (or in FINDINGS_ENV, which is kept). Exits 0 while the behaviour is as
