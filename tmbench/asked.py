@@ -3,7 +3,7 @@
 import json
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from .config import GROUPS, OVERRIDES, Settings, conf_dir, identity, plain, settled
+from .config import GROUPS, OVERRIDES, Settings, conf_dir, flat, identity, plain, settled
 from .errors import ConfigError, DataError
 from .files import read_sealed_text, sealed_text, write
 from .result import Result
@@ -219,7 +219,7 @@ def _refuse_drift(path: Path, saved: Settings, before: Settings, after: Settings
     def facts(cfg: Settings) -> dict[str, Any]:
         own = identity(cfg, "")
         del own["world_size"]
-        return dict(_leaves(own | {"trainer": {name: cfg["trainer"][name] for name in _OF_TRAINER}}))
+        return flat(own | {"trainer": {name: cfg["trainer"][name] for name in _OF_TRAINER}})
 
     try:
         then = facts(settled(before))
@@ -238,11 +238,3 @@ def _refuse_drift(path: Path, saved: Settings, before: Settings, after: Settings
             f"{path}: more would change than {shlex.join(changes)}, since what was asked for becomes something else "
             f"here and now:\n{told}\n  say these, too, as you want them"
         )
-
-
-def _leaves(node: Settings, start: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{start}{key}.")
-        else:
-            yield f"{start}{key}", value

@@ -81,6 +81,14 @@ def select(cfg: Mapping[str, Any], key: str) -> Any:
     return cfg
 
 
+def flat(node: Settings, prefix: str = "") -> dict[str, Any]:
+    """The values of nested settings by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
 _REFERENCE = re.compile(r"\$\{(\.*)([\w.]+)\}")
 
 

@@ -72,14 +72,14 @@ def run(
     if launched(cfg):  # one of a run's processes
         from .train import train
 
-        if cfg.force and "TMBENCH_COMMAND" not in os.environ:
-            raise ConfigError(
-                "force: not with torchrun or Slurm's own ranks; remove the run: python -m tmbench.runs remove"
-            )
-
-        if "TMBENCH_COMMAND" not in os.environ and _is_first():  # of torchrun or Slurm; else the folder is ready
-            folder.mkdir(exist_ok=True)
-            note()
+        if "TMBENCH_COMMAND" not in os.environ:  # of torchrun or Slurm; else the folder is ready
+            if cfg.force:
+                raise ConfigError(
+                    "force: not with torchrun or Slurm's own ranks; remove the run: python -m tmbench.runs remove"
+                )
+            if _is_first():
+                folder.mkdir(exist_ok=True)
+                note()
         command = os.environ.get("TMBENCH_COMMAND", command)
         return train(cfg, dataset, label, digest, folder, command, trunk=trunk), folder, "new"
     with locked(folder):

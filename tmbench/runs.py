@@ -20,7 +20,7 @@ import yaml
 from rich.table import Table
 
 from . import show
-from .config import Settings, select
+from .config import Settings, flat, select
 from .errors import ConfigError, DataError
 from .files import locked, read_sealed_text
 from .result import FINAL, Result, shown
@@ -207,14 +207,6 @@ def told_apart(groups: list[str], settings: list[dict[str, Any]]) -> list[str]:
         # A rate goes by its first name, not by every place that it was filled into.
         words.append(" ".join(f"{key}={own[key]}" for key in varied if "lr" not in varied or not key.endswith(".lr")))
     return words
-
-
-def flat(node: Settings, prefix: str = "") -> dict[str, Any]:
-    """The values of nested settings by their dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in node.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
 
 
 def remove(runs: list[Run], sure: bool) -> int:

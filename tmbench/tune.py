@@ -39,15 +39,14 @@ from rich.table import Table
 
 from . import show
 from .__main__ import EXPECTED, explain
-from .asked import SEARCH
-from .config import Settings, conf_dir, identity, plain, settled, world_size
+from .asked import SEARCH, key_of
+from .config import Settings, conf_dir, flat, identity, plain, settled, world_size
 from .data import open_dataset
 from .errors import ConfigError, DataError
 from .files import locked, read_sealed, write, write_sealed
 from .plan import Job, Recognizer, wanted
 from .result import FINAL, Result, shown, versions
 from .run import epochs_done, leave, run
-from .runs import flat
 from .space import Space, all_of, distributions, space_of, values_of, with_values
 
 if TYPE_CHECKING:
@@ -108,12 +107,12 @@ class Study:
     def __init__(self, words: list[str], config_dir: str | None, command: str) -> None:
         self.compose, self.command = Composer(config_dir), command
         ours = {"space", *OmegaConf.load(conf_dir() / "tune.yaml")}
-        mine = [w for w in words if _key(w).split(".")[0] in ours]
+        mine = [w for w in words if key_of(w).split(".")[0] in ours]
         rest = [w for w in words if w not in mine]
         self.settings = settings = self.compose("tune", mine)
-        named = [w.split("=", 1)[1] for w in rest if _key(w) == "optimizer"]
+        named = [w.split("=", 1)[1] for w in rest if key_of(w) == "optimizer"]
         names = named[-1].split(",") if named else [self.compose("config", [])["optimizer"]["name"]]
-        common = [w for w in rest if _key(w) != "optimizer"]
+        common = [w for w in rest if key_of(w) != "optimizer"]
         _check(settings, rest)
         self.contenders = []
         for name in dict.fromkeys(names):
@@ -141,7 +140,7 @@ class Study:
         _, _, data_digest = open_dataset(OmegaConf.create(cfg), get_class(cfg["task"]["data"]))
         first = {key: spec["choices"][0] if "choices" in spec else spec["low"] for key, spec in space.items()}
         facts = identity(settled(with_values(raw, first)), data_digest)
-        for key in map(_key, words):
+        for key in map(key_of, words):
             if key in space:
                 raise ConfigError(f"{key}: it is tuned, by space={self.settings['space']['name']}; leave it out")
         if self.settings["sampler"] == "grid":
@@ -346,7 +345,7 @@ class Study:
     def _run(self, contender: Contender, values: Settings, until: int | None = None) -> tuple[Result, Path]:
         """The optimizer's run with these values; by the validation split, unless they say otherwise."""
         said = {"validation": self.settings["validation"]} | values
-        words = [w for w in contender.words if _key(w) not in said]
+        words = [w for w in contender.words if key_of(w) not in said]
         words += [word(key, value) for key, value in said.items() if value is not None]
         words = [*self.compose.search, *words]
         cfg = OmegaConf.create(with_values(contender.raw, said))
@@ -642,7 +641,7 @@ def _check(settings: Settings, words: list[str]) -> None:
         if not right:
             raise ConfigError(f"{key}: expected {expected}, got {settings[key]!r}")
     for key in ("force", "plan", "study"):
-        if any(_key(w) == key for w in words):
+        if any(key_of(w) == key for w in words):
             raise ConfigError(f"{key}: it is for runs and sweeps, not for tuning; leave it out")
 
 
@@ -665,10 +664,6 @@ def _is_json(value: Any) -> bool:
 
 def _is_name(value: Any) -> bool:
     return isinstance(value, str) and value not in ("", ".", "..") and "/" not in value
-
-
-def _key(w: str) -> str:
-    return w.lstrip("+~").split("=", 1)[0]
 
 
 def _words(values: Settings) -> str:

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import polars as pl
 import yaml
 
-from ..config import SCHEMA, Settings, effective_switch, identity
+from ..config import SCHEMA, Settings, effective_switch, flat, identity
 from ..errors import ConfigError
 from ..files import read_sealed_text
 from ..result import FINAL, Result
-from ..runs import Run, find, fitting, flat, told_apart
+from ..runs import Run, find, fitting, told_apart
 
 # What makes the method, of the settings that make a run; but for the seed, all others make the problem.
 OF_METHOD = ("optimizer", "lr", "schedule", "clip_norm", "clip_value", "ema", "switch_epoch")
