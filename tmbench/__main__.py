@@ -31,7 +31,8 @@ def job(cfg: DictConfig) -> float | None:
     words, search = list(about.overrides.task), search_path(about.runtime.config_sources)
     if about.job.config_name != "config":
         raise ConfigError(
-            "--config-name: a run keeps the words that it was asked for by; put the settings in a group's file"
+            "--config-name: not supported, since the saved run could not be asked for again; give the settings as "
+            "key=value, or put them into a file of a group and say --config-dir DIR"
         )
     if about.mode != RunMode.MULTIRUN:
         for key, asked in (
