@@ -6,10 +6,10 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
 
 class TmbenchSweeper(BasicSweeper):
-    """Hydra's own sweeper, but that it launches only what has to be done; see tmbench.sweep."""
+    """Hydra's own sweeper, but that it launches only what has to be done; see tmbench.sweeps."""
 
     def sweep(self, arguments: list[str]) -> Any:
-        from tmbench.sweep import sweep
+        from tmbench.sweeps.sweep import sweep
 
         assert self.config is not None
         assert self.hydra_context is not None

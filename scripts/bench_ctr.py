@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from tmbench.result import cpu_model
+from tmbench.config.machine import cpu_model
 from tmbench.tasks.avazu import COLUMNS, HEXADECIMAL, SETTINGS, WIDTHS, Avazu
 
 REAL_ROWS = 40_428_967
@@ -130,7 +130,7 @@ def load_ours(folder: Path, out: Path) -> int:
     import torch
     from torch.utils.data import TensorDataset
 
-    from tmbench.loader import TrainLoader
+    from tmbench.training.loader import TrainLoader
 
     torch.set_num_threads(1)
     loader = TrainLoader(TensorDataset(*tensors(folder)), None, BATCH, device=torch.device("cpu"), epoch=lambda: 0)
@@ -157,7 +157,7 @@ def tensors(folder: Path) -> list[Any]:
 
 NEEDS = {
     "ours": ["pyarrow.csv"], "with_pandas": ["pandas"], "pandas_categories": ["pandas", "pyarrow.csv"],
-    "load_ours": ["torch", "tmbench.loader"], "load_rows": ["torch"],
+    "load_ours": ["torch", "tmbench.training.loader"], "load_rows": ["torch"],
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch.utils.data import DataLoader
 
-from tmbench.config import conf_dir, settle
+from tmbench.config.settle import conf_dir, settle
 from tmbench.run import run
 from tmbench.tasks.r8 import LABELS, R8
 from tmbench.tasks.tc import TC

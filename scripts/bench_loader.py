@@ -24,8 +24,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets, transforms
 
-from tmbench.config import conf_dir, settle
-from tmbench.loader import TrainLoader
+from tmbench.config.settle import conf_dir, settle
 from tmbench.task import Task
 from tmbench.tasks.cifar import CIFAR10, SHAPE, write_pickle
 from tmbench.tasks.faces import Faces
@@ -35,6 +34,7 @@ from tmbench.tasks.ig import IG
 from tmbench.tasks.r8 import R8
 from tmbench.tasks.sneakers import SIZE, Sneakers
 from tmbench.tasks.tc import TC
+from tmbench.training.loader import TrainLoader
 
 WORKERS = 2
 

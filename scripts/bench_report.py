@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 from hydra import compose, initialize_config_dir
 
-from tmbench.config import conf_dir, plain, settled
+from tmbench.config.settle import conf_dir, plain, settled
 from tmbench.result import Result, versions
 
 OPTIMIZERS, RATES, TASKS = ("sgd", "tmsgd", "sgdm", "adam", "apollo"), 10, ("tc", "ic")

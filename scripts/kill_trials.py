@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 import tmbench.__main__
-import tmbench.train  # so that a fork has it
+import tmbench.training.train
 from tmbench import checkpoint
 from tmbench.result import Result
 from tmbench.runs import Run

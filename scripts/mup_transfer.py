@@ -31,14 +31,16 @@ from hydra.utils import get_class
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from tmbench.config import conf_dir, settle
+from tmbench.config.machine import cpu_model
+from tmbench.config.settle import conf_dir, settle
 from tmbench.data import open_dataset
 from tmbench.figures import save
 from tmbench.files import write
-from tmbench.loader import TrainLoader, seed_all
-from tmbench.result import cpu_model, versions
+from tmbench.result import versions
+from tmbench.seeds import seed_all
 from tmbench.task import Task
-from tmbench.train import _optimizer
+from tmbench.training.loader import TrainLoader
+from tmbench.training.train import _optimizer
 
 OPTIMIZERS = {"sgd": ["optimizer=sgd"], "tmsgd": ["optimizer=tmsgd", "switch_epoch=0"], "adam": ["optimizer=adam"]}
 PARAMETRISATIONS = {"standard": False, "mup": True}

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from hydra import compose, initialize_config_dir
 
-from tmbench.config import Settings, conf_dir, plain, settled
+from tmbench.config.settle import Settings, conf_dir, plain, settled
 from tmbench.report.__main__ import parsed
 from tmbench.report.answers import report
 from tmbench.report.numbers import Contest

@@ -17,8 +17,8 @@ from torchmetrics.classification import BinaryAccuracy
 from torchmetrics.utilities import dim_zero_cat
 
 from tmbench.errors import ConfigError, DataError
-from tmbench.mup import built
 from tmbench.task import Loss, Task, finite
+from tmbench.training.mup import built
 
 from .avazu import SETTINGS, Avazu
 

@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 from torchmetrics import MeanSquaredError, Metric, MetricCollection
 from torchvision.transforms import v2
 
-from tmbench.loader import derive
+from tmbench.seeds import derive
 from tmbench.task import Loss, Task, finite
 
 from .faces import EYES, POINTS, Faces

@@ -17,8 +17,8 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.models.vgg import cfgs, make_layers
 
 from tmbench.errors import ConfigError
-from tmbench.mup import built
 from tmbench.task import Loss, Task, finite
+from tmbench.training.mup import built
 
 from .cifar import CIFAR
 

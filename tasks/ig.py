@@ -16,7 +16,7 @@ from torchmetrics import MetricCollection
 from torchvision.utils import make_grid
 
 from tmbench.errors import ConfigError, DataError
-from tmbench.loader import derive
+from tmbench.seeds import derive
 from tmbench.task import Loss, Player, Task, finite
 
 from .distances import spaces

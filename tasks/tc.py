@@ -15,8 +15,8 @@ from torchmetrics import ConfusionMatrix, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from tmbench.errors import ConfigError
-from tmbench.mup import built
 from tmbench.task import Loss, Task, finite
+from tmbench.training.mup import built
 
 from .r8 import LABELS, R8, Document
 

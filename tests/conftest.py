@@ -11,7 +11,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from tmbench.config import conf_dir
+from tmbench.config.settle import conf_dir
 from tmbench.result import Result
 from tmbench.run import run
 

@@ -17,8 +17,8 @@ from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
 
 import tmbench.run
-import tmbench.train  # now, not in each fork
-from tmbench.config import conf_dir
+import tmbench.training.train
+from tmbench.config.settle import conf_dir
 
 CHANGES = ("os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir", "os.truncate")
 ASKS = ((2, 2), (3, 2))  # (epoch, differences) of the states that a run publishes for others

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from conftest import Compose
 
-from tmbench.config import plain, settled
+from tmbench.config.settle import plain, settled
 from tmbench.result import Result, versions
 
 Make = Callable[..., Path]

@@ -17,13 +17,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 import tmbench.run
-from tmbench.asked import keep
-from tmbench.config import conf_dir, run_id, settle
+from tmbench.config.identity import run_id
+from tmbench.config.overrides import keep
+from tmbench.config.settle import conf_dir, settle
 from tmbench.data import __main__ as data_command
 from tmbench.errors import ConfigError
 from tmbench.files import sealed_text
-from tmbench.plan import Job, Recognizer, arms
 from tmbench.run import run
+from tmbench.sweeps.plan import Job, Recognizer, arms
 
 SHORT = ["task=tc", "epochs=1", "batch_size=80"]
 
@@ -308,7 +309,8 @@ LIES = {
     "optimizer.first._target_=torch.optim.Adam": "choose another file", "optimizer.switch_step=3": "say switch_epoch",
     "optimizer.trunk.differences=0": "choose another file", "trainer.name=gpu": "say trainer=gpu",
     "protocol.name=as_printed": "say protocol=as_printed", "schedule.name=cosine": "say schedule=cosine",
-    "+schedule._target_=tmbench.schedule.cosine": "choose another file", "launcher.name=ray": "say launcher=ray",
+    "+schedule._target_=tmbench.training.schedule.cosine": "choose another file",
+    "launcher.name=ray": "say launcher=ray",
     "task.data=tmbench.tasks.cifar.CIFAR100": "choose another file", "study.name=switch": "say study=switch",
     "logger.name=wandb": "say logger=wandb",
 }  # fmt: skip
@@ -377,9 +379,9 @@ def test_a_run_that_nobody_can_change_gives_no_advice_to_change_it(do: Run, door
 def test_the_first_process_of_a_run_that_others_launched_keeps_what_was_asked_for(
     composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tmbench.train
+    import tmbench.training.train
 
-    monkeypatch.setattr(tmbench.train, "train", lambda *rest, **more: None)
+    monkeypatch.setattr(tmbench.training.train, "train", lambda *rest, **more: None)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     words = [*SHORT, "trainer=ddp_cpu", f"runs_dir={tmp_path}"]
     for rank in ("1", "0"):

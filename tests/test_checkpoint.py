@@ -17,10 +17,12 @@ from conftest import Compose
 from matplotlib.figure import Figure
 from test_run import assert_same, curves, weights
 
-from tmbench import checkpoint, figures, runs
+from tmbench import checkpoint
 from tmbench.errors import DataError
-from tmbench.result import Result
-from tmbench.run import epochs_done, run
+from tmbench.result import Result, epochs_done
+from tmbench.run import run
+from tmbench.runs import __main__ as runs
+from tmbench.runs import figures
 from tmbench.trunks import Trunk
 
 WORDS = ["task=tc", "optimizer=tmsgd", "epochs=4", "switch_epoch=2", "batch_size=80", "lr=10"]  # best after 2 epochs

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from conftest import Compose, Run, choices
 
-from tmbench.config import conf_dir, plain
+from tmbench.config.settle import conf_dir, plain
 from tmbench.files import locked
-from tmbench.launch import OnNode
-from tmbench.plan import Job, Paces, Recognizer
 from tmbench.result import Result
-from tmbench.show import told_apart
-from tmbench.sweep import _told, add_job, job_of, number
+from tmbench.sweeps.launchers import OnNode
+from tmbench.sweeps.plan import Job, Paces, Recognizer
+from tmbench.sweeps.record import add_job, job_of, number
+from tmbench.sweeps.show import told_apart
+from tmbench.sweeps.sweep import _told
 
 
 def tmbench(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -55,7 +56,9 @@ def test_help_names_every_choice() -> None:
 
 @pytest.mark.parametrize("module", ["torch", "pytorch_lightning", "wandb", "numpy"])
 def test_help_and_config_import_nothing_heavy(module: str) -> None:
-    code = f"import sys, tmbench.__main__, tmbench.config, tmbench.show; sys.exit({module!r} in sys.modules)"
+    code = (
+        f"import sys, tmbench.__main__, tmbench.config.settle, tmbench.runs.show; sys.exit({module!r} in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 

@@ -17,7 +17,7 @@ from test_ic import count
 from test_tasks import build, first_batch
 from torch.nn.functional import binary_cross_entropy_with_logits, embedding, linear
 
-from tmbench.config import settle
+from tmbench.config.settle import settle
 from tmbench.errors import ConfigError, DataError
 from tmbench.task import mean
 from tmbench.tasks import avazu

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from web import Web, publish, publish_r8, publish_voc, serving, tiny_files, tree
 
-from tmbench.config import settle
+from tmbench.config.settle import settle
 from tmbench.data import Dataset, _tiny_root, fetch, files, folder_digest, open_dataset, read_text
 from tmbench.data.catalogue import catalogue
 from tmbench.errors import DataError

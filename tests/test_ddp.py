@@ -14,14 +14,14 @@ from test_run import weights
 from test_tasks import build
 from torch.testing import assert_close
 
-from tmbench.config import settle
+from tmbench.config.settle import settle
 from tmbench.errors import ConfigError
-from tmbench.figures import restored
-from tmbench.loader import TestLoader
 from tmbench.result import Result
 from tmbench.run import launched, run
 from tmbench.runs import Run as Record
+from tmbench.runs.figures import restored
 from tmbench.task import Task
+from tmbench.training.loader import TestLoader
 
 PAIR = ["trainer=ddp_cpu", "devices=2"]
 

@@ -15,9 +15,9 @@ from test_tasks import build, first_batch
 from torch import Tensor
 from torch.nn.functional import batch_norm, conv2d
 
-from tmbench.figures import main
 from tmbench.files import read_sealed_text
 from tmbench.run import run
+from tmbench.runs.figures import main
 from tmbench.tasks.faces import HEADER, Faces
 from tmbench.tasks.fkpd import NormalisedMeanError, build_model, cut, random_corners, resized
 
@@ -165,8 +165,8 @@ def test_the_baseline_of_random_crops_is_worse_than_of_whole_images(composed: Co
 
 
 def test_a_result_shows_what_a_constant_guess_reaches(do: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    from tmbench import show
-    from tmbench.runs import main as runs
+    from tmbench.runs import show
+    from tmbench.runs.__main__ import main as runs
 
     result, folder = do("task=fkpd", "optimizer=sgd", "epochs=1", "task.width=1", "batch_size=50")
     assert result.baseline.keys() == {"test/mse", "test/nme"}

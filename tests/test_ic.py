@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.transforms import v2
 
-from tmbench.config import settle
+from tmbench.config.settle import settle
 from tmbench.data import read_pickle
 from tmbench.errors import ConfigError, DataError
-from tmbench.loader import TestLoader
 from tmbench.run import run
 from tmbench.tasks.cifar import CIFAR, CIFAR10, CIFAR100, HUES, write_pickle
 from tmbench.tasks.ic import augmented, build_model, cropped_and_flipped
+from tmbench.training.loader import TestLoader
 
 # With 10 classes, and what each of 90 more adds: a row of the last layer.
 PARAMETERS = {

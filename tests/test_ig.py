@@ -19,14 +19,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms import v2
 
-from tmbench.config import settle
+from tmbench.config.settle import settle
 from tmbench.errors import ConfigError, DataError
-from tmbench.loader import TestLoader, TrainLoader, seed_all
+from tmbench.seeds import seed_all
 from tmbench.task import mean
 from tmbench.tasks import distances, sneakers
 from tmbench.tasks.distances import Frechet, Kernel, PrecisionRecall, Random, share_within
 from tmbench.tasks.ig import IG, PROGRESS, as_bytes, discriminator, fixed_noise, generator, initialize, moments
 from tmbench.tasks.sneakers import Sneakers
+from tmbench.training.loader import TestLoader, TrainLoader
 
 
 def count(model: nn.Module) -> int:

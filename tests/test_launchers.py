@@ -22,21 +22,22 @@ from rich.console import Console
 from test_run import assert_same, curves, weights
 from test_trunks import results, trained
 
-import tmbench.launch
-from tmbench.config import conf_dir, run_id, settle
+import tmbench.sweeps.launchers
+from tmbench.config.identity import run_id
+from tmbench.config.settle import conf_dir, settle
 from tmbench.errors import ConfigError
 from tmbench.files import read_sealed
-from tmbench.launch import Joblib, Running, launcher_of
-from tmbench.plan import Job, Recognizer
 from tmbench.result import Result
 from tmbench.run import run
-from tmbench.sweep import command
+from tmbench.sweeps.launchers import Joblib, Running, launcher_of
+from tmbench.sweeps.plan import Job, Recognizer
+from tmbench.sweeps.sweep import command
 
 # Does what a job's process does, but trains nothing: notes its environment and when it was here.
 STAND_IN = """
 import json, os, signal, sys, time
 from pathlib import Path
-from tmbench.sweep import add_job
+from tmbench.sweeps.sweep import add_job
 file = Path(sys.argv[1])
 facts = json.loads(file.read_text())
 word = facts["words"][0].removeprefix("do=")
@@ -62,7 +63,7 @@ def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
     """launched([word, ...], key=value) -> what jobs of these words saw in their processes, and what was told."""
     script = tmp_path / "stand_in.py"
     script.write_text(STAND_IN)
-    monkeypatch.setattr(tmbench.launch, "COMMAND", [str(script)])
+    monkeypatch.setattr(tmbench.sweeps.launchers, "COMMAND", [str(script)])
     monkeypatch.setattr(Result, "load", lambda folder: DONE)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
@@ -196,7 +197,7 @@ def test_jobs_of_different_beginnings_start_first(composed: Compose) -> None:
     recognizer = Recognizer(download=False)
     for job in jobs:
         recognizer.recognize(job)
-    assert [job.number for job in tmbench.launch._apart(jobs)] == [0, 2, 1, 3]
+    assert [job.number for job in tmbench.sweeps.launchers._apart(jobs)] == [0, 2, 1, 3]
 
 
 # Settings.
@@ -218,7 +219,7 @@ def test_jobs_of_different_beginnings_start_first(composed: Compose) -> None:
 def test_wrong_settings_are_told(
     name: str, settings: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tmbench.launch, "find_spec", lambda package: package)
+    monkeypatch.setattr(tmbench.sweeps.launchers, "find_spec", lambda package: package)
     own = defaults(name) if name != "lsf" else {"name": name}
     with pytest.raises(ConfigError, match=told):
         launcher_of([Job(0, [], {"launcher": own | settings})])
@@ -226,13 +227,13 @@ def test_wrong_settings_are_told(
 
 @pytest.mark.parametrize("name", [name for name in choices("launcher") if name != "serial"])
 def test_missing_package_is_told_with_its_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tmbench.launch, "find_spec", lambda package: None)
+    monkeypatch.setattr(tmbench.sweeps.launchers, "find_spec", lambda package: None)
     with pytest.raises(ConfigError, match=rf"launcher={name}: needs the package \w+; pip install 'tmbench\[{name}\]'"):
         launcher_of([Job(0, [], {"launcher": defaults(name)})])
 
 
 def test_slurm_asks_for_a_machine_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tmbench.launch, "find_spec", lambda package: package)
+    monkeypatch.setattr(tmbench.sweeps.launchers, "find_spec", lambda package: package)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ConfigError, match="no sbatch and srun here"):
         launcher_of([Job(0, [], {"launcher": defaults("slurm")})])
@@ -249,9 +250,9 @@ def test_trouble_of_the_launcher_itself_is_told_also_beside_known_runs(do: Run, 
     words = ["task=tc", "epochs=1", "batch_size=80"]
     do(*words)
     code = (
-        "import tmbench.launch\n"
+        "import tmbench.sweeps.launchers\n"
         "def run(*arguments): raise OSError('no more processes')\n"
-        "tmbench.launch.Joblib.run = run\n"
+        "tmbench.sweeps.launchers.Joblib.run = run\n"
         "from tmbench.__main__ import main; main()"
     )
     more = ["seed=0,1", "launcher=joblib", f"runs_dir={tmp_path}"]
@@ -317,9 +318,9 @@ def done(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-@pytest.mark.parametrize("module", ["joblib", "submitit", "ray", "tmbench.launch"])
+@pytest.mark.parametrize("module", ["joblib", "submitit", "ray", "tmbench.sweeps.launchers"])
 def test_help_and_serial_sweeps_import_no_launcher(module: str) -> None:
-    code = f"import sys, tmbench.__main__, tmbench.sweep, tmbench.show; sys.exit({module!r} in sys.modules)"
+    code = f"import sys, tmbench.__main__, tmbench.sweeps.sweep, tmbench.runs.show; sys.exit({module!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
@@ -430,7 +431,7 @@ def processes(folder: Path) -> dict[int, int]:
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (path / "cmdline").read_text().split("\0")
-            if "tmbench.launch" in words and os.readlink(path / "cwd") == str(folder):
+            if "tmbench.sweeps.launchers" in words and os.readlink(path / "cwd") == str(folder):
                 found[int(re.sub(r"\D", "", Path(words[-2]).name))] = int(path.name)
     return found
 

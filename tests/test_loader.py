@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from tmbench.loader import STEPS_A_BLOCK, Step, TestLoader, TrainLoader, derive, seed_all
+from tmbench.seeds import derive, seed_all
+from tmbench.training.loader import STEPS_A_BLOCK, Step, TestLoader, TrainLoader
 
 CPU = torch.device("cpu")
 KINDS = pytest.mark.parametrize("kind", ["tensors", "map-style"])

@@ -17,15 +17,15 @@ from test_run import SHORT, curves
 from test_tasks import build
 from torch import nn
 
-from tmbench import show
 from tmbench.errors import ConfigError, DataError
-from tmbench.loader import TestLoader
 from tmbench.result import Result
+from tmbench.runs import show
 from tmbench.task import NotFinite
 from tmbench.tasks.ic import IC
 from tmbench.tasks.sneakers import Sneakers
 from tmbench.tasks.tc import TC, LSTMClassifier
 from tmbench.tasks.voc import VOCDetection, VOCSegmentation
+from tmbench.training.loader import TestLoader
 
 TC_RUN = ["task=tc", "optimizer=sgd", *SHORT["tc"]]
 

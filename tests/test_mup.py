@@ -18,17 +18,18 @@ from test_run import assert_same, curves, weights
 from test_tasks import build
 from torch import Tensor, nn
 
-from tmbench.config import identity, run_id, settle
+from tmbench.config.identity import identity, run_id
+from tmbench.config.settle import settle
 from tmbench.errors import ConfigError
-from tmbench.loader import TrainLoader
-from tmbench.mup import built, factors, groups, scaled
 from tmbench.optim import TMSGD, SwitchOptimizer
 from tmbench.run import run
 from tmbench.task import mean
 from tmbench.tasks.ctr import WideDeep
 from tmbench.tasks.ic import build_model
 from tmbench.tasks.tc import LSTMClassifier
-from tmbench.train import _optimizer
+from tmbench.training.loader import TrainLoader
+from tmbench.training.mup import built, factors, groups, scaled
+from tmbench.training.train import _optimizer
 
 mup = pytest.importorskip("mup", reason="pip install 'tmbench[mup]'")
 

@@ -20,10 +20,10 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_convert, box_iou
 
-from tmbench.config import settle
+from tmbench.config.settle import settle
 from tmbench.data import open_dataset
 from tmbench.errors import ConfigError, DataError
-from tmbench.loader import seed_all
+from tmbench.seeds import seed_all
 from tmbench.task import mean
 from tmbench.tasks import selective_search
 from tmbench.tasks.od import fast_rcnn, rfbnet

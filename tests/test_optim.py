@@ -16,9 +16,9 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tmbench.config import settle
+from tmbench.config.settle import settle
 from tmbench.optim import TMSGD
-from tmbench.train import _optimizer
+from tmbench.training.train import _optimizer
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tmbench.config import conf_dir
+from tmbench.config.settle import conf_dir
 
 ROOT = Path(__file__).parent.parent
 

@@ -18,9 +18,9 @@ from test_tasks import build
 from torch import Tensor, nn
 
 from tmbench.errors import ConfigError
-from tmbench.loader import TrainLoader
-from tmbench.precision import Probe
 from tmbench.task import Task
+from tmbench.training.loader import TrainLoader
+from tmbench.training.precision import Probe
 
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"}  # a common processor
 

@@ -12,8 +12,8 @@ import torch
 from conftest import Compose
 from torch import Tensor
 
-from tmbench.config import settle
-from tmbench.train import _optimizer
+from tmbench.config.settle import settle
+from tmbench.training.train import _optimizer
 
 SHAPES = ((6, 4), (3, 2, 2, 2), (5,))
 LR, DECAY = 0.01, 0.1

@@ -23,14 +23,15 @@ from conftest import Compose, Run
 from made_runs import Make, maker
 from rich.console import Console
 
-from tmbench import compare
-from tmbench.config import SCHEMA, conf_dir, digest, flat, identity
+from tmbench.config.identity import SCHEMA, digest, identity
+from tmbench.config.settle import conf_dir, flat
 from tmbench.errors import ConfigError
 from tmbench.report import answers, figures, formats, statistics
 from tmbench.report.__main__ import main, parsed, runs_of
 from tmbench.report.numbers import Report, place
 from tmbench.report.read import opened, read, records
 from tmbench.report.words import Cell, Table
+from tmbench.runs import compare
 
 SGD, TMSGD = (0.80, 0.82, 0.81), (0.83, 0.86, 0.82)
 

@@ -13,11 +13,12 @@ import pytest
 import torch
 from conftest import Compose, Run, choices, each_task
 
-from tmbench.config import run_id, settle
+from tmbench.config.identity import run_id
+from tmbench.config.settle import settle
 from tmbench.errors import ConfigError
 from tmbench.result import Result
 from tmbench.run import run
-from tmbench.train import StopOnSignal
+from tmbench.training.stop import StopOnSignal
 
 # What an optimizer needs beside its name, to show that it works on tiny tc.
 OPTIMIZER = {
@@ -178,7 +179,7 @@ def test_run_of_another_version_says_so_when_shown(composed: Compose, tmp_path: 
 
     from rich.console import Console
 
-    from tmbench import show
+    from tmbench.runs import show
 
     result, folder, _ = run(composed("task=tc", "epochs=1", f"runs_dir={tmp_path}"))
     for torch_version, told in ((result.versions["torch"], False), ("1.0", True)):
@@ -295,9 +296,9 @@ def test_result_holds_what_a_reader_needs(do: Run) -> None:
 
 
 def test_checkpoints_of_a_model_above_the_limit_keep_the_last_only(do: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tmbench.callbacks
+    import tmbench.training.record
 
-    monkeypatch.setattr(tmbench.callbacks, "KEEP_BEST_UP_TO", 10)
+    monkeypatch.setattr(tmbench.training.record, "KEEP_BEST_UP_TO", 10)
     _, folder = do("task=tc", "epochs=1")
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
 
@@ -358,7 +359,7 @@ def test_optimizer_of_any_name_is_found_and_a_wrong_one_names_the_nearest(do: Ru
 def test_operations_without_deterministic_kernel_are_named() -> None:
     import warnings
 
-    from tmbench.train import _nondeterministic_operations
+    from tmbench.training.train import _nondeterministic_operations
 
     with _nondeterministic_operations() as operations:
         for _ in range(2):

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from conftest import Compose
 
-from tmbench import runs
 from tmbench.errors import ConfigError
 from tmbench.files import locked
 from tmbench.result import Result
 from tmbench.run import run
+from tmbench.runs import __main__ as runs
 
 Command = Callable[..., tuple[int, str, str]]
 

@@ -10,9 +10,9 @@ import torch
 from conftest import Compose, choices
 from torch.optim.lr_scheduler import LambdaLR
 
-from tmbench import schedule
-from tmbench.config import settle
-from tmbench.train import _schedule
+from tmbench.config.settle import settle
+from tmbench.training import schedule
+from tmbench.training.train import _schedule
 
 STEPS, EPOCH = 100, 10  # ten epochs of ten steps
 
@@ -20,7 +20,7 @@ Factor = Callable[[int], float]
 
 
 def factor(name: str, warmup_epochs: float = 0.0, warmup_from: float = 0.1, **extra: object) -> Factor:
-    """A function of tmbench.schedule as a function of the step alone."""
+    """A function of tmbench.training.schedule as a function of the step alone."""
     settings = {"warmup_epochs": warmup_epochs, "warmup_from": warmup_from, **extra}
     return partial(getattr(schedule, name), steps=STEPS, epoch=EPOCH, **settings)
 
@@ -168,7 +168,7 @@ def test_a_schedule_s_settings_reach_its_function(composed: Compose) -> None:
 
 @pytest.mark.parametrize("steps", [10, 97, 1000])
 def test_one_cycle_is_torchs(steps: int) -> None:
-    from tmbench.schedule import one_cycle
+    from tmbench.training.schedule import one_cycle
 
     optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=1.0)
     torchs = torch.optim.lr_scheduler.OneCycleLR(
@@ -183,7 +183,7 @@ def test_one_cycle_is_torchs(steps: int) -> None:
 
 
 def test_wsd_warms_up_stays_and_decays_to_zero() -> None:
-    from tmbench.schedule import wsd
+    from tmbench.training.schedule import wsd
 
     factors = [wsd(k, steps=100, epoch=10, warmup_epochs=1, warmup_from=0, decay=0.2) for k in range(101)]
     assert factors[:3] == pytest.approx([0, 0.1, 0.2])

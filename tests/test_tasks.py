@@ -11,10 +11,11 @@ import torch
 from conftest import Compose, Run, choices, each_task, real_data
 from hydra.utils import get_class
 
-from tmbench.config import settle
+from tmbench.config.settle import settle
 from tmbench.data import open_dataset
-from tmbench.loader import TestLoader, TrainLoader, seed_all
+from tmbench.seeds import seed_all
 from tmbench.task import Task, mean
+from tmbench.training.loader import TestLoader, TrainLoader
 
 
 def build(composed: Compose, name: str, *overrides: str) -> tuple[Task, Any]:

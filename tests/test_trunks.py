@@ -22,10 +22,11 @@ from torch.utils.data import TensorDataset
 from torchmetrics import MeanMetric, MetricCollection
 
 import tmbench.trunks
-from tmbench.config import before_switch, settle
-from tmbench.plan import Job, Recognizer, arms, forecast, wanted
+from tmbench.config.identity import before_switch
+from tmbench.config.settle import settle
 from tmbench.result import Result
 from tmbench.run import run
+from tmbench.sweeps.plan import Job, Recognizer, arms, forecast, wanted
 from tmbench.task import Loss, Player, Task
 from tmbench.trunks import Trunk, fetched_state, shrink, size, sweep_up, trunk_of
 
@@ -531,9 +532,9 @@ def test_plan_and_study_ask_for_a_sweep(word: str, tmp_path: Path) -> None:
 
 def test_jobs_that_differ_in_values_are_composed_by_hydra_once(tmp_path: Path) -> None:
     code = (
-        "import sys, tmbench.sweep; own = tmbench.sweep.Composer._compose; n = []\n"
+        "import sys, tmbench.sweeps.sweep; own = tmbench.sweeps.sweep.Composer._compose; n = []\n"
         "def counted(self, words): n.append(words); return own(self, words)\n"
-        "tmbench.sweep.Composer._compose = counted\n"
+        "tmbench.sweeps.sweep.Composer._compose = counted\n"
         "from tmbench.__main__ import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"

@@ -24,16 +24,18 @@ from test_run import SHORT, assert_same, weights
 from torch.utils.data import TensorDataset
 
 import tmbench.run
-from tmbench import tune
-from tmbench.config import conf_dir, identity, plain, run_id, settle
+from tmbench.config.identity import identity, run_id
+from tmbench.config.settle import conf_dir, plain, settle
 from tmbench.data import open_dataset
 from tmbench.errors import ConfigError, DataError
 from tmbench.files import read_sealed, write_sealed
-from tmbench.loader import held_out, part, seed_all
 from tmbench.report import statistics
 from tmbench.result import Result
-from tmbench.space import all_of, space_of, values_of
+from tmbench.seeds import seed_all
 from tmbench.task import Task
+from tmbench.training.loader import held_out, part
+from tmbench.tune import study as tune
+from tmbench.tune.space import all_of, space_of, values_of
 
 # The files of a tiny set that hold its test split alone; none where one file holds all, or there is no such split.
 TEST_FILES = {

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import Compose, Run, choices
 
-import tmbench.loggers
+import tmbench.training.loggers
 from tmbench.run import run
 
 
@@ -129,14 +129,14 @@ def test_hanging_wandb_costs_its_timeout_and_nothing_else(do: Run, monkeypatch: 
     import wandb
 
     monkeypatch.setattr(wandb, "init", lambda **about: time.sleep(3600))
-    monkeypatch.setattr(tmbench.loggers, "hung", False)
+    monkeypatch.setattr(tmbench.training.loggers, "hung", False)
     started = time.monotonic()
     result, folder = do("task=tc", "epochs=1", "logger=wandb", "logger.timeout=2")
     assert time.monotonic() - started < 60
     assert result.status == "completed"
     assert any("no answer within 2 s" in note for note in result.notes)
     assert (folder / "figures" / "curves.png").exists()
-    assert tmbench.loggers.hung
+    assert tmbench.training.loggers.hung
 
 
 @pytest.mark.slow
@@ -203,5 +203,5 @@ def test_csv_logger_writes_lightnings_files(do: Run) -> None:
 
 def test_wandb_is_imported_only_when_asked_for(do: Run) -> None:
     """In a process of its own: this one has it by now."""
-    code = "import sys, tmbench.train; sys.exit('wandb' in sys.modules)"
+    code = "import sys, tmbench.training.train; sys.exit('wandb' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

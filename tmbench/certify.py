@@ -695,8 +695,8 @@ def main(words: list[str] | None = None) -> int:
     if not words or {"-h", "--help"} & set(words):
         print(USAGE)
         return 0 if words else 2
-    from .__main__ import EXPECTED, explain
     from .errors import ConfigError
+    from .verbs import EXPECTED, explain
 
     try:
         title, new, reference = _asked_for(words)
@@ -719,7 +719,8 @@ def _asked_for(words: list[str]) -> tuple[str, NewOptimizer, NewOptimizer | None
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    from .config import conf_dir, reads_switch
+    from .config.identity import reads_switch
+    from .config.settle import conf_dir
     from .errors import ConfigError
 
     rest, folder, target, reference = [], None, "", ""
@@ -774,7 +775,7 @@ def _asked_for(words: list[str]) -> tuple[str, NewOptimizer, NewOptimizer | None
 def _composed(overrides: list[str], folder: str | None) -> Any:
     from hydra import compose, initialize_config_dir
 
-    from .config import conf_dir, settle
+    from .config.settle import conf_dir, settle
 
     own = [f"hydra.searchpath=[file://{Path(folder).resolve()}]"] if folder else []
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -786,7 +787,7 @@ def _show(title: str, optimizer: Optimizer, findings: list[Finding]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from .show import console
+    from .runs.show import console
 
     out = console()
     group = optimizer.param_groups[0]

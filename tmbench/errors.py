@@ -11,3 +11,7 @@ class DataError(ValueError):
 
 class RunError(RuntimeError):
     """A run's other processes did not do it; the message says which failed, and how."""
+
+
+class UsageError(ConfigError):
+    """The words of a command line make no command; the message names the word and what is possible."""

@@ -8,8 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from . import __version__
-from .config import SCHEMA
+from . import __version__, checkpoint
+from .config.identity import SCHEMA
 from .errors import DataError
 from .files import digest_of_text, write
 
@@ -98,18 +98,22 @@ def _installed() -> dict[str, str]:
     return {name: version(name) for name in NUMERIC}
 
 
-@cache
-def cpu_model() -> str:
-    """The processor's name, as far as it can be told."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def shown(value: float | None, key: str) -> str:
     """A metric as a person reads it: shares in percent."""
     if value is None:
         return "-"
     return f"{100 * value:.2f} %" if key.split("/")[-1] in SHARES else f"{value:.4g}"
+
+
+def epochs_done(folder: Path) -> int:
+    """How many epochs the run in `folder` has on disk."""
+    last = folder / "checkpoints" / "last.ckpt"
+    if not last.exists():
+        return 0
+    if (noted := checkpoint.epochs(last)) is not None:
+        return noted
+    # A checkpoint of an older version, or a damaged one.
+    try:
+        return max(1, len((folder / "curves.csv").read_text().splitlines()) - 1)
+    except OSError:
+        return 1

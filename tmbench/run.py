@@ -8,7 +8,7 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +18,16 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from . import checkpoint
-from .asked import again, check_words, keep
-from .config import OVERRIDES, run_id, settle, world_size
+from .config.identity import OVERRIDES, run_id, world_size
+from .config.overrides import again, check_words, keep
+from .config.settle import settle
 from .data import open_dataset
 from .errors import ConfigError, DataError, RunError
 from .files import clear_scratch, locked, read_sealed_text, sealed_text, write
-from .ranks import Ranks, end_with_parent, lost_peer
-from .result import FINAL, Result
+from .result import FINAL, Result, epochs_done
+from .training.ranks import Ranks, end_with_parent, lost_peer
 from .trunks import FETCHED, Claim, Trunk, trunk_of
+from .verbs import EXPECTED, explain, leave
 
 
 def run(
@@ -70,7 +72,7 @@ def run(
         write(config_file, sealed_text(OmegaConf.to_yaml(cfg)))
 
     if launched(cfg):  # one of a run's processes
-        from .train import train
+        from .training.train import train
 
         if "TMBENCH_COMMAND" not in os.environ:  # of torchrun or Slurm; else the folder is ready
             if cfg.force:
@@ -107,7 +109,7 @@ def run(
             if cfg.trainer.devices > 1:
                 result = _launch(cfg, folder, config_file, command, trunk, claim)
             else:
-                from .train import train
+                from .training.train import train
 
                 result = train(
                     cfg, dataset, label, digest, folder, command, trunk=trunk, claim=claim, until=until
@@ -124,20 +126,6 @@ def _says_what_it_is(folder: Path) -> bool:
     except (FileNotFoundError, DataError):
         return False
     return True
-
-
-def epochs_done(folder: Path) -> int:
-    """How many epochs the run in `folder` has on disk."""
-    last = folder / "checkpoints" / "last.ckpt"
-    if not last.exists():
-        return 0
-    if (noted := checkpoint.epochs(last)) is not None:
-        return noted
-    # A checkpoint of an older version, or a damaged one.
-    try:
-        return max(1, len((folder / "curves.csv").read_text().splitlines()) - 1)
-    except OSError:
-        return 1
 
 
 def launched(cfg: DictConfig) -> bool:
@@ -217,10 +205,24 @@ def python_path() -> str:
     return os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
 
 
+Outcome = tuple[Result, Path, str]
 USAGE = """usage: python -m tmbench.run <runs>/<run id>/config.yaml [key=value ...]
 
 Asks for a saved run again. With changes it is composed anew from what was asked for then, so that all that depends on
 a change follows: optimizer=adam, data=full, lr=0.5, +optimizer.amsgrad=true and so on, as for python -m tmbench."""
+
+
+def report(do: Callable[[], Outcome]) -> int:
+    """Does one run and prints what came of it; returns the exit code."""
+    from .runs import show
+
+    try:
+        result, folder, how = do()
+    except EXPECTED as error:
+        print(explain(error), file=sys.stderr)
+        return 1
+    show.one(result, folder, how, show.console())
+    return 130 if result.status == "interrupted" else 0
 
 
 def main() -> None:
@@ -245,19 +247,7 @@ def main() -> None:
             print(f"rank {os.environ.get('RANK')}: another rank is gone", file=sys.stderr)
             leave(1)
         leave(0)
-    from .__main__ import report
-
     leave(report(asked))
-
-
-def leave(code: int) -> None:
-    """Ends the process; without its exit hooks if W&B hangs, which would wait for it for ever."""
-    loggers = sys.modules.get("tmbench.loggers")
-    if loggers is not None and loggers.hung:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ from torchmetrics import Metric, MetricCollection
 
 from .data import Dataset
 from .errors import ConfigError
-from .loader import STEPS_A_BLOCK, Step, held_out, part, seed_all
-from .mup import groups
+from .seeds import seed_all
+from .training.loader import STEPS_A_BLOCK, Step, held_out, part
+from .training.mup import groups
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

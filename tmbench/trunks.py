@@ -28,10 +28,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .config import before_switch, digest, effective_switch, gpu_names, identity, reads_switch
+from .config.identity import before_switch, digest, effective_switch, identity, reads_switch
+from .config.machine import cpu_model, gpu_names
 from .errors import DataError
 from .files import digest_of, flush, read_sealed, write_sealed
-from .result import cpu_model, versions
+from .result import versions
 
 STORE = ".trunks"  # under runs_dir
 FETCHED = ".trunk"  # under a run's folder

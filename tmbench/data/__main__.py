@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..config import conf_dir
+from ..config.settle import conf_dir
 from ..errors import ConfigError, DataError
 from ..files import MANIFEST
 from . import Dataset, fetch

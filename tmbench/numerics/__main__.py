@@ -66,9 +66,10 @@ def run(names: list[str], out: Path) -> list[str]:
     """Does the experiments, writes their figures and the JSON; returns what to print."""
     import torch
 
+    from ..config.machine import cpu_model
     from ..figures import save
     from ..files import write
-    from ..result import cpu_model, versions
+    from ..result import versions
 
     numbers: dict[str, Any] = {}
     seconds, threads, worked = {}, torch.get_num_threads(), time.process_time()

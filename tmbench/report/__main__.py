@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ..config import Settings, conf_dir, is_number, is_whole
+from ..config.settle import Settings, conf_dir, is_number, is_whole
 from ..errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
         settings, rest = parsed(words)
         if settings["plan"] is not None:
             return _plan(settings, rest)
-        from .. import show
+        from ..runs import show
         from .answers import report
 
         found = report(runs_of(settings, rest), settings)
@@ -130,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _plan(settings: Settings, words: list[str]) -> int:
-    from .. import show
+    from ..runs import show
     from . import answers, formats
 
     found = None if settings["sd"] is not None else answers.report(runs_of(settings, words), settings)

@@ -4,7 +4,7 @@ from collections import Counter
 
 import polars as pl
 
-from ..config import Settings
+from ..config.settle import Settings
 from ..errors import ConfigError
 from . import statistics
 from .numbers import (

@@ -241,8 +241,8 @@ def predictions(report: Report, out: Path) -> dict[Path, str]:
     Raises:
         ConfigError, DataError: a run's weights or data are not here.
     """
-    from ..figures import compare
     from ..runs import Run
+    from ..runs.figures import compare
 
     files = {}
     for problem in report.runs.problems:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ..config import Settings
+from ..config.settle import Settings
 from ..result import FINAL
 from . import statistics
 from .read import ORDER, Method, Problem, Runs

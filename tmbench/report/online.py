@@ -8,7 +8,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from ..config import Settings
+from ..config.settle import Settings
 from ..errors import ConfigError
 from ..result import Result
 from ..runs import Run, fitting

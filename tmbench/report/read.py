@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import polars as pl
 import yaml
 
-from ..config import SCHEMA, Settings, effective_switch, flat, identity
+from ..config.identity import SCHEMA, effective_switch, identity
+from ..config.settle import Settings, flat
 from ..errors import ConfigError
 from ..files import read_sealed_text
 from ..result import FINAL, Result

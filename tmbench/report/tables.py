@@ -4,7 +4,7 @@ import math
 
 import polars as pl
 
-from ..config import Settings
+from ..config.settle import Settings
 from . import statistics
 from .numbers import Report, by_seed, floor_words, indices, kinds, place, shared
 from .read import Method, Problem, paper

@@ -6,9 +6,7 @@ import logging
 import math
 import re
 import resource
-import signal
 import subprocess
-import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -16,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -29,19 +26,24 @@ from pytorch_lightning.strategies import DDPStrategy
 from rich.console import Console
 from torch.nn.parallel import DistributedDataParallel
 
-from .callbacks import Bar, Record, Share, adopt
-from .checkpoint import load, save
-from .config import effective_switch, reads_switch, world_size
-from .data import Dataset
-from .errors import ConfigError, DataError
-from .files import digest_of, flush
-from .loader import TestLoader, TrainLoader, seed_all
+from ..checkpoint import load, save
+from ..config.identity import effective_switch, reads_switch, world_size
+from ..config.machine import cpu_model
+from ..data import Dataset
+from ..errors import ConfigError, DataError
+from ..files import digest_of, flush
+from ..result import Result, versions
+from ..seeds import seed_all
+from ..task import Diverged, Stopped, Task
+from ..trunks import Claim, Trunk, fetched_state
+from .loader import TestLoader, TrainLoader
 from .loggers import WandbMirror
 from .mup import scaled
 from .precision import Probe
-from .result import Result, cpu_model, versions
-from .task import Diverged, Stopped, Task
-from .trunks import Claim, Trunk, fetched_state
+from .progress import Bar
+from .record import Record
+from .share import Share, adopt
+from .stop import StopOnSignal
 
 
 def train(
@@ -305,35 +307,6 @@ def _loggers(cfg: DictConfig, folder: Path, label: str) -> list[Any]:
     return [instantiate(_settings(cfg.logger))(folder=folder, config=config, run_id=folder.name, tags=tags)]
 
 
-class StopOnSignal(Callback):
-    """SIGINT and SIGTERM ask the run to stop at the next look; a second SIGINT does not wait for it."""
-
-    def __init__(self, until: int | None = None) -> None:
-        self.asked, self.until = False, until
-        self._before: dict[int, Any] = {}
-
-    def requested(self) -> bool:
-        return self.asked
-
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        # Here, not before: Lightning puts in its own SIGTERM handler when fit starts, which would end the process.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._ask)
-
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        self.asked = self.asked or trainer.current_epoch + 1 == self.until
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and number == signal.SIGINT:
-            raise Stopped
-        self.asked = True
-
-    def restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
 @contextmanager
 def _nondeterministic_operations() -> Iterator[list[str]]:
     """Collects the operations that torch warns of, in place of printing the warnings."""
@@ -381,7 +354,7 @@ def _hardware(trainer: Trainer) -> str:
 
 def _git_commit() -> str | None:
     """The checkout's commit, with + if it was changed; None for an installed wheel."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
     git = partial(subprocess.run, cwd=root, capture_output=True, text=True, timeout=10)

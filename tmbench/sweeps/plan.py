@@ -11,14 +11,15 @@ import yaml
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from .asked import check_words
-from .config import Settings, run_id, select, settled
-from .data import open_dataset
-from .errors import ConfigError, DataError
-from .files import read_sealed_text
-from .result import FINAL, Result, cpu_model
-from .run import epochs_done
-from .trunks import Trunk, trunk_of
+from ..config.identity import run_id
+from ..config.machine import cpu_model
+from ..config.overrides import check_words
+from ..config.settle import Settings, select, settled
+from ..data import open_dataset
+from ..errors import ConfigError, DataError
+from ..files import read_sealed_text
+from ..result import FINAL, Result, epochs_done
+from ..trunks import Trunk, trunk_of
 
 ALIKE = ("task", "data", "batch_size", "trainer")  # what an epoch's duration depends on, beside the optimizer
 

@@ -19,19 +19,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from .asked import of_the_run, search_path
-from .config import Settings, plain
-from .errors import ConfigError, DataError
-from .files import locked, write
+from ..config.overrides import of_the_run, search_path
+from ..config.settle import Settings, plain
+from ..errors import ConfigError, DataError
+from ..files import locked, write
+from ..result import Result
 from .plan import Job, Paces, Recognizer, arms, forecast, wanted
-from .result import Result
+from .record import LAUNCHED, MARK, Record, _record, add_job, job_of, mark
 
 PROGRAM = os.environ.get("TMBENCH_PROGRAM", "python -m tmbench")  # as the person called it
-MARK = "TMBENCH_SWEEP"  # in the environment of a sweep and of its jobs: which one it is
-LAUNCHED = "launched.json"  # in a sweep's folder: which sweep has it, and the jobs in the order of their launch
 _OURS = re.compile(r"stopping|(job|launch)-\d{5,}\.(json|log)")  # what else a sweep writes there
-
-Record = dict[str, Any]  # of a job: its words, arm and error, its run's folder and how that came
 _done: list[Record] = []
 
 
@@ -53,7 +50,7 @@ def sweep(arguments: list[str], loader: Any, master: DictConfig, launch: Callabl
     planning = jobs[0].raw["plan"] is True
     launcher = None
     if any(job.raw["launcher"]["name"] != "serial" for job in jobs):
-        from .launch import launcher_of
+        from .launchers import launcher_of
 
         launcher = launcher_of(jobs)
     jobs = _recognized(jobs, raws, download=not planning)
@@ -136,12 +133,13 @@ def command(words: list[str]) -> str:
 
 
 def _plan(jobs: list[Job], raws: "Composer", search: list[str], measure: bool) -> None:
-    from . import show
+    from ..runs.show import console
+    from .show import plan
 
     paces = Paces()
     job = next((job for job in jobs if job.is_due and job.folder), None)
     if measure and job and not paces.of(job):
-        from .run import run
+        from ..run import run
 
         print(f"measuring an epoch of job {job.number} (it is kept: the sweep goes on from it)", file=sys.stderr)
         own = [*search, *job.overrides]
@@ -149,7 +147,7 @@ def _plan(jobs: list[Job], raws: "Composer", search: list[str], measure: bool) -
         jobs = _recognized([Job(job.number, job.overrides, job.raw) for job in jobs if not job.arm], raws, False)
         paces = Paces()
     forecast(jobs)
-    show.plan(jobs, paces, show.console())
+    plan(jobs, paces, console())
 
 
 class Composer:
@@ -217,57 +215,6 @@ def _told(folder: Path, job: Job) -> Record | None:
     return told
 
 
-def mark() -> str:
-    """Which sweep this process belongs to; empty for none."""
-    return os.environ.get(MARK, "")
-
-
-def is_current(folder: Path, sweep: str) -> bool:
-    """Whether the sweep of this mark still has the folder: a job of a killed one may outlive it elsewhere."""
-    owner = _read(folder / LAUNCHED)
-    return owner is None or owner.get("sweep") == sweep
-
-
-def number(folder: Path, launched: int) -> tuple[int, str]:
-    """The number and the arm of the job that a launcher calls by its place among those launched."""
-    owner = _read(folder / LAUNCHED)
-    if owner is None or owner.get("sweep") != mark():  # another's sweeper
-        return launched, ""
-    found, arm = owner["jobs"][launched]
-    return int(found), str(arm)
-
-
-def add_job(
-    folder: Path, number: int, overrides: list[str], arm: str, run: Path | None = None, how: str = "", error: str = ""
-) -> None:
-    """Adds a job to the sweep in `folder`: its run's folder and how it came (see run.run), or its error."""
-    if not is_current(folder, mark()):
-        return
-    where = str(run) if run else None
-    job = {"sweep": mark(), "overrides": overrides, "arm": arm, "folder": where, "how": how, "error": error}
-    # Not durable: the table at the end reads it, and no power cut is between.
-    write(_record(folder, number), json.dumps(job) + "\n", durable=False)
-
-
-def job_of(folder: Path, number: int) -> Record | None:
-    """What add_job noted of a job of this process's sweep; None if nothing."""
-    job = _read(_record(folder, number))
-    return job if job and job.get("sweep") == mark() else None
-
-
 def jobs() -> list[Record]:
     """The jobs of this process's sweep that have been done, in order; none outside a sweep, or before its end."""
     return _done
-
-
-def _record(folder: Path, number: int) -> Path:
-    return folder / f"job-{number:05d}.json"
-
-
-def _read(path: Path) -> Record | None:
-    """What a file of the sweep says; None if there is none, or what a power cut left of it."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None

@@ -9,8 +9,8 @@ import torch
 from pytorch_lightning import Callback
 from torch import Tensor, nn
 
-from .errors import ConfigError
-from .result import cpu_model
+from ..config.machine import cpu_model
+from ..errors import ConfigError
 
 # What mixed precision is there for. Norms, losses and tables stay float32 by design.
 PRODUCTS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase)

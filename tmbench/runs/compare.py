@@ -10,11 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import show
-from .config import flat
-from .errors import ConfigError, DataError
-from .result import Result, shown
-from .runs import Run, find
+from ..config.settle import flat
+from ..errors import ConfigError, DataError
+from ..result import Result, shown
+from . import Run, find, show
 
 ELSEWHERE = ("runs_dir", "data_dir", "logger", "force", "plan", "trunk", "trunk_gib", "study")  # change no number
 Rows = list[tuple[str, str, str, str]]  # name, of a, of b, b - a

@@ -13,16 +13,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from .config import GROUPS, OVERRIDES, Settings, conf_dir, flat, identity, plain, settled
-from .errors import ConfigError, DataError
-from .files import read_sealed_text, sealed_text, write
-from .result import Result
+from ..errors import ConfigError, DataError
+from ..files import read_sealed_text, sealed_text, write
+from ..result import Result
+from .identity import OVERRIDES, identity
+from .settle import GROUPS, Settings, conf_dir, flat, plain, settled
 
 OF_A_SWEEP = ("launcher", "plan", "study")
 SEARCH = "hydra.searchpath"  # a person's own folders of YAML files
 # Where a run lies and whether it is repeated: nothing follows from these, so a saved configuration takes them as it is.
 AROUND = ("force", "runs_dir", "data_dir")
-
 # What a group's file says of itself. Set without the rest of the file, it names a run after what did not run.
 _OWN: dict[str, tuple[str, ...]] = dict.fromkeys((*GROUPS, "launcher"), ("name", "profile", "_target_", "_partial_"))
 _OWN["optimizer"] += ("method", "trunk", "switch_step")

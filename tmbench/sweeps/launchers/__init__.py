@@ -1,8 +1,9 @@
 """The jobs of a sweep several at once: by joblib on this machine, by submitit on Slurm, or on a Ray cluster.
 
-Wherever it runs, a job is a process of its own, `python -m tmbench.launch <sweep>/launch-00003.json`, with its output
-in <sweep>/job-00003.log. It ends with 0 (there is a result), 1 (it failed and has said why) or 130 (it was stopped, and
-goes on when it is asked for again). So a job that dies takes no other with it, and sees its own GPUs and threads only.
+Wherever it runs, a job is a process of its own, `python -m tmbench.sweeps.job <sweep>/launch-00003.json`, with its
+output in <sweep>/job-00003.log. It ends with 0 (there is a result), 1 (it failed and has said why) or 130 (it was
+stopped, and goes on when it is asked for again). So a job that dies takes no other with it, and sees its own GPUs and
+threads only.
 """
 
 import json
@@ -15,7 +16,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from copy import copy
@@ -23,26 +23,25 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from .config import Settings, count_gpus
-from .errors import ConfigError, DataError
-from .files import write
-from .plan import Job, wanted
-from .result import Result, shown
-from .run import epochs_done, leave, python_path
-from .show import told_apart
-from .sweep import MARK, add_job, is_current, job_of, mark
+from ...config.machine import count_gpus
+from ...config.settle import Settings
+from ...errors import ConfigError, DataError
+from ...files import write
+from ...result import Result, epochs_done, shown
+from ...run import python_path
+from ..plan import Job, wanted
+from ..record import MARK, add_job, is_current, job_of, mark
+from ..show import told_apart
 
-COMMAND = ["-m", "tmbench.launch"]
+COMMAND = ["-m", "tmbench.sweeps.job"]
 STOPPED = 130  # exit code of a job that goes on when it is asked for again
 SPARED = 60.0  # seconds after which a job that Slurm told to end, and did not kill, goes on
 STOPPING = "stopping"  # a file in the sweep's folder, once its jobs on other machines are to stop
 SHOWN = 20  # lines of its output that a failed job shows
 GONE_FOR = 3  # seconds in which the record of a job that has left Slurm's queue must have come
-
 Ended = tuple[Path, int | None]  # a job's file, and its exit code; None if nobody can tell
 
 
@@ -484,36 +483,8 @@ def start(file: Path, environment: dict[str, str] | None = None) -> subprocess.P
         )  # fmt: skip
 
 
-def main() -> None:
-    """A job's own process: does the job in the file that it is given."""
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's, to all; it is for the one who started us
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    file = Path(sys.argv[1])
-    facts = json.loads(file.read_text())
-    from .__main__ import one_of_many
-
-    try:
-        result = one_of_many(
-            OmegaConf.create(facts["cfg"]), file.parent, facts["number"], facts["arm"], facts["words"],
-            facts["search"], facts["asks"],
-        )  # fmt: skip
-    except Exception:  # it has been told
-        leave(1)
-    leave(STOPPED if result.status == "interrupted" else 0)
-
-
-def _end_with_parent() -> None:
-    while os.read(0, 1024):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 def _whole(settings: Settings, key: str, least: int, other: str = "") -> None:
     value = settings[key]
     if not (type(value) is int and value >= least) and not (other and value is None):
         expected = f"a whole number >= {least}" + (f", or {other}" if other else "")
         raise ConfigError(f"launcher.{key}: expected {expected}, got {value!r}")
-
-
-if __name__ == "__main__":
-    main()

@@ -5,15 +5,15 @@ from collections.abc import Mapping
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from .config import NEVER, Settings, is_number, is_whole, plain, reads_switch, select, settled
-from .errors import ConfigError
+from ..config.identity import reads_switch
+from ..config.settle import NEVER, Settings, is_number, is_whole, plain, select, settled
+from ..errors import ConfigError
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 TUNABLE = ("lr", "batch_size", "switch_epoch", "clip_norm", "clip_value", "ema")  # and what is in these groups:
 GROUPS = ("optimizer", "task", "schedule")
-
 Space = dict[str, Settings]  # setting -> {low, high, log} or {choices}
 
 

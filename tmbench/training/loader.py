@@ -1,6 +1,5 @@
 """Which examples make which batch: decided by (seed, epoch) alone, shared out over ranks and parts."""
 
-import random
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -10,27 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from .errors import ConfigError
+from ..errors import ConfigError
+from ..seeds import derive
 
 Part = tuple[Any, bool]  # a batch, and whether it counts; if not, it stands in for a share that is empty
 Step = list[Part]  # what one optimizer step sees on one rank: one part, or `accumulate` of them
-
 STEPS_A_BLOCK = 64
-
-
-def derive(purpose: str, *numbers: int) -> int:
-    """A seed for torch and numpy, of its own for each purpose and numbers, such as (seed, epoch, rank)."""
-    # The count is part of it: numpy fills up with zeros, so that (5,) and (5, 0) would be the same.
-    entropy = (int.from_bytes(purpose.encode()), len(numbers), *numbers)
-    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
-
-
-def seed_all(purpose: str, *numbers: int) -> None:
-    """Starts every random generator of this process from these."""
-    seed = derive(purpose, *numbers)
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 def held_out(count: int, share: float, labels: Any = None, groups: Any = None) -> np.ndarray:

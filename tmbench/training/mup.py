@@ -21,14 +21,13 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
-from .errors import ConfigError
-from .optim import SwitchOptimizer
-from .optim.tmsgd import SGDThenMultistep
+from ..errors import ConfigError
+from ..optim import SwitchOptimizer
+from ..optim.tmsgd import SGDThenMultistep
 
 # The rules hold for all that treat gradients alike (appendix B of the paper): adding them up linearly, as SGD and what
 # SGDThenMultistep makes of it (see `factors`), or dividing each number by its own size, as these.
 ENTRYWISE = (Adam, AdamW, RMSprop, Adagrad)
-
 M = TypeVar("M", bound=nn.Module)
 
 

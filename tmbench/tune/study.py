@@ -18,7 +18,6 @@ knows the trials before it from trials.json. There are two exceptions. Trials af
 would have; and a pruner does not look again at what a trial had reached when it was killed.
 """
 
-import argparse
 import json
 import math
 import shlex
@@ -37,16 +36,17 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from . import show
-from .__main__ import EXPECTED, explain
-from .asked import SEARCH, key_of
-from .config import Settings, conf_dir, flat, identity, plain, settled, world_size
-from .data import open_dataset
-from .errors import ConfigError, DataError
-from .files import locked, read_sealed, write, write_sealed
-from .plan import Job, Recognizer, wanted
-from .result import FINAL, Result, shown, versions
-from .run import epochs_done, leave, run
+from ..config.identity import identity, world_size
+from ..config.overrides import SEARCH, key_of
+from ..config.settle import Settings, conf_dir, flat, plain, settled
+from ..data import open_dataset
+from ..errors import ConfigError, DataError
+from ..files import locked, read_sealed, write, write_sealed
+from ..result import FINAL, Result, epochs_done, shown, versions
+from ..run import run
+from ..runs import show
+from ..sweeps.plan import Job, Recognizer, wanted
+from ..verbs import EXPECTED, explain
 from .space import Space, all_of, distributions, space_of, values_of, with_values
 
 if TYPE_CHECKING:
@@ -58,7 +58,6 @@ SAMPLERS, PRUNERS = ("tpe", "qmc", "grid"), ("none", "median")
 RUNGS = 4  # parts of a run, after each of which a pruner looks at it
 LEVEL = 0.95  # of intervals
 MANY = 8  # differences that are told
-PROGRAM = "python -m tmbench.tune"
 
 
 @dataclass
@@ -276,14 +275,14 @@ class Study:
         """A grid's point: all in an order of the seed's, then again."""
         import numpy as np
 
-        from .loader import derive
+        from ..seeds import derive
 
         points = all_of(contender.space)
         order = np.random.default_rng(derive("trials", self.seed)).permutation(len(points))
         return points[order[number % len(points)]]
 
     def _sampler(self, number: int) -> Any:
-        from .loader import derive
+        from ..seeds import derive
 
         if self.settings["sampler"] == "qmc":  # one sequence, of which each trial takes its point
             return _quasi_random(number, derive("trials", self.seed))
@@ -448,7 +447,7 @@ class Study:
 
     def _count(self) -> None:
         """Says what each confirming run counts as: its value; of one that diverged what the report counts it as."""
-        from .report.statistics import worth
+        from ..report.statistics import worth
 
         assert self.example is not None
         higher, baseline = self.example.higher_is_better, self.example.baseline.get(self.example.headline)
@@ -502,14 +501,14 @@ class Study:
 
     def _limits(self) -> tuple[float, float]:
         """Between which values the mean of the headline metric must be."""
-        from .report.words import BOUNDED
+        from ..report.words import BOUNDED
 
         assert self.example is not None
         return (0.0, 1.0) if self.example.headline.split("/")[-1] in BOUNDED else (-math.inf, math.inf)
 
     def _differences(self) -> Settings:
         """Of each two optimizers, the first less the second on the same seeds."""
-        from .report.statistics import RESOLUTION
+        from ..report.statistics import RESOLUTION
 
         found = {}
         low, high = self._limits()
@@ -559,7 +558,7 @@ def summary(
     if spread and near:
         import numpy as np
 
-        from .report.statistics import has_spread
+        from ..report.statistics import has_spread
 
         spread = spread if has_spread(np.array(known), np.array(near, float)) else 0.0
     interval = None
@@ -708,36 +707,3 @@ def _optuna() -> Any:
         raise ConfigError("tuning needs packages: pip install 'tmbench[tune]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line of this module; returns the exit code."""
-    words = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM,
-        description="Gives every optimizer the same number of trials on a validation split, then confirms each choice "
-        "with fresh seeds on the test split.",
-        epilog="Example: python -m tmbench.tune task=tc optimizer=tmsgd,sgd trials=20 seeds=5. Its own settings are "
-        "those of conf/tune.yaml: trials validation seeds sampler pruner name space; all others are a run's.",
-    )
-    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="Hydra overrides; optimizer=a,b,... compares")
-    parser.add_argument("--config-dir", metavar="DIR", help="your own space/, task/ and optimizer/ files")
-    asked = parser.parse_args(words)
-    try:
-        _optuna()
-        study = Study(asked.words, asked.config_dir, f"{PROGRAM} {shlex.join(words)}")
-        study.run()
-    except EXPECTED as error:
-        print(explain(error), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
-    console = show.console()
-    table(study.result(), console)
-    console.print(f"files      {study.folder}", highlight=False, soft_wrap=True)
-    return 0
-
-
-if __name__ == "__main__":
-    leave(main())

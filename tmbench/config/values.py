@@ -1,0 +1,113 @@
+"""What a value must be, said in words that a person reads in messages and help, and that are the check as well."""
+
+import math
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import yaml
+
+from ..errors import ConfigError
+
+Check = Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One key=value that a person may give.
+
+    Args:
+        expects: what its value must be; see `check_of`.
+        help: what it does, in a few words, with its unit.
+        default: the value if none is given.
+        kind: for settings of a run, what it is to the result; see table.py.
+    """
+
+    expects: str
+    help: str
+    default: Any = None
+    kind: str = ""
+
+    def checked(self, key: str, value: Any) -> Any:
+        """The value; ConfigError if it is not what the setting expects."""
+        if not check_of(self.expects)(value):
+            raise ConfigError(f"{key}: expected {self.expects}, got {value!r}")
+        return value
+
+    def parsed(self, key: str, text: str) -> Any:
+        """The value that a word of the command line gives; ConfigError if it is not what the setting expects."""
+        if text == "null" and self.expects.endswith(", or null"):
+            return None
+        if re.match("a word|a folder|a file|a sentence", self.expects):  # whatever YAML would make of it
+            return self.checked(key, text)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        if isinstance(value, str) and "number" in self.expects:  # 1e-3 is a word to YAML
+            with suppress(ValueError):
+                value = float(value)
+        if value is None:  # `none` is a word of ours; YAML's null was asked for above
+            value = text
+        return self.checked(key, value)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_whole(value: Any, least: float = -math.inf) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+_KINDS: dict[str, Check] = {
+    "true or false": lambda value: isinstance(value, bool),
+    "a list": lambda value: isinstance(value, list),
+    "settings": lambda value: isinstance(value, dict),
+    "anything": lambda value: True,
+}
+_NUMBER = re.compile(r"a (whole )?number(?: (>=?) (\S+)(?: and (<=?) (\S+))?| between (\S+) and (\S+))?")
+
+
+@cache
+def check_of(expects: str) -> Check:
+    """Whether a value is what such words say.
+
+    They are one of: `true or false`, `a word`, `a folder`, `a file`, `a sentence`, `a list`, `settings`, `anything`,
+    `one of a, b, c`, `a number` or `a whole number`, perhaps with `> 0`, `>= 0`, `>= 0 and < 1` or `between 0 and 1`
+    (both ends excluded). Further values that are allowed follow, each after `, or `; null is None.
+
+    Raises:
+        ValueError: they say nothing that this function knows; a mistake of the program.
+    """
+    first, *others = expects.split(", or ")
+    others = ["" if other == "null" else other for other in others]
+    check = _check(first)
+    return lambda value: ("" if value is None else value) in others or (value is not None and check(value))
+
+
+def _check(expects: str) -> Check:
+    if expects in _KINDS:
+        return _KINDS[expects]
+    if re.fullmatch("(a word|a folder|a file|a sentence).*", expects):
+        return lambda value: isinstance(value, str) and value != ""
+    if expects.startswith("one of "):
+        names = expects.removeprefix("one of ").split(", ")
+        return lambda value: isinstance(value, str) and value in names
+    found = _NUMBER.fullmatch(expects)
+    if not found:
+        raise ValueError(f"no check for {expects!r}")
+    whole, above, low, below, high, left, right = found.groups()
+    is_kind = is_whole if whole else is_number
+    low_end, high_end = float(low or left or -math.inf), float(high or right or math.inf)
+
+    def within(value: Any) -> bool:
+        if not is_kind(value):
+            return False
+        from_low = value >= low_end if above == ">=" or not (above or left) else value > low_end
+        return from_low and (value <= high_end if below == "<=" or not (below or right) else value < high_end)
+
+    return within

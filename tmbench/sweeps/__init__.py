@@ -1,0 +1,1 @@
+"""Sweeps: many runs asked for at once."""

@@ -1,0 +1,1 @@
+"""Training itself: the part of a run that needs torch and Lightning."""

@@ -1,0 +1,1 @@
+"""Tuning: the same number of trials for every optimizer, and the choice confirmed."""
