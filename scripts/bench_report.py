@@ -52,7 +52,7 @@ def write(folder: Path, runs: int, epochs: int) -> None:
             best = int(curve.argmax())
             status = "diverged" if rng.random() < 0.02 else "completed"
             result = Result(
-                name, status, task, optimizer, seed, "full", "reconciled", "test/accuracy", True,
+                name, status, task, optimizer, seed, "full", "reconciled", "test", "accuracy", True,
                 {"last": {"test/accuracy": curve[-1]}, "best": {"epoch": best, "test/accuracy": curve[best]}}, 230.0,
                 {"asked": epochs, "trained": epochs, "from_trunk": 0}, epochs * 1097, 2400.0, 10**9, 10**6,
                 {"requested": None, "effective": None, "step": None}, versions(), "1 x a CPU, 1 threads", "0" * 40,

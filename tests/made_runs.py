@@ -27,6 +27,7 @@ def maker(composed: Compose, folder: Path) -> Make:
         config = known[overrides] | {"seed": seed}
         task, epochs = config["task"]["name"], config["epochs"]
         headline = own.pop("headline", "test/accuracy")
+        split, _, metric = headline.partition("/")
         place = folder / (name or f"{task}-{optimizer}-{seed}-{len(list(folder.iterdir())):012x}")
         place.mkdir(parents=True)
         (place / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
@@ -39,7 +40,7 @@ def maker(composed: Compose, folder: Path) -> Make:
         (place / "curves.csv").write_text("\n".join([f"epoch,step,lr,seconds,train/loss,{headline}", *lines]) + "\n")
         facts: dict[str, Any] = {
             "run_id": place.name, "status": "completed", "task": task, "optimizer": optimizer, "seed": seed,
-            "profile": config["data"]["profile"], "protocol": "reconciled", "headline": headline,
+            "profile": config["data"]["profile"], "protocol": "reconciled", "split": split, "metric": metric,
             "higher_is_better": True, "metrics": {"last": scores, "best": scores and {**scores, "epoch": 1}},
             "seconds": 1.5 * epochs, "epochs": {"asked": epochs, "trained": epochs, "from_trunk": 0},
             "steps": 10 * epochs, "examples_per_second": 100.0, "peak_memory_bytes": 2**20, "parameters": 1000,

@@ -257,18 +257,6 @@ def test_damaged_result_is_not_believed_and_comes_again_from_the_checkpoint(
     assert ask(composed, mine.parent)[2] == "shown"
 
 
-def test_result_is_strict_json_that_ends_with_its_digest(mine: Path) -> None:
-    content = json.loads((mine / "result.json").read_text())
-    assert list(content)[-1] == "sha256"
-    assert content["schema_version"] == 2
-    result = Result.load(mine)
-    assert result
-    result.seconds = float("nan")
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        result.save(mine)
-    assert Result.load(mine)  # the old one
-
-
 def test_empty_files_of_a_power_cut_do_not_block_the_run(composed: Compose, made: Path, tmp_path: Path) -> None:
     folder = tmp_path / made.name
     (folder / "checkpoints").mkdir(parents=True)

@@ -84,7 +84,7 @@ def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
 
 
 DONE = Result.__new__(Result)
-vars(DONE).update(status="completed", headline="test/accuracy", metrics={"last": {"test/accuracy": 0.5}})
+vars(DONE).update(status="completed", split="test", metric="accuracy", metrics={"last": {"test/accuracy": 0.5}})
 
 
 def defaults(name: str) -> dict[str, Any]:

@@ -339,7 +339,7 @@ def test_each_setting_that_makes_another_run_makes_another_problem_or_method(
     assert len(others) > 20
     results = [
         dataclasses.replace(run.result, **own)
-        for own in ({"data_digest": "e" * 16}, {"profile": "full"}, {"schema_version": 0}, {"headline": "test/loss"})
+        for own in ({"data_digest": "e" * 16}, {"profile": "full"}, {"schema_version": 0}, {"metric": "loss"})
     ]  # fmt: skip
     found = [run, *(dataclasses.replace(run, config=config) for config in others)]
     found += [dataclasses.replace(run, result=result) for result in results]

@@ -197,15 +197,6 @@ def test_gc_removes_leftovers_and_states_beyond_the_limit(here: Path, command: C
     assert len(names(here)) == 4
 
 
-def test_result_of_before_a_field_was_there_is_still_read(made: Path, tmp_path: Path) -> None:
-    content = json.loads(next(made.glob("tc-tmsgd-*/result.json")).read_text())
-    del content["evaluation_seconds"], content["sha256"]  # results of schema 1 had no digest
-    (tmp_path / "result.json").write_text(json.dumps(content | {"schema_version": 1}))
-    result = Result.load(tmp_path)
-    assert result is not None
-    assert result.evaluation_seconds == 0.0
-
-
 def test_list_of_wrong_filter_raises_for_callers_too(made: Path) -> None:
     with pytest.raises(ConfigError, match="no run in"):
         runs.find(made, ["nothing"])

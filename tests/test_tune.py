@@ -341,7 +341,7 @@ class Fake:
         (folder / "curves.csv").write_text("\n".join(["epoch"] + ["0"] * done))
         result = Result(
             run_id=folder.name, status=status, task="tc", optimizer=cfg.optimizer.name, seed=cfg.seed, profile="tiny",
-            protocol="reconciled", headline=f"{split}/accuracy", higher_is_better=True,
+            protocol="reconciled", split=split, metric="accuracy", higher_is_better=True,
             metrics={"last": {f"{split}/accuracy": value}, "best": {}}, seconds=float(done), steps=1,
             epochs={"asked": cfg.epochs, "trained": done, "from_trunk": 0}, examples_per_second=1.0,
             peak_memory_bytes=1, parameters=1, switch={"requested": None, "effective": None, "step": None}, versions={},

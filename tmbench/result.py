@@ -2,11 +2,13 @@
 
 import json
 import platform
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from . import __version__, checkpoint
 from .config.identity import SCHEMA
@@ -29,7 +31,8 @@ class Result:
     seed: int
     profile: str  # tiny, full or subset
     protocol: str
-    headline: str  # the metric that ranks runs, a key of the metrics
+    split: str  # what was evaluated: test, or validation
+    metric: str  # what ranks runs; `headline` is its key in the metrics
     higher_is_better: bool
     metrics: dict[str, dict[str, float]]  # last and best; best also says its epoch
     seconds: float
@@ -55,6 +58,11 @@ class Result:
     curves_sha256: str | None = None  # of curves.csv
     schema_version: int = SCHEMA
 
+    @property
+    def headline(self) -> str:
+        """The key of the metric that ranks runs, such as `test/accuracy`."""
+        return f"{self.split}/{self.metric}"
+
     def save(self, folder: Path) -> None:
         """Writes result.json, whose last key is the sha256 of the others; ValueError if a number is not finite."""
         write(folder / "result.json", _sealed(asdict(self)))
@@ -75,12 +83,38 @@ class Result:
             content = json.loads(text)
             unsealed = content.pop("sha256", None) is None and content["schema_version"] == 1  # which had no digest
             if unsealed or text == _sealed(content).encode():  # byte for byte, so that no damage is too small
-                known = [f.name for f in fields(cls) if f.name in content or f.default is MISSING]
-                return cls(**{name: content[name] for name in known})
+                return cls.from_dict(content)
             what = "damaged: its content does not match its sha256"
+        except DataError as error:
+            what = str(error)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            what = f"damaged, or not a result of this version ({error!r})"
+            what = f"damaged, or not a result of this program ({error!r})"
         raise DataError(f"{path}: {what}; the run's own command writes it again")
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "Result":
+        """The result whose fields these are, of this or an older schema.
+
+        Raises:
+            DataError: a field is missing or of a wrong type; the message names it.
+        """
+        if "headline" in content:  # schemas 1 and 2
+            headline = content.pop("headline")
+            if not isinstance(headline, str):
+                raise DataError(f"headline: expected a text such as test/accuracy, got {headline!r}")
+            content["split"], _, content["metric"] = headline.partition("/")
+        try:
+            _type().validate_json(json.dumps(content), strict=True)  # of JSON, where a dictionary may be a Result
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise DataError(f"{place}: {first['msg'][:1].lower()}{first['msg'][1:]}, got {first['input']!r}") from None
+        return cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content})
+
+
+@cache
+def _type() -> TypeAdapter[Result]:
+    return TypeAdapter(Result)
 
 
 def _sealed(facts: dict[str, Any]) -> str:

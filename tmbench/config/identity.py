@@ -7,7 +7,7 @@ from typing import Any
 
 from .settle import NEVER, Settings, plain
 
-SCHEMA = 2  # of result.json; part of a run's identity
+SCHEMA = 3  # of result.json; part of a run's identity
 OVERRIDES = "overrides.yaml"  # in a run's folder: what was asked for; config.yaml beside it is what that became
 
 

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import os
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +55,7 @@ def fetched(settings: Settings, words: list[str]) -> tuple[list[Record], list[st
 
 def _result(summary: dict[str, Any]) -> Result | None:
     try:
-        told = json.loads(summary["result"])
-        return Result(**{f.name: told[f.name] for f in fields(Result) if f.name in told or f.default is MISSING})
+        return Result.from_dict(json.loads(summary["result"]))
     except (KeyError, TypeError, ValueError):
         return None
 
