@@ -1,43 +1,48 @@
-"""The command line: Hydra composes conf/ into runs, and a person is told what came of them."""
+"""The command line: `tmbench ...`, which is `python -m tmbench ...`. A command imports its own module alone.
+
+`tmbench runs ...` is `python -m tmbench.runs ...`, and so on. Words that name no command are for Hydra, which composes
+conf/ into a run, or with -m into a sweep.
+"""
 
 import os
+import re
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig
-
-from .config.overrides import search_path
-from .config.settle import conf_dir
 from .errors import ConfigError
-from .run import report, run
-from .sweeps import record, sweep
-from .sweeps import show as tables
-from .sweeps.job import one_of_many
-from .verbs import explain, leave
+from .verbs import ERROR, INTERRUPTED, USAGE, did_you_mean, explain, leave
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+VERBS = {"certify": "certify"} | {name: f"{name}.__main__" for name in ("data", "numerics", "report", "runs", "tune")}
 
 
-def job(cfg: DictConfig) -> float | None:
+def job(cfg: "DictConfig") -> float | None:
     """One run, as Hydra calls it; returns the best headline metric, for sweepers that optimize."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from .config.overrides import search_path
+    from .run import report, run
+    from .sweeps import record, sweep
+    from .sweeps.job import one_of_many
+
     about = HydraConfig.get()
     words, search = list(about.overrides.task), search_path(about.runtime.config_sources)
     if about.job.config_name != "config":
         raise ConfigError(
-            "--config-name: not supported, since the saved run could not be asked for again; give the settings as "
-            "key=value, or put them into a file of a group and say --config-dir DIR"
+            "--config-name: not supported, since the saved run could not be repeated; give the settings as key=value, "
+            "or put them into a file of a group and say --config-dir DIR"
         )
     if about.mode != RunMode.MULTIRUN:
-        for key, asked in (
-            ("plan", cfg.plan),
-            ("study", cfg.study.name != "none"),
-            ("launcher", cfg.launcher.name != "serial"),
-        ):
-            if asked:
-                raise ConfigError(f"{key}: expected a sweep: add -m")
-        own = [*search, *words]
-        if code := report(lambda: run(cfg, sweep.command(own), words=own)):
+        of_a_sweep = {"plan": cfg.plan, "study": cfg.study.name != "none", "launcher": cfg.launcher.name != "serial"}
+        for key in (key for key, is_set in of_a_sweep.items() if is_set):
+            raise ConfigError(f"{key}: expected a sweep: add -m")
+        all_words = [*search, *words]
+        if code := report(lambda: run(cfg, sweep.command(all_words), words=all_words)):
             raise SystemExit(code)
         return None
     folder = Path(about.sweep.dir)
@@ -49,26 +54,52 @@ def job(cfg: DictConfig) -> float | None:
     return result.metrics["best"].get(result.headline)
 
 
-def main() -> None:
-    """Runs Hydra; exits 0 if all is well (a diverged run is a result), 130 when interrupted, else 1."""
+def train(words: list[str]) -> int:
+    """The run or the sweep that Hydra composes of these words; returns the exit status."""
+    import hydra
+
+    from .config.settle import conf_dir
+    from .sweeps import sweep
+
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra lets exceptions through: we say what they mean
+    sys.argv[1:] = words  # which Hydra reads
     code = 0
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
     except KeyboardInterrupt:
-        code = 130
+        code = INTERRUPTED
     except SystemExit as leaving:
-        code = leaving.code if isinstance(leaving.code, int) else 1 if leaving.code else 0
+        code = leaving.code if isinstance(leaving.code, int) else ERROR if leaving.code else 0
     except Exception as error:
-        code = 1
+        code = ERROR
         if not sweep.jobs():  # else the job has said it
             print(explain(error), file=sys.stderr)
     if jobs := sweep.jobs():
-        from .runs import show
+        from .runs.show import console
+        from .sweeps.show import many
 
-        tables.many(jobs, show.console())
+        many(jobs, console())
         code = code or int(any(job["error"] for job in jobs))
-    leave(code)
+    return code
+
+
+def main() -> None:
+    """Does what the command line says, and exits: 0 if all is well (a diverged run is a result), 1, 2 or 130."""
+    words = sys.argv[1:]
+    if is_run := words[:1] == ["run"]:
+        del words[0]
+    first = words[0] if words else ""
+    if first in VERBS and not is_run:
+        leave(import_module(f"tmbench.{VERBS[first]}").main(words[1:]))
+    if first and (Path(first).exists() or (is_run and re.fullmatch(r"[^-+~=][^=]*", first))):
+        from .run import main as saved_run
+
+        leave(saved_run(words))
+    if re.fullmatch(r"\w[\w.-]*", first):
+        hint = did_you_mean(first, ["run", *VERBS])
+        print(f"{first}: there is no such command; tmbench --help lists them{hint}", file=sys.stderr)
+        leave(USAGE)
+    leave(train(words))
 
 
 if __name__ == "__main__":

@@ -22,12 +22,12 @@ from .config.identity import OVERRIDES, run_id, world_size
 from .config.overrides import again, check_words, keep
 from .config.settle import settle
 from .data import open_dataset
-from .errors import ConfigError, DataError, RunError
+from .errors import ConfigError, DataError, RunError, UsageError
 from .files import clear_scratch, locked, read_sealed_text, sealed_text, write
 from .result import FINAL, Result, epochs_done
 from .training.ranks import Ranks, end_with_parent, lost_peer
 from .trunks import FETCHED, Claim, Trunk, trunk_of
-from .verbs import EXPECTED, explain, leave
+from .verbs import ERROR, EXPECTED, Verb, explain, leave
 
 
 def run(
@@ -206,10 +206,6 @@ def python_path() -> str:
 
 
 Outcome = tuple[Result, Path, str]
-USAGE = """usage: python -m tmbench.run <runs>/<run id>/config.yaml [key=value ...]
-
-Asks for a saved run again. With changes it is composed anew from what was asked for then, so that all that depends on
-a change follows: optimizer=adam, data=full, lr=0.5, +optimizer.amsgrad=true and so on, as for python -m tmbench."""
 
 
 def report(do: Callable[[], Outcome]) -> int:
@@ -220,35 +216,47 @@ def report(do: Callable[[], Outcome]) -> int:
         result, folder, how = do()
     except EXPECTED as error:
         print(explain(error), file=sys.stderr)
-        return 1
+        return ERROR
     show.one(result, folder, how, show.console())
     return 130 if result.status == "interrupted" else 0
 
 
-def main() -> None:
-    """The command line of this module: a saved configuration, and changes to it."""
-    arguments = sys.argv[1:]
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(USAGE, file=sys.stdout if arguments else sys.stderr)
-        leave(0 if arguments else 2)
-    command = shlex.join(["python", "-m", "tmbench.run", *arguments])
+def _saved_run(settings: dict[str, Any], words: list[str]) -> int:
+    """Asks for a saved run, with changes; returns the exit status."""
+    if not words:
+        raise UsageError("run: expected the folder of a run, or its config.yaml; see tmbench run --help")
+    path = Path(words[0])
+    if path.is_dir():
+        path /= "config.yaml"
+    command = shlex.join(["python", "-m", "tmbench.run", *words])
 
-    def asked() -> tuple[Result, Path, str]:
-        cfg, words = again(Path(arguments[0]), arguments[1:])
-        return run(cfg, command, words=words)
+    def again_and_run() -> Outcome:
+        cfg, overrides = again(path, words[1:])
+        return run(cfg, command, words=overrides)
 
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # a rank: the process that started it does the talking
-        end_with_parent()
-        try:
-            asked()
-        except Exception as error:
-            if not lost_peer(error):
-                raise
-            print(f"rank {os.environ.get('RANK')}: another rank is gone", file=sys.stderr)
-            leave(1)
-        leave(0)
-    leave(report(asked))
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return report(again_and_run)
+    end_with_parent()  # a rank: the process that started it prints the result
+    try:
+        again_and_run()
+    except Exception as error:
+        if not lost_peer(error):
+            raise
+        print(f"rank {os.environ.get('RANK')}: another rank is gone", file=sys.stderr)
+        return ERROR
+    return 0
 
+
+main = Verb(
+    "run",
+    "Repeats or continues a saved run, perhaps with changes: it is composed anew from what the run was asked for, so\n"
+    "that all that depends on a change follows. Without FILE: one run, or with -m a sweep, as `tmbench --help` says.",
+    _saved_run,
+    takes="FILE [key=value ...]",
+    examples="tmbench run runs/RUN optimizer=adam\n"
+    "tmbench run runs/RUN/config.yaml data=full lr=0.5 +optimizer.amsgrad=true\n"
+    "tmbench run task=tc optimizer=tmsgd",
+)
 
 if __name__ == "__main__":
-    main()
+    leave(main())

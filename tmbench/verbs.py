@@ -1,15 +1,15 @@
-"""What all commands share: key=value words, what errors say, the exit status, --help. Light to import.
+"""What all commands share: key=value words, messages of errors, exit status, --help. Light to import.
 
 A command is `python -m tmbench.<name>`, or `tmbench <name>`. It takes words `key=value`; `--key value` and
 `--key=value` mean the same, and `--key` alone is key=true. It ends with 0 (done; a run that diverged is a result),
-1 (an error, which the message explains), 2 (the words make no command) or 130 (interrupted).
+1 (an error, which the message explains), 2 (the words are no command) or 130 (interrupted).
 """
 
 import difflib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -20,13 +20,13 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from .config.values import Setting
 from .errors import ConfigError, DataError, RunError, UsageError
 
-EXPECTED = (ConfigError, DataError, RunError, HydraException, OmegaConfBaseException)  # their message says it all
+EXPECTED = (ConfigError, DataError, RunError, HydraException, OmegaConfBaseException)  # whose message is enough
 ERROR, USAGE, INTERRUPTED = 1, 2, 130  # exit status
 
 Values = dict[str, Any]
 
 RUNS_DIR = Setting("a folder", "where the runs are", "./runs")
-DATA_DIR = Setting("a folder, or null", "where the data sets are now; null: where the run found them")
+DATA_DIR = Setting("a folder, or null", "where the data sets are; null: where the run found them")
 JSON = Setting("true or false", "print JSON for another program in place of a table", False)
 
 
@@ -41,16 +41,17 @@ class Verb:
     Args:
         name: as a person types it after `tmbench`: `report`, `runs list`.
         summary: one sentence that says what it does.
-        do: (values of the settings, the other words) -> exit status. It raises what `EXPECTED` names.
-        settings: what key=value words it knows.
-        takes: what other words it takes, such as `[RUN | KEY=VALUE ...]`; none if empty.
+        do: (values of the settings, the other words) -> exit status. It may raise what `EXPECTED` names. None: one of
+            the choices must be named.
+        settings: the key=value words that it knows.
+        takes: the other words that it takes, such as `[RUN | KEY=VALUE ...]`; none if empty.
         examples: lines that the help ends with.
-        choices: commands below this one, by their word; `do` is then for when none is named.
+        choices: the commands below this one, by their word; `do` is then for when none is named.
     """
 
     name: str
     summary: str
-    do: Callable[[Values, list[str]], int]
+    do: Callable[[Values, list[str]], int] | None
     settings: Mapping[str, Setting] = field(default_factory=dict)
     takes: str = ""
     examples: str = ""
@@ -64,51 +65,60 @@ class Verb:
         if {"-h", "--help"} & set(words):
             print(self.help())
             return 0
-        return guarded(lambda: self.do(*self.parse(words)))
+        if self.do is None and not words:
+            print(self.help(), file=sys.stderr)
+            return USAGE
+        return guarded(lambda: self._do(*self.parse(words)))
+
+    def _do(self, values: Values, rest: list[str]) -> int:
+        return self.do(values, rest) if self.do else USAGE
 
     def parse(self, words: list[str]) -> tuple[Values, list[str]]:
-        """The settings' values, and the words that are none.
+        """The values of the settings, and all other words.
 
         Raises:
             UsageError: a word is not known, or its value is not what it must be.
         """
         values: Values = {key: setting.default for key, setting in self.settings.items()}
-        rest = []
-        todo = list(words)
-        while todo:
-            key, equals, text = (word := todo.pop(0)).partition("=")
-            if word.startswith("--") and len(word) > 2:
-                key = key[2:].replace("-", "_")
-                if key not in self.settings:
-                    raise UsageError(self._unknown(word))
-                if not equals:
-                    is_flag = self.settings[key].expects == "true or false"
-                    text = "true" if is_flag else todo.pop(0) if todo else ""
-            elif not equals or key.split(".")[0] not in self.settings:
-                rest.append(word)
-                continue
+        others = []
+        remaining = list(words)
+        while remaining:
+            word = remaining.pop(0)
+            key, equals, text = word.partition("=")
+            if is_option := word.startswith("-") and len(word) > 1:
+                key = key.lstrip("-").replace("-", "_")
             top, _, inner = key.partition(".")
+            setting = self.settings.get(top)
+            if setting is None or (inner and setting.expects != "settings") or not (equals or is_option):
+                if is_option or not self.takes:
+                    raise UsageError(self._unknown(word))
+                others.append(word)
+                continue
+            if not equals:
+                if setting.expects == "true or false":
+                    text = "true"
+                elif remaining and not remaining[0].startswith("--"):
+                    text = remaining.pop(0)
             try:
-                if not inner:
-                    values[key] = self.settings[key].parsed(key, text)
-                else:  # one of several values under one name, such as margin.accuracy
-                    one = Setting("a number", "").parsed(key, text)
-                    values[top] = self.settings[top].checked(top, values[top] | {inner: one})
+                if inner:  # one of several values under one name, such as margin.accuracy
+                    value = Setting("a number", "").parsed(key, text)
+                    values[top] = setting.checked(top, values[top] | {inner: value})
+                else:
+                    values[key] = setting.parsed(key, text)
             except ConfigError as error:
                 raise UsageError(str(error)) from None
-        if rest and not self.takes:
-            raise UsageError(self._unknown(rest[0]))
-        return values, rest
+        return values, others
 
     def _unknown(self, word: str) -> str:
-        known = [*self.settings, *self.choices]
-        near = difflib.get_close_matches(word.lstrip("-").replace("-", "_").partition("=")[0], known, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        return f"{word}: tmbench {self.name} has no such word{hint}\n  possible here: {' '.join(known)}; see --help"
+        known = [*self.choices, *self.settings]
+        key = word.lstrip("-").replace("-", "_").partition("=")[0]
+        possible = f"  possible here: {' '.join(known)}; see tmbench {self.name} --help"
+        return f"{word}: tmbench {self.name} has no such word{did_you_mean(key, known)}\n{possible}"
 
     def help(self) -> str:
         """What `--help` prints."""
-        words = [self.name, self.takes, "[key=value ...]" if self.settings else ""]
+        command = "COMMAND" if self.choices and not self.do else "[COMMAND]" if self.choices else ""
+        words = [self.name, command, self.takes, "[key=value ...]" if self.settings else ""]
         lines = [f"usage: tmbench {' '.join(filter(None, words))}", "", self.summary]
         if self.choices:
             width = max(map(len, self.choices))
@@ -123,14 +133,22 @@ class Verb:
         return "\n".join(lines)
 
 
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint at the known word that this one is like; nothing if there is none."""
+    near = difflib.get_close_matches(word, list(known), 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def _as_word(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def guarded(do: Callable[[], int]) -> int:
-    """Does it, and says what went wrong where a person can mend it; returns the exit status."""
+    """Does it, and prints what went wrong if a person can mend it; returns the exit status."""
     try:
-        return do()
+        code = do()
+        sys.stdout.flush()
+        return code
     except UsageError as error:
         print(error, file=sys.stderr)
         return USAGE
@@ -138,8 +156,11 @@ def guarded(do: Callable[[], int]) -> int:
         print(explain(error), file=sys.stderr)
         return ERROR
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
+        print("interrupted; the same command continues", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # `| head` has read enough; nothing more may be written at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ERROR
 
 
 def explain(error: BaseException) -> str:
@@ -156,8 +177,7 @@ def _message(error: BaseException) -> str:
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and OmegaConf.is_dict(cause.parent_node):
         key, parent = str(cause.full_key), cause.parent_node
         names = sorted(str(name) for name in parent if not str(name).startswith(("_", "hydra")))
-        near = difflib.get_close_matches(key.split(".")[-1], names, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(key.split(".")[-1], names)
         return f"{key}: there is no such setting{hint}\n  possible here: {' '.join(names)}"
     # Hydra's own words name a group's options; where it searched helps nobody here.
     return str(error).split("\nConfig search path")[0].removeprefix("In 'config': ").strip()
