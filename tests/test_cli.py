@@ -32,7 +32,7 @@ def test_one_run_ends_in_a_short_table(tmp_path: Path) -> None:
     folder = next(path for path in tmp_path.iterdir() if path.name.startswith("tc-tmsgd-0-"))
     expected = [
         r"accuracy +\d+\.\d\d % at the end, best \d+\.\d\d % after epoch [12], on tiny data",
-        r"baseline +12\.50 % without a look at the input",
+        r"baseline +12\.50 % without looking at the input",
         r"status +completed",
         r"switch +at epoch 1 \(step 160\)",
         r"seconds +\d+\.\d of training \(2 of 2 epochs, [\d,]+ examples/s\)",

@@ -155,7 +155,7 @@ def test_interrupted_pair_of_processes_resumes(tmp_path: Path) -> None:
     whole = Result.load(folder)
     assert whole is not None
     assert (whole.status, whole.epochs["trained"]) == ("completed", 30)
-    assert "went on from its last checkpoint" in done.stdout
+    assert "resumed from its last checkpoint" in done.stdout
 
 
 def ranks(of: int) -> list[int]:
@@ -191,7 +191,7 @@ def test_a_killed_rank_ends_the_run_which_the_same_command_resumes(place: int, t
     whole = Result.load(folder)
     assert whole is not None
     assert (whole.status, whole.epochs["trained"]) == ("completed", 30)
-    assert "went on from its last checkpoint" in done.stdout
+    assert "resumed from its last checkpoint" in done.stdout
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from torch.nn.functional import batch_norm, conv2d
 
 from tmbench.files import read_sealed_text
 from tmbench.run import run
-from tmbench.runs.figures import main
+from tmbench.runs.__main__ import main
 from tmbench.tasks.faces import HEADER, Faces
 from tmbench.tasks.fkpd import NormalisedMeanError, build_model, cut, random_corners, resized
 
@@ -166,14 +166,13 @@ def test_the_baseline_of_random_crops_is_worse_than_of_whole_images(composed: Co
 
 def test_a_result_shows_what_a_constant_guess_reaches(do: Run, capsys: pytest.CaptureFixture[str]) -> None:
     from tmbench.runs import show
-    from tmbench.runs.__main__ import main as runs
 
     result, folder = do("task=fkpd", "optimizer=sgd", "epochs=1", "task.width=1", "batch_size=50")
     assert result.baseline.keys() == {"test/mse", "test/nme"}
     word = f"{result.baseline['test/mse']:.4g}"
     show.one(result, folder, "new", show.console())
-    assert re.search(rf"baseline +{re.escape(word)} without a look at the input", capsys.readouterr().out)
-    assert runs(["--runs-dir", str(folder.parent)]) == 0
+    assert re.search(rf"baseline +{re.escape(word)} without looking at the input", capsys.readouterr().out)
+    assert main(["--runs-dir", str(folder.parent)]) == 0
     assert word in capsys.readouterr().out
 
 
@@ -186,11 +185,11 @@ def test_figures_of_two_runs_stand_side_by_side(do: Run, tmp_path: Path, capsys:
     folders = [do(*words, f"optimizer={optimizer}")[1] for optimizer in ("tmsgd", "sgd")]
     assert (folders[0] / "figures" / "predictions.png").is_file()
     where = ["--runs-dir", str(tmp_path), "--out", str(tmp_path / "out")]
-    assert main(["fkpd", *(folder.name for folder in folders), *where]) == 0
+    assert main(["figures", "fkpd", *(folder.name for folder in folders), *where]) == 0
     assert capsys.readouterr().out == f"{tmp_path}/out/fkpd-predictions.png\n"
     with Image.open(tmp_path / "out" / "fkpd-predictions.png") as picture:
         both = picture.height
-    assert main(["fkpd", "optimizer=sgd", *where]) == 0
+    assert main(["figures", "fkpd", "optimizer=sgd", *where]) == 0
     with Image.open(tmp_path / "out" / "fkpd-predictions.png") as picture:
         assert picture.height < both
 
@@ -223,15 +222,15 @@ def test_what_cannot_be_drawn_is_one_message(
         ("tc", "seed=0"): "tc: this task draws nothing side by side",
     }
     for words, told in cases.items():
-        assert main([*words, *where]) == 1
+        assert main(["figures", *words, *where]) == 1
         assert told in capsys.readouterr().err
     config = folder / "config.yaml"
     config.write_text(read_sealed_text(config).replace("width: 50", "width: 40"))
-    assert main(["tc", "seed=0", *where]) == 1
+    assert main(["figures", "tc", "seed=0", *where]) == 1
     assert "its weights do not fit the task as it is now" in capsys.readouterr().err
     (folder / "checkpoints" / "last.ckpt").unlink()
-    assert main(["tc", "seed=0", *where]) == 1
-    assert "expected a trained run, there is no checkpoints/last.ckpt (completed)" in capsys.readouterr().err
+    assert main(["figures", "tc", "seed=0", *where]) == 1
+    assert "expected a trained run, it has no checkpoints/last.ckpt (completed)" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -1,4 +1,4 @@
-"""`python -m tmbench.report` and `tmbench.compare`: what runs show, from folders and from W&B."""
+"""`python -m tmbench.report`: what runs show, from folders and from W&B."""
 
 import base64
 import copy
@@ -31,7 +31,6 @@ from tmbench.report.__main__ import main, parsed, runs_of
 from tmbench.report.numbers import Report, place
 from tmbench.report.read import opened, read, records
 from tmbench.report.words import Cell, Table
-from tmbench.runs import compare
 
 SGD, TMSGD = (0.80, 0.82, 0.81), (0.83, 0.86, 0.82)
 
@@ -738,37 +737,6 @@ def test_false_verdicts_are_as_rare_as_the_level_through_the_whole_report() -> N
         [sys.executable, script, "--studies", "100", "--most", "0.08"], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-# ---- two runs
-
-
-def test_compare_names_what_differs_and_from_which_epoch(
-    make: Make, runs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    a = make("tmsgd", 0, 0.8, "epochs=4", "switch_epoch=2")
-    b = make("tmsgd", 0, 0.8, "epochs=4", "switch_epoch=3", hardware="1 x another CPU, 1 threads")
-    text = (b / "curves.csv").read_text().splitlines()
-    (b / "curves.csv").write_text("\n".join([*text[:3], text[3].replace("0.7", "0.71"), *text[4:]]) + "\n")
-    assert compare.main([str(a), b.name, "--runs-dir", str(runs)]) == 0
-    printed = capsys.readouterr().out
-    assert "switch_epoch" in printed
-    assert "1 x another CPU" in printed
-    assert "differ from epoch 3 on" in printed
-    assert "batch_size" not in printed
-    assert compare.main([str(a), str(a)]) == 0
-    assert "the same bit by bit" in capsys.readouterr().out
-    assert compare.main([str(a), "tc-", "--runs-dir", str(runs)]) == 1
-    assert "expected one run" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("split", ["test", "validation"])
-def test_compare_gives_a_difference_of_percents_in_points(
-    split: str, make: Make, runs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    a, b = (make("sgd", seed, score, headline=f"{split}/accuracy") for seed, score in enumerate((0.8, 0.8225)))
-    assert compare.main([str(a), str(b)]) == 0
-    assert "+2.25 points" in capsys.readouterr().out
 
 
 def test_predictions_of_real_runs_stand_in_page_and_markdown(do: Run, tmp_path: Path) -> None:

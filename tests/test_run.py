@@ -92,7 +92,7 @@ def test_run_killed_after_an_epoch_ends_bitwise_like_one_never_stopped(task: str
     again = start(tmp_path / "killed", *short)
     output, _ = again.communicate(timeout=300)
     assert again.returncode == 0, output
-    assert "went on from its last checkpoint" in output
+    assert "resumed from its last checkpoint" in output
     result, whole = do(*short)
     assert killed.name == whole.name
     assert_same(weights(killed), weights(whole))

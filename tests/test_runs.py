@@ -1,4 +1,4 @@
-"""`python -m tmbench.runs`: what is here, found, shown, removed and tidied up."""
+"""`tmbench runs`: runs are found, listed, shown, compared, drawn and removed."""
 
 import io
 import json
@@ -11,61 +11,82 @@ from pathlib import Path
 
 import pytest
 from conftest import Compose
+from made_runs import Make, maker
 
 from tmbench.errors import ConfigError
-from tmbench.files import locked
+from tmbench.files import locked, sealed_text
 from tmbench.result import Result
-from tmbench.run import run
-from tmbench.runs import __main__ as runs
+from tmbench.runs import Run, distinguishing_words, find
+from tmbench.runs.__main__ import main
 
 Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
-def made(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three runs, one diverged, and one that was stopped before its first result."""
-    folder = tmp_path_factory.mktemp("here")
-    for words in (["optimizer=sgd"], ["optimizer=tmsgd", "switch_epoch=1"], ["optimizer=sgd", "lr=1e38"]):
-        run(composed("task=tc", "epochs=2", "batch_size=8", *words, f"runs_dir={folder}"))
-    stopped = folder / "tc-sgd-7-0123456789ab"
-    stopped.mkdir()
-    config = next(text for path in folder.glob("tc-sgd-0-*/config.yaml") if "e+38" not in (text := path.read_text()))
-    (stopped / "config.yaml").write_text(config)
-    return folder
+def make_all(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """make_all(folder): three runs, one of them diverged, and one that was stopped before its first result."""
+    folder = tmp_path_factory.mktemp("made")
+    make = maker(composed, folder)
+    words = ["epochs=2", "batch_size=8"]
+    make("sgd", 0, 0.8, *words)
+    make("tmsgd", 0, 0.7, *words, "switch_epoch=1", switch={"requested": 1, "effective": 1, "step": 100})
+    make("sgd", 0, 0.1, *words, "lr=1e38", status="diverged", diverged_at={"epoch": 0, "step": 1})
+    make("sgd", 7, None, *words)
+    for config in folder.glob("*/config.yaml"):
+        config.write_text(sealed_text(config.read_text()))
+
+    def make_all(target: Path) -> Path:
+        subprocess.run(["cp", "-r", folder, target], check=True)
+        return target
+
+    return make_all
+
+
+@pytest.fixture(scope="module")
+def made(make_all: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_all(tmp_path_factory.mktemp("shared") / "runs")
 
 
 @pytest.fixture
-def here(made: Path, tmp_path: Path) -> Path:
-    """A copy of one's own."""
-    subprocess.run(["cp", "-r", made, tmp_path / "runs"], check=True)
-    return tmp_path / "runs"
+def here(make_all: Callable[[Path], Path], tmp_path: Path) -> Path:
+    """A copy of the test's own."""
+    return make_all(tmp_path / "runs")
 
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """command(folder, *words) -> exit code, output, errors."""
+    """command(folder, *words) -> exit status, output, errors."""
 
     def command(folder: Path, *words: str) -> tuple[int, str, str]:
-        code = runs.main([*words, "--runs-dir", str(folder)])
+        code = main([*words, f"runs_dir={folder}"])
         return (code, *capsys.readouterr())
 
     return command
 
 
 def names(folder: Path, *words: str) -> list[str]:
-    return [run.folder.name.rsplit("-", 1)[0] for run in runs.find(folder, list(words))]
+    return [run.folder.name.rsplit("-", 1)[0] for run in find(folder, list(words))]
 
 
-def test_list_tells_status_metric_and_cost(made: Path, command: Command) -> None:
-    code, told, _ = command(made)
+def the_tmsgd(folder: Path) -> Path:
+    (run,) = find(folder, ["optimizer=tmsgd"])
+    return run.folder
+
+
+def test_list_shows_status_metric_and_cost(made: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, wide, _ = command(made)
     assert code == 0
-    assert "4 runs: 2 completed, 1 diverged, 1 stopped" in told
-    assert "of training here" in told
-    for word in ("tc-tmsgd-0-", "accuracy", "2/2", "tiny", "lr=1e+38"):
-        assert word in told
-    code, told, _ = command(made, "status=diverged", "--json")
-    (only,) = json.loads(told)
-    assert only["status"] == "diverged"
+    assert "4 runs: 2 completed, 1 diverged, 1 stopped; 9 s of training" in wide
+    for word in ("tc-tmsgd-0-", "accuracy", "2/2", "tiny", "lr=1e+38", "baseline"):
+        assert word in wide
+    monkeypatch.setenv("COLUMNS", "80")
+    code, narrow, _ = command(made)
+    assert max(map(len, narrow.splitlines())) <= 80
+    for word in ("tc-tmsgd-0-", "accuracy", "2/2", "70.00 %", "lr=1e+38", "diverged"):
+        assert word in narrow
+    for words in (["--json", "status=diverged"], ["list", "status=diverged", "json=true"]):
+        (only,) = json.loads(command(made, *words)[1])
+        assert only["status"] == "diverged"
 
 
 @pytest.mark.parametrize(
@@ -74,7 +95,7 @@ def test_list_tells_status_metric_and_cost(made: Path, command: Command) -> None
         (["optimizer=tmsgd"], ["tc-tmsgd-0"]),
         (["status=completed,diverged", "optimizer=sgd"], ["tc-sgd-0", "tc-sgd-0"]),
         (["lr=1e38"], ["tc-sgd-0"]),
-        (["task.width=50", "seed=0", "profile=tiny", "optimizer=tmsgd"], ["tc-tmsgd-0"]),
+        (["task.width=50", "seed=0", "profile=tiny", "split=test", "optimizer=tmsgd"], ["tc-tmsgd-0"]),
         (["status=stopped"], ["tc-sgd-7"]),
         (["tc-tm"], ["tc-tmsgd-0"]),
         (["seed=9"], []),
@@ -85,42 +106,58 @@ def test_filters_find_by_status_settings_and_names(words: list[str], expected: l
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "code", "message"),
     [
-        (["colour=red"], "colour: expected status, profile or a setting"),
-        (["tc-adam"], "tc-adam: no run in"),
-        (["show", "optimizer=sgd"], "show: expected one run with a result, got"),
-        (["remove"], "remove: expected run ids or filters"),
-        (["remove", "seed=0"], "nobody to ask; say --yes"),
+        (["colour=red"], 1, "colour: expected status, profile or a setting"),
+        (["status=complete"], 1, "status: expected one of completed, diverged, failed, interrupted, running, stopped"),
+        (["tc-adam"], 1, "tc-adam: no run in"),
+        (["show", "optimizer=sgd"], 1, "show: expected one run with a result, got"),
+        (["compare", "tc-tmsgd"], 2, "runs compare: expected two runs, got 1: tc-tmsgd"),
+        (["compare", "tc-tmsgd", "tc-sgd"], 1, "tc-sgd: expected one run, got tc-sgd-0-"),
+        (["figures", "optimizer=sgd"], 2, "runs figures: expected a task first"),
+        (["figures", "fkpd", "optimizer=sgd"], 1, "fkpd: no run in"),
+        (["remove"], 2, "remove: expected run ids or filters"),
+        (["remove", "seed=0"], 1, "stdin is not a terminal; to remove these runs, add yes=true"),
+        (["gc", "limit=-1"], 2, "limit: expected a number >= 0, got -1"),
     ],
 )
-def test_wrong_words_are_told_and_change_nothing(
-    words: list[str], told: str, made: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+def test_wrong_words_are_named_and_change_nothing(
+    words: list[str], code: int, message: str, made: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO())
+    find(made, [])  # leaves a lock in each
     before = sorted(made.rglob("*"))
-    code, _, error = command(made, *words)
-    assert code == 1
-    assert told in error
+    status, _, error = command(made, *words)
+    assert (status, message in error) == (code, True), error
     assert sorted(made.rglob("*")) == before
 
 
-def test_folder_that_is_not_there_is_told(command: Command, tmp_path: Path) -> None:
-    code, _, error = command(tmp_path / "none")
-    assert code == 1
-    assert "no such folder; say --runs-dir DIR" in error
+def test_folder_that_is_not_there_is_named(command: Command, tmp_path: Path) -> None:
+    for words in ([], ["gc"]):
+        code, _, error = command(tmp_path / "none", *words)
+        assert (code, "none: expected a folder with runs, there is none" in error) == (1, True)
 
 
 def test_show_prints_a_runs_result(made: Path, command: Command) -> None:
-    code, told, _ = command(made, "show", "tc-tmsgd")
+    code, output, _ = command(made, "show", "tc-tmsgd")
     assert code == 0
-    assert re.search(r"switch +at epoch 1", told)
+    assert re.search(r"switch +at epoch 1", output)
+
+
+def test_a_folder_that_is_read_only_can_be_listed_and_shown(here: Path, command: Command) -> None:
+    folder = the_tmsgd(here)
+    (folder / ".lock").unlink()
+    folder.chmod(0o555)
+    try:
+        assert command(here)[0] == command(here, "show", folder.name)[0] == 0
+    finally:
+        folder.chmod(0o755)
 
 
 def test_remove_takes_what_was_asked_for_and_no_more(here: Path, command: Command) -> None:
-    code, told, _ = command(here, "remove", "status=diverged,stopped", "--yes")
+    code, output, _ = command(here, "remove", "status=diverged,stopped", "--yes")
     assert code == 0
-    assert "removed 2 runs" in told
+    assert "removed 2 runs" in output
     assert names(here) == ["tc-sgd-0", "tc-tmsgd-0"]
     assert not list(here.glob(".removing-*"))
 
@@ -135,20 +172,20 @@ def test_remove_asks_first(
     assert len(names(here)) == left
 
 
-def test_a_run_that_somebody_is_at_is_left_alone(here: Path, command: Command) -> None:
-    (busy,) = (run.folder for run in runs.find(here, ["optimizer=tmsgd"]))
+def test_a_run_that_a_process_works_on_is_not_removed(here: Path, command: Command) -> None:
+    busy = the_tmsgd(here)
     with locked(busy):
-        assert runs.Run.open(busy).status == "running"
-        code, _, error = command(here, "remove", "seed=0", "--yes")
+        assert Run.open(busy).status == "running"
+        code, _, error = command(here, "remove", "task=tc", "yes=true")
     assert code == 1
-    assert "a process is at it; left alone" in error
+    assert "a process is at work on it; not removed" in error
     assert names(here) == ["tc-tmsgd-0"]
     assert Result.load(busy) is not None
 
 
-def test_who_waited_for_a_run_that_was_removed_starts_it_anew(here: Path) -> None:
-    """The waiter must not work in a folder that is gone."""
-    (folder,) = (run.folder for run in runs.find(here, ["optimizer=tmsgd"]))
+def test_a_process_that_waited_for_a_removed_run_starts_it_anew(here: Path) -> None:
+    """It must not work in a folder that is gone."""
+    folder = the_tmsgd(here)
     code = (
         "import sys\nfrom pathlib import Path\nfrom tmbench.files import locked\n"
         "with locked(Path(sys.argv[1])):\n    print(sorted(p.name for p in Path(sys.argv[1]).iterdir()))"
@@ -165,38 +202,77 @@ def test_who_waited_for_a_run_that_was_removed_starts_it_anew(here: Path) -> Non
 
 
 def test_broken_result_is_listed_as_such(here: Path, command: Command) -> None:
-    (folder,) = (run.folder for run in runs.find(here, ["optimizer=tmsgd"]))
-    (folder / "result.json").write_text("{")
-    code, told, _ = command(here)
+    (the_tmsgd(here) / "result.json").write_text("{")
+    code, output, _ = command(here)
     assert code == 0
-    assert "1 broken" in told
+    assert "1 broken" in output
 
 
 def test_one_damaged_configuration_leaves_the_other_runs_to_be_found(here: Path, command: Command) -> None:
-    (folder,) = (run.folder for run in runs.find(here, ["optimizer=tmsgd"]))
-    config = folder / "config.yaml"
+    config = the_tmsgd(here) / "config.yaml"
     config.write_text(config.read_text().replace("epochs: 2", "epochs: 3"))
     for words, count in (([], 4), (["status=completed"], 2), (["task=tc"], 3), (["lr=1e38"], 1)):
-        code, told, errors = command(here, *words)
+        code, output, errors = command(here, *words)
         assert code == 0
-        assert f"\n{count} runs: " in told
+        assert f"\n{count} runs: " in output
         assert f"{config}: damaged" in errors
 
 
 def test_gc_removes_leftovers_and_states_beyond_the_limit(here: Path, command: Command) -> None:
     (here / ".removing-x").mkdir()
     (here / ".removing-x" / "file").write_text("x" * 10_000)
-    assert len(list(here.glob(".trunks/*/0*"))) == 1
-    code, told, _ = command(here, "gc", "--limit", "1")
-    assert code == 0
+    state = here / ".trunks" / "tc-sgd" / "00001"
+    state.mkdir(parents=True)
+    (state / "state.ckpt").write_text("x" * 1000)
+    code, output, _ = command(here, "gc", "--limit", "1")
+    assert (code, re.sub(r"[\d.]+", "N", output)) == (0, "freed N kB; shared states now take N kB\n")
     assert not (here / ".removing-x").exists()
-    assert len(list(here.glob(".trunks/*/0*"))) == 1
-    code, told, _ = command(here, "gc")
-    assert "shared states now take" in told
-    assert not list(here.glob(".trunks/*/0*"))
+    assert state.exists()
+    code, output, _ = command(here, "gc")
+    assert (code, "shared states now take" in output) == (0, True)
+    assert not state.exists()
     assert len(names(here)) == 4
 
 
-def test_list_of_wrong_filter_raises_for_callers_too(made: Path) -> None:
+def test_a_wrong_filter_raises_for_callers_too(made: Path) -> None:
     with pytest.raises(ConfigError, match="no run in"):
-        runs.find(made, ["nothing"])
+        find(made, ["nothing"])
+
+
+def test_words_distinguish_the_settings_of_a_group() -> None:
+    settings = [{"lr": 0.1, "optimizer.lr": 0.1, "ema": 1}, {"lr": 0.2, "optimizer.lr": 0.2, "ema": 1}, {"ema": 2}]
+    assert distinguishing_words(["a", "a", "b"], settings) == ["lr=0.1", "lr=0.2", ""]
+
+
+# Two runs
+
+
+@pytest.fixture
+def make(composed: Compose, tmp_path: Path) -> Make:
+    (tmp_path / "runs").mkdir()
+    return maker(composed, tmp_path / "runs")
+
+
+def test_compare_names_what_differs_and_from_which_epoch(make: Make, tmp_path: Path, command: Command) -> None:
+    a = make("tmsgd", 0, 0.8, "epochs=4", "switch_epoch=2")
+    b = make("tmsgd", 0, 0.8, "epochs=4", "switch_epoch=3", "logger=csv", hardware="1 x another CPU, 1 threads")
+    text = (b / "curves.csv").read_text().splitlines()
+    (b / "curves.csv").write_text("\n".join([*text[:3], text[3].replace("0.7", "0.71"), *text[4:]]) + "\n")
+    code, output, _ = command(tmp_path / "runs", "compare", str(a), b.name)
+    assert code == 0
+    of_numbers, bookkeeping = output.split("settings that change no number")
+    assert "switch_epoch" in of_numbers
+    assert "logger" not in of_numbers
+    assert "logger.name" in bookkeeping
+    assert "1 x another CPU" in output
+    assert "differ from epoch 3 on" in output
+    assert "batch_size" not in output
+    assert "the same, bit by bit" in command(tmp_path, "compare", str(a), str(a))[1]
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_compare_gives_a_difference_of_percents_in_points(
+    split: str, make: Make, tmp_path: Path, command: Command
+) -> None:
+    a, b = (make("sgd", seed, score, headline=f"{split}/accuracy") for seed, score in enumerate((0.8, 0.8225)))
+    assert "+2.25 points" in command(tmp_path, "compare", str(a), str(b))[1]

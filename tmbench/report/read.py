@@ -24,7 +24,7 @@ from ..config.settle import Settings, flat
 from ..errors import ConfigError
 from ..files import read_sealed_text
 from ..result import FINAL, Result
-from ..runs import Run, find, fitting, told_apart
+from ..runs import Run, distinguishing_words, find, fitting
 
 # What makes the method, of the settings that make a run; but for the seed, all others make the problem.
 OF_METHOD = ("optimizer", "lr", "schedule", "clip_norm", "clip_value", "ema", "switch_epoch")
@@ -368,7 +368,7 @@ def _label(tables: Runs) -> None:
     """Names problems and methods by what tells them apart."""
     problems, methods = tables.problems, tables.methods
     own = [flat(_problem_facts(p.config)) | {"data": p.profile, "schema": p.outcome.schema} for p in problems]
-    for problem, words in zip(problems, told_apart([p.task for p in problems], own), strict=True):
+    for problem, words in zip(problems, distinguishing_words([p.task for p in problems], own), strict=True):
         words = words.replace("task.", "")
         problem.label = f"{problem.task} {words}".strip()
     same = Counter(problem.label for problem in problems)
@@ -376,7 +376,9 @@ def _label(tables: Runs) -> None:
         if same[problem.label] > 1:
             problem.label += f" (data {problem.index})"
     own = [flat(_method_facts(method.config)) for method in methods]
-    for method, words in zip(methods, told_apart([f"{m.problem} {m.optimizer}" for m in methods], own), strict=True):
+    for method, words in zip(
+        methods, distinguishing_words([f"{m.problem} {m.optimizer}" for m in methods], own), strict=True
+    ):
         method.name = f"{method.optimizer} {words.replace('optimizer.', '')}".strip()
     namesakes = Counter((method.problem, method.name) for method in methods)
     for method in methods:  # words leave out the places that a rate was filled into

@@ -1,4 +1,4 @@
-"""The runs that are here: a folder that holds a config.yaml is one. Torch-free."""
+"""The runs in a folder: each sub-folder that holds a config.yaml is one. Torch-free."""
 
 import contextlib
 import hashlib
@@ -16,8 +16,10 @@ from ..errors import ConfigError, DataError
 from ..files import locked, read_sealed_text
 from ..result import FINAL, Result
 
-GONE = ".removing-"  # what a run's folder is called while it is being removed
-SHOWN = ("seed", "switch_epoch", "runs_dir", "data_dir", "logger", "study", "force", "plan", "trunk", "trunk_gib")
+REMOVING = ".removing-"  # the name of a run's folder starts with it while the run is being removed
+# A result has one of the first four. running: a process works on it; stopped: begun, and no process works on it;
+# broken: its result cannot be read.
+STATUSES = ("completed", "diverged", "failed", "interrupted", "running", "stopped", "broken")
 
 
 @dataclass
@@ -26,7 +28,7 @@ class Run:
 
     folder: Path
     result: Result | None
-    status: str  # the result's; or running, stopped (begun, and nobody is at it), broken (its result is not ours)
+    status: str  # one of STATUSES
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
@@ -40,7 +42,7 @@ class Run:
                 return cls(folder, result, status)
         except BlockingIOError:
             return cls(folder, result, "running")
-        except OSError:  # not ours to write to, so nobody is at it
+        except OSError:  # a folder that is read-only, so no process works in it
             return cls(folder, result, status)
 
     @cached_property
@@ -48,67 +50,90 @@ class Run:
         path = self.folder / "config.yaml"
         try:
             # Settled, so without interpolations: OmegaConf takes ten times as long.
-            found = yaml.load(read_sealed_text(path), Loader=yaml.CSafeLoader)
+            config = yaml.load(read_sealed_text(path), Loader=yaml.CSafeLoader)
         except DataError:
             raise
         except (OSError, ValueError, yaml.YAMLError) as error:
-            raise DataError(f"{path}: not a configuration ({error})") from None
-        if not isinstance(found, dict):
-            raise DataError(f"{path}: not a configuration; expected key: value, got {found!r:.40}")
-        return found
+            raise DataError(f"{path}: expected a configuration, got what cannot be read ({error})") from None
+        if not isinstance(config, dict):
+            raise DataError(f"{path}: expected a configuration (key: value), got {config!r:.40}")
+        return config
 
     @property
     def curves(self) -> str:
-        """What curves.csv holds, nothing if there is none; DataError if it is not what the result was made of."""
+        """The text of curves.csv, empty if there is none; DataError if it is not the file that the result describes."""
         path = self.folder / "curves.csv"
         content = path.read_bytes() if path.is_file() else b""
         # A run that goes on has newer curves than its result.
         known = self.result.curves_sha256 if self.result and self.status in FINAL else None
         if known and hashlib.sha256(content).hexdigest() != known:
             raise DataError(
-                f"{path}: damaged: not what result.json says by its sha256; remove result.json, and the run's own "
+                f"{path}: damaged: its sha256 is not the one in result.json; remove result.json, and the run's own "
                 "command writes both again"
             )
         return content.decode()
 
     def value(self, key: str) -> Any:
-        """What a filter's key says of this run: its status, or a setting. Raises KeyError if it has none such."""
-        if key in ("status", "profile", "headline"):
-            return self.status if key == "status" else getattr(self.result, key, None)
-        found = select(self.config, key)
-        return found.get("name") if isinstance(found, dict) else found
+        """What a filter compares: the status, a fact of the result, or a setting; KeyError if there is none."""
+        if key == "status":
+            return self.status
+        if key in ("profile", "split", "metric", "headline"):
+            return getattr(self.result, key, None)
+        value = select(self.config, key)
+        return value.get("name") if isinstance(value, dict) else value
 
 
 def find(runs_dir: Path, words: list[str]) -> list[Run]:
-    """The runs that all the words fit: key=value[,value...] (status, profile or any setting), or ids, or their starts.
+    """The runs that fit all the words.
+
+    Args:
+        runs_dir: where they are.
+        words: filters, key=value[,value...], and ids of runs, or their starts. A key is status, profile, split, metric
+            or any setting.
 
     Raises:
-        ConfigError: no run has such a key, or no run is called so.
+        ConfigError: there is no such folder, no run has such a key, or no run has such an id.
     """
+    if not runs_dir.is_dir():
+        raise ConfigError(f"{runs_dir}: expected a folder with runs, there is none; name another with runs_dir=DIR")
     folders = sorted(path.parent for path in runs_dir.glob("[!.]*/config.yaml"))
-    names = [Path(word).name for word in words if "=" not in word]
-    for name in names:
-        if not any(folder.name.startswith(name) for folder in folders):
-            raise ConfigError(f"{name}: no run in {runs_dir} is called so; python -m tmbench.runs lists them")
-    found = [Run.open(f) for f in folders if not names or any(f.name.startswith(name) for name in names)]
-    return fitting(found, [word for word in words if "=" in word])
+    starts = [Path(word).name for word in words if "=" not in word]
+    for start in starts:
+        if not any(folder.name.startswith(start) for folder in folders):
+            raise ConfigError(
+                f"{start}: no run in {runs_dir} has an id that starts so; tmbench runs list shows all of them"
+            )
+    runs = [Run.open(f) for f in folders if not starts or any(f.name.startswith(start) for start in starts)]
+    return fitting(runs, [word for word in words if "=" in word])
 
 
-def fitting(found: list[Run], filters: list[str]) -> list[Run]:
-    """Those of the runs that all key=value[,value...] fit; ConfigError if no run has such a key."""
+def find_one(word: str, runs_dir: Path) -> Run:
+    """The run with this folder, id or start of an id; ConfigError if there is none, or more than one."""
+    if (Path(word) / "config.yaml").is_file():
+        return Run.open(Path(word))
+    runs = find(runs_dir, [word])
+    if len(runs) != 1:
+        raise ConfigError(f"{word}: expected one run, got {', '.join(run.folder.name for run in runs[:5])}")
+    return runs[0]
+
+
+def fitting(runs: list[Run], filters: list[str]) -> list[Run]:
+    """Those of the runs that fit every filter, key=value[,value...]; ConfigError if no run has such a key."""
     for key, wanted in (word.split("=", 1) for word in filters):
+        if key == "status" and (unknown := set(wanted.split(",")) - set(STATUSES)):
+            raise ConfigError(f"status: expected one of {', '.join(STATUSES)}, got {', '.join(sorted(unknown))}")
         values = {}
-        for run in found:
+        for run in runs:
             try:
                 values[run.folder] = run.value(key)
             except (KeyError, TypeError):
                 continue
-            except DataError as error:  # of this run alone; the others can be told apart
+            except DataError as error:  # of this run alone
                 print(error, file=sys.stderr)
-        if found and not values:
+        if runs and not values:
             raise ConfigError(f"{key}: expected status, profile or a setting such as task, optimizer, seed, lr")
-        found = [run for run in found if any(_same(values.get(run.folder), one) for one in wanted.split(","))]
-    return found
+        runs = [run for run in runs if any(_same(values.get(run.folder), one) for one in wanted.split(","))]
+    return runs
 
 
 def _same(value: Any, word: str) -> bool:
@@ -117,15 +142,16 @@ def _same(value: Any, word: str) -> bool:
     return str(value).lower() == word.lower()
 
 
-def told_apart(groups: list[str], settings: list[dict[str, Any]]) -> list[str]:
-    """For each of some flat settings, those in which it differs from others of its group, as key=value words."""
-    values: dict[tuple[str, str], Counter[str]] = {}
-    for group, own in zip(groups, settings, strict=True):
-        for key, value in own.items():
-            values.setdefault((group, key), Counter())[str(value)] += 1
+def distinguishing_words(groups: list[str], settings: list[dict[str, Any]]) -> list[str]:
+    """For each of some flat settings, as key=value words, those in which it differs from others of its group."""
+    counts: dict[tuple[str, str], Counter[str]] = {}
+    for group, flat_settings in zip(groups, settings, strict=True):
+        for key, value in flat_settings.items():
+            counts.setdefault((group, key), Counter())[str(value)] += 1
     sizes, words = Counter(groups), []
-    for group, own in zip(groups, settings, strict=True):
-        varied = [key for key in own if values[group, key][str(own[key])] < sizes[group]]
-        # A rate goes by its first name, not by every place that it was filled into.
-        words.append(" ".join(f"{key}={own[key]}" for key in varied if "lr" not in varied or not key.endswith(".lr")))
+    for group, flat_settings in zip(groups, settings, strict=True):
+        varied = [key for key, value in flat_settings.items() if counts[group, key][str(value)] < sizes[group]]
+        if "lr" in varied:  # one word for a rate that was filled in at several places
+            varied = [key for key in varied if not key.endswith(".lr")]
+        words.append(" ".join(f"{key}={flat_settings[key]}" for key in varied))
     return words

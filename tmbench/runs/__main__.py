@@ -1,9 +1,5 @@
-"""The runs that are here: `python -m tmbench.runs` lists them, shows one, removes, and tidies up.
+"""`tmbench runs`: lists the runs in a folder, shows, compares, draws and removes them, and frees space. Torch-free."""
 
-Torch-free; a folder counts as a run if it holds a config.yaml.
-"""
-
-import argparse
 import json
 import os
 import shutil
@@ -12,186 +8,131 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
-from ..config.settle import flat
-from ..errors import ConfigError, DataError
+from ..config.values import Setting
+from ..errors import ConfigError, UsageError
 from ..files import locked
-from ..result import epochs_done, shown
 from ..trunks import GIB, STORE, shrink, size, sweep_up
-from . import GONE, SHOWN, Run, find, show, told_apart
+from ..verbs import DATA_DIR, ERROR, JSON, RUNS_DIR, Verb, leave, out_dir
+from . import REMOVING, compare, find, show
 
-MANY = 300
-STATUSES = ("completed", "diverged", "failed", "interrupted", "running", "stopped", "broken")
-
-
-def table(runs: list[Run], runs_dir: Path) -> None:
-    """Prints one line a run, and what all cost."""
-    console = show.console()
-    lines = Table(title=f"{runs_dir}", title_justify="left")
-    lines.add_column("run", no_wrap=True)
-    for name in (
-        "status",
-        "data",
-        "metric",
-        "last",
-        "best",
-        "baseline",
-        "switch",
-        "epochs",
-        "shared",
-        "seconds",
-        "settings",
-    ):
-        words = name in ("status", "data", "metric", "settings")
-        lines.add_column(name, justify="left" if words else "right", no_wrap=name != "settings")
-    for run, settings in zip(runs, _told_apart(runs), strict=True):
-        result = run.result
-        status = f"[{show.COLOURS.get(run.status, 'red')}]{run.status}[/]"
-        if result is None:
-            lines.add_row(run.folder.name, status, "", "", "", "", "", str(epochs_done(run.folder)))
-            continue
-        key, at = result.headline, result.switch["effective"]
-        lines.add_row(
-            run.folder.name, status, result.profile, key.removeprefix("test/"),
-            shown(result.metrics["last"].get(key), key), shown(result.metrics["best"].get(key), key),
-            shown(result.baseline.get(key), key), "-" if at is None else str(at),
-            f"{result.epochs['trained']}/{result.epochs['asked']}",
-            str(result.epochs["from_trunk"] or "-"), f"{result.seconds:.1f}",
-            settings,
-        )  # fmt: skip
-    if runs:
-        console.print(lines)
-    seconds = sum(
-        r.result.seconds * (1 - r.result.epochs["from_trunk"] / max(1, r.result.epochs["trained"]))
-        for r in runs if r.result
-    )  # fmt: skip
-    counts = ", ".join(f"{n} {s}" for s in STATUSES if (n := sum(run.status == s for run in runs)))
-    console.print(
-        f"{len(runs)} runs{f': {counts}' if counts else f' in {runs_dir}'}; {show.duration(seconds)} of training here, "
-        f"{_bytes(sum(size(run.folder) for run in runs))}; shared states {_bytes(size(runs_dir / STORE))}",
-        highlight=False,
-    )
+Values = dict[str, Any]
+FILTERS = "[RUN | KEY=VALUE[,VALUE] ...]"
 
 
-def _told_apart(runs: list[Run]) -> list[str]:
-    """For each run, the settings in which the runs of its task and optimizer differ and that no column shows."""
-    if len(runs) > MANY:  # reading so many configurations would take seconds
-        return [""] * len(runs)
-    own, groups = list[dict[str, Any]](), list[str]()
-    for run in runs:
-        try:
-            settings = flat({key: value for key, value in run.config.items() if key not in SHOWN})
-        except DataError as error:  # of this run alone
-            print(error, file=sys.stderr)
-            settings = {}
-        own.append(settings)
-        groups.append(f"{settings.get('task.name')} {settings.get('optimizer.name')}")
-    return told_apart(groups, own)
-
-
-def remove(runs: list[Run], sure: bool) -> int:
-    """Removes runs that nobody is at, after asking; returns the exit code."""
-    busy = [run for run in runs if run.status == "running"]
-    for run in busy:
-        print(f"{run.folder}: a process is at it; left alone", file=sys.stderr)
-    runs = [run for run in runs if run.status != "running"]
-    if not runs:
-        print("no run to remove")
-        return int(bool(busy))
-    for run in runs:
-        print(f"{run.folder}  {run.status}")
-    if not sure:
-        if not sys.stdin.isatty():
-            raise ConfigError("remove: nobody to ask; say --yes to remove these runs")
-        if input(f"remove these {len(runs)} runs? [y/N] ").strip().lower() != "y":
-            print("nothing removed")
-            return 1
-    for run in runs:
-        try:
-            with locked(run.folder, wait=False):
-                gone = run.folder.with_name(GONE + run.folder.name)
-                shutil.rmtree(gone, ignore_errors=True)
-                os.replace(run.folder, gone)
-            shutil.rmtree(gone)
-        except BlockingIOError:
-            print(f"{run.folder}: a process has begun with it; left alone", file=sys.stderr)
-            busy.append(run)
-    print(f"removed {len(runs) - sum(run in busy for run in runs)} runs")
-    return int(bool(busy))
-
-
-def tidy(runs_dir: Path, limit: float) -> None:
-    """Removes what killed processes left, and shared states beyond the limit."""
-    freed = sum(size(path) for path in runs_dir.glob(f"{GONE}*"))
-    for path in runs_dir.glob(f"{GONE}*"):
-        shutil.rmtree(path, ignore_errors=True)
-    freed += sweep_up(runs_dir / STORE) + shrink(runs_dir / STORE, limit)
-    print(f"freed {_bytes(freed)}; shared states now take {_bytes(size(runs_dir / STORE))}")
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line of this module; returns the exit code."""
-    words = sys.argv[1:] if arguments is None else arguments
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where the runs are (./runs)")
-    parser = argparse.ArgumentParser(
-        prog="python -m tmbench.runs", description="Lists the runs that are here, shows one, removes, tidies up.",
-        epilog="A filter is key=value[,value]: status=failed,stopped  task=tc  optimizer=tmsgd  lr=0.1  task.width=50",
-    )  # fmt: skip
-    verbs = parser.add_subparsers(dest="verb", metavar="list | show | remove | gc")
-    about = {
-        "list": "list the runs that fit all filters (the default)",
-        "show": "show one run's result",
-        "remove": "remove runs, after asking",
-        "gc": "remove leftovers of killed processes, and shared states of trunks beyond a limit",
-    }
-    for verb, text in about.items():
-        own = verbs.add_parser(verb, parents=[common], help=text, description=text)
-        if verb == "gc":
-            own.add_argument("--limit", type=float, default=0.0, metavar="GIB", help="GiB of states to keep (0)")
-            continue
-        own.add_argument("words", nargs="*", metavar="RUN | KEY=VALUE", help="run ids (or their starts) and filters")
-        if verb == "list":
-            own.add_argument("--json", action="store_true", help="the results as JSON")
-        if verb == "remove":
-            own.add_argument("--yes", action="store_true", help="do not ask")
-    if not words or (words[0] not in about and words[0] not in ("-h", "--help")):
-        words = ["list", *words]
-    asked = parser.parse_args(words)
-    try:
-        if not asked.runs_dir.is_dir():
-            raise ConfigError(f"{asked.runs_dir}: no such folder; say --runs-dir DIR")
-        if asked.verb == "gc":
-            tidy(asked.runs_dir, asked.limit * GIB)
-            return 0
-        if asked.verb == "remove" and not asked.words:
-            raise ConfigError("remove: expected run ids or filters, such as status=failed")
-        runs = find(asked.runs_dir, asked.words)
-        if asked.verb == "remove":
-            return remove(runs, asked.yes)
-        if asked.verb == "show":
-            if len(runs) != 1 or runs[0].result is None:
-                names = ", ".join(f"{run.folder.name} ({run.status})" for run in runs[:5])
-                raise ConfigError(f"show: expected one run with a result, got {len(runs)}: {names}")
-            show.one(runs[0].result, runs[0].folder, "listed", show.console())
-        elif asked.json:
-            print(json.dumps([asdict(run.result) for run in runs if run.result], indent=2))
-        else:
-            table(runs, asked.runs_dir)
-    except (ConfigError, DataError) as error:
-        print(error, file=sys.stderr)
-        return 1
+def list_runs(values: Values, words: list[str]) -> int:
+    runs_dir = Path(values["runs_dir"])
+    runs = find(runs_dir, words)
+    if values["json"]:
+        print(json.dumps([asdict(run.result) for run in runs if run.result], indent=2))
+    else:
+        show.many(runs, runs_dir, show.console())
     return 0
 
 
+def show_run(values: Values, words: list[str]) -> int:
+    runs = find(Path(values["runs_dir"]), words)
+    if len(runs) != 1 or runs[0].result is None:
+        names = ", ".join(f"{run.folder.name} ({run.status})" for run in runs[:5])
+        raise ConfigError(f"show: expected one run with a result, got {len(runs)}: {names}")
+    show.one(runs[0].result, runs[0].folder, "listed", show.console())
+    return 0
+
+
+def draw_runs(values: Values, words: list[str]) -> int:
+    from .figures import draw  # matplotlib
+
+    return draw(values, words)
+
+
+def remove_runs(values: Values, words: list[str]) -> int:
+    """Removes runs that no process works on, after asking; returns the exit status."""
+    if not words:
+        raise UsageError("remove: expected run ids or filters, such as status=failed")
+    runs = find(Path(values["runs_dir"]), words)
+    busy = [run for run in runs if run.status == "running"]
+    for run in busy:
+        print(f"{run.folder}: a process is at work on it; not removed", file=sys.stderr)
+    runs = [run for run in runs if run not in busy]
+    if not runs:
+        print("no run to remove")
+        return ERROR if busy else 0
+    for run in runs:
+        print(f"{run.folder}  {run.status}")
+    if not values["yes"]:
+        if not sys.stdin.isatty():
+            raise ConfigError("remove: cannot ask, since stdin is not a terminal; to remove these runs, add yes=true")
+        if input(f"remove these {len(runs)} runs? [y/N] ").strip().lower() != "y":
+            print("nothing removed")
+            return ERROR
+    removed = sum(_remove(run.folder) for run in runs)
+    print(f"removed {removed} runs")
+    return ERROR if busy or removed < len(runs) else 0
+
+
+def _remove(folder: Path) -> bool:
+    """Removes a run; whether that was possible. Else it says why."""
+    removing = folder.with_name(REMOVING + folder.name)
+    try:
+        with locked(folder, wait=False):
+            shutil.rmtree(removing, ignore_errors=True)
+            os.replace(folder, removing)  # at once, so that no half of a run is ever found
+        shutil.rmtree(removing)
+    except BlockingIOError:
+        print(f"{folder}: a process has started to work on it; not removed", file=sys.stderr)
+    except OSError as error:
+        print(f"{folder}: {error.strerror}; not removed", file=sys.stderr)
+    else:
+        return True
+    return False
+
+
+def free_space(values: Values, words: list[str]) -> int:
+    """Removes what killed processes left, and shared states beyond the limit."""
+    runs_dir = Path(values["runs_dir"])
+    find(runs_dir, [])  # raises if there is no such folder
+    freed = 0
+    for path in runs_dir.glob(f"{REMOVING}*"):
+        freed += size(path)
+        shutil.rmtree(path, ignore_errors=True)
+    freed += sweep_up(runs_dir / STORE) + shrink(runs_dir / STORE, values["limit"] * GIB)
+    print(f"freed {show.size_words(freed)}; shared states now take {show.size_words(size(runs_dir / STORE))}")
+    return 0
+
+
+HERE = {"runs_dir": RUNS_DIR}
+FIGURES = HERE | {"data_dir": DATA_DIR, "out": out_dir("./figures")}
+YES = Setting("true or false", "do not ask", False)
+LIMIT = Setting("a number >= 0", "GiB of shared states to keep, the most recently used", 0)
+main = Verb(
+    "runs",
+    "Lists the runs in a folder; shows, compares, draws and removes them. Without a command: list.",
+    list_runs,
+    HERE | {"json": JSON},
+    FILTERS,
+    "tmbench runs status=failed,stopped          which of them failed or were stopped\n"
+    "tmbench runs task=tc lr=0.1 task.width=50   a filter is a status, a profile or any setting\n"
+    "tmbench runs show tc-tmsgd-0-4ed8           a run is called by its id, or the start of it",
+    {
+        "list": Verb("runs list", "Lists the runs that fit all filters.", list_runs, HERE | {"json": JSON}, FILTERS),
+        "show": Verb("runs show", "Shows the result of one run.", show_run, HERE, "RUN"),
+        "compare": compare.main,
+        "figures": Verb(
+            "runs figures",
+            "Draws the predictions of several trained runs of a task for the same test examples, side by side.",
+            draw_runs,
+            FIGURES,
+            f"TASK {FILTERS}",
+            "tmbench runs figures fkpd seed=0 optimizer=sgd,tmsgd",
+        ),
+        "remove": Verb("runs remove", "Removes runs, after asking.", remove_runs, HERE | {"yes": YES}, FILTERS),
+        "gc": Verb(
+            "runs gc",
+            "Frees space: removes what killed processes left, and the states that runs share, beyond a limit.",
+            free_space,
+            HERE | {"limit": LIMIT},
+        ),
+    },
+)
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -1,8 +1,6 @@
-"""`python -m tmbench.compare RUN_A RUN_B`: in what two runs differ: settings, environment, outcome. Torch-free."""
+"""`tmbench runs compare RUN_A RUN_B`: in what two runs differ: settings, environment, outcome. Torch-free."""
 
-import argparse
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +9,29 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..config.settle import flat
-from ..errors import ConfigError, DataError
+from ..config.table import BOOKKEEPING, kind_of
+from ..errors import UsageError
 from ..result import Result, shown
-from . import Run, find, show
+from ..verbs import RUNS_DIR, Verb
+from . import Run, find_one, show
 
-ELSEWHERE = ("runs_dir", "data_dir", "logger", "force", "plan", "trunk", "trunk_gib", "study")  # change no number
 Rows = list[tuple[str, str, str, str]]  # name, of a, of b, b - a
 
 
 def settings(a: Run, b: Run) -> tuple[Rows, Rows]:
     """The settings in which two runs differ: those that may change numbers, and the others."""
     left, right = flat(a.config), flat(b.config)
-    found: Rows = [
+    rows: Rows = [
         (key, _word(left.get(key)), _word(right.get(key)), _gap(left.get(key), right.get(key)))
         for key in dict.fromkeys([*left, *right])
         if _word(left.get(key)) != _word(right.get(key))
     ]
-    matter = [row for row in found if row[0].split(".")[0] not in ELSEWHERE]
-    return matter, [row for row in found if row not in matter]
+    of_numbers = [row for row in rows if kind_of(row[0]) != BOOKKEEPING]
+    return of_numbers, [row for row in rows if row not in of_numbers]
 
 
 def environment(a: Result, b: Result) -> Rows:
-    """In what two runs' surroundings differ: versions, hardware, commit, data."""
+    """In what the environments of two runs differ: versions, hardware, commit, data."""
     left, right = (
         result.versions
         | {"hardware": result.hardware, "git commit": result.git_commit or "-", "data": result.data_digest}
@@ -44,7 +43,7 @@ def environment(a: Result, b: Result) -> Rows:
 
 
 def outcome(a: Run, b: Run) -> Rows:
-    """What came of two runs, also where it is the same."""
+    """What came of two runs, including what is the same."""
     rows: Rows = [("status", a.status, b.status, "")]
     if not (a.result and b.result):
         return rows
@@ -72,7 +71,7 @@ def outcome(a: Run, b: Run) -> Rows:
 
 
 def first_difference(a: Run, b: Run) -> int | None:
-    """The first epoch (from 1) after which two runs' curves differ but for their times; None if they never do."""
+    """The first epoch (from 1) whose rows in two runs' curves differ, except in their seconds; None if none do."""
     both = []
     for run in (a, b):
         lines = run.curves.splitlines()
@@ -106,44 +105,31 @@ def _print(title: str, rows: Rows, none: str, names: tuple[str, str], console: C
     console.print(table)
 
 
-def one(word: str, runs_dir: Path) -> Run:
-    """The run that a word means: its folder, or the start of its id; ConfigError if that is none or several."""
-    if (Path(word) / "config.yaml").is_file():
-        return Run.open(Path(word))
-    found = find(runs_dir, [word])
-    if len(found) != 1:
-        raise ConfigError(f"{word}: expected one run, got {', '.join(run.folder.name for run in found[:5])}")
-    return found[0]
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line of this module; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tmbench.compare", description="Says in what two runs differ: settings, environment, outcome."
-    )
-    parser.add_argument("a", metavar="RUN_A", help="a run's folder, its id, or the start of it")
-    parser.add_argument("b", metavar="RUN_B")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where the runs are (./runs)")
-    asked = parser.parse_args(arguments)
-    try:
-        a, b = one(asked.a, asked.runs_dir), one(asked.b, asked.runs_dir)
-        names = (a.folder.name, b.folder.name)
-        console = show.console()
-        matter, elsewhere = settings(a, b)
-        _print("settings", matter, "the same", names, console)
-        if elsewhere:
-            _print("settings that change no number", elsewhere, "", names, console)
-        if a.result and b.result:
-            _print("environment", environment(a.result, b.result), "the same", names, console)
-        _print("outcome", outcome(a, b), "", names, console)
-        epoch = first_difference(a, b)
-        console.print("curves: the same bit by bit, but for the seconds" if epoch is None else
-                      f"curves: differ from epoch {epoch} on")  # fmt: skip
-    except (ConfigError, DataError) as error:
-        print(error, file=sys.stderr)
-        return 1
+def compare(values: dict[str, Any], words: list[str]) -> int:
+    """Prints in what two runs differ; returns the exit status."""
+    if len(words) != 2:
+        raise UsageError(f"runs compare: expected two runs, got {len(words)}: {' '.join(words)}")
+    a, b = (find_one(word, Path(values["runs_dir"])) for word in words)
+    names = (a.folder.name, b.folder.name)
+    console = show.console()
+    of_numbers, bookkeeping = settings(a, b)
+    _print("settings", of_numbers, "the same", names, console)
+    if bookkeeping:
+        _print("settings that change no number", bookkeeping, "", names, console)
+    if a.result and b.result:
+        _print("environment", environment(a.result, b.result), "the same", names, console)
+    _print("outcome", outcome(a, b), "", names, console)
+    epoch = first_difference(a, b)
+    same = "the same, bit by bit, except for the seconds"
+    console.print(f"curves: {same}" if epoch is None else f"curves: differ from epoch {epoch} on")
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = Verb(
+    "runs compare",
+    "Shows in what two runs differ: settings, environment, outcome.",
+    compare,
+    {"runs_dir": RUNS_DIR},
+    takes="RUN_A RUN_B",
+    examples="tmbench runs compare tc-sgd-0-4ed8 runs/tc-tmsgd-0-4ed8313b9d22",
+)

@@ -1,9 +1,7 @@
-"""Figures that any run has, and `python -m tmbench.figures`: what several trained runs make of the same examples."""
+"""`tmbench runs figures TASK`: the predictions of several trained runs for the same examples, side by side."""
 
-import argparse
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from hydra.utils import get_class
@@ -11,7 +9,7 @@ from omegaconf import OmegaConf
 
 from .. import checkpoint
 from ..data import open_dataset
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, UsageError
 from ..figures import save
 from ..result import shown
 from . import Run, find
@@ -34,10 +32,10 @@ def restored(run: Run, data_dir: str | None = None) -> "Task":
     )
     last = run.folder / "checkpoints" / "last.ckpt"
     if not last.is_file():
-        raise ConfigError(f"{run.folder}: expected a trained run, there is no checkpoints/last.ckpt ({run.status})")
+        raise ConfigError(f"{run.folder}: expected a trained run, it has no checkpoints/last.ckpt ({run.status})")
     data, _, digest = open_dataset(cfg, get_class(cfg.task.data))
     if run.result and digest != run.result.data_digest:
-        raise DataError(f"{data.root}: not the files that {run.folder.name} was trained on; say --data-dir DIR")
+        raise DataError(f"{data.root}: not what {run.folder.name} was trained on; name the folder with data_dir=DIR")
     task: Task = get_class(cfg.task._target_)(cfg.task, data)
     if cfg.get("validation"):
         task.hold_out(cfg.validation)
@@ -50,16 +48,15 @@ def restored(run: Run, data_dir: str | None = None) -> "Task":
 
 
 def compare(runs: list[Run], out: Path, data_dir: str | None = None) -> list[Path]:
-    """Draws what these runs of one task make of the same examples, side by side; returns the files."""
+    """Draws the predictions of these runs of one task for the same examples, side by side; returns the files."""
     import torch
 
     tasks: dict[str, Task] = {}
     for run in runs:
         cfg, result = run.config, run.result
         label = f"{cfg['optimizer']['name']} seed={cfg['seed']}"
-        if result and result.headline in result.metrics["last"]:
-            key = result.headline
-            label += f", {key.removeprefix('test/')} {shown(result.metrics['last'][key], key)}"
+        if result and (key := result.headline) in result.metrics["last"]:
+            label += f", {result.metric} {shown(result.metrics['last'][key], key)}"
         tasks[f"{label} ({run.folder.name[-12:]})" if label in tasks else label] = restored(run, data_dir)
     files = []
     kind = type(next(iter(tasks.values())))
@@ -71,34 +68,18 @@ def compare(runs: list[Run], out: Path, data_dir: str | None = None) -> list[Pat
     return files
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line of this module; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tmbench.figures",
-        description="Draws what several trained runs of a task make of the same test examples, side by side.",
-        epilog="Example: python -m tmbench.figures fkpd seed=0 optimizer=sgd,tmsgd",
-    )
-    parser.add_argument("task", help="whose runs they are: fkpd, seg, ...")
-    parser.add_argument("words", nargs="+", metavar="RUN | KEY=VALUE", help="run ids (or their starts) and filters")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where the runs are (./runs)")
-    parser.add_argument("--data-dir", help="where their data are now, if not where they were")
-    parser.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR", help="default: ./figures")
-    asked = parser.parse_args(arguments)
-    try:
-        filters = [f"task={asked.task}", *(word for word in asked.words if "=" in word)]
-        names = [[word] for word in asked.words if "=" not in word]
-        runs = [run for name in names or [[]] for run in find(asked.runs_dir, name + filters)]
-        if not runs:
-            raise ConfigError(f"{asked.task}: no run in {asked.runs_dir} fits; python -m tmbench.runs lists them")
-        files = compare(runs, asked.out, asked.data_dir)
-        if not files:
-            raise ConfigError(f"{asked.task}: this task draws nothing side by side")
-    except (ConfigError, DataError) as error:
-        print(error, file=sys.stderr)
-        return 1
+def draw(values: dict[str, Any], words: list[str]) -> int:
+    """Draws the runs of a task that the words name, and prints the files; returns the exit status."""
+    if not words or "=" in words[0]:
+        raise UsageError("runs figures: expected a task first, such as: tmbench runs figures fkpd optimizer=sgd,tmsgd")
+    task, runs_dir = words[0], Path(values["runs_dir"])
+    filters = [f"task={task}", *(word for word in words[1:] if "=" in word)]
+    ids = [[word] for word in words[1:] if "=" not in word]
+    runs = [run for one in ids or [[]] for run in find(runs_dir, one + filters)]
+    if not runs:
+        raise ConfigError(f"{task}: no run in {runs_dir} fits; tmbench runs list shows all of them")
+    files = compare(runs, Path(values["out"]), values["data_dir"])
+    if not files:
+        raise ConfigError(f"{task}: this task draws nothing side by side")
     print("\n".join(map(str, files)))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

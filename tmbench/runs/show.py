@@ -1,19 +1,28 @@
-"""The tables a person sees at the end of a run and of a sweep."""
+"""The tables that a person sees: of one run, and of many."""
 
+import os
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from ..config.identity import OVERRIDES
-from ..result import Result, shown, versions
-
-if TYPE_CHECKING:
-    pass
+from ..config.settle import flat
+from ..config.table import BOOKKEEPING, kind_of
+from ..errors import DataError
+from ..result import Result, epochs_done, shown, versions
+from ..trunks import STORE, size
+from . import STATUSES, Run, distinguishing_words
 
 COLOURS = {"completed": "green", "diverged": "yellow", "running": "blue"}  # of a status; others are red
+WIDE = 120  # from this many characters on, a list has all columns
+MOST_COMPARED = 300  # runs whose settings are compared for a list: reading more would take seconds
+RIGHT = ("last", "best", "baseline", "switch", "epochs", "shared", "seconds")  # columns of numbers
+ONLY_WIDE = ("baseline", "shared", "seconds")
 
 
 def switch_words(result: Result) -> str:
@@ -26,41 +35,25 @@ def switch_words(result: Result) -> str:
 
 
 def one(result: Result, folder: Path, how: str, console: Console) -> None:
-    """One run's result, and what to do next."""
-    last, best, key = result.metrics["last"], result.metrics["best"], result.headline
-    trivial = result.baseline.get(key)
-    score = shown(last.get(key), key)
-    if best:
-        when = {"completed": "at the end", "diverged": "before it diverged"}.get(result.status, "so far")
-        score += f" {when}, best {shown(best[key], key)} after epoch {best['epoch'] + 1}"
-    status = result.status
-    if result.diverged_at:
-        status += f" in epoch {result.diverged_at['epoch'] + 1}, step {result.diverged_at['step'] + 1}"
-    if how == "shown":
-        status += " before (shown, not repeated; force=true repeats it)"
-    elif how == "resumed":
-        status += " (went on from its last checkpoint)"
-    done = f"{result.epochs['trained']} of {result.epochs['asked']} epochs"
-    if shared := result.epochs["from_trunk"]:
-        done += f", {shared} of them another run's with the same beginning"
+    """Prints one run's result, and what to do next.
+
+    Args:
+        how: how it came: `new`, `resumed`, `shown` (it was there) or `listed`.
+    """
+    key = result.headline
     lines = [
-        (key.removeprefix("test/"), f"{score}, on {result.profile} data"),
-        *([("baseline", f"{shown(trivial, key)} without a look at the input")] if trivial is not None else []),
-        ("status", status),
+        (result.metric, f"{_score(result)}, on {_data(result)} data"),
+        *([("baseline", f"{shown(result.baseline[key], key)} without looking at the input")]
+          if key in result.baseline else []),
+        ("status", _status(result, how)),
         ("switch", switch_words(result)),
-        ("seconds", f"{result.seconds:.1f} of training ({done}, {result.examples_per_second:,.0f} examples/s)"),
+        ("seconds", f"{result.seconds:.1f} of training ({_epochs(result)}, "
+                    f"{result.examples_per_second:,.0f} examples/s)"),
         ("files", str(folder)),
-        *(("note", note) for note in result.notes),
-    ]
-    now = versions()
-    others = [f"{name} {made}" for name, made in result.versions.items() if made != now.get(name)]
-    if how in ("shown", "listed") and others:
-        lines.append(("note", f"made with {', '.join(others)}; here are other versions (force=true repeats it)"))
-    if result.nondeterministic:
-        lines.append(("note", f"no deterministic kernel for {', '.join(result.nondeterministic)}"))
-    if result.error:
-        lines.append(("error", result.error))
-    # A saved configuration of which nobody knows what was asked for cannot be changed.
+        *(("note", note) for note in [*result.notes, *_notes(result, how)]),
+        *([("error", result.error)] if result.error else []),
+    ]  # fmt: skip
+    # A saved configuration without the words that were asked for cannot be changed.
     if result.profile == "tiny" and (" tmbench.run " not in result.command or (folder / OVERRIDES).exists()):
         lines.append(("real data", f"{result.command} data=full data_dir=DIR".replace(" data=tiny", "")))
     console.print(f"\n[bold]{result.task} {result.optimizer} seed={result.seed}[/bold]", highlight=False)
@@ -70,9 +63,131 @@ def one(result: Result, folder: Path, how: str, console: Console) -> None:
         console.print(f"[bold]{name:<{width}}[/bold]  {escape(text)}", highlight=False, soft_wrap=True)
 
 
+def _data(result: Result) -> str:
+    return result.profile if result.split == "test" else f"{result.profile} {result.split}"
+
+
+def _score(result: Result) -> str:
+    last, best, key = result.metrics["last"], result.metrics["best"], result.headline
+    score = shown(last.get(key), key)
+    if best:
+        when = {"completed": "at the end", "diverged": "before it diverged"}.get(result.status, "so far")
+        score += f" {when}, best {shown(best[key], key)} after epoch {best['epoch'] + 1}"
+    return score
+
+
+def _status(result: Result, how: str) -> str:
+    at = result.diverged_at
+    where = f" in epoch {at['epoch'] + 1}, step {at['step'] + 1}" if at else ""
+    note = {
+        "shown": " before (shown, not repeated; force=true repeats it)",
+        "resumed": " (resumed from its last checkpoint)",
+    }
+    return result.status + where + note.get(how, "")
+
+
+def _epochs(result: Result) -> str:
+    epochs = result.epochs
+    shared = f", {epochs['from_trunk']} of them shared with another run" if epochs["from_trunk"] else ""
+    return f"{epochs['trained']} of {epochs['asked']} epochs{shared}"
+
+
+def _notes(result: Result, how: str) -> list[str]:
+    notes, now = [], versions()
+    others = [f"{name} {version}" for name, version in result.versions.items() if version != now.get(name)]
+    if how in ("shown", "listed") and others:
+        notes.append(f"made with {', '.join(others)}; here are other versions (force=true repeats it)")
+    if result.nondeterministic:
+        notes.append(f"no deterministic kernel for {', '.join(result.nondeterministic)}")
+    return notes
+
+
+def many(runs: list[Run], runs_dir: Path, console: Console) -> None:
+    """Prints one line a run, and what all of them cost."""
+    if runs:
+        console.print(_table(runs, runs_dir, console.width))
+    seconds = sum(
+        r.result.seconds * (1 - r.result.epochs["from_trunk"] / max(1, r.result.epochs["trained"]))
+        for r in runs if r.result
+    )  # fmt: skip
+    counts = ", ".join(f"{n} {status}" for status in STATUSES if (n := sum(run.status == status for run in runs)))
+    console.print(
+        f"{len(runs)} runs{f': {counts}' if counts else f' in {runs_dir}'}; {duration(seconds)} of training, "
+        f"{size_words(sum(size(run.folder) for run in runs))}; shared states {size_words(size(runs_dir / STORE))}",
+        highlight=False,
+    )
+
+
+def _table(runs: list[Run], runs_dir: Path, width: int) -> Table:
+    """A row a run. A narrow one leaves out columns, shortens ids and has the settings below the id."""
+    is_wide = width >= WIDE
+    rows = [_row(run) for run in runs]
+    names = [name for name in rows[0] if is_wide or name not in ONLY_WIDE]
+    values = {name: {row[name] for row in rows if row[name]} for name in ("data", "metric")}
+    common = [name for name, several in values.items() if len(several) <= 1]
+    title = " ".join([str(runs_dir), *(f"{name}={value}" for name in common for value in values[name])])
+    look = {"box": box.HEAVY_HEAD} if is_wide else {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
+    table = Table(title=escape(title), title_justify="left", **look)  # type: ignore[arg-type]
+    table.add_column("run", no_wrap=is_wide, overflow="fold")
+    columns = [name for name in names if name not in common]
+    for name in columns:
+        table.add_column(name, justify="right" if name in RIGHT else "left", no_wrap=True)
+    if is_wide:
+        table.add_column("settings")
+    ids = [run.folder.name for run in runs] if is_wide else _short_ids([run.folder.name for run in runs])
+    for name, run, row, words in zip(ids, runs, rows, _settings_words(runs), strict=True):
+        row["status"] = f"[{COLOURS.get(run.status, 'red')}]{run.status}[/]"
+        cells = [row[column] for column in columns]
+        words = escape(words)
+        table.add_row(*([name, *cells, words] if is_wide else [f"{name}\n  {words}" if words else name, *cells]))
+    return table
+
+
+def _row(run: Run) -> dict[str, str]:
+    """The columns of a list that show a result."""
+    result = run.result
+    if result is None:
+        empty = dict.fromkeys(("data", "metric", "last", "best", "baseline", "switch"), "")
+        return {"status": run.status} | empty | {"epochs": str(epochs_done(run.folder)), "shared": "", "seconds": ""}
+    key, switch = result.headline, result.switch["effective"]
+    return {
+        "status": run.status, "data": _data(result), "metric": result.metric,
+        "last": shown(result.metrics["last"].get(key), key), "best": shown(result.metrics["best"].get(key), key),
+        "baseline": shown(result.baseline.get(key), key), "switch": "-" if switch is None else str(switch),
+        "epochs": f"{result.epochs['trained']}/{result.epochs['asked']}",
+        "shared": str(result.epochs["from_trunk"] or "-"), "seconds": f"{result.seconds:.1f}",
+    }  # fmt: skip
+
+
+def _short_ids(names: list[str], digits: int = 12) -> list[str]:
+    """The ids with as few digits of their hash, but at least four, as tell them from each other."""
+    for left_out in range(digits - 4, 0, -1):
+        short = [name[:-left_out] for name in names]
+        if all(name and count == 1 for name, count in Counter(short).items()):
+            return short
+    return names
+
+
+def _settings_words(runs: list[Run]) -> list[str]:
+    """For each run, the settings in which the runs of its task and optimizer differ and that no column shows."""
+    if len(runs) > MOST_COMPARED:
+        return [""] * len(runs)
+    settings, groups = [], []
+    for run in runs:
+        try:
+            values = flat(run.config)
+        except DataError as error:  # of this run alone
+            print(error, file=sys.stderr)
+            values = {}
+        groups.append(f"{values.get('task.name')} {values.get('optimizer.name')}")
+        in_columns = ("seed", "switch_epoch")
+        settings.append({k: v for k, v in values.items() if kind_of(k) != BOOKKEEPING and k not in in_columns})
+    return distinguishing_words(groups, settings)
+
+
 def console() -> Console:
     """Standard output; wide enough for a table where it is a file."""
-    return Console() if sys.stdout.isatty() else Console(width=150)
+    return Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=150)
 
 
 def duration(seconds: float) -> str:
@@ -81,3 +196,12 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = seconds / 60
     return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
+def size_words(count: float) -> str:
+    """Bytes as a person says them."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
