@@ -144,7 +144,7 @@ def test_r8_names_the_missing_file_where_to_get_it_and_the_way_without(opened: O
     with pytest.raises(DataError) as error:
         opened("tc", R8, "data=full", "data.download=false")
     (file,) = (file for file in catalogue()["r8"].files if file.path == name)
-    for hint in (f"tc: no {path}\n", file.urls[0], file.sha256, "tmbench.data get tc", "data=tiny"):
+    for hint in (f"tc: no {path}\n", file.urls[0], file.sha256, "tmbench data get tc", "data=tiny"):
         assert str(hint) in str(error.value)
 
 
@@ -280,7 +280,7 @@ def test_voc_names_a_missing_list_and_the_archive_that_has_it(voc_set: VOCSegmen
     with pytest.raises(DataError) as error:
         voc_set.digests()
     archive = catalogue()["voc2007"].archives[0]
-    for hint in (f"seg: no {voc_set.list_file(split)}\n", archive.urls[0], "tmbench.data get seg", "data=tiny"):
+    for hint in (f"seg: no {voc_set.list_file(split)}\n", archive.urls[0], "tmbench data get seg", "data=tiny"):
         assert hint in str(error.value)
 
 

@@ -1,4 +1,4 @@
-"""`python -m tmbench.data`: what a person types, and what they are told."""
+"""`tmbench data`: what a person types, and what is printed."""
 
 import json
 import os
@@ -111,14 +111,13 @@ def test_list_tells_every_set_with_its_terms_and_what_is_here(do: Do, tmp_path: 
     assert "and 1 more" in told
 
 
-@pytest.mark.parametrize("words", ["list", "verify r8 voc2007", "--help"])
-def test_a_look_imports_nothing_heavy(words: str, tmp_path: Path) -> None:
+def test_a_look_imports_nothing_heavy(tmp_path: Path) -> None:
     code = (
         "import sys; from tmbench.data.__main__ import main\n"
-        "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
-        "sys.exit(bool({'torch', 'torchvision', 'mlcroissant', 'pandas', 'hydra'} & set(sys.modules)))"
+        "for words in (['--help'], ['list'], ['verify', 'r8', 'voc2007']): main(words)\n"
+        "sys.exit(bool({'torch', 'torchvision', 'mlcroissant', 'pandas'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code, *words.split()], timeout=60, cwd=tmp_path, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, cwd=tmp_path, capture_output=True)
     assert done.returncode == 0, done
 
 
@@ -191,13 +190,13 @@ def test_get_explains_a_log_in_in_one_message(do: Do) -> None:
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        ("get voc207", "voc207: no task or data set is called that; did you mean voc2007?"),
+        ("get voc207", "voc207: no task or data set has this name; did you mean voc2007?"),
         ("verify xyzzy", "there are tc, seg, od, ic"),
         ("verify nowhere.Data", "nowhere.Data: no such class"),
         ("verify tmbench.data.missing", "expected a tmbench.data.Dataset"),
         ("describe avazu_x1", "avazu_x1: missing, and cannot be described"),
         ("describe r8", "r8: missing, and cannot be described"),
-        ("describe r8 voc2007 --out x.json", "--out: expected one data set for one file, got r8, voc2007"),
+        ("describe r8 voc2007 out=x.json", "out: expected one data set for one file, got r8, voc2007"),
     ],
 )
 def test_what_cannot_be_done_is_one_message(do: Do, words: str, hint: str) -> None:
@@ -213,7 +212,7 @@ def test_verify_tells_the_four_states_and_exits_with_1_for_broken_and_missing(
     publish_r8(monkeypatch, web)
     path = tmp_path / "data" / "r8" / "test.txt"
     code, told = do("verify tc")
-    assert (code, "missing" in told, "get tc --data-dir data" in told) == (1, True, True)
+    assert (code, "missing" in told, "get tc data_dir=data" in told) == (1, True, True)
     assert do("get tc")[0] == 0
     good = path.read_bytes()
     assert do("verify tc") == (0, "r8         full     data/r8\n           the published files: train 320, test 160\n")
@@ -259,7 +258,7 @@ def test_verify_tells_of_a_hand_unpacked_tree_how_it_becomes_the_full_set(
     do: Do, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, web: Web
 ) -> None:
     one = publish_voc(monkeypatch, web)
-    assert do("tiny seg --out data")[0] == 0
+    assert do("tiny seg out=data")[0] == 0
     code, told = do("verify seg")
     assert (code, "subset" in told) == (0, True)
     assert "with VOCtrainval_06-Nov-2007.tar beside them, `get` compares each file with it" in told
@@ -271,7 +270,7 @@ def test_verify_tells_of_a_hand_unpacked_tree_how_it_becomes_the_full_set(
     assert f"{archive.name}: expected sha256" in do("verify seg")[1]
 
 
-def test_real_data_are_told_apart(do: Do) -> None:
+def test_real_data_are_recognized(do: Do) -> None:
     real_data("r8")
     before = {path: path.stat().st_mtime_ns for path in REAL_DATA.rglob("*")}
     code, told = do(f"verify --data-dir {REAL_DATA.absolute()}")
@@ -295,13 +294,13 @@ def test_tiny_sets_can_be_looked_at_and_are_read_as_data(do: Do, tmp_path: Path)
     assert code == 0
     assert "r8: 2 files" in told
     assert "voc2007: 136 files" in told
-    code, told = do("verify r8 voc2007 --data-dir tiny-data")
+    code, told = do("verify r8 voc2007 data_dir=tiny-data")
     assert (code, told.count("subset")) == (0, 2)
     assert "tiny-data/r8: is there already; remove it" in do("tiny tc")[1]
 
 
 def test_prepare_writes_beside_the_runs_and_says_where(do: Do, tmp_path: Path) -> None:
-    do("tiny tc seg --out data")
+    do("tiny tc seg out=data")
     before = tree(tmp_path / "data")
     code, told = do("prepare tc seg")
     assert code == 0
@@ -317,7 +316,7 @@ def test_a_person_s_own_class_is_taken_by_its_path(do: Do, tmp_path: Path) -> No
     code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[1]
     imports = "import numpy as np\nimport torch\nfrom tmbench.data import Dataset, missing\n"
     (tmp_path / "blobs_of_mine.py").write_text(imports + code)
-    assert do("tiny blobs_of_mine.BlobData --out data")[0] == 0
+    assert do("tiny blobs_of_mine.BlobData out=data")[0] == 0
     code, told = do("verify blobs_of_mine.BlobData")
     assert code == 0
     assert "of nothing published" in told
@@ -396,7 +395,7 @@ def test_every_real_set_that_is_here_is_described_and_its_records_are_read(do: D
 
 
 def test_without_mlcroissant_the_extra_is_named(do: Do, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    do("tiny tc --out data")
+    do("tiny tc out=data")
     monkeypatch.setitem(sys.modules, "mlcroissant", None)
     code, told = do("describe r8")
     assert (code, told) == (1, "describe needs mlcroissant: pip install 'tmbench[croissant]'\n")
@@ -404,5 +403,5 @@ def test_without_mlcroissant_the_extra_is_named(do: Do, tmp_path: Path, monkeypa
 
 def test_a_description_that_cannot_be_written_names_the_way_out(tmp_path: Path, mlc: object) -> None:
     VOCSegmentation.write_tiny(tmp_path, __import__("numpy").random.default_rng(0))
-    with pytest.raises(DataError, match=r"nowhere/x.json: cannot be written .*; name another file with --out"):
+    with pytest.raises(DataError, match=r"nowhere/x.json: cannot be written .*; name another file with out=FILE"):
         describe(entry("voc2007"), tmp_path, "subset", [], tmp_path / "nowhere" / "x.json")

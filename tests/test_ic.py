@@ -328,7 +328,7 @@ def test_a_missing_file_tells_the_data_set_and_how_to_get_it(cls: type[CIFAR], t
     path.unlink()
     with pytest.raises(DataError, match=f"^{cls.folder}: no {path}\n") as error:
         list(cls(tmp_path).files())
-    assert f"python -m tmbench.data get {cls.folder} --data-dir" in str(error.value)
+    assert f"tmbench data get {cls.folder} data_dir=" in str(error.value)
     assert cls.folder == cls.entry.name
 
 

@@ -17,7 +17,7 @@ from .verbs import ERROR, INTERRUPTED, USAGE, did_you_mean, explain, leave
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-VERBS = {"certify": "certify"} | {name: f"{name}.__main__" for name in ("data", "numerics", "report", "runs", "tune")}
+VERBS = {name: f"{name}.__main__" for name in ("runs", "report", "tune", "data", "numerics")} | {"certify": "certify"}
 
 
 def job(cfg: "DictConfig") -> float | None:
@@ -83,6 +83,10 @@ def train(words: list[str]) -> int:
     return code
 
 
+def _is_path(word: str) -> bool:
+    return "=" not in word and ("/" in word or word.endswith(".yaml"))
+
+
 def main() -> None:
     """Does what the command line says, and exits: 0 if all is well (a diverged run is a result), 1, 2 or 130."""
     words = sys.argv[1:]
@@ -91,10 +95,10 @@ def main() -> None:
     first = words[0] if words else ""
     if first in VERBS and not is_run:
         leave(import_module(f"tmbench.{VERBS[first]}").main(words[1:]))
-    if first and (Path(first).exists() or (is_run and re.fullmatch(r"[^-+~=][^=]*", first))):
-        from .run import main as saved_run
-
-        leave(saved_run(words))
+    if first[:1] not in ("", "-", "+", "~") and (
+        Path(first).exists() or _is_path(first) or (is_run and "=" not in first)
+    ):
+        leave(import_module("tmbench.run").main(words))
     if re.fullmatch(r"\w[\w.-]*", first):
         hint = did_you_mean(first, ["run", *VERBS])
         print(f"{first}: there is no such command; tmbench --help lists them{hint}", file=sys.stderr)

@@ -167,7 +167,7 @@ class Entry:
         """How what is missing gets there."""
         if self.by_hand:
             return self.by_hand.format(root=root).splitlines()
-        command = f"python -m tmbench.data get {self.word} --data-dir {shlex.quote(str(root.parent))}"
+        command = f"tmbench data get {self.word} {shlex.quote(f'data_dir={root.parent}')}"
         lines = [f"{command} fetches it ({self.to_download})"]
         for file in (*self.archives, *self.files):
             if file.urls:

@@ -52,7 +52,7 @@ def describe(entry: Entry, root: Path, state: str, reasons: list[str], out: Path
     try:
         write(out, json.dumps(described, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
-        raise DataError(f"{out}: cannot be written ({error.strerror}); name another file with --out") from None
+        raise DataError(f"{out}: cannot be written ({error.strerror}); name another file with out=FILE") from None
     return sorted(re.sub(r".*/(\w+)\" is recommended.*", r"\1", text) for text in checked.metadata.ctx.issues.warnings)
 
 

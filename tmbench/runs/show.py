@@ -127,7 +127,7 @@ def _table(runs: list[Run], runs_dir: Path, width: int) -> Table:
     common = [name for name, several in values.items() if len(several) <= 1]
     title = " ".join([str(runs_dir), *(f"{name}={value}" for name in common for value in values[name])])
     look = {"box": box.HEAVY_HEAD} if is_wide else {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
-    table = Table(title=escape(title), title_justify="left", **look)  # type: ignore[arg-type]
+    table = Table(title=escape(title), title_justify="left", **look)
     table.add_column("run", no_wrap=is_wide, overflow="fold")
     columns = [name for name in names if name not in common]
     for name in columns:
