@@ -83,8 +83,11 @@ def train(words: list[str]) -> int:
     return code
 
 
-def _is_path(word: str) -> bool:
-    return "=" not in word and ("/" in word or word.endswith(".yaml"))
+def _names_saved_run(word: str, after_run: bool) -> bool:
+    """Whether a word is the file or folder of a saved run, and not a setting, an option or a command."""
+    if word[:1] in ("", "-", "+", "~"):
+        return False
+    return Path(word).exists() or ("=" not in word and (after_run or "/" in word or word.endswith(".yaml")))
 
 
 def main() -> None:
@@ -95,9 +98,7 @@ def main() -> None:
     first = words[0] if words else ""
     if first in VERBS and not is_run:
         leave(import_module(f"tmbench.{VERBS[first]}").main(words[1:]))
-    if first[:1] not in ("", "-", "+", "~") and (
-        Path(first).exists() or _is_path(first) or (is_run and "=" not in first)
-    ):
+    if _names_saved_run(first, is_run):
         leave(import_module("tmbench.run").main(words))
     if re.fullmatch(r"\w[\w.-]*", first):
         hint = did_you_mean(first, ["run", *VERBS])
