@@ -27,11 +27,13 @@ from tmbench.data import Dataset, _tiny_root, fetch, files, folder_digest, open_
 from tmbench.data.catalogue import catalogue
 from tmbench.errors import DataError
 from tmbench.files import read_sealed
-from tmbench.tasks.avazu import Avazu
-from tmbench.tasks.r8 import LABELS, R8
-from tmbench.tasks.sneakers import Sneakers
-from tmbench.tasks.tc import vocabulary
-from tmbench.tasks.voc import BORDER, CLASSES, VOCDetection, VOCSegmentation, palette
+from tmbench.tasks.ctr.avazu import Avazu
+from tmbench.tasks.ig.sneakers import Sneakers
+from tmbench.tasks.od.boxes import VOCDetection
+from tmbench.tasks.seg.masks import VOCSegmentation
+from tmbench.tasks.tc.r8 import LABELS, R8
+from tmbench.tasks.tc.task import vocabulary
+from tmbench.tasks.voc import BORDER, CLASSES, palette
 
 TINY_CLASSES = {0, 1, 7, 15}  # background and the three shapes
 BOTH = pytest.mark.parametrize(("task", "cls"), [("tc", R8), ("seg", VOCSegmentation)])

@@ -21,8 +21,8 @@ from tmbench.config.settle import settle
 from tmbench.data import read_pickle
 from tmbench.errors import ConfigError, DataError
 from tmbench.run import run
-from tmbench.tasks.cifar import CIFAR, CIFAR10, CIFAR100, HUES, write_pickle
-from tmbench.tasks.ic import augmented, build_model, cropped_and_flipped
+from tmbench.tasks.ic.cifar import CIFAR, CIFAR10, CIFAR100, HUES, write_pickle
+from tmbench.tasks.ic.task import augmented, build_model, cropped_and_flipped
 from tmbench.training.loader import TestLoader
 
 # With 10 classes, and what each of 90 more adds: a row of the last layer.
@@ -233,7 +233,7 @@ def test_the_data_set_chosen_is_the_one_read(composed: Compose) -> None:
     for name, cls in (("cifar10", CIFAR10), ("cifar100", CIFAR100)):
         task, cfg = build(composed, "ic", f"task.dataset={name}")
         assert type(task.data) is cls
-        assert cfg.task.data == f"tmbench.tasks.cifar.{cls.__name__}"
+        assert cfg.task.data == f"tmbench.tasks.ic.cifar.{cls.__name__}"
         assert task.model[-1].out_features == len(task.names) == cls.num_classes
         assert settle(cfg) == cfg
 

@@ -58,8 +58,15 @@ class Dataset(ABC):
 
     @classmethod
     def source(cls) -> str:
-        """The code that writes what is derived from the files, and the tiny ones; another code writes elsewhere."""
-        return inspect.getsource(inspect.getmodule(cls)) + inspect.getsource(files)  # type: ignore[arg-type]
+        """The code that writes what is derived from the files, and the tiny ones; other code writes to another folder.
+
+        That is the modules of the class and of its bases; of a data set that is a package, all modules in it.
+        """
+        bases = [base for base in cls.__mro__ if issubclass(base, Dataset) and base is not Dataset]
+        paths = {Path(inspect.getfile(base)): None for base in bases}
+        for path in [path for path in paths if path.name == "__init__.py"]:
+            paths |= dict.fromkeys(sorted(path.parent.glob("*.py")))
+        return "".join(path.read_text(encoding="utf-8") for path in (*paths, Path(files.__file__)))
 
     @classmethod
     @abstractmethod
