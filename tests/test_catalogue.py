@@ -231,9 +231,12 @@ def write(files: dict[str, bytes], root: Path) -> Path:
 
 def label(cls: type[Dataset], root: Path) -> str:
     """What a run says that these files are; or `refused`."""
-    own = {"data_dir": str(root.parent), "runs_dir": str(root.parent.parent / "runs")}
+    cfg = {
+        "data_dir": str(root.parent), "runs_dir": str(root.parent.parent / "runs"), "task": {"name": "mine"},
+        "data": {"profile": "full", "download": False},
+    }  # fmt: skip
     try:
-        return open_dataset(OmegaConf.create({"data": {"profile": "full", "download": False}, **own}), cls)[1]
+        return open_dataset(OmegaConf.create(cfg), cls)[1]
     except DataError:
         return "refused"
 

@@ -20,7 +20,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits, embedding, lin
 from tmbench.config.settle import settle
 from tmbench.errors import ConfigError, DataError
 from tmbench.task import mean
-from tmbench.tasks.ctr import CTR
 from tmbench.tasks.ctr.avazu import Avazu, AvazuX1, AvazuX4, Table, blocks, indexing, kinds
 from tmbench.tasks.ctr.avazu.indexing import OF_HOUR, SPLITS
 from tmbench.tasks.ctr.avazu.kinds import HEXADECIMAL
@@ -406,13 +405,6 @@ def test_what_is_asked_of_the_data_is_checked(tmp_path: Path) -> None:
         data.table("train", rows=6, sample="first")
     with pytest.raises(ConfigError, match="there is no setting bins"):
         data.table("train", bins=3)
-
-
-def test_a_saved_configuration_s_data_set_is_not_changed_by_its_name(composed: Compose, tmp_path: Path) -> None:
-    cfg = settle(composed("task=ctr"))
-    cfg.task.dataset = "avazu_x4"
-    with pytest.raises(ConfigError, match=r"task\.dataset: task\.data reads avazu, got 'avazu_x4'"):
-        CTR(cfg.task, tiny(tmp_path))
 
 
 # Runs

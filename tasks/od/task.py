@@ -15,7 +15,7 @@ from tmbench.errors import ConfigError, DataError
 from tmbench.task import Loss, Task
 
 from ..voc import CLASSES
-from .boxes import VOC0712, Detection
+from .boxes import Detection
 from .examples import Batch, Detections, Detector, collate
 from .fast_rcnn import FastRCNN
 from .metric import Curve, VOCMeanAP
@@ -45,11 +45,6 @@ class OD(Task):
 
     def __init__(self, cfg: DictConfig, data: Detection) -> None:
         super().__init__(cfg, data)
-        if isinstance(data, VOC0712) != (cfg.mode == "paper_number"):  # a saved configuration, its task.mode changed
-            raise ConfigError(
-                f"task.mode: task.data reads {'VOC 2007 and 2012' if isinstance(data, VOC0712) else 'VOC 2007'}, got "
-                f"{cfg.mode!r}; a saved configuration has made that choice, ask python -m tmbench for another"
-            )
         if cfg.weights == "imagenet" and (cfg.width != 1 or cfg.batch_norm):
             raise ConfigError("task.weights=imagenet: these are for task.width=1 and task.batch_norm=false")
         self.model: Detector = MODELS[cfg.model](cfg, data)
