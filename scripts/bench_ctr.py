@@ -26,7 +26,9 @@ from typing import Any
 import numpy as np
 
 from tmbench.config.machine import cpu_model
-from tmbench.tasks.avazu import COLUMNS, HEXADECIMAL, SETTINGS, WIDTHS, Avazu
+from tmbench.tasks.ctr.avazu import SETTINGS, Avazu
+from tmbench.tasks.ctr.avazu.indexing import WIDTHS
+from tmbench.tasks.ctr.avazu.kinds import COLUMNS, HEXADECIMAL
 
 REAL_ROWS = 40_428_967
 # Values in the real file's field; those of the two that grow with the rows are in proportion.

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 
 from tmbench.config.settle import conf_dir, settle
 from tmbench.run import run
-from tmbench.tasks.r8 import LABELS, R8
 from tmbench.tasks.tc import TC
+from tmbench.tasks.tc.r8 import LABELS, R8
 
 EPOCHS = 2  # through the runner in a round; the first warms up and is left out
 

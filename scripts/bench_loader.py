@@ -26,14 +26,16 @@ from torchvision import datasets, transforms
 
 from tmbench.config.settle import conf_dir, settle
 from tmbench.task import Task
-from tmbench.tasks.cifar import CIFAR10, SHAPE, write_pickle
-from tmbench.tasks.faces import Faces
-from tmbench.tasks.fkpd import FKPD, FRAME
-from tmbench.tasks.ic import IC, PAD
+from tmbench.tasks.fkpd import FKPD
+from tmbench.tasks.fkpd.faces import Faces
+from tmbench.tasks.fkpd.task import FRAME
+from tmbench.tasks.ic import IC
+from tmbench.tasks.ic.cifar import CIFAR10, SHAPE, write_pickle
+from tmbench.tasks.ic.task import PAD
 from tmbench.tasks.ig import IG
-from tmbench.tasks.r8 import R8
-from tmbench.tasks.sneakers import SIZE, Sneakers
+from tmbench.tasks.ig.sneakers import SIZE, Sneakers
 from tmbench.tasks.tc import TC
+from tmbench.tasks.tc.r8 import R8
 from tmbench.training.loader import TrainLoader
 
 WORKERS = 2

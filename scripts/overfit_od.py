@@ -25,10 +25,10 @@ from tmbench.config.settle import conf_dir, settle
 from tmbench.seeds import seed_all
 from tmbench.task import mean
 from tmbench.tasks.od import OD
+from tmbench.tasks.od.boxes import VOCDetection
 from tmbench.tasks.od.fast_rcnn import OBJECT
 from tmbench.tasks.od.metric import overlaps
-from tmbench.tasks.selective_search import search
-from tmbench.tasks.voc import VOCDetection
+from tmbench.tasks.od.selective_search import search
 from tmbench.training.loader import TestLoader, TrainLoader
 
 IMAGES = 8

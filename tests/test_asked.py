@@ -303,7 +303,7 @@ LIES = {
     "protocol.name=as_printed": "say protocol=as_printed", "schedule.name=cosine": "say schedule=cosine",
     "+schedule._target_=tmbench.training.schedule.cosine": "choose another file",
     "launcher.name=ray": "say launcher=ray",
-    "task.data=tmbench.tasks.cifar.CIFAR100": "choose another file", "study.name=switch": "say study=switch",
+    "task.data=tmbench.tasks.ic.cifar.CIFAR100": "choose another file", "study.name=switch": "say study=switch",
     "logger.name=wandb": "say logger=wandb",
 }  # fmt: skip
 

@@ -25,12 +25,14 @@ from web import tree
 
 from tmbench.data import Dataset, files, read_pickle
 from tmbench.errors import DataError
-from tmbench.tasks.avazu import Avazu, AvazuX1
-from tmbench.tasks.cifar import CIFAR10, CIFAR100
-from tmbench.tasks.faces import Faces
-from tmbench.tasks.r8 import R8
-from tmbench.tasks.sneakers import TINY_COUNT, Sneakers
-from tmbench.tasks.voc import VOC, VOC0712, VOCDetection, VOCSegmentation
+from tmbench.tasks.ctr.avazu import Avazu, AvazuX1
+from tmbench.tasks.fkpd.faces import Faces
+from tmbench.tasks.ic.cifar import CIFAR10, CIFAR100
+from tmbench.tasks.ig.sneakers import TINY_COUNT, Sneakers
+from tmbench.tasks.od.boxes import VOC0712, VOCDetection
+from tmbench.tasks.seg.masks import VOCSegmentation
+from tmbench.tasks.tc.r8 import R8
+from tmbench.tasks.voc import VOC
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,13 @@ from tmbench.data import Dataset, open_dataset
 from tmbench.data import __main__ as command
 from tmbench.data.catalogue import Entry, File, catalogue, entry
 from tmbench.errors import DataError
-from tmbench.tasks.avazu import Avazu, AvazuX1, AvazuX4
-from tmbench.tasks.cifar import CIFAR10, CIFAR100
-from tmbench.tasks.faces import Faces
-from tmbench.tasks.r8 import R8
-from tmbench.tasks.sneakers import Sneakers
-from tmbench.tasks.voc import VOC2012, VOCDetection, VOCSegmentation
+from tmbench.tasks.ctr.avazu import Avazu, AvazuX1, AvazuX4
+from tmbench.tasks.fkpd.faces import Faces
+from tmbench.tasks.ic.cifar import CIFAR10, CIFAR100
+from tmbench.tasks.ig.sneakers import Sneakers
+from tmbench.tasks.od.boxes import VOC2012, VOCDetection
+from tmbench.tasks.seg.masks import VOCSegmentation
+from tmbench.tasks.tc.r8 import R8
 
 # As published, or computed from the published files. A digest of many is `sha256sum * | sha256sum` under LC_ALL=C.
 CIFAR_10, CIFAR_100, VOC_LISTS = "cifar-10-batches-py", "cifar-100-python", "VOCdevkit/VOC2007/ImageSets"
@@ -230,9 +231,12 @@ def write(files: dict[str, bytes], root: Path) -> Path:
 
 def label(cls: type[Dataset], root: Path) -> str:
     """What a run says that these files are; or `refused`."""
-    own = {"data_dir": str(root.parent), "runs_dir": str(root.parent.parent / "runs")}
+    cfg = {
+        "data_dir": str(root.parent), "runs_dir": str(root.parent.parent / "runs"), "task": {"name": "mine"},
+        "data": {"profile": "full", "download": False},
+    }  # fmt: skip
     try:
-        return open_dataset(OmegaConf.create({"data": {"profile": "full", "download": False}, **own}), cls)[1]
+        return open_dataset(OmegaConf.create(cfg), cls)[1]
     except DataError:
         return "refused"
 

@@ -87,7 +87,7 @@ def test_what_reads_the_data_is_chosen_by_the_key_that_the_task_names(composed: 
         (["data=full", "task.model=fast_rcnn"], "VOCDetection"),
     ):  # fmt: skip
         cfg = settle(composed("task=od", "trainer=cpu", *words))
-        assert cfg.task.data == f"tmbench.tasks.voc.{reader}"
+        assert cfg.task.data == f"tmbench.tasks.od.boxes.{reader}"
         assert "data_by" not in cfg.task
     with pytest.raises(ConfigError, match=r"task.mode: expected one of paper_number, paper_text, got 'both'"):
         settle(composed("task=od", "task.mode=both", "trainer=cpu"))

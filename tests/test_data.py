@@ -2,11 +2,10 @@
 
 import gc
 import hashlib
-import inspect
+import importlib
 import multiprocessing
 import os
 import shutil
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 from conftest import Compose, Run, real_data
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from web import Web, publish, publish_r8, publish_voc, serving, tiny_files, tree
@@ -25,13 +25,15 @@ from web import Web, publish, publish_r8, publish_voc, serving, tiny_files, tree
 from tmbench.config.settle import settle
 from tmbench.data import Dataset, _tiny_root, fetch, files, folder_digest, open_dataset, read_text
 from tmbench.data.catalogue import catalogue
-from tmbench.errors import DataError
+from tmbench.errors import ConfigError, DataError
 from tmbench.files import read_sealed
-from tmbench.tasks.avazu import Avazu
-from tmbench.tasks.r8 import LABELS, R8
-from tmbench.tasks.sneakers import Sneakers
-from tmbench.tasks.tc import vocabulary
-from tmbench.tasks.voc import BORDER, CLASSES, VOCDetection, VOCSegmentation, palette
+from tmbench.tasks.ctr.avazu import Avazu
+from tmbench.tasks.ig.sneakers import Sneakers
+from tmbench.tasks.od.boxes import VOCDetection
+from tmbench.tasks.seg.masks import VOCSegmentation
+from tmbench.tasks.tc.r8 import LABELS, R8
+from tmbench.tasks.tc.task import vocabulary
+from tmbench.tasks.voc import BORDER, CLASSES, palette
 
 TINY_CLASSES = {0, 1, 7, 15}  # background and the three shapes
 BOTH = pytest.mark.parametrize(("task", "cls"), [("tc", R8), ("seg", VOCSegmentation)])
@@ -566,12 +568,18 @@ def test_a_writer_that_fails_leaves_no_tiny_set_behind(tmp_path: Path) -> None:
 
 
 def test_a_changed_writer_gets_a_tiny_set_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = _tiny_root(R8, tmp_path)
-    source = inspect.getsource(sys.modules[R8.__module__])
-    monkeypatch.setattr(inspect, "getsource", lambda module: source + "# changed\n")
-    after = _tiny_root(R8, tmp_path)
+    module = tmp_path / "changing.py"
+    module.write_text("from tmbench.tasks.tc.r8 import R8\n\nclass Mine(R8):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    cls = importlib.import_module("changing").Mine
+    before = _tiny_root(cls, tmp_path)
+    module.write_text(module.read_text() + "# changed\n")
+    after = _tiny_root(cls, tmp_path)
     assert before != after
     assert tree(before) == tree(after)
+    # What a base class, or another module of a data set's own package, writes counts as well.
+    assert "def annotation" in VOCSegmentation.source()
+    assert "def tiny_columns" in Avazu.source()
 
 
 # Without the files, with and without a network
@@ -875,7 +883,8 @@ def files_of(folder: Path) -> list[Path]:
 
 def opening(profile: str, cls: type[Dataset], root: Path) -> tuple[str, str]:
     """The label and the digest of a data set, as a run opens it."""
-    own = {"data_dir": f"{root}/data", "runs_dir": f"{root}/runs", "data": {"profile": profile, "download": False}}
+    own = {"data_dir": f"{root}/data", "runs_dir": f"{root}/runs", "task": {"name": "mine"}}
+    own["data"] = {"profile": profile, "download": False}
     return open_dataset(OmegaConf.create(own), cls)[1:]
 
 
@@ -1056,3 +1065,16 @@ def test_a_whole_set_that_another_process_wrote_is_not_taken_away(
     monkeypatch.setattr(files, "damage", lambda folder: next(seen))
     assert _tiny_root(R8, tmp_path) == root
     assert root.stat().st_ino == inode
+
+
+@pytest.mark.parametrize(
+    ("task", "key", "value"),
+    [("ctr", "dataset", "avazu_x4"), ("ic", "dataset", "cifar100"), ("od", "mode", "paper_number")],
+)
+def test_a_settled_configuration_refuses_another_choice_of_data_set(
+    composed: Compose, task: str, key: str, value: str
+) -> None:
+    cfg = settle(composed(f"task={task}", "trainer=cpu"))
+    chosen, cfg.task[key] = cfg.task[key], value
+    with pytest.raises(ConfigError, match=rf"task\.{key}: expected {chosen}, which is what .* got '{value}'"):
+        open_dataset(cfg, get_class(cfg.task.data))

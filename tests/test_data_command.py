@@ -20,8 +20,8 @@ from tmbench.data import __main__ as command
 from tmbench.data.catalogue import catalogue, entry, manifest_file
 from tmbench.data.croissant import describe
 from tmbench.errors import ConfigError, DataError
-from tmbench.tasks.r8 import LABELS, R8
-from tmbench.tasks.voc import VOCSegmentation
+from tmbench.tasks.seg.masks import VOCSegmentation
+from tmbench.tasks.tc.r8 import LABELS, R8
 
 Do = Callable[..., tuple[int, str]]
 

@@ -19,7 +19,7 @@ from web import Web, publish_r8, publish_voc, serving, sha256, tar_of, tiny_file
 from tmbench.data import archive, fetch
 from tmbench.data.catalogue import Entry, File, manifest
 from tmbench.errors import DataError
-from tmbench.tasks.voc import VOCSegmentation
+from tmbench.tasks.seg.masks import VOCSegmentation
 
 CONTENT = bytes(range(256)) * 8192  # 2 MiB, two chunks
 

@@ -18,8 +18,8 @@ from torch.nn.functional import batch_norm, conv2d
 from tmbench.files import read_sealed_text
 from tmbench.run import run
 from tmbench.runs.__main__ import main
-from tmbench.tasks.faces import HEADER, Faces
-from tmbench.tasks.fkpd import NormalisedMeanError, build_model, cut, random_corners, resized
+from tmbench.tasks.fkpd.faces import HEADER, Faces
+from tmbench.tasks.fkpd.task import NormalisedMeanError, build_model, cut, random_corners, resized
 
 
 def test_the_network_has_the_recipe_s_parameters() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tmbench.optim import TMSGD, MultistepSGD, RescaledSGD, fused, tmsgd
+from tmbench.optim import TMSGD, MultistepSGD, RescaledSGD, fused
 from tmbench.optim.fused import fused_update
 
 PATHS: dict[str, dict[str, Any]] = {
@@ -43,7 +43,7 @@ METHODS: dict[str, Callable[..., Any]] = {
 @pytest.fixture(autouse=True)
 def _forget_what_was_said() -> Iterator[None]:
     yield
-    tmsgd._say_once.cache_clear()
+    fused._say_once.cache_clear()
     fused._compiled.cache_clear()
 
 
@@ -124,7 +124,7 @@ def test_fused_does_not_depend_on_the_number_of_threads() -> None:
 def test_a_kernel_in_c_is_really_used(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(
-        tmsgd, "fused_update", lambda rows, *rest, **more: calls.append(len(rows)) or fused_update(rows, *rest, **more)
+        fused, "fused_update", lambda rows, *rest, **more: calls.append(len(rows)) or fused_update(rows, *rest, **more)
     )
     walk(TMSGD, fused=True, steps=5, switch_step=2)
     assert sum(calls) == 3 * len(SHAPES)

@@ -10,7 +10,6 @@ import pytest
 import torch
 from conftest import Compose, Run, real_data
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf
 from test_run import assert_same, curves, weights
 from test_tasks import build, first_batch
 from torch import Tensor, nn
@@ -19,10 +18,10 @@ from torchvision.transforms import v2
 
 from tmbench.config.settle import settle
 from tmbench.data import read_pickle
-from tmbench.errors import ConfigError, DataError
+from tmbench.errors import DataError
 from tmbench.run import run
-from tmbench.tasks.cifar import CIFAR, CIFAR10, CIFAR100, HUES, write_pickle
-from tmbench.tasks.ic import augmented, build_model, cropped_and_flipped
+from tmbench.tasks.ic.cifar import CIFAR, CIFAR10, CIFAR100, HUES, write_pickle
+from tmbench.tasks.ic.task import augmented, build_model, cropped_and_flipped
 from tmbench.training.loader import TestLoader
 
 # With 10 classes, and what each of 90 more adds: a row of the last layer.
@@ -233,7 +232,7 @@ def test_the_data_set_chosen_is_the_one_read(composed: Compose) -> None:
     for name, cls in (("cifar10", CIFAR10), ("cifar100", CIFAR100)):
         task, cfg = build(composed, "ic", f"task.dataset={name}")
         assert type(task.data) is cls
-        assert cfg.task.data == f"tmbench.tasks.cifar.{cls.__name__}"
+        assert cfg.task.data == f"tmbench.tasks.ic.cifar.{cls.__name__}"
         assert task.model[-1].out_features == len(task.names) == cls.num_classes
         assert settle(cfg) == cfg
 
@@ -241,15 +240,11 @@ def test_the_data_set_chosen_is_the_one_read(composed: Compose) -> None:
 def test_another_data_set_is_another_run(do: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Figure, "savefig", lambda *args, **kwargs: None)  # most of the time of such short runs
     short = ["task=ic", "optimizer=sgd", "epochs=1", "batch_size=200", "task.width=1"]
-    ten, folder = do(*short)
+    ten, _ = do(*short)
     hundred, _ = do(*short, "task.dataset=cifar100")
     assert ten.run_id != hundred.run_id
     assert ten.data_digest != hundred.data_digest
     assert set(hundred.metrics["last"]) == {*ten.metrics["last"], "test/top5_accuracy"}
-    cfg = OmegaConf.load(folder / "config.yaml")
-    cfg.task.dataset = "cifar100"  # by hand, where the choice has been made
-    with pytest.raises(ConfigError, match=r"task\.dataset: task\.data reads cifar10, got 'cifar100'; a saved"):
-        run(cfg)
 
 
 @pytest.mark.slow

@@ -23,10 +23,10 @@ from tmbench.config.settle import settle
 from tmbench.errors import ConfigError, DataError
 from tmbench.seeds import seed_all
 from tmbench.task import mean
-from tmbench.tasks import distances, sneakers
-from tmbench.tasks.distances import Frechet, Kernel, PrecisionRecall, Random, share_within
-from tmbench.tasks.ig import IG, PROGRESS, as_bytes, discriminator, fixed_noise, generator, initialize, moments
-from tmbench.tasks.sneakers import Sneakers
+from tmbench.tasks.ig import IG, distances, sneakers
+from tmbench.tasks.ig.distances import Frechet, Kernel, PrecisionRecall, Random, share_within
+from tmbench.tasks.ig.sneakers import Sneakers
+from tmbench.tasks.ig.task import PROGRESS, as_bytes, discriminator, fixed_noise, generator, initialize, moments
 from tmbench.training.loader import TestLoader, TrainLoader
 
 

@@ -22,9 +22,11 @@ from tmbench.result import Result
 from tmbench.runs import show
 from tmbench.task import NotFinite
 from tmbench.tasks.ic import IC
-from tmbench.tasks.sneakers import Sneakers
-from tmbench.tasks.tc import TC, LSTMClassifier
-from tmbench.tasks.voc import VOCDetection, VOCSegmentation
+from tmbench.tasks.ig.sneakers import Sneakers
+from tmbench.tasks.od.boxes import VOCDetection
+from tmbench.tasks.seg.masks import VOCSegmentation
+from tmbench.tasks.tc import TC
+from tmbench.tasks.tc.task import LSTMClassifier
 from tmbench.training.loader import TestLoader
 
 TC_RUN = ["task=tc", "optimizer=sgd", *SHORT["tc"]]
@@ -303,7 +305,7 @@ def test_ig_refuses_one_picture_and_one_sample(do: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize("features", ["random", "given"])
 def test_two_pictures_are_enough_for_every_distance(features: str) -> None:
     """What check_data asks for is what the metrics need."""
-    from tmbench.tasks.distances import Frechet, Kernel, PrecisionRecall, spaces
+    from tmbench.tasks.ig.distances import Frechet, Kernel, PrecisionRecall, spaces
 
     kinds = [metric for _, metric in spaces("random", False)[1].values()] if features == "random" else []
     generator = torch.Generator().manual_seed(0)

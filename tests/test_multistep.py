@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from tmbench.optim import TMSGD, MultistepSGD
+from tmbench.optim.formula import difference_names
 from tmbench.optim.multistep import PRESETS, exact
-from tmbench.optim.tmsgd import difference_names
 
 ACCEPTED = [name for name in PRESETS if name not in ("leapfrog", "lagrange")]
 THIRD_ORDER = ["five_point", "five_point_best", "six_point"]

@@ -24,9 +24,9 @@ from tmbench.errors import ConfigError
 from tmbench.optim import TMSGD, SwitchOptimizer
 from tmbench.run import run
 from tmbench.task import mean
-from tmbench.tasks.ctr import WideDeep
-from tmbench.tasks.ic import build_model
-from tmbench.tasks.tc import LSTMClassifier
+from tmbench.tasks.ctr.task import WideDeep
+from tmbench.tasks.ic.task import build_model
+from tmbench.tasks.tc.task import LSTMClassifier
 from tmbench.training.loader import TrainLoader
 from tmbench.training.mup import built, factors, groups, scaled
 from tmbench.training.train import _optimizer

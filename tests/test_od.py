@@ -25,11 +25,12 @@ from tmbench.data import open_dataset
 from tmbench.errors import ConfigError, DataError
 from tmbench.seeds import seed_all
 from tmbench.task import mean
-from tmbench.tasks import selective_search
-from tmbench.tasks.od import fast_rcnn, rfbnet
+from tmbench.tasks.od import selective_search
+from tmbench.tasks.od.boxes import VOC0712, Objects, VOCDetection, read_objects
 from tmbench.tasks.od.examples import Detections, Pictures, best_of, collate, truth
 from tmbench.tasks.od.metric import HIT, IGNORED, MISS, Curve, VOCMeanAP, judge, overlaps
-from tmbench.tasks.voc import CLASSES, VOC0712, Objects, VOCDetection, read_objects
+from tmbench.tasks.od.task import fast_rcnn, rfbnet
+from tmbench.tasks.voc import CLASSES
 
 MODELS = ["rfbnet", "fast_rcnn"]
 PUBLISHED = {"mode": "paper_text", "weights": "none", "width": 1.0, "batch_norm": False, "bn_momentum": 0.01}

@@ -10,9 +10,11 @@ from PIL import Image
 
 from tmbench.data import read_picture
 from tmbench.errors import DataError
-from tmbench.tasks.faces import Faces
-from tmbench.tasks.sneakers import Sneakers
-from tmbench.tasks.voc import BORDER, CLASSES, VOCDetection, VOCSegmentation, annotation, palette, read_objects
+from tmbench.tasks.fkpd.faces import Faces
+from tmbench.tasks.ig.sneakers import Sneakers
+from tmbench.tasks.od.boxes import VOCDetection, read_objects
+from tmbench.tasks.seg.masks import VOCSegmentation
+from tmbench.tasks.voc import BORDER, CLASSES, annotation, palette
 
 
 def pixels(path: Path) -> np.ndarray:

@@ -195,14 +195,14 @@ def test_tiny_training_visibly_works(name: str, optimizer: str, do: Run) -> None
 
 
 def test_lstm_has_the_source_recipes_parameters() -> None:
-    from tmbench.tasks.tc import LSTMClassifier
+    from tmbench.tasks.tc.task import LSTMClassifier
 
     model = LSTMClassifier(num_words=23_590, embedding=100, width=50, num_classes=8)
     assert sum(p.numel() for p in model.parameters()) == 2_389_808
 
 
 def test_lraspp_has_the_recipes_parameters_and_batch_norm() -> None:
-    from tmbench.tasks.seg import build_model
+    from tmbench.tasks.seg.task import build_model
 
     model = build_model("none", bn_momentum=0.01)
     assert sum(p.numel() for p in model.parameters()) == 3_221_538
@@ -221,7 +221,7 @@ def test_tc_pads_with_zero_cuts_at_the_length_and_marks_unknown_words(composed: 
 
 
 def test_tc_vocabulary_of_the_source_counts_test_words_and_eos(composed: Compose) -> None:
-    from tmbench.tasks.tc import vocabulary
+    from tmbench.tasks.tc.task import vocabulary
 
     train, test = [(0, ["a", "b"]), (1, ["a", "c"])], [(0, ["d"])]
     assert vocabulary(train, test, "train_test") == {"a": 0, "b": 1, "<eos>": 2, "c": 3, "d": 4}
@@ -231,7 +231,7 @@ def test_tc_vocabulary_of_the_source_counts_test_words_and_eos(composed: Compose
 def test_miou_by_hand_and_against_jaccard_index() -> None:
     from torchmetrics.classification import MulticlassJaccardIndex
 
-    from tmbench.tasks.seg import MeanIoU
+    from tmbench.tasks.seg.task import MeanIoU
 
     truth = torch.tensor([[0, 0, 1, 255]])
     guess = torch.tensor([[0, 1, 1, 1]])
@@ -249,7 +249,7 @@ def test_miou_by_hand_and_against_jaccard_index() -> None:
 
 
 def test_seg_batch_is_padded_with_black_and_border(composed: Compose) -> None:
-    from tmbench.tasks.seg import collate
+    from tmbench.tasks.seg.task import collate
 
     images = [torch.ones(3, 4, 6), torch.ones(3, 5, 3)]
     masks = [torch.ones(4, 6, dtype=torch.long), torch.ones(5, 3, dtype=torch.long)]

@@ -861,7 +861,7 @@ def test_seeds_that_come_out_the_same_give_no_interval() -> None:
 def test_no_test_example_is_read_before_the_choice_is_frozen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tmbench.tasks.r8 import R8
+    from tmbench.tasks.tc.r8 import R8
 
     read, touched = R8.read, []
 

@@ -20,8 +20,8 @@ import pytest
 from tmbench.data import Dataset, fetch
 from tmbench.data.catalogue import Entry, File, catalogue
 from tmbench.files import MANIFEST
-from tmbench.tasks.r8 import R8
-from tmbench.tasks.voc import VOCSegmentation
+from tmbench.tasks.seg.masks import VOCSegmentation
+from tmbench.tasks.tc.r8 import R8
 
 
 class Web(ThreadingHTTPServer):

@@ -16,7 +16,7 @@ from torchvision.ops import batched_nms
 
 from tmbench.task import Loss
 
-from ..voc import Detection, Objects
+from .boxes import Detection, Objects
 
 Target = dict[str, Tensor]  # of one image; what is in it is the detector's affair, see the two below
 Batch = tuple[Tensor, list[Target]]

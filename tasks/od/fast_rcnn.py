@@ -20,10 +20,11 @@ from torchvision.transforms import v2
 
 from tmbench.task import Loss, finite
 
-from ..selective_search import Proposals
-from ..voc import CLASSES, Detection
+from ..voc import CLASSES
+from .boxes import Detection
 from .examples import Batch, Detections, Detector, Pictures, Target, best_of
 from .metric import overlaps
+from .selective_search import Proposals
 from .vgg import published, random_features, scaled
 
 # VGG16's weights of torchvision want these in place of the source's, whose weights read BGR pixels less their mean.

@@ -24,7 +24,8 @@ from torchvision.transforms import InterpolationMode, v2
 
 from tmbench.task import Loss, finite
 
-from ..voc import CLASSES, Detection
+from ..voc import CLASSES
+from .boxes import Detection
 from .examples import Batch, Detections, Detector, Pictures, Target, as_boxes, best_of
 from .vgg import published, random_features, scaled, start
 

@@ -8,12 +8,14 @@ import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from ..errors import DataError
+from ..config.settle import conf_dir
+from ..errors import ConfigError, DataError
 from . import files
 from .catalogue import Entry, entry
 from .files import (
@@ -58,8 +60,15 @@ class Dataset(ABC):
 
     @classmethod
     def source(cls) -> str:
-        """The code that writes what is derived from the files, and the tiny ones; another code writes elsewhere."""
-        return inspect.getsource(inspect.getmodule(cls)) + inspect.getsource(files)  # type: ignore[arg-type]
+        """The code that writes what is derived from the files, and the tiny ones; other code writes to another folder.
+
+        That is the modules of the class and of its bases; of a data set that is a package, all modules in it.
+        """
+        bases = [base for base in cls.__mro__ if issubclass(base, Dataset) and base is not Dataset]
+        paths = {Path(inspect.getfile(base)): None for base in bases}
+        for path in [path for path in paths if path.name == "__init__.py"]:
+            paths |= dict.fromkeys(sorted(path.parent.glob("*.py")))
+        return "".join(path.read_text(encoding="utf-8") for path in (*paths, Path(files.__file__)))
 
     @classmethod
     @abstractmethod
@@ -120,8 +129,10 @@ def open_dataset(cfg: DictConfig, cls: type[Dataset]) -> tuple[Dataset, str, str
     The label is `tiny`, `full` (the official files) or `subset` (any other real files).
 
     Raises:
+        ConfigError: the task's choice among its data sets was changed in a settled configuration.
         DataError: a file is missing and cannot be fetched.
     """
+    _check_choice(cfg.task)
     runs_dir = Path(cfg.runs_dir)
     if cfg.data.profile == "tiny":
         dataset = cls(_tiny_root(cls, runs_dir))
@@ -141,6 +152,26 @@ def open_dataset(cfg: DictConfig, cls: type[Dataset]) -> tuple[Dataset, str, str
         digests = dataset.digests(cache)
     dataset.opened = runs_dir, digests
     return dataset, "full" if dataset.is_official(digests) else "subset", folder_digest(digests)
+
+
+def _check_choice(task: DictConfig) -> None:
+    """Refuses a data set that serves another value of the key that chooses among the task's data sets."""
+    settings = _task_settings(task.name)
+    key = settings.get("data_by", "dataset")
+    served = settings.get("data")
+    for value, path in served.items() if isinstance(served, dict) else ():
+        if path == task.data and value != task[key]:
+            raise ConfigError(
+                f"task.{key}: expected {value}, which is what task.data={path} serves, got {task[key]!r}; a settled "
+                f"configuration cannot be changed there, run python -m tmbench task={task.name} task.{key}={task[key]}"
+            )
+
+
+@cache
+def _task_settings(name: str) -> dict[str, Any]:
+    """A task's YAML file; empty if it is a person's own file, from elsewhere."""
+    path = conf_dir() / "task" / f"{name}.yaml"
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path))) if path.is_file() else {}
 
 
 def _tiny_root(cls: type[Dataset], runs_dir: Path) -> Path:

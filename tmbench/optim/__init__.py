@@ -1,9 +1,10 @@
 """Optimizers of the Taylor multi-step family; this package imports torch and itself alone."""
 
+from .formula import multistep_update
 from .multistep import MultistepSGD
 from .rescaled import RescaledSGD
 from .stability import stability
 from .switch import SwitchOptimizer
-from .tmsgd import TMSGD, multistep_update
+from .tmsgd import TMSGD
 
 __all__ = ["TMSGD", "MultistepSGD", "RescaledSGD", "SwitchOptimizer", "multistep_update", "stability"]

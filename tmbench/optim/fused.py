@@ -10,13 +10,17 @@ import hashlib
 import os
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from .formula import State, as_number, difference_names, differences_of
 
 SOURCE = Path(__file__).with_suffix(".c")
 MOST_DIFFERENCES = 4
@@ -76,6 +80,49 @@ def fused_update(rows: list[list[Tensor]], by: Coefficients, buffered: bool = Fa
         settings,
         ctypes.c_int64(min(torch.get_num_threads(), 1 + sum(sizes) // 2**15)),  # where torch starts threads, too
     )
+
+
+def fused_step(
+    optimizer: str, state: State, group: dict[str, Any], params: list[Tensor], factors: Sequence[float], rate: float
+) -> list[Tensor]:
+    """Steps by a kernel the parameters that it can step; returns the others, with one warning for each reason."""
+    names, keeps = difference_names(len(factors)), group["momentum"] != 0
+    lr, decay, decoupled = as_number(group["lr"]), group["weight_decay"], group["decoupled"]
+    batches: dict[Any, list[list[Tensor]]] = {}
+    left = []
+    for p in params:  # once through all, which is what a step of many small tensors costs
+        kept = state[p]
+        fresh = keeps and "momentum_buffer" not in kept
+        if fresh:
+            kept["momentum_buffer"] = torch.zeros_like(p)
+        if names and names[-1] not in kept:
+            differences_of(state, [p], names)
+        row = [p, p.grad, *([kept["momentum_buffer"]] if keeps else ()), *(kept[name] for name in names)]
+        kind = p.device, p.dtype, fresh
+        batch = batches.get(kind)
+        if why := (batch is None and no_kernel(p, len(names))) or odd_layout(row):
+            _say_once(f"{optimizer}: fused: {why}; foreach is used for such parameters")
+            if fresh:
+                del kept["momentum_buffer"]
+            left.append(p)
+            continue
+        if batch is None:
+            batch = batches[kind] = []
+        batch.append(row)
+        if names:  # what is written over the oldest becomes the newest
+            kept.update(zip(names, (row[-1], *row[-len(names) : -1]), strict=True))
+    for (*_, fresh), rows in batches.items():
+        by = Coefficients(
+            factors, rate,
+            sign=-1.0 if group["maximize"] else 1.0,
+            decay=0.0 if decoupled else decay,
+            momentum=group["momentum"],
+            fresh=1.0 if fresh else 1 - group["dampening"],  # the first gradient is not dampened, in torch
+            nesterov=group["nesterov"],
+            shrink=1 - lr * decay if decoupled else 1.0,
+        )  # fmt: skip
+        fused_update(rows, by, buffered=keeps)
+    return left
 
 
 def odd_layout(row: list[Tensor]) -> str | None:
@@ -144,3 +191,8 @@ def _no_triton() -> str | None:
     except ImportError:
         return "Triton is not installed"
     return None
+
+
+@cache
+def _say_once(message: str) -> None:
+    warnings.warn(message, stacklevel=2)

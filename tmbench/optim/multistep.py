@@ -11,13 +11,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
+from .base import SGDSettings, SGDThenFormula
 from .stability import recurrence, roots, stability
-from .tmsgd import SGDThenMultistep
 
 Number = int | float | str | Fraction
 TOLERANCE = Fraction(1, 10**9)  # for coefficients that were rounded; exact ones meet every condition exactly
@@ -112,21 +112,20 @@ def formula(coefficients: tuple[float, ...], b: float) -> Formula:
     return Formula(tuple(map(exact, coefficients)), exact(b))
 
 
-class MultistepSGD(SGDThenMultistep):
+class MultistepSGD(SGDThenFormula):
     """SGD until `switch_step`, then W[k+1] = coefficients . (W[k], W[k-1], ...) - b lr g[k].
 
     `order` is the formula's, computed exactly where the coefficients allow; `limit` the largest stable
     lr * curvature with these settings. Of several groups with formulas of their own, the lowest.
 
     Args:
-        params, lr, momentum, dampening, nesterov, weight_decay, decoupled, maximize, foreach, fused: as in TMSGD.
+        params, lr, momentum, history, others: as in `SGDThenFormula`.
         coefficients: of W[k], W[k-1], ...: numbers, or texts such as "6/13".
         b: of lr g[k]; None is the only one that is consistent, 1 plus the sum of j times coefficient j.
         preset: in place of both: euler, paper (TMSGD), third (its c = 1/3), five_point, five_point_best, six_point.
             (leapfrog and lagrange are known, too, and refused: see the message.)
         switch_step: number of SGD steps before; None is never. A formula on n points has no history from fewer
             than n - 2; with "true" history these steps start it, at an error O(lr^2), below its own if of order 3.
-        history: "true" starts from the last differences of SGD, "zero" from zeros.
 
     Raises:
         ValueError: also a formula that is inconsistent or not strongly zero-stable. Weak stability is refused
@@ -144,25 +143,16 @@ class MultistepSGD(SGDThenMultistep):
         coefficients: Iterable[Number] | None = None,
         b: Number | None = None,
         preset: str | None = None,
-        dampening: float = 0.0,
-        nesterov: bool = False,
-        weight_decay: float = 0.0,
-        decoupled: bool = False,
-        switch_step: int | None = 0,
         history: str = "true",
-        maximize: bool = False,
-        foreach: bool | None = None,
-        fused: bool | None = None,
+        **others: Unpack[SGDSettings],
     ) -> None:
         a = _chosen(coefficients, b, preset)
         # Floats, which a checkpoint can hold; `exact` finds the fractions again.
-        defaults = {
-            "lr": lr, "momentum": momentum, "coefficients": tuple(map(float, a)),
-            "b": float(first_order_b(a) if b is None else exact(b)), "dampening": dampening, "nesterov": nesterov,
-            "weight_decay": weight_decay, "decoupled": decoupled, "switch_step": switch_step,
-            "history": history, "maximize": maximize, "foreach": foreach, "fused": fused, "step": 0,
-        }  # fmt: skip
-        super().__init__(params, defaults)
+        formula = {
+            "coefficients": tuple(map(float, a)),
+            "b": float(first_order_b(a) if b is None else exact(b)),
+        }
+        super().__init__(params, formula, lr, momentum, history=history, **others)
 
     @property
     def order(self) -> int:

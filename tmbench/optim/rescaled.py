@@ -1,19 +1,18 @@
-"""SGD whose learning rate is multiplied once: what a change of method must be told apart from."""
+"""SGD whose learning rate is multiplied once: the control for a change of method."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
 
-from .tmsgd import SGDThenMultistep
+from .base import SGDSettings, SGDThenFormula
 
 
-class RescaledSGD(SGDThenMultistep):
+class RescaledSGD(SGDThenFormula):
     """SGD, with `factor` times its learning rate from `switch_step` on; all else, momentum too, goes on as it was.
 
     Args:
-        params, lr, momentum, dampening, nesterov, weight_decay, decoupled, switch_step, maximize, foreach, fused: as in
-            TMSGD.
+        params, lr, momentum, others: as in `SGDThenFormula`.
         factor: > 0. (The decay of `decoupled` keeps the old rate.)
 
     Raises:
@@ -29,21 +28,9 @@ class RescaledSGD(SGDThenMultistep):
         momentum: float = 0.0,
         *,
         factor: float = 0.5,
-        dampening: float = 0.0,
-        nesterov: bool = False,
-        weight_decay: float = 0.0,
-        decoupled: bool = False,
-        switch_step: int | None = 0,
-        maximize: bool = False,
-        foreach: bool | None = None,
-        fused: bool | None = None,
+        **others: Unpack[SGDSettings],
     ) -> None:
-        defaults = {
-            "lr": lr, "momentum": momentum, "factor": factor, "dampening": dampening, "nesterov": nesterov,
-            "weight_decay": weight_decay, "decoupled": decoupled, "switch_step": switch_step, "history": "zero",
-            "maximize": maximize, "foreach": foreach, "fused": fused, "step": 0,
-        }  # fmt: skip
-        super().__init__(params, defaults)
+        super().__init__(params, {"factor": factor}, lr, momentum, history="zero", **others)
 
     def step_form(self, group: dict[str, Any]) -> tuple[Sequence[float], float]:
         return (), group["factor"]

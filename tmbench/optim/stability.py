@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .tmsgd import SGDThenMultistep
+from .base import SGDThenFormula
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def stability(optimizer: Any, **settings: Any) -> Stability:
         optimizer = optimizer([torch.zeros(1, requires_grad=True)], **{"lr": 1.0, **given})
     elif settings:
         raise TypeError(f"stability: expected settings with a class only, got {', '.join(settings)} with an instance")
-    if not isinstance(optimizer, torch.optim.SGD | SGDThenMultistep):
+    if not isinstance(optimizer, torch.optim.SGD | SGDThenFormula):
         raise _unknown(optimizer)
     return min((_of_group(optimizer, group) for group in optimizer.param_groups), key=lambda s: s.limit)
 

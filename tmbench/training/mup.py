@@ -23,10 +23,10 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 from ..errors import ConfigError
 from ..optim import SwitchOptimizer
-from ..optim.tmsgd import SGDThenMultistep
+from ..optim.base import SGDThenFormula
 
 # The rules hold for all that treat gradients alike (appendix B of the paper): adding them up linearly, as SGD and what
-# SGDThenMultistep makes of it (see `factors`), or dividing each number by its own size, as these.
+# SGDThenFormula makes of it (see `factors`), or dividing each number by its own size, as these.
 ENTRYWISE = (Adam, AdamW, RMSprop, Adagrad)
 M = TypeVar("M", bound=nn.Module)
 
@@ -102,7 +102,7 @@ def scaled(new: "partial[Optimizer]") -> Callable[[Any], Optimizer]:
     kind: Any = new.func
     if kind is SwitchOptimizer and not new.keywords.get("criterion"):
         return partial(new, **{key: scaled(new.keywords[key]) for key in ("first", "second")})
-    if kind is SGD or (isinstance(kind, type) and issubclass(kind, SGDThenMultistep)):
+    if kind is SGD or (isinstance(kind, type) and issubclass(kind, SGDThenFormula)):
         rule = "linear"
     elif kind in ENTRYWISE:
         rule = "entrywise"

@@ -16,7 +16,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import BinaryAccuracy
 from torchmetrics.utilities import dim_zero_cat
 
-from tmbench.errors import ConfigError, DataError
+from tmbench.errors import DataError
 from tmbench.task import Loss, Task, finite
 from tmbench.training.mup import built
 
@@ -164,11 +164,6 @@ class CTR(Task):
 
     def __init__(self, cfg: DictConfig, data: Avazu) -> None:
         super().__init__(cfg, data)
-        if data.folder != cfg.dataset:  # a saved configuration whose task.dataset was changed
-            raise ConfigError(
-                f"task.dataset: task.data reads {data.folder}, got {cfg.dataset!r}; a saved configuration has made "
-                "that choice, ask python -m tmbench for another"
-            )
         sizes = self._table("train").sizes
 
         def model(width: int, readout: type[nn.Linear]) -> WideDeep:

@@ -16,7 +16,6 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.models.vgg import cfgs, make_layers
 
-from tmbench.errors import ConfigError
 from tmbench.task import Loss, Task, finite
 from tmbench.training.mup import built
 
@@ -100,11 +99,6 @@ class IC(Task):
 
     def __init__(self, cfg: DictConfig, data: CIFAR) -> None:
         super().__init__(cfg, data)
-        if data.folder != cfg.dataset:  # a saved configuration whose task.dataset was changed
-            raise ConfigError(
-                f"task.dataset: task.data reads {data.folder}, got {cfg.dataset!r}; a saved configuration has made "
-                "that choice, ask python -m tmbench for another"
-            )
         self.model = built(cfg, partial(build_model, cfg.model, data.num_classes))
         self.names = data.names()
         metrics: dict[str, Metric | MetricCollection] = {}

@@ -21,8 +21,9 @@ from torchvision.transforms import v2
 from tmbench.errors import DataError
 from tmbench.task import Loss, Task, finite
 
-from .voc import BORDER, CLASSES, VOCSegmentation, palette
-from .weights import with_weights
+from ..voc import BORDER, CLASSES, palette
+from ..weights import with_weights
+from .masks import VOCSegmentation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

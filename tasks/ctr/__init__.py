@@ -1,0 +1,5 @@
+"""Click-through rate."""
+
+from .. import lazily
+
+__getattr__ = lazily(__name__, "CTR")

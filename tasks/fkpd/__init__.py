@@ -1,0 +1,5 @@
+"""Facial key points."""
+
+from .. import lazily
+
+__getattr__ = lazily(__name__, "FKPD")

@@ -1,0 +1,5 @@
+"""Image classification."""
+
+from .. import lazily
+
+__getattr__ = lazily(__name__, "IC")

@@ -1,0 +1,5 @@
+"""Image generation."""
+
+from .. import lazily
+
+__getattr__ = lazily(__name__, "IG")

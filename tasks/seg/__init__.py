@@ -1,0 +1,5 @@
+"""Segmentation."""
+
+from .. import lazily
+
+__getattr__ = lazily(__name__, "Seg")

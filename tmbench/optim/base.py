@@ -1,0 +1,253 @@
+"""SGD until a step, then a formula with one gradient a step: what our optimizers share."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from .direction import decay, direction_of, fused_sgd
+from .formula import add_, as_number, difference_names, differences_of, multistep_update, phase, rotate
+from .fused import fused_step
+from .rows import check_sparse, step_rows
+
+HISTORIES = ("true", "zero")
+
+
+class SGDSettings(TypedDict, total=False):
+    """The keyword arguments that every subclass of SGDThenFormula takes beside its own, with their defaults."""
+
+    dampening: float  # 0
+    nesterov: bool  # False
+    weight_decay: float  # 0
+    decoupled: bool  # False
+    switch_step: int | None  # 0
+    maximize: bool  # False
+    foreach: bool | None  # None
+    fused: bool | None  # None
+
+
+class SGDThenFormula(torch.optim.Optimizer):
+    """SGD until `switch_step`, then the formula of the subclass.
+
+    Before the switch it is `torch.optim.SGD` with the same settings, bit for bit. From the switch on, torch's direction
+    (gradient, plus `weight_decay` times the weights, through the momentum buffer, which is kept) takes the place of g
+    in the formula. A parameter whose gradient is None in a step keeps its weight and its history in that step.
+
+    A subclass gives `step_form`, and adds its own checks to `_check`.
+
+    Args:
+        params: parameters or parameter groups, as in `torch.optim.SGD`. Real. Gradients of whole rows, as of
+            `nn.Embedding(sparse=True)`, are stepped by rows, as if they were dense, without momentum and decay.
+        formula: the settings of the subclass, which become keys of each group.
+        lr: learning rate, a number or a tensor of one, which is read as a number in every step.
+        momentum: in [0, 1); PyTorch's convention, v = momentum v + (1 - dampening) g.
+        dampening: in [0, 1); the first gradient is not dampened, as in torch.
+        nesterov: direction g + momentum v in place of v.
+        weight_decay: L2 penalty, added to the gradient.
+        decoupled: weight decay as in AdamW: every step first multiplies the weights by
+            1 - lr weight_decay. This shrink is no part of d: W[k+1] = (1 - lr weight_decay) W[k] + d[k+1].
+        switch_step: number of SGD steps before the formula; 0 is the formula from the first step, None is never.
+        history: "true" starts the formula from the last differences of SGD's weights (taken after the shrink of
+            `decoupled`, which is no part of them).
+            "zero" starts from zeros (a cold start, which overshoots by half a step at first).
+        maximize: ascend instead.
+        foreach: update all tensors of a group at once (the default), or one by one.
+        fused: update by one kernel in a single pass: after the switch ours (in C on the CPU: float32, float64; in
+            Triton on CUDA: float32, bfloat16, float16), before it torch's, as `torch.optim.SGD(fused=True)`. Where
+            it can't, it warns and takes foreach. All three paths stay within 2e-6 of the largest weight of a float64
+            run (float32, 40 noisy steps).
+
+    Raises:
+        ValueError: an argument out of its range, of any group, or a complex parameter.
+        RuntimeError: a sparse gradient, together with momentum or weight decay; no weight has moved then.
+
+    No `capturable`: the switch is a branch in Python and the history moves by renaming buffers, so a
+    captured CUDA graph would replay one phase on the wrong buffers. No `differentiable`: the history
+    is updated in place, which autograd cannot follow.
+    """
+
+    name: str  # how messages call it
+    _by_rows = False  # whether a sparse gradient has come; their rows in motion are then in the state as `live`
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        formula: dict[str, Any],
+        lr: float | Tensor,
+        momentum: float = 0.0,
+        *,
+        dampening: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        decoupled: bool = False,
+        switch_step: int | None = 0,
+        history: str = "true",
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr, "momentum": momentum, "dampening": dampening, "nesterov": nesterov,
+            "weight_decay": weight_decay, "decoupled": decoupled, **formula, "switch_step": switch_step,
+            "history": history, "maximize": maximize, "foreach": foreach, "fused": fused, "step": 0,
+        }  # fmt: skip
+        super().__init__(params, defaults)
+
+    def step_form(self, group: dict[str, Any]) -> tuple[Sequence[float], float]:
+        """The factors of d[k], d[k-1], ... and the factor b of lr g[k], after the switch."""
+        raise NotImplementedError
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._by_rows = any("live" in state for state in self.state.values())
+        for group in self.param_groups:  # a checkpoint from before a setting existed
+            for key in self.defaults.keys() - {"differentiable"}:  # which torch has just added to the defaults
+                group.setdefault(key, self.defaults[key])
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in torch, but a state whose shapes are not these parameters' in their order is refused.
+
+        Raises:
+            ValueError: names the first parameter that does not fit; nothing has changed then.
+        """
+        params = [p for group in self.param_groups for p in group["params"]]
+        saved = [i for group in state_dict["param_groups"] for i in group["params"]]
+        for place, (p, i) in enumerate(zip(params, saved, strict=False)):  # torch itself compares the counts
+            for key, value in state_dict["state"].get(i, {}).items():
+                if isinstance(value, Tensor) and key != "live" and value.shape != p.shape:
+                    raise ValueError(
+                        f"{self.name}: the state is of other parameters or another order: parameter {place} has shape "
+                        f"{tuple(p.shape)}, its saved {key} has {tuple(value.shape)}"
+                    )
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            state.pop("live", None)  # torch has made it a parameter's type; the differences tell it again
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in torch; a group that joins later counts its steps with the others, so all switch together."""
+        if self.param_groups:
+            param_group = {"step": self.param_groups[0]["step"], **param_group}
+        super().add_param_group(param_group)
+        try:
+            self._check(self.param_groups[-1])
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    def before_switch(self) -> dict[str, Any]:
+        """The state_dict that torch's SGD with these settings would have at this step, up to the switch."""
+        keys = ("lr", "momentum", "dampening", "nesterov", "weight_decay", "maximize", "foreach", "fused", "initial_lr")
+        groups = [{key: group[key] for key in ("params", *keys) if key in group} for group in self.param_groups]
+        sgd = torch.optim.SGD(groups)
+        for p, state in self.state.items():
+            if "momentum_buffer" in state:
+                sgd.state[p]["momentum_buffer"] = state["momentum_buffer"]
+        return sgd.state_dict()
+
+    def start_after(
+        self, steps: int, state_dict: dict[str, Any], recorded: Sequence[Sequence[tuple[int, Tensor]]] = ()
+    ) -> None:
+        """Continues from torch's SGD with the same settings, bitwise as if this optimizer had done its steps.
+
+        Args:
+            steps: how many steps SGD did, at most `switch_step`.
+            state_dict: SGD's, of these parameters in this order.
+            recorded: for each parameter, newest first, (number of the step, counted from 0; what that step added).
+        """
+        order = [p for group in self.param_groups for p in group["params"]]
+        for group, before in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            group["step"] = steps
+            group.update({key: before[key] for key in ("lr", "initial_lr") if key in before})
+        for place, state in state_dict["state"].items():
+            if state.get("momentum_buffer") is not None:
+                self.state[order[place]]["momentum_buffer"] = state["momentum_buffer"].to(order[place], copy=True)
+        for group in self.param_groups:
+            names, switch = difference_names(len(self.step_form(group)[0])), group["switch_step"]
+            if switch is None or group["history"] != "true":
+                continue
+            places = {p: place for place, p in enumerate(order)}
+            for p in group["params"] if recorded else ():
+                history = [d for step, d in recorded[places[p]] if step >= switch - len(names)]
+                for name, d in zip(names, history, strict=False):
+                    self.state[p][name] = d.to(p, copy=True)
+                if history:  # zeros where there was none yet
+                    differences_of(self.state, [p], names)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Does one step; returns the closure's loss, if there is a closure to evaluate first."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        work = []
+        for group in self.param_groups:
+            dense: list[Tensor] = []
+            sparse: list[Tensor] = []
+            for p in group["params"]:
+                if p.grad is not None:
+                    (sparse if p.grad.is_sparse else dense).append(p)
+            for p in sparse:
+                check_sparse(self.name, group, p)  # before any weight has moved
+            work.append((group, dense, sparse))
+        for group, dense, sparse in work:
+            if dense:
+                for p in dense if self._by_rows else ():
+                    self.state.get(p, {}).pop("live", None)  # all of its rows move now
+                self._step_group(group, dense)
+            for p in sparse:
+                step_rows(p, self.state[p], group, *self.step_form(group))
+                self._by_rows = self._by_rows or "live" in self.state[p]
+            group["step"] += 1
+        return loss
+
+    def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        lr, foreach = as_number(group["lr"]), group["foreach"] is not False
+        factors, b = self.step_form(group)
+        names = difference_names(len(factors))
+        acts, recording = phase(group, names)
+        if acts and group["fused"]:
+            params = fused_step(self.name, self.state, group, params, factors, b * lr)
+            if not params:
+                return
+        direction = [] if group["fused"] and not acts else direction_of(self.state, group, params, foreach)
+        decay(group, params, lr, foreach)
+        if acts:
+            multistep_update(params, direction, differences_of(self.state, params, names), factors, b * lr, foreach)
+            rotate((self.state[p] for p in params), names)
+            return
+        before = [p.clone() for p in params] if recording else []
+        if group["fused"]:
+            fused_sgd(self.state, group, params, lr)
+        else:
+            add_(params, direction, -lr, foreach)
+        if recording:
+            oldest = differences_of(self.state, params, names)[-1]
+            for d, p, w in zip(oldest, params, before, strict=True):
+                # The weights' own difference, not -lr direction: what anybody who sees the weights can tell.
+                torch.sub(p, w, out=d)
+            rotate((self.state[p] for p in params), names)
+
+    def _check(self, group: dict[str, Any]) -> None:
+        lr, switch = group["lr"], group["switch_step"]
+        if group["foreach"] and group["fused"]:
+            raise ValueError(f"{self.name}: expected one of foreach and fused, got both")
+        if isinstance(lr, Tensor) and lr.numel() != 1:
+            raise ValueError(f"{self.name}: lr must be a number or a tensor of one, got shape {tuple(lr.shape)}")
+        if not 0 <= lr < float("inf"):
+            raise ValueError(f"{self.name}: lr must be >= 0 and finite, got {lr}")
+        for key in ("momentum", "dampening"):
+            if not 0 <= group[key] < 1:
+                raise ValueError(f"{self.name}: {key} must be in [0, 1), got {group[key]}")
+        if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
+            got = f"momentum {group['momentum']} and dampening {group['dampening']}"
+            raise ValueError(f"{self.name}: nesterov needs momentum > 0 and dampening 0, got {got}")
+        if not 0 <= group["weight_decay"] < float("inf"):
+            raise ValueError(f"{self.name}: weight_decay must be >= 0 and finite, got {group['weight_decay']}")
+        if switch is not None and (not isinstance(switch, int) or isinstance(switch, bool) or switch < 0):
+            raise ValueError(f"{self.name}: switch_step must be a whole number >= 0 or None (never), got {switch!r}")
+        if group["history"] not in HISTORIES:
+            raise ValueError(f"{self.name}: history must be one of {', '.join(HISTORIES)}, got {group['history']!r}")
+        if any(p.is_complex() for p in group["params"]):
+            raise ValueError(f"{self.name}: complex parameters are not supported; use their real view")

@@ -1,0 +1,90 @@
+"""The step of any explicit multistep formula, and the arithmetic on lists of tensors that the optimizers share."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+State = Mapping[Tensor, dict[str, Any]]  # an optimizer's state: what it keeps for each parameter
+
+
+def multistep_update(
+    params: list[Tensor],
+    grads: list[Tensor],
+    differences: list[list[Tensor]],
+    factors: Sequence[float],
+    rate: float,
+    foreach: bool,
+) -> None:
+    """One step in place: `params` move by the new difference, which replaces the oldest; eq. 8 with (0.5, -0.5), lr.
+
+    Shapes: `differences` holds one list for each of `factors`, newest first; all lists correspond item by item.
+    The caller renames the differences afterwards.
+    """
+    if not differences:  # Euler
+        add_(params, grads, -rate, foreach)
+        return
+    *newer, oldest = differences
+    mul_(oldest, factors[-1], foreach)
+    for factor, d in zip(factors[:-1], newer, strict=True):
+        add_(oldest, d, factor, foreach)
+    add_(oldest, grads, -rate, foreach)
+    add_(params, oldest, 1, foreach)
+
+
+def difference_names(count: int) -> list[str]:
+    """The state's keys of the last `count` differences, newest first: d, d_before, d_before_2, ..."""
+    return ["d", "d_before", *(f"d_before_{i}" for i in range(2, count))][:count]
+
+
+def differences_of(state: State, params: list[Tensor], names: Sequence[str]) -> list[list[Tensor]]:
+    """The last differences of each parameter, newest first; zeros where there are none yet."""
+    for p in params:
+        for name in names:
+            if name not in state[p]:
+                state[p][name] = torch.zeros_like(p)
+    return [[state[p][name] for p in params] for name in names]
+
+
+def rotate(states: Iterable[dict[str, Any]], names: Sequence[str]) -> None:
+    """Renames the differences of each parameter after a step: what was written over the oldest becomes the newest."""
+    for state in states:
+        *newer, oldest = [state[name] for name in names] or [None]
+        state.update(zip(names, [oldest, *newer], strict=False))
+
+
+def phase(group: dict[str, Any], names: Sequence[str]) -> tuple[bool, bool]:
+    """Whether the formula acts in this step; whether the step is one of the history that it will begin with."""
+    switch, step = group["switch_step"], group["step"]
+    if switch is None:
+        return False, False
+    soon = bool(names) and step >= switch - len(names) and group["history"] == "true"
+    return step >= switch, soon and step < switch
+
+
+def as_number(lr: float | Tensor) -> float:
+    """Foreach operations take numbers alone; float() of a tensor that requires a gradient would warn."""
+    return lr.item() if isinstance(lr, Tensor) else lr
+
+
+def add(xs: list[Tensor], ys: list[Tensor], factor: float, foreach: bool) -> list[Tensor]:
+    if foreach:
+        return list(torch._foreach_add(xs, ys, alpha=factor))
+    return [x.add(y, alpha=factor) for x, y in zip(xs, ys, strict=True)]
+
+
+def add_(xs: list[Tensor], ys: list[Tensor], factor: float, foreach: bool) -> None:
+    if foreach:
+        torch._foreach_add_(xs, ys, alpha=factor)
+    else:
+        for x, y in zip(xs, ys, strict=True):
+            x.add_(y, alpha=factor)
+
+
+def mul_(xs: list[Tensor], factor: float, foreach: bool) -> None:
+    if foreach:
+        torch._foreach_mul_(xs, factor)
+    else:
+        for x in xs:
+            x.mul_(factor)
