@@ -19,12 +19,13 @@ class TmbenchSweeper(Sweeper):
         self.params = params or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.hydra_context, self.config = hydra_context, config
+        self.config = config
+        self.parser = OverridesParser.create(config_loader=hydra_context.config_loader)  # which a glob(*) lists
 
     def sweep(self, arguments: list[str]) -> Any:
         from tmbench.sweeps.compose import combinations
         from tmbench.sweeps.sweep import sweep
 
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        assert self.config is not None
         words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
-        sweep(combinations(parser.parse_overrides(words)), self.config)
+        sweep(combinations(self.parser.parse_overrides(words)), self.config)

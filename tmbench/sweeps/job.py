@@ -1,4 +1,4 @@
-"""One job of a sweep: its run, recorded in the sweep's folder; `python -m tmbench.sweeps.job FILE` is its own process."""
+"""One job of a sweep: its run, recorded in the sweep's folder; as a process, `python -m tmbench.sweeps.job FILE`."""
 
 import os
 import shlex

@@ -133,15 +133,15 @@ def forecast_epochs(jobs: list[Job]) -> None:
     """Fills in how many epochs each job trains and how many it takes from its trunk, if done one after another."""
     published: dict[Path, dict[int, int]] = {}  # by trunk: epoch -> differences, as they will be by then
     requested: dict[Path, dict[int, int]] = {}
-    for trunk, epoch, differences in states_to_share(jobs):
-        published.setdefault(trunk.folder, trunk.states())
-        epochs = requested.setdefault(trunk.folder, trunk.asked())
+    for shared, epoch, differences in states_to_share(jobs):
+        published.setdefault(shared.folder, shared.states())
+        epochs = requested.setdefault(shared.folder, shared.asked())
         epochs[epoch] = max(differences, epochs.get(epoch, 0))
     for job in jobs:
         if not job.is_due or job.cfg is None:
             continue
-        start, trunk = job.epochs_done, job.trunk
-        if trunk:
+        start = job.epochs_done
+        if trunk := job.trunk:
             states = published.setdefault(trunk.folder, trunk.states())
             usable = (e for e, n in states.items() if e < trunk.end or (e == trunk.end and n >= trunk.needs))
             job.epochs_from_trunk = max((e for e in usable if e > job.epochs_done), default=0)

@@ -1,19 +1,15 @@
-"""The files in a sweep's folder: which sweep has it, what the process of each job is to do, and what came of each job."""
+"""The files in a sweep's folder: which sweep has it, what each job is to do, and what came of it."""
 
 import json
 import os
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from ..config.settle import Settings
 from ..errors import DataError
 from ..files import write
 from ..result import Result
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
 
 SWEEP = "TMBENCH_SWEEP"  # in the environment of a sweep and of its jobs: the sweep's id
 OWNER = "sweep.txt"  # holds the id of the sweep that has the folder
@@ -107,11 +103,6 @@ def _save(path: Path, content: "JobOrder | JobRecord") -> Path:
 
 def _loaded(of: type[T], path: Path) -> T:
     """The file's content, checked; OSError or ValueError if it cannot be had."""
-    return _adapter(of).validate_python(json.loads(path.read_bytes()))
-
-
-@cache
-def _adapter(of: type[T]) -> "TypeAdapter[T]":
     from pydantic import TypeAdapter  # not at the top: `tmbench --help` has no use for it
 
-    return TypeAdapter(of)
+    return TypeAdapter(of).validate_python(json.loads(path.read_bytes()))

@@ -42,7 +42,7 @@ def _cells(record: "JobRecord", result: Result) -> dict[str, str]:
     known = ", known" if record.how == "shown" else ""
     return {
         "status": f"[{COLOURS.get(result.status, 'red')}]{result.status}[/]{known}",
-        "metric": key.removeprefix("test/"),
+        "metric": result.metric,
         "last": shown(result.metrics["last"].get(key), key),
         "best": shown(result.metrics["best"].get(key), key),
         "baseline": shown(result.baseline.get(key), key),

@@ -11,6 +11,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING
 
+from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
 
 from ..config.overrides import search_path
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 _FILES = re.compile(r"stopping|(job|launch)-\d{5,}\.(json|log)")  # that a sweep writes into its folder, beside OWNER
 
 
-def check_options(hydra: DictConfig) -> None:
+def check_options(hydra: HydraConf) -> None:
     """Raises ConfigError for options of Hydra with which a saved run could not be repeated."""
     if hydra.job.config_name != "config":
         raise ConfigError(

@@ -52,7 +52,7 @@ def print_end(job: Job, name: str, file: Path, status: int | None, stopping: boo
         return False
     key = result.headline
     score = shown(result.metrics["last"].get(key), key)
-    console.print(f"{name}: {result.status}, {key.removeprefix('test/')} {score}")
+    console.print(f"{name}: {result.status}, {result.metric} {score}")
     return result.status == "interrupted"
 
 
