@@ -2,24 +2,30 @@
 
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
 
 
-class TmbenchSweeper(BasicSweeper):
-    """Hydra's own sweeper, but that it launches only what has to be done; see tmbench.sweeps."""
+class TmbenchSweeper(Sweeper):
+    """Does what of a sweep is not done yet; see tmbench.sweeps.
+
+    Args:
+        params: more words for every sweep, as those of Hydra's own sweeper.
+    """
+
+    def __init__(self, params: dict[str, str] | None = None) -> None:
+        self.params = params or {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config = config
+        self.parser = OverridesParser.create(config_loader=hydra_context.config_loader)  # which a glob(*) lists
 
     def sweep(self, arguments: list[str]) -> Any:
+        from tmbench.sweeps.compose import combinations
         from tmbench.sweeps.sweep import sweep
 
         assert self.config is not None
-        assert self.hydra_context is not None
-        assert self.launcher is not None
-        launcher, size = self.launcher, self.max_batch_size
-
-        def launch(jobs: list[list[str]]) -> None:
-            for first in range(0, len(jobs), size or len(jobs) or 1):
-                batch = jobs[first : first + size] if size else jobs
-                for result in launcher.launch(batch, initial_job_idx=first):
-                    _ = result.return_value  # raises what the job raised
-
-        sweep([*self._parse_config(), *arguments], self.hydra_context.config_loader, self.config, launch)
+        words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        sweep(combinations(self.parser.parse_overrides(words)), self.config)

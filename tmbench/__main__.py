@@ -21,37 +21,29 @@ VERBS = {name: f"{name}.__main__" for name in ("runs", "report", "tune", "data",
 
 
 def job(cfg: "DictConfig") -> float | None:
-    """One run, as Hydra calls it; returns the best headline metric, for sweepers that optimize."""
+    """One run, as Hydra calls it; with another's sweeper, it returns the best headline metric, to be optimized."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     from .config.overrides import search_path
     from .run import report, run
-    from .sweeps import record, sweep
-    from .sweeps.job import one_of_many
+    from .sweeps.job import command
+    from .sweeps.sweep import check_options
 
     about = HydraConfig.get()
-    words, search = list(about.overrides.task), search_path(about.runtime.config_sources)
-    if about.job.config_name != "config":
-        raise ConfigError(
-            "--config-name: not supported, since the saved run could not be repeated; give the settings as key=value, "
-            "or put them into a file of a group and say --config-dir DIR"
-        )
-    if about.mode != RunMode.MULTIRUN:
-        of_a_sweep = {"plan": cfg.plan, "study": cfg.study.name != "none", "launcher": cfg.launcher.name != "serial"}
-        for key in (key for key, is_set in of_a_sweep.items() if is_set):
-            raise ConfigError(f"{key}: expected a sweep: add -m")
-        all_words = [*search, *words]
-        if code := report(lambda: run(cfg, sweep.command(all_words), words=all_words)):
-            raise SystemExit(code)
-        return None
-    folder = Path(about.sweep.dir)
-    number, arm = record.number(folder, int(about.job.num))
-    print(f"\njob {number}: {' '.join(words)}{f'  ({arm})' if arm else ''}", file=sys.stderr)
-    result = one_of_many(cfg, folder, number, arm, words, search)
-    if result.status == "interrupted":
-        raise KeyboardInterrupt  # the person wants out of the sweep, not of this job alone
-    return result.metrics["best"].get(result.headline)
+    check_options(about)
+    words = [*search_path(about.runtime.config_sources), *about.overrides.task]
+    if about.mode == RunMode.MULTIRUN:
+        result, _, _ = run(cfg, command(words), words=words)
+        if result.status == "interrupted":
+            raise KeyboardInterrupt  # a person wants the sweep to stop, not this job alone
+        return result.metrics["best"].get(result.headline)
+    of_a_sweep = {"plan": cfg.plan, "study": cfg.study.name != "none", "launcher": cfg.launcher.name != "serial"}
+    for key in (key for key, is_set in of_a_sweep.items() if is_set):
+        raise ConfigError(f"{key}: expected a sweep: add -m")
+    if code := report(lambda: run(cfg, command(words), words=words)):
+        raise SystemExit(code)
+    return None
 
 
 def train(words: list[str]) -> int:
@@ -59,7 +51,6 @@ def train(words: list[str]) -> int:
     import hydra
 
     from .config.settle import conf_dir
-    from .sweeps import sweep
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra lets exceptions through: we say what they mean
     sys.argv[1:] = words  # which Hydra reads
@@ -72,14 +63,7 @@ def train(words: list[str]) -> int:
         code = leaving.code if isinstance(leaving.code, int) else ERROR if leaving.code else 0
     except Exception as error:
         code = ERROR
-        if not sweep.jobs():  # else the job has said it
-            print(explain(error), file=sys.stderr)
-    if jobs := sweep.jobs():
-        from .runs.show import console
-        from .sweeps.show import many
-
-        many(jobs, console())
-        code = code or int(any(job["error"] for job in jobs))
+        print(explain(error), file=sys.stderr)
     return code
 
 

@@ -1,56 +1,62 @@
-"""One job of a sweep: its run, noted in the sweep's folder; `python -m tmbench.sweeps.job FILE` is its own process."""
+"""One job of a sweep: its run, recorded in the sweep's folder; as a process, `python -m tmbench.sweeps.job FILE`."""
 
-import json
 import os
+import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
+from ..config.overrides import of_the_run
 from ..result import Result
 from ..run import run
-from ..verbs import EXPECTED, explain, leave
-from . import record, sweep
+from ..verbs import ERROR, EXPECTED, INTERRUPTED, explain, leave
+from .record import JobOrder, JobRecord, sweep_id
 
-STOPPED = 130  # exit code of a job that goes on when it is asked for again
+PROGRAM = os.environ.get("TMBENCH_PROGRAM", "python -m tmbench")  # as the person called it
 
 
-def one_of_many(
-    cfg: DictConfig, folder: Path, number: int, arm: str, words: list[str], search: list[str],
-    asks: Iterable[tuple[int, int]] = (),
-) -> Result:  # fmt: skip
-    """Does one job of the sweep in `folder`, and notes there and tells what came of it; raises what its run raises."""
-    own = [*search, *words]
+def command(words: list[str]) -> str:
+    """What a person would type for the run that these words ask for."""
+    return f"{PROGRAM} {shlex.join(of_the_run(words))}"
+
+
+def do_job(folder: Path, order: JobOrder) -> Result:
+    """Does one job of the sweep in `folder` and records there what came of it.
+
+    Raises:
+        Exception: whatever its run raises; it is recorded and printed by then.
+    """
+    words = [*order.search, *order.words]
+    cfg = OmegaConf.create(order.cfg)
     if "group" in cfg.logger and cfg.logger.group is None:
         cfg.logger.group = folder.name
+    record = JobRecord(sweep_id(), order.number, order.words, order.arm)
     try:
-        result, run_folder, how = run(cfg, sweep.command(own), asks=asks, words=own)
+        result, run_folder, how = run(cfg, command(words), asks=order.states, words=words)
     except Exception as error:
         message = str(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}"
-        record.add_job(folder, number, words, arm, error=message)
+        replace(record, error=message).save(folder)
         print(explain(error), file=sys.stderr)
         raise
-    record.add_job(folder, number, words, arm, run_folder, how)
+    replace(record, folder=str(run_folder), how=how).save(folder)
     return result
 
 
 def main() -> None:
-    """A job's own process: does the job in the file that it is given."""
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's, to all; it is for the one who started us
+    """A job's own process: does the job whose order is in the file that it is given."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm sends it to all processes; it is meant for our parent
     threading.Thread(target=_end_with_parent, daemon=True).start()
     file = Path(sys.argv[1])
-    facts = json.loads(file.read_text())
+    order = JobOrder.load(file)
     try:
-        result = one_of_many(
-            OmegaConf.create(facts["cfg"]), file.parent, facts["number"], facts["arm"], facts["words"],
-            facts["search"], facts["asks"],
-        )  # fmt: skip
-    except Exception:  # it has been told
-        leave(1)
-    leave(STOPPED if result.status == "interrupted" else 0)
+        result = do_job(file.parent, order)
+    except Exception:  # do_job has printed it
+        leave(ERROR)
+    leave(INTERRUPTED if result.status == "interrupted" else 0)
 
 
 def _end_with_parent() -> None:

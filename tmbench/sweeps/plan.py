@@ -1,4 +1,4 @@
-"""What a sweep's jobs will cost: which runs they are, which are known, what they share. Torch-free and fast."""
+"""What the jobs of a sweep ask for: their runs, which of them are done, what they share, how long they will take."""
 
 import contextlib
 import re
@@ -20,13 +20,14 @@ from ..errors import ConfigError, DataError
 from ..files import read_sealed_text
 from ..result import FINAL, Result, epochs_done
 from ..trunks import Trunk, trunk_of
+from .record import JobOrder
 
-ALIKE = ("task", "data", "batch_size", "trainer")  # what an epoch's duration depends on, beside the optimizer
+PER_EPOCH = ("task", "data", "batch_size", "trainer")  # what the duration of an epoch depends on, beside the optimizer
 
 
 @dataclass
 class Job:
-    """One job of a sweep, as Hydra's override words, and the run that they ask for."""
+    """One job of a sweep: the words that ask for a run, and what is known of that run."""
 
     number: int
     overrides: list[str]
@@ -34,21 +35,21 @@ class Job:
     arm: str = ""  # of a study; empty for the jobs that were asked for
     cfg: Settings | None = None  # settled
     folder: Path | None = None  # its run's; unknown before the data are here
-    beginning: Trunk | None = None  # what it is before its switch
-    trunk: Trunk | None = None  # the same, if it is to be shared
-    have: int = 0  # epochs on disk
+    shared_prefix: Trunk | None = None  # the part before its switch
+    trunk: Trunk | None = None  # the same, unless trunk=off
+    epochs_done: int = 0  # on disk
     state: str = "new"  # or partial, known (done before), same (as an earlier job's), wrong
     error: str = ""
-    trains: int = 0  # epochs, as forecast
-    shares: int = 0  # epochs that it takes from its trunk
+    epochs_to_train: int = 0  # see forecast_epochs
+    epochs_from_trunk: int = 0
 
     @property
     def is_due(self) -> bool:
         return self.state in ("new", "partial")
 
 
-class Recognizer:
-    """Finds the run of each job; a data set is looked at once.
+class RunFinder:
+    """Finds the run of each job; opens each data set once.
 
     Args:
         download: whether missing data may be fetched now.
@@ -57,9 +58,9 @@ class Recognizer:
     def __init__(self, download: bool) -> None:
         self.download = download
         self._digests: dict[tuple[str, ...], str | None] = {}
-        self._seen: set[Path] = set()
+        self._folders: set[Path] = set()
 
-    def recognize(self, job: Job) -> None:
+    def find(self, job: Job) -> None:
         """Fills in what is known of the job's run."""
         try:
             check_words(job.overrides)
@@ -71,21 +72,24 @@ class Recognizer:
         if digest is None:
             return
         job.folder = Path(job.cfg["runs_dir"]) / run_id(job.cfg, digest)
-        job.beginning = trunk_of(job.cfg, digest)
-        job.trunk = job.beginning if job.cfg["trunk"] == "auto" else None
-        if job.folder in self._seen:
+        job.shared_prefix = trunk_of(job.cfg, digest)
+        job.trunk = job.shared_prefix if job.cfg["trunk"] == "auto" else None
+        if job.folder in self._folders:
             job.state = "same"
             return
-        self._seen.add(job.folder)
+        self._folders.add(job.folder)
+        if job.cfg["force"]:
+            return
         with contextlib.suppress(DataError):  # a broken result.json: the job will say so
-            result = None if job.cfg["force"] else Result.load(job.folder)
+            result = Result.load(job.folder)
             if result and result.status in FINAL:
                 job.state = "known"
                 return
-        job.have = 0 if job.cfg["force"] else min(epochs_done(job.folder), job.cfg["epochs"])
-        job.state = "partial" if job.have else "new"
+        job.epochs_done = min(epochs_done(job.folder), job.cfg["epochs"])
+        job.state = "partial" if job.epochs_done else "new"
 
     def _digest(self, cfg: Settings) -> str | None:
+        """The digest of the data; None if they are not here."""
         key = (cfg["task"]["data"], str(cfg["data"]), cfg["data_dir"], cfg["runs_dir"])
         if key not in self._digests:
             data = cfg["data"] | ({"download": False} if cfg["data"].get("download") and not self.download else {})
@@ -96,51 +100,72 @@ class Recognizer:
         return self._digests[key]
 
 
-def wanted(jobs: list[Job]) -> list[tuple[Trunk, int, int]]:
-    """The states that the jobs will want of their trunks: (trunk, epoch, number of differences)."""
-    due = [job.trunk for job in jobs if job.is_due and job.trunk]
-    ends = Counter((trunk.folder, trunk.end) for trunk in due)
-    # A run to the end has use for another's last state only if there is another.
-    return [(t, t.end, t.needs) for t in due if t.switches or ends[t.folder, t.end] > 1]
+def states_to_share(jobs: list[Job]) -> list[tuple[Trunk, int, int]]:
+    """The states that the jobs need of their trunks: (trunk, epoch, number of differences of the weights)."""
+    trunks = [job.trunk for job in jobs if job.is_due and job.trunk]
+    ends = Counter((trunk.folder, trunk.end) for trunk in trunks)
+    # The last state of a run without a switch is of use only to another such run.
+    return [(t, t.end, t.needs) for t in trunks if t.switches or ends[t.folder, t.end] > 1]
 
 
-def forecast(jobs: list[Job]) -> None:
-    """Says how many epochs each job will train and share, if they are done one after another."""
-    states: dict[Path, dict[int, int]] = {}  # epoch -> differences, as published by then
-    asked: dict[Path, dict[int, int]] = {}
-    for trunk, epoch, needs in wanted(jobs):
-        states.setdefault(trunk.folder, trunk.states())
-        wants = asked.setdefault(trunk.folder, trunk.asked())
-        wants[epoch] = max(needs, wants.get(epoch, 0))
+def orders_of(jobs: list[Job], search: list[str]) -> list[JobOrder]:
+    """What is to be done for each job, by whichever process.
+
+    Args:
+        jobs: those that are due.
+        search: the word for a person's own YAML files, if they have any.
+    """
+    states: dict[Path, set[tuple[int, int]]] = {}
+    for trunk, epoch, differences in states_to_share(jobs):
+        states.setdefault(trunk.folder, set()).add((epoch, differences))
+    return [
+        JobOrder(
+            job.number, job.arm, job.overrides, search,
+            {key: value for key, value in job.raw.items() if key != "launcher"},
+            # By each job itself: on another machine the trunk may have another name.
+            sorted(states.get(job.trunk.folder, ())) if job.trunk else [],
+        )
+        for job in jobs
+    ]  # fmt: skip
+
+
+def forecast_epochs(jobs: list[Job]) -> None:
+    """Fills in how many epochs each job trains and how many it takes from its trunk, if done one after another."""
+    published: dict[Path, dict[int, int]] = {}  # by trunk: epoch -> differences, as they will be by then
+    requested: dict[Path, dict[int, int]] = {}
+    for shared, epoch, differences in states_to_share(jobs):
+        published.setdefault(shared.folder, shared.states())
+        epochs = requested.setdefault(shared.folder, shared.asked())
+        epochs[epoch] = max(differences, epochs.get(epoch, 0))
     for job in jobs:
         if not job.is_due or job.cfg is None:
             continue
-        start, own = job.have, job.trunk
-        if own:
-            known = states.setdefault(own.folder, own.states())
-            usable = (e for e, n in known.items() if e < own.end or (e == own.end and n >= own.needs))
-            job.shares = max((e for e in usable if e > job.have), default=0)
-            start = max(start, job.shares)
-            for epoch, needs in asked.get(own.folder, {}).items():
-                if start < epoch <= own.end:
-                    known[epoch] = max(needs, known.get(epoch, 0))
-        job.trains = int(job.cfg["epochs"]) - start
+        start = job.epochs_done
+        if trunk := job.trunk:
+            states = published.setdefault(trunk.folder, trunk.states())
+            usable = (e for e, n in states.items() if e < trunk.end or (e == trunk.end and n >= trunk.needs))
+            job.epochs_from_trunk = max((e for e in usable if e > job.epochs_done), default=0)
+            start = max(start, job.epochs_from_trunk)
+            for epoch, differences in requested.get(trunk.folder, {}).items():
+                if start < epoch <= trunk.end:
+                    states[epoch] = max(differences, states.get(epoch, 0))
+        job.epochs_to_train = int(job.cfg["epochs"]) - start
 
 
-def arms(job: Job) -> dict[str, list[str]]:
-    """The override words of the arms that the job's study adds to it."""
+def words_of_arms(job: Job) -> dict[str, list[str]]:
+    """The arms that the job's study adds to it: the name of each, and the override words of its run."""
     study = job.raw.get("study") or {}
-    added: dict[str, list[str]] = {}
-    if job.beginning is None or not job.beginning.switches or job.cfg is None:
-        return added
+    arms: dict[str, list[str]] = {}
+    if job.cfg is None or job.shared_prefix is None or not job.shared_prefix.switches:
+        return arms
     for name, words in study.get("arms", {}).items():
         changes = dict(_filled(word, job.cfg).split("=", 1) for word in words)
         other = "optimizer" in changes
         if not other and any(not _has(job.cfg, key) for key in changes):
             continue
         kept = [w for w in job.overrides if w.split("=")[0] not in changes and not (other and _of_optimizer(w))]
-        added[name] = kept + [f"{key}={value}" for key, value in changes.items()]
-    return added
+        arms[name] = kept + [f"{key}={value}" for key, value in changes.items()]
+    return arms
 
 
 def _of_optimizer(word: str) -> bool:
@@ -159,47 +184,51 @@ def _has(cfg: Settings, key: str) -> bool:
     return True
 
 
-@dataclass
-class Pace:
-    """Seconds that an epoch takes with its evaluation, and a run beside its epochs; as measured in a run."""
+@dataclass(frozen=True)
+class Duration:
+    """How long a run took, in seconds."""
 
-    epoch: float
-    around: float
-    run: str
+    epoch: float  # one epoch with its evaluation
+    overhead: float  # all but its epochs
+    run: str  # the id of the run that was measured
+
+    def of(self, epochs: int) -> float:
+        return self.overhead + self.epoch * epochs
 
 
-class Paces:
-    """The pace of runs, from the newest that is here with the same task and batch on such a machine."""
+class MeasuredDurations:
+    """How long runs took that are in the same folder, with the same task and batch on such a machine."""
 
     def __init__(self) -> None:
-        self._runs: dict[Path, list[Result]] = {}
-        self._found: dict[str, Pace | None] = {}
+        self._results: dict[Path, list[Result]] = {}
+        self._found: dict[str, Duration | None] = {}
 
-    def of(self, job: Job) -> Pace | None:
-        """From a run with the job's optimizer if there is one, else with any; None if nothing was measured yet."""
+    def like(self, job: Job) -> Duration | None:
+        """That of the newest run with the job's optimizer, or else any; None if there is none to compare with."""
         if job.cfg is None or job.folder is None:
             return None
-        facts = {key: job.cfg[key] for key in ALIKE}
-        key = f"{job.cfg['optimizer']['name']} {facts}"
+        optimizer, facts = job.cfg["optimizer"]["name"], {key: job.cfg[key] for key in PER_EPOCH}
+        key = f"{optimizer} {facts}"
         if key not in self._found:
-            self._found[key] = self._find(job.folder.parent, job.cfg["optimizer"]["name"], facts)
+            self._found[key] = self._find(job.folder.parent, optimizer, facts)
         return self._found[key]
 
-    def _find(self, runs: Path, optimizer: str, facts: Settings) -> Pace | None:
-        if runs not in self._runs:
-            self._runs[runs] = sorted(_results(runs), key=lambda result: result.started, reverse=True)
-        for result in sorted(self._runs[runs], key=lambda result: result.optimizer != optimizer):  # stable
-            here = result.epochs["trained"]
-            if not here or result.task != facts["task"]["name"]:
+    def _find(self, runs: Path, optimizer: str, facts: Settings) -> Duration | None:
+        if runs not in self._results:
+            self._results[runs] = sorted(_results(runs), key=lambda result: result.started, reverse=True)
+        for result in sorted(self._results[runs], key=lambda result: result.optimizer != optimizer):  # stable
+            epochs = result.epochs["trained"]
+            if not epochs or result.task != facts["task"]["name"]:
                 continue
             try:
                 cfg = yaml.safe_load(read_sealed_text(runs / result.run_id / "config.yaml"))
-                on_such = cpu_model() in result.hardware or cfg["trainer"]["accelerator"] == "cuda"
-            except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):  # damaged: it tells nothing
+                same_machine = cpu_model() in result.hardware or cfg["trainer"]["accelerator"] == "cuda"
+            except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):  # damaged
                 continue
-            if on_such and all(cfg.get(key) == facts[key] for key in ALIKE):
-                around = result.overhead_seconds if result.status == "completed" else 0.0  # else without the figures
-                return Pace((result.seconds + result.evaluation_seconds) / here, around, result.run_id)
+            if same_machine and all(cfg.get(key) == facts[key] for key in PER_EPOCH):
+                # A run that was stopped has not drawn its figures.
+                overhead = result.overhead_seconds if result.status == "completed" else 0.0
+                return Duration((result.seconds + result.evaluation_seconds) / epochs, overhead, result.run_id)
         return None
 
 

@@ -1,7 +1,7 @@
 """The tables that a person sees at the end of a sweep, and before it."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,48 +11,52 @@ from ..result import Result, shown
 from ..runs.show import COLOURS, duration
 
 if TYPE_CHECKING:
-    from .plan import Job, Paces
+    from .plan import Job, MeasuredDurations
+    from .record import JobRecord
+
+Outcome = tuple["JobRecord", Result | None]  # of a job
+_STATES = {"wrong": "[red]wrong[/red]", "same": "another job's", "known": "[green]known[/green]"}
 
 
-def many(jobs: list[dict[str, Any]], console: Console) -> None:
-    """One line for each job of a sweep, told apart by what the jobs do not share; a job is as in sweep.add_job."""
-    settings, varied, common = told_apart([(job["overrides"], job["arm"]) for job in jobs])
-    results = [Result.load(Path(job["folder"])) if job["folder"] else None for job in jobs]
-    profiles = sorted({r.profile for r in results if r})
+def print_results(outcomes: list[Outcome], console: Console) -> None:
+    """One line for each job of a sweep, with the settings in which the jobs differ."""
+    settings, varied, common = varied_settings([(record.words, record.arm) for record, _ in outcomes])
+    results = [result for _, result in outcomes if result]
+    profiles = " and ".join(sorted({result.profile for result in results})) or "no"
     columns = ["status", "metric", "last", "best", "baseline", "switch at", "seconds"]
-    if not any(r and r.baseline for r in results):
+    if not any(result.baseline for result in results):
         columns.remove("baseline")
-    table = Table(title=f"{len(jobs)} jobs: {common}   {' and '.join(profiles) or 'no'} data", title_justify="left")
-    table.add_column("job", justify="right")
-    for key in varied:
-        table.add_column(key.removeprefix("optimizer.").removeprefix("task."), no_wrap=True)
-    for name in columns:
-        table.add_column(name, justify="left" if name in ("status", "metric") else "right", no_wrap=True)
-    for number, (job, own, result) in enumerate(zip(jobs, settings, results, strict=True)):
-        words = [str(number), *(own.get(key, "") for key in varied)]
-        if result is None:
-            table.add_row(*words, "[red]failed[/red]")
-            continue
-        key = result.headline
-        status = f"[{COLOURS.get(result.status, 'red')}]{result.status}[/]" + (
-            ", known" if job["how"] == "shown" else ""
-        )
-        effective = result.switch["effective"]
-        table.add_row(
-            *words, status, key.removeprefix("test/"), shown(result.metrics["last"].get(key), key),
-            shown(result.metrics["best"].get(key), key),
-            *([shown(result.baseline.get(key), key)] if "baseline" in columns else []),
-            "-" if effective is None else str(effective), f"{result.seconds:.1f}",
-        )  # fmt: skip
+    table = _table(f"{len(outcomes)} jobs: {common}   {profiles} data", varied, columns, ("status", "metric"))
+    for (record, result), own in zip(outcomes, settings, strict=True):
+        cells = {"status": "[red]failed[/red]"} if result is None else _cells(record, result)
+        words = [str(record.number), *(own.get(key, "") for key in varied)]
+        table.add_row(*words, *(cells.get(column, "") for column in columns))
     console.print()
     console.print(table)
-    for number, job in enumerate(jobs):
-        if job["error"]:
-            console.print(f"[red]job {number}[/red] {escape(job['error'])}", soft_wrap=True)
+    _print_errors(((record.number, record.error) for record, _ in outcomes), console)
 
 
-def told_apart(jobs: list[tuple[list[str], str]]) -> tuple[list[dict[str, str]], list[str], str]:
-    """Of (words, arm) of some jobs: each job's settings, the keys that tell them apart, and what all have in common."""
+def _cells(record: "JobRecord", result: Result) -> dict[str, str]:
+    """What the columns say of a result."""
+    key, switch = result.headline, result.switch["effective"]
+    known = ", known" if record.how == "shown" else ""
+    return {
+        "status": f"[{COLOURS.get(result.status, 'red')}]{result.status}[/]{known}",
+        "metric": result.metric,
+        "last": shown(result.metrics["last"].get(key), key),
+        "best": shown(result.metrics["best"].get(key), key),
+        "baseline": shown(result.baseline.get(key), key),
+        "switch at": "-" if switch is None else str(switch),
+        "seconds": f"{result.seconds:.1f}",
+    }
+
+
+def varied_settings(jobs: list[tuple[list[str], str]]) -> tuple[list[dict[str, str]], list[str], str]:
+    """Each job's settings by their keys; the keys whose values differ; and the words that all jobs have in common.
+
+    Args:
+        jobs: the override words of each, and its study's arm.
+    """
     # A word that takes a setting away, such as ~optimizer.momentum, has no value.
     settings = [
         {k: v for k, _, v in (w.partition("=") for w in words)} | ({"arm": arm} if arm else {}) for words, arm in jobs
@@ -64,44 +68,56 @@ def told_apart(jobs: list[tuple[list[str], str]]) -> tuple[list[dict[str, str]],
     return settings, varied + (["arm"] if len(asked) < len(settings) else []), common
 
 
-def plan(jobs: "list[Job]", paces: "Paces", console: Console) -> None:
+def print_plan(jobs: "list[Job]", durations: "MeasuredDurations", console: Console) -> None:
     """What a sweep would do, and about how long it would take."""
-    settings, varied, common = told_apart([(job.overrides, job.arm) for job in jobs])
-    table = Table(title=f"{len(jobs)} jobs: {common}", title_justify="left")
+    settings, varied, common = varied_settings([(job.overrides, job.arm) for job in jobs])
+    table = _table(f"{len(jobs)} jobs: {common}", varied, ["run", "from trunk", "to train", "time"], ("run",))
+    for job, own in zip(jobs, settings, strict=True):
+        words = [str(job.number), *(own.get(key, "") for key in varied)]
+        if not job.is_due:
+            table.add_row(*words, _STATES[job.state])
+            continue
+        run = f"goes on from epoch {job.epochs_done}" if job.epochs_done else "new"
+        time = duration(found.of(job.epochs_to_train)) if (found := durations.like(job)) else "-"
+        table.add_row(*words, run, str(job.epochs_from_trunk or "-"), str(job.epochs_to_train), time)
+    console.print()
+    console.print(table)
+    _print_sums(jobs, durations, console)
+    _print_errors(((job.number, job.error) for job in jobs), console)
+
+
+def _print_sums(jobs: "list[Job]", durations: "MeasuredDurations", console: Console) -> None:
+    """The runs, epochs and time of a planned sweep."""
+    due = [job for job in jobs if job.is_due]
+    trained = sum(job.epochs_to_train for job in due)
+    shared = sum(max(0, job.epochs_from_trunk - job.epochs_done) for job in due)
+    known, same = (sum(job.state == state for job in jobs) for state in ("known", "same"))
+    console.print(f"runs       {len(due)} to do, {known} known, {same} the same as another job's")
+    console.print(f"epochs     {trained} to train; {shared} more come from shared trunks")
+    measured = [(job, found) for job in due if job.cfg and (found := durations.like(job))]
+    if measured:
+        with_trunks = sum(found.of(job.epochs_to_train) for job, found in measured)
+        without = sum(found.of(job.cfg["epochs"] - job.epochs_done) for job, found in measured if job.cfg)
+        first = measured[0][1]
+        overhead = f", {first.overhead:.2g} s around a run" if first.overhead else ""
+        console.print(f"time       {duration(with_trunks)} one after another, {duration(without)} with trunk=off")
+        console.print(f"           {first.epoch:.3g} s an epoch with its evaluation{overhead}: measured in {first.run}")
+    elif due and not any(job.folder for job in due):
+        console.print("time       unknown: the data are not here yet")
+
+
+def _table(title: str, varied: list[str], columns: list[str], left: Iterable[str]) -> Table:
+    """An empty table of jobs: their numbers, the settings in which they differ, and these columns."""
+    table = Table(title=title, title_justify="left")
     table.add_column("job", justify="right")
     for key in varied:
         table.add_column(key.removeprefix("optimizer.").removeprefix("task."), no_wrap=True)
-    for name in ("run", "from trunk", "to train", "time"):
-        table.add_column(name, justify="left" if name == "run" else "right", no_wrap=True)
-    total = alone = 0.0
-    for job, own in zip(jobs, settings, strict=True):
-        words = [str(job.number), *(own.get(key, "") for key in varied)]
-        if not job.is_due or job.cfg is None:
-            states = {"wrong": "[red]wrong[/red]", "same": "another job's", "known": "[green]known[/green]"}
-            table.add_row(*words, states[job.state])
-            continue
-        pace = paces.of(job)
-        seconds = pace.around + pace.epoch * job.trains if pace else 0.0
-        total += seconds
-        alone += pace.around + pace.epoch * (job.cfg["epochs"] - job.have) if pace else 0.0
-        run = f"goes on from epoch {job.have}" if job.have else "new"
-        table.add_row(*words, run, str(job.shares or "-"), str(job.trains), duration(seconds) if pace else "-")
-    console.print()
-    console.print(table)
-    due = [job for job in jobs if job.is_due]
-    trains, shares = sum(job.trains for job in due), sum(max(0, job.shares - job.have) for job in due)
-    known, same = (sum(job.state == state for job in jobs) for state in ("known", "same"))
-    console.print(f"runs       {len(due)} to do, {known} known, {same} the same as another job's")
-    console.print(f"epochs     {trains} to train; {shares} more come from shared trunks")
-    measured = next((pace for job in due if (pace := paces.of(job))), None)
-    if measured and total:
-        console.print(f"time       {duration(total)} one after another, {duration(alone)} with trunk=off")
-        around = f", {measured.around:.2g} s around a run" if measured.around else ""
-        console.print(
-            f"           {measured.epoch:.3g} s an epoch with its evaluation{around}: measured in {measured.run}"
-        )
-    elif due and not any(job.folder for job in due):
-        console.print("time       unknown: the data are not here yet")
-    for job in jobs:
-        if job.error:
-            console.print(f"[red]job {job.number}[/red] {escape(job.error)}")
+    for name in columns:
+        table.add_column(name, justify="left" if name in left else "right", no_wrap=True)
+    return table
+
+
+def _print_errors(errors: Iterable[tuple[int, str]], console: Console) -> None:
+    for number, error in errors:
+        if error:
+            console.print(f"[red]job {number}[/red] {escape(error)}", soft_wrap=True)

@@ -45,7 +45,7 @@ from ..files import locked, read_sealed, write, write_sealed
 from ..result import FINAL, Result, epochs_done, shown, versions
 from ..run import run
 from ..runs import show
-from ..sweeps.plan import Job, Recognizer, wanted
+from ..sweeps.plan import Job, RunFinder, states_to_share
 from ..verbs import EXPECTED, explain
 from .space import Space, all_of, distributions, space_of, values_of, with_values
 
@@ -126,7 +126,7 @@ class Study:
             raise ConfigError(f"seeds: expected fresh ones, got {self.seeds}; the trials have seed={self.seed}")
         title = settings["name"] or "-".join([self.task, *(c.name for c in self.contenders), cfg["data"]["profile"]])
         self.folder = self.runs_dir / STORE / title
-        self.recognizer = Recognizer(download=True)
+        self.finder = RunFinder(download=True)
         self.records: dict[str, list[Settings]] = {}  # the trials of each optimizer, as in trials.json
         self.frozen = ""  # when the choice was
         self.begun: list[str] = []  # confirming runs that were begun before
@@ -236,16 +236,16 @@ class Study:
         """Trials that differ in their switch alone train their common beginning once, whatever the order."""
         points = [values_of(contender.space, point) for point in all_of(contender.space)]
         jobs = [Job(i, [], with_values(contender.raw, values)) for i, values in enumerate(points)]
-        recognizer = Recognizer(download=True)
+        finder = RunFinder(download=True)
         for job in jobs:
-            recognizer.recognize(job)
-        for trunk, epoch, needs in wanted(jobs):
+            finder.find(job)
+        for trunk, epoch, needs in states_to_share(jobs):
             trunk.ask(epoch, needs)
 
     def _recognized(self, contender: Contender, number: int, params: Settings) -> tuple[Path, bool]:
         """The folder of a trial's run, and whether it was done before."""
         job = Job(number, [], with_values(contender.raw, values_of(contender.space, params)))
-        self.recognizer.recognize(job)
+        self.finder.find(job)
         if job.folder is None:
             raise ConfigError(job.error)
         return job.folder, job.state in ("known", "same")
@@ -400,7 +400,7 @@ class Study:
             for seed in self.seeds:
                 values = {**own["values"], "validation": None, "seed": seed}
                 job = Job(seed, [], with_values(contender.raw, values))
-                self.recognizer.recognize(job)
+                self.finder.find(job)
                 begun += [job.folder.name] if job.folder and job.state != "new" else []
         write_sealed(path, {
             "frozen": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "choices": choices, "begun_before": begun,
