@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
-from tmbench.config.settle import conf_dir, settle
+from tmbench.config.compose import composed
+from tmbench.config.settle import settled
 from tmbench.run import run
 from tmbench.tasks.tc import TC
 from tmbench.tasks.tc.r8 import LABELS, R8
@@ -49,17 +50,12 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, help="a folder with r8/train.txt and r8/test.txt")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch, initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with tempfile.TemporaryDirectory() as scratch:
         data_dir = options.data_dir or Path(scratch)
         if not options.data_dir:
             write_documents(data_dir / "r8")
-        cfg = settle(
-            compose(
-                "config",
-                ["task=tc", "optimizer=sgd", "data=full", f"data_dir={data_dir}", f"runs_dir={scratch}/runs",
-                 f"epochs={EPOCHS}", "force=true"],
-            )
-        )  # fmt: skip
+        words = ["task=tc", "optimizer=sgd", "data=full", f"data_dir={data_dir}", f"runs_dir={scratch}/runs"]
+        cfg = OmegaConf.create(settled(composed([*words, f"epochs={EPOCHS}", "force=true"])))
         task = TC(cfg.task, R8(data_dir / "r8"))
         loader = DataLoader(task.examples("train"), batch_size=cfg.batch_size, shuffle=True)
         optimizer = torch.optim.SGD(task.parameters(), lr=cfg.lr)

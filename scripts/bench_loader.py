@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 from bench_harness import write_documents
-from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets, transforms
 
-from tmbench.config.settle import conf_dir, settle
+from tmbench.config.compose import composed
+from tmbench.config.settle import settled
 from tmbench.task import Task
 from tmbench.tasks.fkpd import FKPD
 from tmbench.tasks.fkpd.faces import Faces
@@ -128,31 +129,32 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, 1 thread, {WORKERS} workers, n={options.rounds}")
-    with tempfile.TemporaryDirectory() as scratch, initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         write_images(root / CIFAR10.folder)
         write_documents(root / "r8")
         for preprocess in ("paper", "standard"):
-            cfg = settle(compose("config", ["task=ic", "data=full", f"task.preprocess={preprocess}", "task.width=8"]))
+            words = ["task=ic", "data=full", f"task.preprocess={preprocess}", "task.width=8"]
+            cfg = OmegaConf.create(settled(composed(words)))
             examples = Generated(str(root / CIFAR10.folder), transform=transform(preprocess))
             task = IC(cfg.task, CIFAR10(root / CIFAR10.folder))
             compare(f"ic {preprocess}", task, cfg.batch_size, examples, options.rounds)
         (root / "faces").mkdir()
         Faces.write_tiny(root / "faces", np.random.default_rng(0))
-        cfg = settle(compose("config", ["task=fkpd", "data=full", "task.width=8"]))
+        cfg = OmegaConf.create(settled(composed(["task=fkpd", "data=full", "task.width=8"])))
         fkpd = FKPD(cfg.task, Faces(root / "faces"))
         grey = transforms.Compose([transforms.Grayscale(), transforms.Resize((FRAME, FRAME)), transforms.ToTensor()])
         items = [(path, torch.from_numpy(points)) for path, points in Faces(root / "faces").rows("train")]
         compare("fkpd", fkpd, cfg.batch_size, Pictures(items, grey), options.rounds)
         (root / "sneakers").mkdir()
         Sneakers.write_tiny(root / "sneakers", np.random.default_rng(0))
-        cfg = settle(compose("config", ["task=ig", "data=full", "task.width=8", "task.features=random"]))
+        cfg = OmegaConf.create(settled(composed(["task=ig", "data=full", "task.width=8", "task.features=random"])))
         sneakers = Sneakers(root / "sneakers")
         signed = [transforms.Resize((SIZE, SIZE)), transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
         items = [(path, torch.tensor(0)) for path in sneakers.files()]
         examples = Pictures(items, transforms.Compose(signed))
         compare("ig", IG(cfg.task, sneakers), cfg.batch_size, examples, options.rounds)
-        cfg = settle(compose("config", ["task=tc", "data=full"]))
+        cfg = OmegaConf.create(settled(composed(["task=tc", "data=full"])))
         tc = TC(cfg.task, R8(root / "r8"))
         compare("tc", tc, cfg.batch_size, tc.examples("train"), options.rounds)
 

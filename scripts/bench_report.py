@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from hydra import compose, initialize_config_dir
 
-from tmbench.config.settle import conf_dir, plain, settled
+from tmbench.config.compose import composed
+from tmbench.config.settle import settled
 from tmbench.result import Result, versions
 
 OPTIMIZERS, RATES, TASKS = ("sgd", "tmsgd", "sgdm", "adam", "apollo"), 10, ("tc", "ic")
@@ -30,13 +30,12 @@ def write(folder: Path, runs: int, epochs: int) -> None:
     """Run folders with made-up results, as large as real ones."""
     rng = np.random.default_rng(0)
     seeds = max(1, runs // (len(OPTIMIZERS) * RATES * len(TASKS)))
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        bases = {
-            (task, optimizer, rate): settled(
-                plain(compose("config", [f"task={task}", f"optimizer={optimizer}", f"epochs={epochs}", f"lr={rate}"]))
-            )
-            for task in TASKS for optimizer in OPTIMIZERS for rate in np.geomspace(1e-3, 1, RATES).round(5).tolist()
-        }  # fmt: skip
+    bases = {
+        (task, optimizer, rate): settled(
+            composed([f"task={task}", f"optimizer={optimizer}", f"epochs={epochs}", f"lr={rate}"])
+        )
+        for task in TASKS for optimizer in OPTIMIZERS for rate in np.geomspace(1e-3, 1, RATES).round(5).tolist()
+    }  # fmt: skip
     for (task, optimizer, rate), config in bases.items():
         for seed in range(seeds):
             name = f"{task}-{optimizer}-{seed}-{rng.bytes(6).hex()}"

@@ -76,16 +76,16 @@ def recognize(folder: Path, words: list[str]) -> float:
 
 RUN_IDS = """
 import sys
-from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from omegaconf import OmegaConf
-from tmbench.config import conf_dir, plain, run_id, settled
+from tmbench.config.compose import composed
+from tmbench.config.identity import run_id
+from tmbench.config.settle import settled
 from tmbench.data import open_dataset
-with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-    cfg = compose("config", sys.argv[2:])
-digest = open_dataset(OmegaConf.create(settled(plain(cfg))), get_class(cfg.task.data))[2]
+cfg = composed(sys.argv[2:])
+digest = open_dataset(OmegaConf.create(settled(cfg)), get_class(cfg["task"]["data"]))[2]
 for seed in range(int(sys.argv[1])):
-    print(run_id(settled(plain(cfg) | {"seed": seed}), digest))
+    print(run_id(settled(cfg | {"seed": seed}), digest))
 """
 
 

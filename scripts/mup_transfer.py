@@ -26,13 +26,13 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from tmbench.config import compose
 from tmbench.config.machine import cpu_model
-from tmbench.config.settle import conf_dir, settle
+from tmbench.config.settle import settle
 from tmbench.data import open_dataset
 from tmbench.figures import save
 from tmbench.files import write
@@ -78,8 +78,7 @@ REAL = {"lstm": Family(["task=tc", "data=full", "batch_size=32"], (16, 128), 60,
 
 @cache
 def composed(*words: str) -> DictConfig:
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose("config", list(words))
+    return OmegaConf.create(compose.composed(list(words)))
 
 
 def settled(family: Family, optimizer: str, mup: bool, width: int, rate: float, seed: int) -> DictConfig:

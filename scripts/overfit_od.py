@@ -19,9 +19,10 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
-from tmbench.config.settle import conf_dir, settle
+from tmbench.config.compose import composed
+from tmbench.config.settle import settled
 from tmbench.seeds import seed_all
 from tmbench.task import mean
 from tmbench.tasks.od import OD
@@ -65,9 +66,8 @@ def main() -> int:
     options = parser.parse_intermixed_args()
     small = ["task.mode=paper_text", "task.weights=none", "task.size=192", "task.width=0.5", "task.batch_norm=true"]
     small += ["task.bn_momentum=0.1", "task.frozen=false", f"runs_dir={options.runs_dir}"]
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        words = ["task=od", f"task.model={options.model}", "data=full", *small, *options.settings]
-        cfg = settle(compose("config", words))
+    words = ["task=od", f"task.model={options.model}", "data=full", *small, *options.settings]
+    cfg = OmegaConf.create(settled(composed(words)))
     seed_all("weights", 0)
     data = Few(options.data_dir / Few.folder)
     data.limit = cfg.task.proposals if options.covered else None

@@ -18,9 +18,9 @@ import sys
 from typing import Any
 
 import numpy as np
-from hydra import compose, initialize_config_dir
 
-from tmbench.config.settle import Settings, conf_dir, plain, settled
+from tmbench.config.compose import composed
+from tmbench.config.settle import Settings, settled
 from tmbench.report.__main__ import parsed
 from tmbench.report.answers import report
 from tmbench.report.numbers import Contest
@@ -45,11 +45,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 
 
 def configurations() -> dict[str, Settings]:
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return {
-            name: settled(plain(compose("config", ["task=tc", f"optimizer={name}", "data=full"])))
-            for name in set(OPTIMIZERS)
-        }
+    return {name: settled(composed(["task=tc", f"optimizer={name}", "data=full"])) for name in set(OPTIMIZERS)}
 
 
 def records(study: dict[str, Any], configs: dict[str, Settings], rng: np.random.Generator) -> list[Record]:

@@ -3,15 +3,16 @@
 import io
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from tmbench.config.settle import conf_dir
+from tmbench.config import compose, table
+from tmbench.config.settle import Settings
 from tmbench.result import Result
 from tmbench.run import run
 
@@ -23,7 +24,7 @@ Run = Callable[..., tuple[Result, Path]]
 
 def choices(group: str) -> list[str]:
     """The YAML files of a group: a new one is tested on arrival."""
-    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+    return table.choices(group)
 
 
 def each_task(*fast: str) -> list[Any]:
@@ -52,9 +53,12 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Compose:
     runs = tmp_path_factory.mktemp("runs")
 
     def composed(*overrides: str) -> DictConfig:
-        # Opened for each call: Hydra is one for a process, and what is tested may want it, too.
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return compose("config", [f"runs_dir={runs}", *overrides])
+        """Hydra takes a tenth of a second: what was composed before is not composed again."""
+        return OmegaConf.create(once(overrides))
+
+    @cache
+    def once(overrides: tuple[str, ...]) -> Settings:
+        return compose.composed([f"runs_dir={runs}", *overrides])
 
     return composed
 

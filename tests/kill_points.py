@@ -13,12 +13,12 @@ import sys
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
+from omegaconf import OmegaConf
 
 import tmbench.run
 import tmbench.training.train
-from tmbench.config.settle import conf_dir
+from tmbench.config.compose import composed
 
 CHANGES = ("os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir", "os.truncate")
 ASKS = ((2, 2), (3, 2))  # (epoch, differences) of the states that a run publishes for others
@@ -47,8 +47,7 @@ def ask(folder: Path, words: list[str], number: int = 0, pattern: str = "") -> i
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     code = 70
     try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            cfg = compose("config", [*words, f"runs_dir={folder}"])
+        cfg = OmegaConf.create(composed([*words, f"runs_dir={folder}"]))
         if number:
             die_before(number, pattern)
         tmbench.run.run(cfg, asks=ASKS)

@@ -19,7 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 import tmbench.run
 from tmbench.config.identity import run_id
 from tmbench.config.overrides import keep
-from tmbench.config.settle import conf_dir, settle
+from tmbench.config.settle import settle
+from tmbench.config.table import conf_dir
 from tmbench.data import __main__ as data_command
 from tmbench.errors import ConfigError
 from tmbench.files import sealed_text

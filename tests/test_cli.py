@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import Compose, Run, choices
 
-from tmbench.config.settle import conf_dir, plain
+from tmbench.config.settle import plain
+from tmbench.config.table import conf_dir
 from tmbench.files import locked
 from tmbench.result import Result
 from tmbench.sweeps.launchers import OnNode

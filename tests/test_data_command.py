@@ -15,7 +15,7 @@ import pytest
 from conftest import REAL_DATA, choices, real_data
 from web import Web, publish_r8, publish_voc, serving, sha256, tar_of, tree
 
-from tmbench.config.settle import conf_dir
+from tmbench.config.table import conf_dir
 from tmbench.data import __main__ as command
 from tmbench.data.catalogue import catalogue, entry, manifest_file
 from tmbench.data.croissant import describe

@@ -24,7 +24,8 @@ from test_trunks import results, trained
 
 import tmbench.sweeps.launchers
 from tmbench.config.identity import run_id
-from tmbench.config.settle import conf_dir, settle
+from tmbench.config.settle import settle
+from tmbench.config.table import conf_dir
 from tmbench.errors import ConfigError
 from tmbench.files import read_sealed
 from tmbench.result import Result

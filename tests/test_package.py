@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tmbench.__main__ import VERBS, main
-from tmbench.config.settle import conf_dir
+from tmbench.config.table import conf_dir
 
 ROOT = Path(__file__).parent.parent
 

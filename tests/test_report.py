@@ -24,7 +24,8 @@ from made_runs import Make, maker
 from rich.console import Console
 
 from tmbench.config.identity import SCHEMA, digest, identity
-from tmbench.config.settle import conf_dir, flat
+from tmbench.config.settle import flat
+from tmbench.config.table import conf_dir
 from tmbench.errors import ConfigError
 from tmbench.report import answers, figures, formats, statistics
 from tmbench.report.__main__ import main, parsed, runs_of

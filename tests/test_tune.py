@@ -17,15 +17,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import Compose, Run, choices
-from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 from test_run import SHORT, assert_same, weights
 from torch.utils.data import TensorDataset
 
 import tmbench.run
+from tmbench.config.compose import composed
 from tmbench.config.identity import identity, run_id
-from tmbench.config.settle import conf_dir, plain, settle
+from tmbench.config.settle import plain, settle, settled
+from tmbench.config.table import conf_dir
 from tmbench.data import open_dataset
 from tmbench.errors import ConfigError, DataError
 from tmbench.files import read_sealed, write_sealed
@@ -816,8 +817,7 @@ def test_a_person_can_write_a_space_of_their_own(fake: Fake, tmp_path: Path) -> 
     assert {c.optimizer.momentum for c in fake.calls} == {0.5}
     # What each run keeps as asked for composes to it, with the person's own folder.
     for cfg, kept in zip(fake.calls, fake.words, strict=True):
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            again = settle(compose("config", kept))
+        again = settled(composed(kept))
         assert identity(again, "") == identity(cfg, "")
     assert outcome(tmp_path, "tc-sgd-tiny")["optimizers"]["sgd"]["choice"]["values"]["optimizer.momentum"] == 0.5
 

@@ -49,11 +49,13 @@ def job(cfg: "DictConfig") -> float | None:
 def train(words: list[str]) -> int:
     """The run or the sweep that Hydra composes of these words; returns the exit status."""
     import hydra
+    from omegaconf import OmegaConf
 
-    from .config.settle import conf_dir
+    from .config.table import conf_dir, settings_help
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra lets exceptions through: we say what they mean
     sys.argv[1:] = words  # which Hydra reads
+    OmegaConf.register_new_resolver("tmbench.settings_help", settings_help, replace=True)  # conf/config.yaml's --help
     code = 0
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()

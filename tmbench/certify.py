@@ -720,7 +720,7 @@ def _asked_for(words: list[str]) -> tuple[str, NewOptimizer, NewOptimizer | None
     from omegaconf import OmegaConf
 
     from .config.identity import reads_switch
-    from .config.settle import conf_dir
+    from .config.table import conf_dir
     from .errors import ConfigError
 
     rest, folder, target, reference = [], None, "", ""
@@ -773,13 +773,13 @@ def _asked_for(words: list[str]) -> tuple[str, NewOptimizer, NewOptimizer | None
 
 
 def _composed(overrides: list[str], folder: str | None) -> Any:
-    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
 
-    from .config.settle import conf_dir, settle
+    from .config.compose import composed
+    from .config.settle import settled
 
     own = [f"hydra.searchpath=[file://{Path(folder).resolve()}]"] if folder else []
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return settle(compose("config", [*own, *overrides]))
+    return OmegaConf.create(settled(composed([*own, *overrides])))
 
 
 def _show(title: str, optimizer: Optimizer, findings: list[Finding]) -> None:

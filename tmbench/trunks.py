@@ -28,7 +28,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .config.identity import before_switch, digest, effective_switch, identity, reads_switch
+from .config.identity import before_switch, digest, effective_switch, identity
 from .config.machine import cpu_model, gpu_names
 from .errors import DataError
 from .files import digest_of, flush, read_sealed, write_sealed
@@ -47,17 +47,13 @@ def trunk_of(cfg: Mapping[Any, Any], data_digest: str) -> "Trunk | None":
         return None
     facts = identity(cfg, data_digest)
     facts.pop("switch_epoch", None)
-    facts["optimizer"] = before
+    facts["optimizer"], needs = before
     source = _source(cfg["task"]["_target_"], cfg["task"]["data"])
     facts["made"] = {**versions(), "by": source, "on": _machine(cfg["trainer"]["accelerator"])}
-    rule = cfg["optimizer"].get("trunk")
     switch = effective_switch(cfg)
-    needs = rule["differences"] if reads_switch(cfg) and not isinstance(rule, str) else 0
-    if switch is None or cfg["optimizer"].get("history") == "zero":
-        needs = 0
     return Trunk(
         Path(cfg["runs_dir"]) / STORE, digest(facts), int(cfg["epochs"]) if switch is None else switch,
-        switches=switch is not None, needs=needs, limit=cfg["trunk_gib"] * GIB,
+        switches=switch is not None, needs=0 if switch is None else needs, limit=cfg["trunk_gib"] * GIB,
     )  # fmt: skip
 
 

@@ -5,7 +5,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from .settle import NEVER, Settings, plain
+from ..errors import ConfigError
+from .declared import is_identity
+from .settle import Settings, plain
+from .table import NEVER, TABLE
 
 SCHEMA = 3  # of result.json; part of a run's identity
 OVERRIDES = "overrides.yaml"  # in a run's folder: what was asked for; config.yaml beside it is what that became
@@ -28,29 +31,20 @@ def world_size(cfg: Mapping[Any, Any]) -> int:
     return int(cfg["trainer"]["devices"] * cfg["trainer"]["num_nodes"])
 
 
-# What cannot change the numbers; lr reaches them through the optimizer, the protocol through what it filled in.
-_APART = (
-    "data_dir", "runs_dir", "force", "logger", "protocol", "lr", "devices", "num_nodes", "precision", "trunk",
-    "trunk_gib", "study", "plan",
-)  # fmt: skip
-
-
 def identity(cfg: Mapping[Any, Any], data_digest: str) -> Settings:
-    """Everything in a settled configuration that can change the numbers, and nothing else."""
+    """Everything in a settled configuration that can change the numbers, and nothing else; table.py says what does."""
     cfg = plain(cfg)
-    facts = {key: value for key, value in cfg.items() if key not in _APART}
-    facts["optimizer"] = {key: value for key, value in cfg["optimizer"].items() if key != "trunk"}
-    facts["trainer"] = {key: cfg["trainer"][key] for key in ("accelerator", "precision", "accumulate")}
-    task = cfg["task"]
-    # What came to some tasks later: where it says nothing, a run is the one it was before.
-    unread = {"width": 0, "mup": False} | ({} if task.get("mup") else {"mup_base": task.get("mup_base")})
-    facts["task"] = {key: value for key, value in task.items() if key not in unread or value != unread[key]}
-    facts["world_size"] = world_size(cfg)
+    facts: Settings = {}
+    for key, value in cfg.items():
+        if isinstance(value, dict):
+            group = {name: inner for name, inner in value.items() if is_identity(key, name, value)}
+            facts |= {key: group} if group else {}
+        elif key in TABLE and TABLE[key].is_identity({}):
+            facts[key] = value
     if not reads_switch(cfg):
-        del facts["switch_epoch"]
-    if facts.get("validation") is None:
-        facts.pop("validation", None)
-    facts["data"] = {"profile": cfg["data"]["profile"], "digest": data_digest}
+        facts.pop("switch_epoch", None)
+    facts["world_size"] = world_size(cfg)
+    facts["data"]["digest"] = data_digest
     facts["schema"] = SCHEMA
     return facts
 
@@ -65,25 +59,35 @@ def digest(facts: Settings) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def before_switch(cfg: Mapping[Any, Any]) -> Settings | None:
-    """The optimizer as it is before the switch, in one form for all that are the same there; None if it can't be told.
+def before_switch(cfg: Mapping[Any, Any]) -> tuple[Settings, int] | None:
+    """The optimizer as it is before its switch, and how many of the last steps the method needs at the switch.
 
-    An optimizer with a switch says it by the key `trunk` of its YAML: the name of the part that holds the first
-    optimizer, or {_target_: the class it then equals, without: [what it does not read then]}.
+    Optimizers that are the same there have equal settings here. An optimizer with a switch says it by the key `trunk`
+    of its YAML:
+
+        {part: NAME}                       it is its part of that name, such as first; or
+        {_target_: CLASS, without: [...]}  it equals that class, which has not these keys
+        differences: N                     the method needs the last N differences of the weights; 0 if left out
+        no_differences_with: {KEY: VALUE}  but none if the key has this value
+        not_with: [KEY, ...]               nothing is known of it if one of these keys is set
+
+    Returns:
+        None if it is not known what the optimizer is before its switch.
     """
-    facts = plain(cfg["optimizer"])
+    facts, differences = plain(cfg["optimizer"]), 0
     rule = facts.pop("trunk", None)
     if reads_switch(cfg):
-        # A criterion may switch at any step; a decoupled decay is no part of TM's differences, but of the weights'.
-        if rule is None or facts.get("criterion") or facts.get("decoupled"):
+        if rule is None or any(facts.get(key) for key in rule.get("not_with", ())):
             return None
-        if isinstance(rule, str):
-            facts = dict(facts[rule])
-        else:
-            facts = {key: value for key, value in facts.items() if key not in rule["without"]}
-            facts["_target_"] = rule["_target_"]
+        excluded = rule.get("no_differences_with", {})
+        if not any(facts.get(key) == value for key, value in excluded.items()):
+            differences = rule.get("differences", 0)
+        try:
+            facts = dict(facts[rule["part"]]) if "part" in rule else facts | {"_target_": rule["_target_"]}
+        except KeyError as error:
+            raise ConfigError(f"optimizer.trunk: expected part or _target_, or a part of that name: {error}") from None
+        for key in rule.get("without", ()):
+            facts.pop(key, None)
     for key in ("name", "_partial_", "switch_step"):
         facts.pop(key, None)
-    if facts["_target_"] == "torch.optim.SGD":
-        facts = {"momentum": 0, "dampening": 0, "nesterov": False, "maximize": False} | facts
-    return {key: float(value) if type(value) is int else value for key, value in facts.items()}
+    return {key: float(value) if type(value) is int else value for key, value in facts.items()}, differences

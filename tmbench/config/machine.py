@@ -1,6 +1,5 @@
-"""What this machine has: GPUs and processor, asked without torch."""
+"""What this machine has: GPUs and processor, found without torch, whose import takes seconds."""
 
-import ctypes
 import platform
 from functools import cache
 from importlib.metadata import version
@@ -14,26 +13,28 @@ def count_gpus() -> int:
 
 @cache
 def gpu_names() -> list[str]:
-    """The types of the NVIDIA GPUs that CUDA shows, asked of the driver itself: importing torch takes seconds."""
+    """The types of the NVIDIA GPUs that CUDA shows; none without a GPU, its driver, or a torch that can use it.
+
+    Asked through cuda.bindings, which comes with torch's CUDA build: like torch, and unlike NVML, CUDA obeys
+    CUDA_VISIBLE_DEVICES.
+    """
+    if version("torch").endswith("+cpu"):
+        return []
     try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
+        from cuda.bindings import driver
+
+        if any(driver.cuInit(0)):
+            return []
+        _, count = driver.cuDeviceGetCount()
+    except (ImportError, RuntimeError):  # not installed; no driver
         return []
-    count = ctypes.c_int(0)
-    if version("torch").endswith("+cpu") or cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return []
-    names = []
-    for ordinal in range(count.value):
-        device, name = ctypes.c_int(0), ctypes.create_string_buffer(256)
-        cuda.cuDeviceGet(ctypes.byref(device), ordinal)
-        cuda.cuDeviceGetName(name, len(name), device)
-        names.append(name.value.decode(errors="replace"))
-    return names
+    names = (driver.cuDeviceGetName(256, driver.cuDeviceGet(ordinal)[1])[1] for ordinal in range(count))
+    return [name.rstrip(b"\0").decode(errors="replace") for name in names]
 
 
 @cache
 def cpu_model() -> str:
-    """The processor's name, as far as it can be told."""
+    """The processor's name, as far as it is known."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

@@ -1,34 +1,30 @@
-"""What was asked for: the words of a run, kept beside what they became, so that a change is composed anew."""
+"""The words that a run was asked for with, kept beside what they became, so that a change is composed anew."""
 
 import json
 import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
-from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from ..errors import ConfigError, DataError
 from ..files import read_sealed_text, sealed_text, write
-from ..result import Result
-from .identity import OVERRIDES, identity
-from .settle import GROUPS, Settings, conf_dir, flat, plain, settled
+from .compose import SEARCH, composed
+from .declared import keys
+from .identity import OVERRIDES, SCHEMA, identity
+from .settle import Settings, flat, plain, settled
+from .table import BOOKKEEPING, GROUPS, TABLE, Key
 
 OF_A_SWEEP = ("launcher", "plan", "study")
-SEARCH = "hydra.searchpath"  # a person's own folders of YAML files
 # Where a run lies and whether it is repeated: nothing follows from these, so a saved configuration takes them as it is.
 AROUND = ("force", "runs_dir", "data_dir")
-# What a group's file says of itself. Set without the rest of the file, it names a run after what did not run.
-_OWN: dict[str, tuple[str, ...]] = dict.fromkeys((*GROUPS, "launcher"), ("name", "profile", "_target_", "_partial_"))
-_OWN["optimizer"] += ("method", "trunk", "switch_step")
-_OWN["task"] += ("data", "data_by")
-_OPEN = {"any": ("name",), "switch": ("first._target_", "second._target_")}  # files that are there to be filled in
-_OF_TRAINER = ("accelerator", "devices", "num_nodes", "precision", "accumulate")
+_OF_TRAINER = [key[8:] for key in TABLE if key.startswith("trainer.") and TABLE[key].kind != BOOKKEEPING]
 
 
 def key_of(word: str) -> str:
@@ -49,37 +45,39 @@ def search_path(sources: Iterable[Any]) -> list[str]:
 
 
 def check_words(words: list[str]) -> None:
-    """Raises ConfigError for a word with which a run would go by a name that is not its own."""
+    """Raises ConfigError for a word that sets what a group's file says of itself.
+
+    Set without the rest of the file, it would name a run after what did not run.
+    """
     chosen = {key_of(word): word.partition("=")[2] for word in words}
     for word in words:
         key, value = key_of(word), word.partition("=")[2]
         group, _, name = key.partition(".")
-        for own in _OWN.get(group, ()):
-            within = name == "" and value.startswith("{") and re.search(rf"\b{own}\b['\"]?\s*:", value)
-            nested = own == "_target_" and name.endswith("._target_")
-            if not within and not nested and name.split(".")[0] != own:
-                continue
-            if name in _OPEN.get(chosen.get(group, ""), ()) or word == "~optimizer.trunk":
-                continue
-            if name in ("name", "profile"):
-                if chosen.get(group) == value:
-                    continue
-                remedy = f"say {group}={value}"
-            elif own == "switch_step":
-                remedy = "the run fills it in; say switch_epoch"
-            else:
-                remedy = "choose another file, or write one of your own (--config-dir DIR)"
-            raise ConfigError(
-                f"{group}.{own if within else name}: expected what the file that {group}=... chooses says, got {word}; "
-                f"{remedy}"
-            )
+        known = _keys(group, chosen.get(group, ""))
+        if not name and value.startswith("{"):
+            name = next((n for n in known if known[n].fixed and re.search(rf"\b{n}\b['\"]?\s*:", value)), "")
+        parts = (name, name.split(".")[0], "_target_" if name.endswith("._target_") else "")
+        setting = next((known[part] for part in parts if part in known), None)
+        if setting is None or not setting.fixed or word == "~optimizer.trunk":
+            continue
+        if name in ("name", "profile") and chosen.get(group) == value:
+            continue
+        raise ConfigError(
+            f"{group}.{name}: expected what the file that {group}=... chooses says, got {word}; "
+            f"{setting.fixed.format(group=group, value=value)}"
+        )
+
+
+def _keys(group: str, file: str) -> dict[str, Key]:
+    general = {key.partition(".")[2]: setting for key, setting in TABLE.items() if key.startswith(f"{group}.")}
+    return general | keys(group, file)
 
 
 def keep(folder: Path, words: list[str] | None) -> None:
     """Writes down in a run's folder what was asked for; None if that is not known."""
     path = folder / OVERRIDES
     if words is None:
-        path.unlink(missing_ok=True)  # of an earlier asking, which became another config.yaml
+        path.unlink(missing_ok=True)  # of other words, which became another config.yaml
         return
     text = yaml.safe_dump(of_the_run(words), width=10**6, allow_unicode=True)
     about = "# What was asked for, in words of the command line; config.yaml is what it became.\n"
@@ -89,8 +87,8 @@ def keep(folder: Path, words: list[str] | None) -> None:
 def again(path: Path, changes: list[str]) -> tuple[DictConfig, list[str] | None]:
     """The configuration that a saved one asks for with these changes, and the words for it, if they are known.
 
-    Without changes it is the saved one itself. With changes it is composed anew from what was asked for then and the
-    changes, so that all that depends on a change follows.
+    Without changes it is the saved one itself, if this version can still run it. Otherwise it is composed anew from
+    the words of then and the changes, so that all that depends on a change follows.
 
     Raises:
         ConfigError, DataError: there is no such file, or it cannot be changed so.
@@ -103,9 +101,33 @@ def again(path: Path, changes: list[str]) -> tuple[DictConfig, list[str] | None]
             f"{path}: changed by hand, and nothing would follow from that; say each change as a word instead, such as "
             f"python -m tmbench.run {shlex.quote(str(path))} lr=0.5; the run's own command writes the file again"
         )
-    _come_home(saved, path)
+    _set_folders(saved, path)
+    around, places, search, others = _sorted_changes(saved, changes)
+    if words is not None and search:  # in place of folders that are not here
+        words = [*search, *(word for word in words if key_of(word) != SEARCH)]
+    outdated = _why_outdated(saved, path.parent)
+    if not others and not outdated:
+        return OmegaConf.create(saved | around), None if words is None else [*words, *places]
+    if words is None:
+        problem = outdated or "nothing in it can be changed"
+        raise ConfigError(
+            f"{path}: {problem}, and no {OVERRIDES} beside it has the words that it was composed of; "
+            f"give the whole command: {_command(path.parent, saved)} {shlex.join(others)}".rstrip()
+        )
+    check_words([*words, *others])
+    try:
+        before, after = composed(words), composed([*words, *others])
+    except HydraException as error:
+        error.add_note(f"  {path.with_name(OVERRIDES)} asks for: {shlex.join(words)}")
+        raise
+    _refuse_drift(path, saved, before, after, others, bool(outdated))
+    return OmegaConf.create(after | around), [*words, *others, *places]
+
+
+def _sorted_changes(saved: Settings, changes: list[str]) -> tuple[Settings, list[str], list[str], list[str]]:
+    """The values of `AROUND`, and the changes: those of `AROUND`, those of the search path, and the others."""
     around: Settings = {key: saved[key] for key in AROUND}
-    asked, places, search = list[str](), list[str](), list[str]()
+    places, search, others = list[str](), list[str](), list[str]()
     for change in OverridesParser.create().parse_overrides(changes):
         key, line = change.key_or_group, str(change.input_line)
         if key.split(".")[0] in OF_A_SWEEP:
@@ -114,24 +136,22 @@ def again(path: Path, changes: list[str]) -> tuple[DictConfig, list[str] | None]
             around[key] = change.value()
             places.append(line)
         else:
-            (search if key == SEARCH else asked).append(line)
-    if words is not None and search:  # in place of folders that are not here
-        words = [*search, *(word for word in words if key_of(word) != SEARCH)]
-    if not asked:
-        return OmegaConf.create(saved | around), None if words is None else [*words, *places]
-    if words is None:
-        raise ConfigError(
-            f"{path}: no {OVERRIDES} beside it says what was asked for, so nothing in it can be changed; "
-            f"give the whole command with the change: {_command(path.parent, saved)} {shlex.join(asked)}"
-        )
-    check_words([*words, *asked])
-    try:
-        before, after = _composed(words), _composed([*words, *asked])
-    except HydraException as error:
-        error.add_note(f"  {path.with_name(OVERRIDES)} asks for: {shlex.join(words)}")
-        raise
-    _refuse_drift(path, saved, before, after, asked)
-    return OmegaConf.create(after | around), [*words, *asked, *places]
+            (search if key == SEARCH else others).append(line)
+    return around, places, search, others
+
+
+def _why_outdated(saved: Settings, folder: Path) -> str:
+    """Why this version cannot run a saved configuration as it is; empty if it can."""
+    schema = _result(folder).get("schema_version", SCHEMA)
+    if schema != SCHEMA:
+        return f"saved by another version (schema {schema}, this one has {SCHEMA})"
+    for key, value in flat(saved).items():
+        if (key.endswith("_target_") or key == "task.data") and str(value).startswith("tmbench."):
+            try:
+                get_object(value)
+            except (ImportError, ValueError):
+                return f"saved by another version ({key}: this one has no {value})"
+    return ""
 
 
 def _is_sealed(path: Path) -> bool:
@@ -140,14 +160,14 @@ def _is_sealed(path: Path) -> bool:
 
 def _saved(path: Path) -> Settings:
     try:
-        found = OmegaConf.create(read_sealed_text(path))
+        content = OmegaConf.create(read_sealed_text(path))
     except OSError as error:
         raise ConfigError(f"no configuration to run: {error}") from None
     except DataError:
         raise
     except (ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: expected a run's config.yaml, got no YAML: {error}") from None
-    cfg = plain(found) if isinstance(found, DictConfig) else {}
+    cfg = plain(content) if isinstance(content, DictConfig) else {}
     names = {group: "profile" if group == "data" else "name" for group in GROUPS}
     parts = {group: cfg[group] if isinstance(cfg.get(group), dict) else {} for group in GROUPS}
     missing = [f"{group}.{name}" for group, name in names.items() if name not in parts[group]]
@@ -172,49 +192,40 @@ def _kept(path: Path) -> list[str] | None:
     return words
 
 
-def _come_home(cfg: Settings, path: Path) -> None:
+def _set_folders(cfg: Settings, path: Path) -> None:
     """Lets a run that lies in its own folder stay there, and find its data, wherever it is called from."""
     folder = path.absolute().parent
-    runs, said = folder.parent, Path(cfg["runs_dir"])
-    its_own = folder.name.startswith(f"{cfg['task']['name']}-{cfg['optimizer']['name']}-{cfg['seed']}-")
-    if not its_own or runs.resolve() == said.resolve():
+    runs, runs_dir = folder.parent, Path(cfg["runs_dir"])
+    is_its_own = folder.name.startswith(f"{cfg['task']['name']}-{cfg['optimizer']['name']}-{cfg['seed']}-")
+    if not is_its_own or runs.resolve() == runs_dir.resolve():
         return
     cfg["runs_dir"] = str(runs)
-    # Where a relative runs_dir was said, a relative data_dir was, too.
-    start = next((p for p in (runs, *runs.parents) if (p / said).resolve() == runs.resolve()), Path())
+    # A relative data_dir is relative to the same folder as a relative runs_dir.
+    start = next((p for p in (runs, *runs.parents) if (p / runs_dir).resolve() == runs.resolve()), Path())
     cfg["data_dir"] = str(start / cfg["data_dir"])
+
+
+def _result(folder: Path) -> Settings:
+    """What result.json says, as far as it can be read; empty if it cannot."""
+    try:
+        content = json.loads((folder / "result.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _command(folder: Path, cfg: Settings) -> str:
     """What a person would type for the run in this folder."""
-    try:
-        result = Result.load(folder)
-    except DataError:
-        result = None
-    if result and " tmbench.run " not in result.command:
-        return result.command
+    command = _result(folder).get("command", " tmbench.run ")
+    if " tmbench.run " not in command:
+        return str(command)
     return f"python -m tmbench task={cfg['task']['name']} optimizer={cfg['optimizer']['name']} ..."
 
 
-def _composed(words: list[str]) -> Settings:
-    search = [word for word in words if key_of(word) == SEARCH]
-    for override in OverridesParser.create().parse_overrides(search):
-        for place in cast(list[str], override.value()):
-            folder = place.removeprefix("file://")
-            if "://" not in folder and not Path(folder).is_dir():
-                raise ConfigError(
-                    f"{folder}: no such folder; the run was asked for with YAML files in it; if they are elsewhere "
-                    f"now, say {SEARCH}=[file://DIR]"
-                )
-    try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return plain(compose("config", words))
-    except ValueError as error:  # Hydra's, for a group's value that is no word
-        raise ConfigError(str(error)) from None
-
-
-def _refuse_drift(path: Path, saved: Settings, before: Settings, after: Settings, changes: list[str]) -> None:
-    """Raises ConfigError if more than the changes would change: here, what was asked for has become something else."""
+def _refuse_drift(
+    path: Path, saved: Settings, before: Settings, after: Settings, changes: list[str], is_outdated: bool
+) -> None:
+    """Raises ConfigError if more than the changes would change, since the words of then mean something else by now."""
 
     def facts(cfg: Settings) -> dict[str, Any]:
         own = identity(cfg, "")
@@ -226,15 +237,18 @@ def _refuse_drift(path: Path, saved: Settings, before: Settings, after: Settings
     except ConfigError:  # it cannot be had here at all, as where there is no GPU
         return
     was, now = facts(saved), facts(settled(after))
-    said = [key_of(change) for change in changes]
+    changed = [key_of(change) for change in changes]
+    compared = was | then
+    if is_outdated:  # keys come and go, and classes move, from version to version
+        compared = {key: 0 for key in was.keys() & then.keys() if not key.endswith("_target_") and key != "task.data"}
 
-    def is_said(key: str) -> bool:
-        return any(key.startswith(f"{own}.") or key.split(".")[-1] == own.split(".")[-1] for own in said)
+    def is_asked(key: str) -> bool:
+        return any(key.startswith(f"{own}.") or key.split(".")[-1] == own.split(".")[-1] for own in changed)
 
-    drifted = [key for key in was | then if was.get(key) != then.get(key) == now.get(key) and not is_said(key)]
+    drifted = [key for key in compared if was.get(key) != then.get(key) == now.get(key) and not is_asked(key)]
     if drifted:
-        told = "\n".join(f"  {key}: was {was.get(key)}, would be {then.get(key)}" for key in drifted[:8])
+        lines = "\n".join(f"  {key}: was {was.get(key)}, would be {then.get(key)}" for key in drifted[:8])
         raise ConfigError(
-            f"{path}: more would change than {shlex.join(changes)}, since what was asked for becomes something else "
-            f"here and now:\n{told}\n  say these, too, as you want them"
+            f"{path}: more would change than {shlex.join(changes) or 'nothing'}, since what was asked for becomes "
+            f"something else here and now:\n{lines}\n  say these, too, as you want them"
         )

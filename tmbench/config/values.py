@@ -84,9 +84,12 @@ def check_of(expects: str) -> Check:
         ValueError: they say nothing that this function knows; a mistake of the program.
     """
     first, *others = expects.split(", or ")
-    others = ["" if other == "null" else other for other in others]
     check = _check(first)
-    return lambda value: ("" if value is None else value) in others or (value is not None and check(value))
+
+    def is_other(value: Any) -> bool:
+        return ("null" if value is None else str(value) if is_number(value) else value) in others
+
+    return lambda value: is_other(value) or (value is not None and check(value))
 
 
 def _check(expects: str) -> Check:

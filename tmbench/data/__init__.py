@@ -8,13 +8,12 @@ import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from ..config.settle import conf_dir
+from ..config.declared import values_of
 from ..errors import ConfigError, DataError
 from . import files
 from .catalogue import Entry, entry
@@ -156,7 +155,7 @@ def open_dataset(cfg: DictConfig, cls: type[Dataset]) -> tuple[Dataset, str, str
 
 def _check_choice(task: DictConfig) -> None:
     """Refuses a data set that serves another value of the key that chooses among the task's data sets."""
-    settings = _task_settings(task.name)
+    settings = values_of(f"task/{task.name}.yaml")
     key = settings.get("data_by", "dataset")
     served = settings.get("data")
     for value, path in served.items() if isinstance(served, dict) else ():
@@ -165,13 +164,6 @@ def _check_choice(task: DictConfig) -> None:
                 f"task.{key}: expected {value}, which is what task.data={path} serves, got {task[key]!r}; a settled "
                 f"configuration cannot be changed there, run python -m tmbench task={task.name} task.{key}={task[key]}"
             )
-
-
-@cache
-def _task_settings(name: str) -> dict[str, Any]:
-    """A task's YAML file; empty if it is a person's own file, from elsewhere."""
-    path = conf_dir() / "task" / f"{name}.yaml"
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path))) if path.is_file() else {}
 
 
 def _tiny_root(cls: type[Dataset], runs_dir: Path) -> Path:

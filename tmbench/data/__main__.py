@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..config.settle import conf_dir
+from ..config.table import conf_dir
 from ..config.values import Setting
 from ..errors import ConfigError, DataError, UsageError
 from ..files import MANIFEST

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
-from ..config.settle import conf_dir
+from ..config.table import conf_dir
 from ..errors import ConfigError
 from ..files import digest_of
 from .files import read_text

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ..config.settle import Settings, conf_dir, is_number, is_whole
+from ..config.settle import Settings
+from ..config.table import conf_dir
+from ..config.values import is_number, is_whole
 from ..errors import ConfigError, DataError
 
 if TYPE_CHECKING:

@@ -6,7 +6,9 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from ..config.identity import reads_switch
-from ..config.settle import NEVER, Settings, is_number, is_whole, plain, select, settled
+from ..config.settle import Settings, plain, select, settled
+from ..config.table import NEVER
+from ..config.values import is_number, is_whole
 from ..errors import ConfigError
 
 if TYPE_CHECKING:

@@ -30,15 +30,16 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from ..config.compose import SEARCH, composed
 from ..config.identity import identity, world_size
-from ..config.overrides import SEARCH, key_of
-from ..config.settle import Settings, conf_dir, flat, plain, settled
+from ..config.overrides import key_of
+from ..config.settle import Settings, flat, settled
+from ..config.table import conf_dir
 from ..data import open_dataset
 from ..errors import ConfigError, DataError
 from ..files import locked, read_sealed, write, write_sealed
@@ -82,8 +83,7 @@ class Composer:
         self.search = [f"{SEARCH}={json.dumps([f'file://{Path(config_dir).resolve()}'])}"] if config_dir else []
 
     def __call__(self, name: str, words: list[str]) -> Settings:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return plain(compose(name, [*self.search, *words]))
+        return composed([*self.search, *words], name)
 
 
 def word(key: str, value: Any) -> str:

@@ -1,0 +1,110 @@
+"""What null becomes: the values of a run that follow from its task, its data, its protocol and this machine."""
+
+import math
+import os
+from typing import Any
+
+from ..errors import ConfigError
+from .declared import values_of
+from .machine import count_gpus
+from .table import PROFILES
+from .values import is_whole
+
+_CONSTANT = {"milestones": [], "warmup_epochs": 0.0, "warmup_from": 1.0}  # the rate of a task without a schedule
+_Settings = dict[str, Any]
+
+
+def fill_from_task(cfg: _Settings) -> None:
+    """Puts the values of the task's YAML under this protocol and profile in place of null.
+
+    Raises:
+        ConfigError: a choice is none of those that the YAML files offer.
+    """
+    task = cfg["task"]
+    if "protocols" not in task:  # settled before
+        return
+    protocols = task.pop("protocols")
+    profiles = {name: task.pop(name) for name in PROFILES}
+    choices, models = task.pop("choices", {}), task.pop("models", {})
+    chooses_data = task.pop("data_by", "dataset")
+    if isinstance(task["data"], dict):  # several data sets serve this task
+        choices[chooses_data] = list(task["data"])
+    profile, protocol = cfg["data"]["profile"], cfg["protocol"]["name"]
+    _check_files(cfg["data"], protocol, protocols)
+    for key, allowed in choices.items():
+        if task[key] is not None and task[key] not in allowed:
+            raise ConfigError(f"task.{key}: expected one of {', '.join(allowed)}, got {task[key]!r}")
+    model = models.get(task.get("model"), {})  # what differs for it
+    numbers = protocols[protocol] | model.get("protocols", {}).get(protocol, {})
+    values = profiles[profile] | model.get(profile, {})
+    steps = _CONSTANT | task.pop("schedule", {}) | model.get("schedule", {}) | values.pop("schedule", {})
+    for key, value in cfg["schedule"].items():
+        if value is None:
+            cfg["schedule"][key] = steps[key]
+    for key in ("epochs", "lr", "batch_size"):
+        if cfg[key] is None:
+            cfg[key] = values.get(key, numbers[key])
+    if cfg["switch_epoch"] is None:
+        cfg["switch_epoch"] = _switch_epoch(cfg, numbers)
+    for key in values.keys() & task.keys():  # the others are epochs, lr and batch_size
+        if task[key] is None:
+            task[key] = values[key]
+    if isinstance(task["data"], dict):
+        task["data"] = task["data"][task[chooses_data]]
+
+
+def _check_files(data: _Settings, protocol: str, protocols: _Settings) -> None:
+    profile = data["profile"]
+    if profile not in PROFILES:
+        raise ConfigError(f"data.profile: expected {' or '.join(PROFILES)}, got {profile!r}")
+    if lacking := values_of(f"data/{profile}.yaml").keys() - data.keys():
+        raise ConfigError(f"data.profile: {profile} needs data.{', data.'.join(lacking)}, too; say data={profile}")
+    if protocol not in protocols:
+        raise ConfigError(f"protocol.name: expected one of {', '.join(protocols)}, got {protocol!r}")
+
+
+def _switch_epoch(cfg: _Settings, numbers: _Settings) -> Any:
+    """The protocol's; in a tiny run at the same share of its epochs and inside it, so that it really switches."""
+    if cfg["data"]["profile"] != "tiny" or not is_whole(cfg["epochs"], 1):
+        return numbers["switch_epoch"]
+    share = numbers["switch_epoch"] / numbers["epochs"]
+    return max(1, min(round(share * cfg["epochs"]), cfg["epochs"] - 1))
+
+
+def fill_from_trainer(cfg: _Settings, launcher: _Settings) -> None:
+    """Puts what the trainer's YAML and this machine, or the launcher's, give in place of null, auto and -1.
+
+    Raises:
+        ConfigError: the machine or the trainer has no such devices.
+    """
+    trainer = cfg["trainer"]
+    for key in ("devices", "num_nodes", "precision"):
+        if cfg[key] is not None:
+            trainer[key] = cfg[key]
+        cfg[key] = None  # one place for each value; settled configs carry it in trainer
+    trainer["precision"] = str(trainer["precision"])
+    _fill_devices(trainer, launcher)
+    if trainer["num_workers"] is None:
+        few = trainer["accelerator"] == "cpu" or cfg["data"]["profile"] == "tiny"
+        trainer["num_workers"] = 0 if few else min(8, os.cpu_count() or 1)
+
+
+def _fill_devices(trainer: _Settings, launcher: _Settings) -> None:
+    elsewhere = launcher.get("gpus_per_node", launcher.get("num_gpus"))  # those of a job on another machine
+    gpus = count_gpus() if elsewhere is None else math.ceil(elsewhere)
+    if trainer["accelerator"] == "auto":
+        trainer["accelerator"] = "cuda" if gpus else "cpu"
+    name, on_gpu = trainer["name"], trainer["accelerator"] == "cuda"
+    if on_gpu and not gpus and elsewhere is not None:
+        one = "gpus_per_node=1" if "gpus_per_node" in launcher else "num_gpus=1"
+        raise ConfigError(f"trainer={name}: launcher={launcher['name']} gives a run no GPU; say launcher.{one}")
+    if on_gpu and not gpus:
+        raise ConfigError(f"trainer={name}: no NVIDIA GPU is visible here; use trainer=cpu or trainer=ddp_cpu")
+    if trainer["devices"] == -1:
+        trainer["devices"] = gpus if on_gpu else os.cpu_count()
+    devices = trainer["devices"]
+    if on_gpu and is_whole(devices, 1) and devices > gpus:
+        raise ConfigError(f"devices: expected at most {gpus}, the GPUs visible here, got {devices}")
+    if trainer["strategy"] == "auto" and devices != 1:
+        ddp = "ddp" if on_gpu else "ddp_cpu"
+        raise ConfigError(f"devices: trainer={name} uses one, got {devices}; use trainer={ddp}")
