@@ -19,7 +19,7 @@ from .compose import SEARCH, composed
 from .declared import keys
 from .identity import OVERRIDES, SCHEMA, identity
 from .settle import Settings, flat, plain, settled
-from .table import BOOKKEEPING, GROUPS, TABLE, Key
+from .table import BOOKKEEPING, GROUPS, OTHER_FILE, TABLE, Key
 
 OF_A_SWEEP = ("launcher", "plan", "study")
 # Where a run lies and whether it is repeated: nothing follows from these, so a saved configuration takes them as it is.
@@ -54,18 +54,17 @@ def check_words(words: list[str]) -> None:
         key, value = key_of(word), word.partition("=")[2]
         group, _, name = key.partition(".")
         known = _keys(group, chosen.get(group, ""))
-        if not name and value.startswith("{"):
+        is_mapping = not name and value.startswith("{")
+        if is_mapping:
             name = next((n for n in known if known[n].fixed and re.search(rf"\b{n}\b['\"]?\s*:", value)), "")
         parts = (name, name.split(".")[0], "_target_" if name.endswith("._target_") else "")
         setting = next((known[part] for part in parts if part in known), None)
         if setting is None or not setting.fixed or word == "~optimizer.trunk":
             continue
-        if name in ("name", "profile") and chosen.get(group) == value:
+        if name in ("name", "profile") and chosen.get(group) == value and not is_mapping:
             continue
-        raise ConfigError(
-            f"{group}.{name}: expected what the file that {group}=... chooses says, got {word}; "
-            f"{setting.fixed.format(group=group, value=value)}"
-        )
+        remedy = OTHER_FILE if is_mapping else setting.fixed.format(group=group, value=value)
+        raise ConfigError(f"{group}.{name}: expected what the file that {group}=... chooses says, got {word}; {remedy}")
 
 
 def _keys(group: str, file: str) -> dict[str, Key]:

@@ -68,7 +68,7 @@ _TRAINERS = "the trainer's own value"
 KINDS = {"task": PROBLEM, "optimizer": METHOD, "schedule": METHOD, "data": PROBLEM, "trainer": PROBLEM}
 TABLE: dict[str, Key] = {
     "seed": Key(
-        expects="a whole number >= 0", help="what the first weights, the batches and all else that is random follow from",
+        expects="a whole number >= 0", help="what all that is random follows from: first weights, batches, noise",
         kind=NUMBERS,
     ),
     "epochs": Key(expects="a whole number >= 1", help="passes over the training examples", kind=PROBLEM, null=_TASKS),

@@ -1,24 +1,25 @@
-"""What a run was asked for is kept, and a change of a saved run is what the main command line makes of it."""
+"""The words of a run are kept, and a change of a saved run is what the main command line makes of both."""
 
 import json
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from conftest import Compose, Run
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+import tmbench.__main__
 import tmbench.run
-from tmbench.config.identity import run_id
-from tmbench.config.overrides import keep
+from tmbench.config.compose import composed as composed_of
+from tmbench.config.identity import SCHEMA, run_id
+from tmbench.config.overrides import check_words, keep
 from tmbench.config.settle import settle
 from tmbench.config.table import conf_dir
 from tmbench.data import __main__ as data_command
@@ -30,41 +31,41 @@ from tmbench.sweeps.plan import Job, Recognizer, arms
 SHORT = ["task=tc", "epochs=1", "batch_size=80"]
 
 
-class Asked(BaseException):
+class Requested(BaseException):
     """Ends a run before it begins, with its configuration."""
 
 
 @pytest.fixture
-def door() -> Callable[..., int]:
-    """door(file, change, ...) -> the exit status of python -m tmbench.run with these words."""
+def rerun() -> Callable[..., int]:
+    """rerun(file, change, ...) -> the exit status of tmbench run with these words."""
     return lambda *words: tmbench.run.main([*map(str, words)])
 
 
 @pytest.fixture
-def asks(door: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> Callable[..., DictConfig]:
-    """asks(file, change, ...) -> the configuration of the run that python -m tmbench.run asks for."""
+def requested(rerun: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> Callable[..., DictConfig]:
+    """requested(file, change, ...) -> the configuration of the run that python -m tmbench.run begins."""
 
-    def asks(*words: object) -> DictConfig:
+    def requested(*words: object) -> DictConfig:
         def ask(cfg: DictConfig, *rest: Any, **more: Any) -> None:
-            raise Asked(settle(cfg))
+            raise Requested(settle(cfg))
 
         with monkeypatch.context() as patch:
             patch.setattr(tmbench.run, "run", ask)
-            with pytest.raises(Asked) as asked:
-                door(*words)
-        return asked.value.args[0]
+            with pytest.raises(Requested) as request:
+                rerun(*words)
+        return request.value.args[0]
 
-    return asks
+    return requested
 
 
 @pytest.fixture
 def saved(composed: Compose, tmp_path: Path) -> Callable[..., Path]:
-    """saved(word, ...) -> the config.yaml of a run that was asked for so, in its folder."""
+    """saved(word, ...) -> the config.yaml of a run of these words, in its folder."""
 
     def saved(*words: str, keep: bool = True) -> Path:
         cfg = settle(composed(*words, f"runs_dir={tmp_path}"))
         folder = tmp_path / run_id(cfg, "")
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
         if keep:
             (folder / "overrides.yaml").write_text(yaml.safe_dump(list(words)))
@@ -81,50 +82,43 @@ def arm(composed: Compose, name: str, *words: str) -> list[str]:
 
 
 CHANGES = [
-    "lr=0.5", "task.weight_decay=0.1", "optimizer=adam", "data=full", "protocol=as_printed", "task=seg",
-    "~optimizer.weight_decay", "+optimizer.maximize=true", "optimizer.momentum=0.25", "trainer=ddp_cpu",
+    "lr=0.5", "optimizer=adam", "task=seg", "~optimizer.weight_decay", "optimizer.momentum=0.25",
+    "task.weight_decay=0.1", "data=full", "protocol=as_printed", "+optimizer.maximize=true", "trainer=ddp_cpu",
 ]  # fmt: skip
-ASKED: dict[str, Callable[[Compose], list[str]]] = {
+WORDS: dict[str, Callable[[Compose], list[str]]] = {
     "tc": lambda composed: ["task=tc", "optimizer=tmsgd", "switch_epoch=2", "trainer=cpu"],
-    "seg": lambda composed: ["task=seg", "optimizer=nag", "data=full", "schedule=constant", "trainer=cpu"],
-    "ic": lambda composed: ["task=ic", "task.dataset=cifar100", "lr=0.01", "optimizer=sgdm", "+optimizer.dampening=0"],
     "arm": lambda composed: arm(composed, "half lr", "task=tc", "optimizer=tmsgdm", "epochs=4", "switch_epoch=2"),
-    "trial": lambda composed: [
-        "task=tc",
-        "optimizer=adam",
-        "validation=0.2",
-        "optimizer.betas=[0.9, 0.99]",
-        "lr=0.003",
-    ],
+    "trial": lambda composed: ["task=tc", "optimizer=adam", "validation=0.2", "optimizer.betas=[0.9, 0.99]", "lr=3e-3"],
+    "ic": lambda composed: ["task=ic", "task.dataset=cifar100", "lr=0.01", "optimizer=sgdm", "+optimizer.dampening=0"],
+    "seg": lambda composed: ["task=seg", "optimizer=nag", "data=full", "schedule=constant", "trainer=cpu"],
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in ("seg", "ic") else ()) for name in ASKED]
-)
+@pytest.mark.parametrize("number", range(len(WORDS)), ids=list(WORDS))
 def test_a_change_asks_for_the_run_of_the_main_command_line_with_that_word_added(
-    name: str, composed: Compose, saved: Any, asks: Any, door: Any
+    number: int, composed: Compose, saved: Any, requested: Any, rerun: Any
 ) -> None:
-    words = ASKED[name](composed)
+    """Each of these with two of the changes, one that all that depends on must follow and one that may not be had."""
+    words = list(WORDS.values())[number](composed)
     file = saved(*words)
-    for change in CHANGES:
+    for change in islice(CHANGES, number, None, len(WORDS)):
         try:
             expected = settle(composed(*words, change))
         except (HydraException, ConfigError):
-            assert door(file, change) == 1
+            assert rerun(file, change) == 1
             continue
-        assert run_id(asks(file, change), "") == run_id(expected, ""), change
+        assert run_id(requested(file, change), "") == run_id(expected, ""), change
 
 
-def test_all_that_depends_on_a_change_follows_it(saved: Any, asks: Any) -> None:
+def test_all_that_depends_on_a_change_follows_it(saved: Any, requested: Any) -> None:
     file = saved("task=tc", "optimizer=sgd")
-    assert asks(file, "task.weight_decay=0.1").optimizer.weight_decay == 0.1
-    assert asks(file, "lr=0.5").optimizer.lr == 0.5
-    full = asks(file, "data=full")
+    assert requested(file, "task.weight_decay=0.1").optimizer.weight_decay == 0.1
+    assert requested(file, "lr=0.5").optimizer.lr == 0.5
+    full = requested(file, "data=full")
     assert (full.epochs, full.lr, full.optimizer.lr, full.batch_size) == (120, 0.01, 0.01, 5)
-    printed = asks(saved("task=seg", "data=full"), "protocol=as_printed")
+    printed = requested(saved("task=seg", "data=full"), "protocol=as_printed")
     assert (printed.protocol.name, printed.switch_epoch) == ("as_printed", 200)
-    assert asks(file).lr == 0.02
+    assert requested(file).lr == 0.02
 
 
 @pytest.mark.parametrize(
@@ -145,9 +139,9 @@ def test_all_that_depends_on_a_change_follows_it(saved: Any, asks: Any) -> None:
     ],
 )
 def test_a_change_that_cannot_be_is_told_in_words(
-    changes: list[str], told: str, saved: Any, door: Any, capsys: pytest.CaptureFixture[str]
+    changes: list[str], told: str, saved: Any, rerun: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert door(saved("task=tc", "optimizer=tmsgd", "optimizer.momentum=0.9"), *changes) == 1
+    assert rerun(saved("task=tc", "optimizer=tmsgd", "optimizer.momentum=0.9"), *changes) == 1
     error = capsys.readouterr().err
     assert re.search(told, error)
     assert "Traceback" not in error
@@ -155,73 +149,93 @@ def test_a_change_that_cannot_be_is_told_in_words(
 
 @pytest.mark.parametrize("content", ["", "- a", "a: [", "task: tc", "\0", "{task: , optimizer: name}"])
 def test_a_file_that_is_no_runs_configuration_is_told(
-    content: str, door: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    content: str, rerun: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "config.yaml").write_text(content)
-    assert door(tmp_path / "config.yaml") == 1
+    assert rerun(tmp_path / "config.yaml") == 1
     assert "config.yaml" in capsys.readouterr().err
-    assert door(tmp_path) == door(tmp_path / "none.yaml") == 1
+    assert rerun(tmp_path) == rerun(tmp_path / "none.yaml") == 1
 
 
-def test_a_configuration_with_a_part_missing_is_told(saved: Any, door: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_configuration_with_a_part_missing_is_told(
+    saved: Any, rerun: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = saved("task=tc")
     whole = yaml.safe_load(file.read_text())
     for key in ("seed", "optimizer", "runs_dir", "task.name", "optimizer.name", "trainer.devices", "data.profile"):
         group, _, name = key.partition(".")
         part = {k: v for k, v in whole.items() if k != group} | ({group: {}} if name else {})
         file.write_text(yaml.safe_dump(part))
-        assert door(file) == 1
+        assert rerun(file) == 1
         told = capsys.readouterr().err
         assert "expected a run's config.yaml" in told
         assert "Traceback" not in told
 
 
-def test_help_is_no_error(door: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert door("--help") == 0
+def test_help_is_no_error(rerun: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert rerun("--help") == 0
     assert "usage: tmbench run FILE" in capsys.readouterr().out
-    assert door() == 2
+    assert rerun() == 2
 
 
-def test_an_old_folder_can_be_asked_for_again_but_not_changed(
-    saved: Any, door: Any, asks: Any, capsys: pytest.CaptureFixture[str]
+def test_a_run_whose_words_are_not_known_can_be_asked_for_again_but_not_changed(
+    saved: Any, rerun: Any, requested: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = saved("task=tc", "optimizer=sgd", keep=False)
-    assert asks(file) == settle(OmegaConf.load(file))  # type: ignore[arg-type]
-    assert asks(file, "force=true").force is True
-    assert asks(file, "runs_dir=/else where").runs_dir == "/else where"
-    assert door(file, "lr=0.5") == 1
-    told = capsys.readouterr().err
-    assert "no overrides.yaml beside it says what was asked for" in told
-    assert "python -m tmbench task=tc optimizer=sgd ... lr=0.5" in told
+    assert requested(file) == settle(OmegaConf.load(file))  # type: ignore[arg-type]
+    assert requested(file, "force=true").force is True
+    assert requested(file, "runs_dir=/else where").runs_dir == "/else where"
+    for command, advice in (
+        ("python -m tmbench.run FILE", "python -m tmbench task=tc optimizer=sgd ... lr=0.5 data=full"),
+        ("python -m tmbench task=tc epochs=1", "python -m tmbench task=tc epochs=1 lr=0.5 data=full"),
+    ):
+        file.with_name("result.json").write_text(json.dumps({"command": command, "schema_version": SCHEMA}))
+        assert rerun(file, "lr=0.5", "data=full") == 1
+        told = capsys.readouterr().err
+        assert "nothing in it can be changed, and no overrides.yaml beside it has the words" in told
+        assert advice in told
 
 
-def test_a_run_of_the_main_command_line_is_named_where_its_folder_is_old(
-    do: Run, door: Any, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("damage", ["schema", "task._target_", "task.data"])
+def test_what_another_version_saved_is_composed_anew(
+    damage: str, saved: Any, rerun: Any, requested: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result, folder = do(*SHORT)
-    result.command = "python -m tmbench task=tc epochs=1"
-    result.save(folder)
-    assert door(folder / "config.yaml", "lr=0.5", "data=full") == 1
-    assert f"{result.command} lr=0.5 data=full" in capsys.readouterr().err
+    """Where classes have moved since, or settings came; without the words for it, the command to type is told."""
+    file = saved("task=tc", "optimizer=sgd", "epochs=3")
+    expected = requested(file)
+    cfg = yaml.safe_load(file.read_text())
+    del cfg["optimizer"]["nesterov"], cfg["validation"]  # as before there were these
+    if damage == "schema":
+        file.with_name("result.json").write_text(json.dumps({"schema_version": 1, "command": "python -m tmbench X"}))
+    else:
+        cfg["task"][damage.partition(".")[2]] = "tmbench.old.place.TC"
+    file.write_text(yaml.safe_dump(cfg))
+    assert requested(file) == expected
+    assert requested(file, "lr=0.5").lr == 0.5
+    file.with_name("overrides.yaml").unlink()
+    assert rerun(file) == 1
+    told = capsys.readouterr().err
+    assert "saved by another version" in told
+    assert "give the whole command: python -m tmbench " in told
 
 
-def test_a_configuration_changed_by_hand_is_refused(do: Run, door: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_configuration_changed_by_hand_is_refused(saved: Any, rerun: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """Its lr alone would change nothing, and name a run that was not."""
-    file = do(*SHORT)[1] / "config.yaml"
+    file = saved(*SHORT)
     keep(file.parent, SHORT)
-    seal, _, text = file.read_text().partition("\n")
-    changed = re.sub(r"(?m)^lr: .*", "lr: 0.7", text)
-    assert changed != text
-    for content in (f"{seal}\n{changed}", changed):
+    sealed = sealed_text(file.read_text())
+    changed = re.sub(r"(?m)^lr: .*", "lr: 0.7", sealed)
+    assert changed != sealed
+    for content in (changed, changed.partition("\n")[2]):
         file.write_text(content)
         for words in ([], ["seed=5"]):
-            assert door(file, *words) == 1
+            assert rerun(file, *words) == 1
             told = capsys.readouterr().err
             assert "changed by hand" in told
             assert "python -m tmbench.run" in told
 
 
-def test_overrides_that_are_no_list_of_words_are_told(saved: Any, door: Any, capsys: Any) -> None:
+def test_overrides_that_are_no_list_of_words_are_told(saved: Any, rerun: Any, capsys: Any) -> None:
     file = saved(*SHORT)
     overrides = file.with_name("overrides.yaml")
     kept = overrides.read_text()
@@ -232,28 +246,28 @@ def test_overrides_that_are_no_list_of_words_are_told(saved: Any, door: Any, cap
     ):  # fmt: skip
         assert content != kept
         overrides.write_text(content)
-        assert door(file, "lr=0.5") == 1
+        assert rerun(file, "lr=0.5") == 1
         assert f"overrides.yaml: {told}" in capsys.readouterr().err
 
 
 def test_a_change_that_would_change_more_than_itself_is_refused_by_name(
-    saved: Any, door: Any, asks: Any, capsys: Any
+    saved: Any, rerun: Any, requested: Any, capsys: Any
 ) -> None:
     """As where a default has another value by now, or the words were edited."""
     file = saved("task=tc", "optimizer=sgd", "lr=0.1", "task.width=20", "epochs=2")
     overrides = file.with_name("overrides.yaml")
     overrides.write_text(overrides.read_text().replace("width=20", "width=30"))
-    assert door(file, "seed=1") == 1
+    assert rerun(file, "seed=1") == 1
     told = capsys.readouterr().err
     assert "more would change than seed=1" in told
     assert "task.width: was 20, would be 30" in told
-    assert asks(file, "seed=1", "task.width=20").task.width == 20
-    assert asks(file, "seed=1", "task.width=40").task.width == 40
-    assert asks(file).task.width == 20
+    assert requested(file, "seed=1", "task.width=20").task.width == 20
+    assert requested(file, "seed=1", "task.width=40").task.width == 40
+    assert requested(file).task.width == 20
 
 
 def test_a_run_stays_where_its_folder_is_whoever_calls_from_wherever(
-    composed: Compose, asks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    composed: Compose, requested: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "home").mkdir()
     monkeypatch.chdir(tmp_path / "home")
@@ -263,36 +277,35 @@ def test_a_run_stays_where_its_folder_is_whoever_calls_from_wherever(
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
     (folder / "overrides.yaml").write_text("- task=tc\n")
     for changes in ([], ["lr=0.5"]):
-        here = asks("runs" / Path(folder.name) / "config.yaml", *changes)
+        here = requested("runs" / Path(folder.name) / "config.yaml", *changes)
         assert (here.runs_dir, here.data_dir) == ("./runs", "./data")
     monkeypatch.chdir(tmp_path)
     for changes in ([], ["lr=0.5"]):
-        there = asks(folder / "config.yaml", *changes)
+        there = requested(folder / "config.yaml", *changes)
         assert (there.runs_dir, there.data_dir) == (str(tmp_path / "home/runs"), str(tmp_path / "home/data"))
-        assert asks(folder / "config.yaml", *changes, "runs_dir=other").runs_dir == "other"
+        assert requested(folder / "config.yaml", *changes, "runs_dir=other").runs_dir == "other"
     sent = tmp_path / "sent.yaml"  # alone, so nobody knows where it was
     sent.write_text(OmegaConf.to_yaml(cfg))
-    assert asks(sent).runs_dir == "./runs"
+    assert requested(sent).runs_dir == "./runs"
 
 
 def test_a_persons_own_files_serve_a_change_too_and_are_missed_by_name(
-    asks: Any, door: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    requested: Any, rerun: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = tmp_path / "a, b" / "optimizer"
     own.mkdir(parents=True)
     (own / "mine.yaml").write_text((conf_dir() / "optimizer" / "sgd.yaml").read_text().replace("sgd", "mine"))
     words = [f'hydra.searchpath=["file://{own.parent}"]', "task=tc", "optimizer=mine"]
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = settle(compose("config", words))
+    cfg = settle(OmegaConf.create(composed_of(words)))
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
     (tmp_path / "overrides.yaml").write_text(yaml.safe_dump(words))
-    changed = asks(tmp_path / "config.yaml", "lr=0.5")
+    changed = requested(tmp_path / "config.yaml", "lr=0.5")
     assert (changed.optimizer.name, changed.optimizer.lr) == ("mine", 0.5)
     own.parent.rename(tmp_path / "moved")
-    assert door(tmp_path / "config.yaml", "lr=0.5") == 1
-    assert "a, b: no such folder; the run was asked for with YAML files in it" in capsys.readouterr().err
+    assert rerun(tmp_path / "config.yaml", "lr=0.5") == 1
+    assert "a, b: no such folder, but YAML files are expected in it" in capsys.readouterr().err
     moved = f"hydra.searchpath=[file://{tmp_path / 'moved'}]"
-    assert asks(tmp_path / "config.yaml", moved, "lr=0.5") == changed
+    assert requested(tmp_path / "config.yaml", moved, "lr=0.5") == changed
 
 
 LIES = {
@@ -310,30 +323,33 @@ LIES = {
 
 
 @pytest.mark.parametrize("word", LIES)
-def test_a_word_that_would_let_a_run_go_by_another_name_is_refused(word: str, composed: Compose, door: Any) -> None:
-    words = ["task=tc", "optimizer=sgd_to_sgdm", word]
-    try:
-        cfg = composed(*words)
-    except HydraException:  # has no such setting anyway
-        cfg = composed(*words[:-1])
-    message = re.escape(LIES[word])
-    with pytest.raises(ConfigError, match=message):
-        run(cfg, words=words)
-    job = Job(0, words, OmegaConf.to_container(cfg))  # type: ignore[arg-type]
+def test_a_word_that_would_let_a_run_go_by_another_name_is_refused(word: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(LIES[word])):
+        check_words(["task=tc", "optimizer=sgd_to_sgdm", word])
+
+
+def test_such_a_word_is_refused_by_runs_and_sweeps(composed: Compose) -> None:
+    words = ["task=tc", "optimizer.name=adam"]
+    with pytest.raises(ConfigError, match="say optimizer=adam"):
+        run(composed(*words), words=words)
+    job = Job(0, words, OmegaConf.to_container(composed(*words)))  # type: ignore[arg-type]
     Recognizer(download=False).recognize(job)
     assert job.state == "wrong"
-    assert re.search(message, job.error)
+    assert "say optimizer=adam" in job.error
 
 
-def test_files_that_are_there_to_be_filled_in_and_consistent_names_are_not_refused(composed: Compose) -> None:
+def test_files_that_are_there_to_be_filled_in_and_consistent_names_are_not_refused() -> None:
     for words in (
         ["optimizer=any", "optimizer.name=Adadelta"], ["optimizer=tmsgd", "~optimizer.trunk"],
         ["optimizer=switch", "optimizer.first._target_=torch.optim.RMSprop", "~optimizer.first.betas"],
         ["data=tiny", "data.profile=tiny"], ["optimizer=adam", "+optimizer.amsgrad=true"],
+        ["optimizer=any", "optimizer.options={name: x}"],
     ):  # fmt: skip
-        job = Job(0, words, OmegaConf.to_container(composed(*words)))  # type: ignore[arg-type]
-        Recognizer(download=False).recognize(job)
-        assert (job.state, job.error) == ("new", "")
+        check_words(words)
+    with pytest.raises(
+        ConfigError, match=r"optimizer\.method: expected what the file that"
+    ):
+        check_words(["optimizer=any", "optimizer.method=SGD"])
 
 
 def test_a_profile_without_the_rest_of_its_file_is_refused_in_python_too(composed: Compose) -> None:
@@ -342,13 +358,13 @@ def test_a_profile_without_the_rest_of_its_file_is_refused_in_python_too(compose
 
 
 def test_a_changed_run_is_trained_kept_and_advises_what_works(
-    composed: Compose, door: Any, asks: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    composed: Compose, rerun: Any, requested: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = tmp_path / "runs"
     words = [*SHORT, f"runs_dir={runs}", "force=true"]
     _, folder, _ = run(composed(*words), words=words)
     assert yaml.safe_load((folder / "overrides.yaml").read_text()) == words[:-1]  # force is for once
-    assert door(folder / "config.yaml", "task.weight_decay=0.1") == 0
+    assert rerun(folder / "config.yaml", "task.weight_decay=0.1") == 0
     printed = capsys.readouterr().out
     (advice,) = re.findall(r"^real data +python -m tmbench.run (.*)$", printed, re.MULTILINE)
     (changed,) = set(runs.glob("tc-*")) - {folder}
@@ -356,16 +372,16 @@ def test_a_changed_run_is_trained_kept_and_advises_what_works(
     assert yaml.safe_load((changed / "overrides.yaml").read_text()) == [*words[:-1], "task.weight_decay=0.1"]
     # Now as advised, on files of the real format.
     data_command.main(["tiny", "tc", "--out", str(tmp_path / "data")])
-    cfg = asks(*shlex.split(advice.replace("DIR", str(tmp_path / "data"))))
+    cfg = requested(*shlex.split(advice.replace("DIR", str(tmp_path / "data"))))
     assert (cfg.data.profile, cfg.optimizer.weight_decay, cfg.data_dir) == ("full", 0.1, str(tmp_path / "data"))
-    assert door(*shlex.split(advice.replace("DIR", str(tmp_path / "data")))) == 0
+    assert rerun(*shlex.split(advice.replace("DIR", str(tmp_path / "data")))) == 0
     assert "on subset data" in capsys.readouterr().out
 
 
-def test_a_run_that_nobody_can_change_gives_no_advice_to_change_it(do: Run, door: Any, capsys: Any) -> None:
+def test_a_run_that_nobody_can_change_gives_no_advice_to_change_it(do: Run, rerun: Any, capsys: Any) -> None:
     _, folder = do(*SHORT)  # from Python: nobody knows what was asked for
     assert not (folder / "overrides.yaml").exists()
-    assert door(folder / "config.yaml") == 0
+    assert rerun(folder / "config.yaml") == 0
     assert "real data" not in capsys.readouterr().out
 
 
@@ -397,22 +413,24 @@ def test_the_own_command_of_a_finished_run_writes_what_was_damaged_again(
         assert (folder / name).read_bytes() == whole
 
 
-def test_every_door_keeps_what_was_asked_for(tmp_path: Path) -> None:
+def test_every_command_line_keeps_what_was_asked_for(
+    requested: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One run, a sweep and launched jobs, with a person's own files; each can be changed from another folder."""
-    own = tmp_path / "mine" / "optimizer"
+    own, home = tmp_path / "home" / "mine" / "optimizer", tmp_path / "home"
     own.mkdir(parents=True)
     (own / "mine.yaml").write_text((conf_dir() / "optimizer" / "sgd.yaml").read_text().replace("sgd", "mine"))
     words = ["--config-dir", "mine", *SHORT, "optimizer=mine"]
-    for door, more in (("one", []), ("serial", ["-m"]), ("joblib", ["launcher=joblib", "-m"])):
-        command = [sys.executable, "-m", "tmbench", *words, f"runs_dir={door}", *more]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        (folder,) = (tmp_path / door).glob("tc-mine-*")
-        expected = [f'hydra.searchpath=["file://{own.parent}"]', *SHORT, "optimizer=mine", f"runs_dir={door}"]
+    for name, more in (("one", []), ("serial", ["-m"]), ("joblib", ["launcher=joblib", "-m"])):
+        monkeypatch.chdir(home)
+        monkeypatch.setattr(sys, "argv", ["tmbench", *words, f"runs_dir={name}", *more])
+        with pytest.raises(SystemExit) as end:
+            tmbench.__main__.main()
+        assert end.value.code == 0
+        monkeypatch.chdir(tmp_path)
+        (folder,) = (home / name).glob("tc-mine-*")
+        expected = [f'hydra.searchpath=["file://{own.parent}"]', *SHORT, "optimizer=mine", f"runs_dir={name}"]
         assert yaml.safe_load((folder / "overrides.yaml").read_text()) == expected
-        asked_again = shlex.split(json.loads((folder / "result.json").read_text())["command"])[3:]
-        for words_again in (["tmbench", *asked_again], ["tmbench.run", str(folder / "config.yaml"), "seed=1"]):
-            command = [sys.executable, "-m", *words_again]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
-            assert done.returncode == 0, done.stderr
-        assert len(list((tmp_path / door).glob("tc-mine-*"))) == 2
+        command = shlex.split(json.loads((folder / "result.json").read_text())["command"])
+        assert command == ["python", "-m", "tmbench", *expected]
+        assert requested(folder / "config.yaml", "seed=1").seed == 1
