@@ -1,0 +1,197 @@
+"""The one table of settings: whole, true to conf/, and what identity and help follow from."""
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from conftest import Compose
+from omegaconf import OmegaConf
+
+from tmbench.config.declared import keys, reference, values_of
+from tmbench.config.identity import run_id
+from tmbench.config.machine import gpu_names
+from tmbench.config.settle import plain, settled
+from tmbench.config.table import BOOKKEEPING, KINDS, METHOD, NUMBERS, PROBLEM, TABLE, Key, kind_of, settings_help
+from tmbench.config.values import check_of
+from tmbench.errors import ConfigError
+
+REFERENCE = list(reference())
+
+
+def test_every_key_of_conf_is_declared_with_what_it_must_be_and_does() -> None:
+    assert len(REFERENCE) > 400
+    for file, key, setting in REFERENCE:
+        assert setting.help, f"{file}: {key} needs a comment: what it must be, and what it does"
+        assert setting.kind in (NUMBERS, METHOD, PROBLEM, BOOKKEEPING), (file, key)
+        check_of(setting.expects)
+
+
+def test_every_declared_key_is_one_of_conf() -> None:
+    assert set(TABLE) == {key for _, key, _ in REFERENCE} & set(TABLE)
+    for file in {file for file, _, _ in REFERENCE}:
+        group, _, rest = file.partition("/")
+        for setting in keys(group, rest.removesuffix(".yaml")).values():
+            assert not setting.only_with or setting.only_with in values_of(file)
+
+
+def test_every_default_is_what_its_key_expects_or_a_null_that_is_explained() -> None:
+    for file, key, setting in REFERENCE:
+        if isinstance(setting.default, str) and "${" in setting.default:
+            continue
+        right = check_of(setting.expects)(setting.default)
+        assert setting.null if setting.default is None else right, (file, key, setting)
+
+
+def test_a_comment_declares_a_key_and_serves_those_without_one() -> None:
+    """As documented in declared.py."""
+    momentum = keys("optimizer", "tmsgdm")["momentum"]  # documented in sgdm.yaml alone
+    assert (momentum.default, momentum.expects, momentum.kind) == (0.9, "a number >= 0", METHOD)
+    assert momentum.help == keys("optimizer", "sgdm")["momentum"].help == "share of the last step that is kept"
+    base = keys("task", "ic")["mup_base"]
+    assert (base.expects, base.null, base.only_with) == ("a whole number >= 1", "what width is if left alone", "mup")
+    assert keys("task", "od")["mode"].expects == "one of paper_number, paper_text"
+    switch = keys("optimizer", "switch")
+    assert (switch["first.lr"].default, switch["first._target_"].fixed) == ("${lr}", "")
+    assert keys("optimizer", "sgd_to_sgdm")["first._target_"].fixed
+    assert "first" not in switch
+    assert keys("optimizer", "mine") == {}
+
+
+def test_kinds_are_the_groups_where_nothing_else_is_declared() -> None:
+    expected = {
+        "seed": NUMBERS, "lr": METHOD, "optimizer.momentum": METHOD, "optimizer.mine": METHOD, "task.width": PROBLEM,
+        "world_size": PROBLEM, "data.digest": PROBLEM, "trainer.num_workers": BOOKKEEPING, "runs_dir": BOOKKEEPING,
+        "protocol.name": BOOKKEEPING, "logger.project": BOOKKEEPING, "trainer.precision": PROBLEM,
+    }  # fmt: skip
+    assert {key: kind_of(key) for key in expected} == expected
+
+
+def another(setting: Key, value: Any) -> Any:
+    """A value that the key may have in place of this one."""
+    first = setting.expects.split(", or ")[0]
+    if first.startswith("one of "):
+        return next(name for name in reversed(first.removeprefix("one of ").split(", ")) if name != value)
+    if "between" in first:
+        return 0.25 if value != 0.25 else 0.75
+    if first.startswith("a whole number"):
+        return value + 1 if isinstance(value, int) else 3
+    if first.startswith("a number"):
+        return (value or 0) + 0.5
+    if first == "a list":
+        return [*(value or []), 0.123]
+    others = {"true or false": not value, "settings": {"x": 1}, "a folder": "other"}
+    return others.get(first, "adadelta")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "task", "more"),
+    [("tmsgd", "tc", ["schedule=step"]), ("adam", "ic", ["logger=wandb"]), ("switch", "seg", ["data=full"]),
+     ("sgd", "ctr", ["schedule=poly", "task.mup=true"])],
+)  # fmt: skip
+def test_a_run_is_another_if_and_only_if_what_can_change_its_numbers_changes(
+    optimizer: str, task: str, more: list[str], composed: Compose
+) -> None:
+    words = [f"optimizer={optimizer}", f"task={task}", "trainer=ddp_cpu", "validation=0.5", *more]
+    raw = plain(composed(*words))
+    files = {f"{group}/{part.get('name', part.get('profile'))}.yaml" for group, part in raw.items() if group in KINDS}
+    files |= {"config.yaml", "trainer/auto.yaml", f"logger/{raw['logger']['name']}.yaml"}
+    before, seen = settled(raw), 0
+    for _, key, setting in (entry for entry in REFERENCE if entry[0] in files):
+        *path, last = key.split(".")
+        node, now = plain(raw), before
+        changed = node
+        for part in path:
+            node, now = node[part], now[part]
+        if setting.fixed or last not in now or key in ("trainer.accelerator", "trainer.strategy"):  # no other here
+            continue
+        node[last] = another(setting, now[last])
+        is_other = run_id(settled(changed), "") != run_id(before, "")
+        is_read = not setting.only_with or bool(now[setting.only_with])
+        is_read &= key != "switch_epoch" or "switch_step" in before["optimizer"]
+        assert is_other == (setting.kind != BOOKKEEPING and is_read), key
+        seen += 1
+    assert seen > 40
+
+
+def test_a_value_that_nobody_may_have_is_told_by_key(composed: Compose) -> None:
+    for word, told in (
+        ("optimizer.c=x", "optimizer.c: expected a number >= 0, got 'x'"),
+        ("optimizer.history=maybe", "optimizer.history: expected one of true, zero, got 'maybe'"),
+        ("trainer.devices=0", "devices: trainer=cpu uses one, got 0"),
+        ("trainer.accumulate=0", "trainer.accumulate: expected a whole number >= 1, got 0"),
+        ("trunk=on", "trunk: expected one of auto, off, got"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            settled(plain(composed("task=tc", "optimizer=tmsgd", "trainer=cpu", word)))
+    assert settled(plain(composed("task=tc", "trunk=off")))["trunk"] == "off"
+
+
+def test_a_settled_task_is_not_given_a_data_set_that_it_does_not_read(composed: Compose) -> None:
+    for task, key, value in (
+        ("ic", "dataset", "cifar100"),
+        ("od", "mode", "paper_number"),
+        ("ctr", "dataset", "avazu_x4"),
+    ):
+        cfg = settled(plain(composed(f"task={task}", "trainer=cpu")))
+        assert settled(cfg) == cfg
+        cfg["task"][key] = value
+        with pytest.raises(ConfigError, match=rf"task\.{key}: expected the data set that .* reads, got '{value}'"):
+            settled(cfg)
+
+
+def test_interpolations_are_resolved_as_omegaconf_resolves_them(
+    composed: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMBENCH_DATA", "/some where")
+    words = ["task=seg", "optimizer=switch", "trainer=cpu", "+optimizer.note=a ${seed} b", "+optimizer.mine=${..seed}"]
+    raw = plain(composed(*words, "lr=0.25", "+optimizer.second.eps=${..first.eps}", "+optimizer.list=[1,${lr}]"))
+    expected: Any = OmegaConf.to_container(OmegaConf.create(raw), resolve=True)
+    cfg = settled(raw)
+    assert (cfg["optimizer"], cfg["data_dir"]) == (expected["optimizer"], "/some where")
+
+
+def test_help_lists_every_key_that_stands_in_no_group() -> None:
+    text = settings_help()
+    assert all(f"\n  {key} " in f"\n{text}" for key in TABLE if "." not in key)
+    assert "learning rate (a number > 0; null: the task's own value under the protocol)" in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+class Driver:
+    """Stands in for cuda.bindings.driver on a machine with GPUs."""
+
+    def __init__(self, *names: bytes, error: int = 0) -> None:
+        self.names, self.error = names, error
+
+    def cuInit(self, flags: int) -> tuple[int]:  # noqa: N802
+        return (self.error,)
+
+    def cuDeviceGetCount(self) -> tuple[int, int]:  # noqa: N802
+        return 0, len(self.names)
+
+    def cuDeviceGet(self, ordinal: int) -> tuple[int, int]:  # noqa: N802
+        return 0, ordinal
+
+    def cuDeviceGetName(self, size: int, device: int) -> tuple[int, bytes]:  # noqa: N802
+        return 0, self.names[device].ljust(size, b"\0")
+
+
+class NoDriver(Driver):
+    def cuInit(self, flags: int) -> tuple[int]:  # noqa: N802
+        raise RuntimeError("no libcuda.so.1")
+
+
+@pytest.mark.parametrize(
+    ("driver", "torch", "names"),
+    [(Driver(b"NVIDIA A", b"NVIDIA B"), "2.15.0", ["NVIDIA A", "NVIDIA B"]), (Driver(b"NVIDIA A"), "2.15.0+cpu", []),
+     (Driver(), "2.15.0", []), (Driver(b"NVIDIA A", error=100), "2.15.0", []), (NoDriver(), "2.15.0", []),
+     (None, "2.15.0", [])],
+)  # fmt: skip
+def test_gpus_are_those_that_cuda_shows(
+    driver: Driver | None, torch: str, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = SimpleNamespace(driver=driver) if driver else None
+    monkeypatch.setitem(sys.modules, "cuda.bindings", package)
+    monkeypatch.setattr("tmbench.config.machine.version", lambda name: torch)
+    assert gpu_names.__wrapped__() == names
