@@ -117,7 +117,7 @@ def test_every_optimizer_lowers_the_loss_repeats_and_resumes_bitwise(
         return any(len(curves(path.parent)) == 2 for path in tmp_path.glob("stopped/*/curves.csv"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(StopOnSignal, "requested", after_two_epochs)
+        patch.setattr(StopOnSignal, "requested", property(after_two_epochs, lambda self, value: None), raising=False)
         stopped, folder, _ = run(composed(*words, f"runs_dir={tmp_path / 'stopped'}"))
     assert (stopped.status, stopped.epochs["trained"]) == ("interrupted", 2)
     _, _, how = run(composed(*words, f"runs_dir={tmp_path / 'stopped'}"))
@@ -309,7 +309,7 @@ def test_two_processes_asking_for_one_run_train_it_once(tmp_path: Path) -> None:
     outputs = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     assert sum("completed before" in output for output in outputs) == 1
-    assert sum("another process is at" in output for output in outputs) == 1
+    assert sum("is in use by another process" in output for output in outputs) == 1
 
 
 @pytest.mark.slow
@@ -359,9 +359,9 @@ def test_optimizer_of_any_name_is_found_and_a_wrong_one_names_the_nearest(do: Ru
 def test_operations_without_deterministic_kernel_are_named() -> None:
     import warnings
 
-    from tmbench.training.train import _nondeterministic_operations
+    from tmbench.training.environment import nondeterministic_operations
 
-    with _nondeterministic_operations() as operations:
+    with nondeterministic_operations() as operations:
         for _ in range(2):
             warnings.warn(
                 "nll_loss2d_forward_out_cuda_template does not have a deterministic implementation, but you set "
