@@ -39,8 +39,8 @@ from tmbench.files import write
 from tmbench.result import versions
 from tmbench.seeds import seed_all
 from tmbench.task import Task
+from tmbench.training.build import optimizer_of
 from tmbench.training.loader import TrainLoader
-from tmbench.training.train import _optimizer
 
 OPTIMIZERS = {"sgd": ["optimizer=sgd"], "tmsgd": ["optimizer=tmsgd", "switch_epoch=0"], "adam": ["optimizer=adam"]}
 PARAMETRISATIONS = {"standard": False, "mup": True}
@@ -105,8 +105,7 @@ def batches(task: Task, cfg: DictConfig) -> Iterator[Any]:
 def started(cfg: DictConfig, data: Any) -> tuple[Task, Any]:
     seed_all("weights", cfg.seed)
     task: Task = get_class(cfg.task._target_)(cfg.task, data)
-    task.optimizer_name, task.new_optimizer = cfg.optimizer.name, _optimizer(cfg, switch_step=0)
-    return task, task.new_optimizers()[0]
+    return task, task.with_own_rates(optimizer_of(cfg, switch_step=0))(list(task.parameters()))
 
 
 def step(task: Task, optimizer: Any, batch: Any) -> float:

@@ -30,6 +30,7 @@ from tmbench.tasks.od.boxes import VOCDetection
 from tmbench.tasks.od.fast_rcnn import OBJECT
 from tmbench.tasks.od.metric import overlaps
 from tmbench.tasks.od.selective_search import search
+from tmbench.training.evaluation import Evaluation
 from tmbench.training.loader import TestLoader, TrainLoader
 
 IMAGES = 8
@@ -73,6 +74,7 @@ def main() -> int:
     data.limit = cfg.task.proposals if options.covered else None
     data.opened = Path(options.runs_dir), data.digests()
     task = OD(cfg.task, data)
+    evaluation = Evaluation(task)
     optimizer = torch.optim.Adam(task.parameters(), lr=options.lr)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [options.steps * 3 // 4])
     cpu, epoch = torch.device("cpu"), 0
@@ -96,11 +98,11 @@ def main() -> int:
             if step % options.every:
                 continue
             task.eval()
-            task.reset_metrics()
+            evaluation.start()
             with torch.no_grad():
                 for some in test:
-                    task.evaluate(some)
-            value = float(task.metrics.compute()["map"])
+                    evaluation.update(some)
+            value = evaluation.values()["test/map"]
             best = max(best, value)
             seconds = time.perf_counter() - start
             print(f"step {step:5}  {seconds:7.0f} s  loss {loss.item():8.4f}  map {value:.4f}", flush=True)

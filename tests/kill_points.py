@@ -21,7 +21,7 @@ import tmbench.training.train
 from tmbench.config.compose import composed
 
 CHANGES = ("os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir", "os.truncate")
-ASKS = ((2, 2), (3, 2))  # (epoch, differences) of the states that a run publishes for others
+REQUESTS = ((2, 2), (3, 2))  # (epoch, differences) of the states that a run publishes for others
 torch.set_num_threads(1)
 Figure.savefig = lambda *args, **kwargs: None  # type: ignore[method-assign]  # half of the time of such small runs
 
@@ -50,7 +50,7 @@ def ask(folder: Path, words: list[str], number: int = 0, pattern: str = "") -> i
         cfg = OmegaConf.create(composed([*words, f"runs_dir={folder}"]))
         if number:
             die_before(number, pattern)
-        tmbench.run.run(cfg, asks=ASKS)
+        tmbench.run.run(cfg, requests=REQUESTS)
         code = 0
     finally:
         os._exit(code)

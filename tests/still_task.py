@@ -26,9 +26,8 @@ class Uneven(Dataset[Any]):
 
 
 class StillSeg(Seg):
-    def on_train_epoch_start(self) -> None:
-        super().on_train_epoch_start()
-        self.eval()
+    def train(self, mode: bool = True) -> "StillSeg":
+        return super().train(False)
 
     def examples(self, split: str) -> Any:
         return Uneven(super().examples(split))

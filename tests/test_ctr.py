@@ -25,6 +25,7 @@ from tmbench.tasks.ctr.avazu.indexing import OF_HOUR, SPLITS
 from tmbench.tasks.ctr.avazu.kinds import HEXADECIMAL
 from tmbench.tasks.ctr.avazu.tiny import tiny_columns, write_csv
 from tmbench.tasks.ctr.task import AUC, WideDeep
+from tmbench.training.evaluation import Evaluation
 
 SIZES = [25, 3, 1491, 7]
 
@@ -95,7 +96,7 @@ def test_metrics_equal_scikit_learn_s_on_the_same_predictions(composed: Compose)
     task.predict = lambda groups: groups[0]  # what the network says is given
     for part in np.array_split(np.arange(len(logits)), 7):
         task.evaluate((torch.from_numpy(logits[part]), torch.from_numpy(clicks[part]).to(torch.uint8)))
-    got = task.values()
+    got = Evaluation(task).values()
     p = 1 / (1 + np.exp(-logits.astype(np.float64)))
     assert got["test/auc"] == pytest.approx(roc_auc_score(clicks, logits), abs=1e-12)
     assert got["test/log_loss"] == pytest.approx(log_loss(clicks, p), abs=1e-9)
@@ -116,7 +117,7 @@ def test_the_auc_is_scikit_learn_s_at_any_size_of_the_logits(scale: float, shift
     task.predict = lambda groups: groups[0]
     for part in np.array_split(np.arange(len(logits)), 3):
         task.evaluate((torch.from_numpy(logits[part]), torch.from_numpy(clicks[part]).to(torch.uint8)))
-    got = task.values()
+    got = Evaluation(task).values()
     assert got["test/auc"] == pytest.approx(roc_auc_score(clicks, logits), abs=1e-12)
     assert got["test/accuracy"] == pytest.approx(accuracy_score(clicks, logits > 0), abs=1e-7)
 

@@ -17,23 +17,26 @@ from torch.testing import assert_close
 from tmbench.config.settle import settle
 from tmbench.errors import ConfigError
 from tmbench.result import Result
-from tmbench.run import launched, run
+from tmbench.run import run
 from tmbench.runs import Run as Record
 from tmbench.runs.figures import restored
 from tmbench.task import Task
+from tmbench.training.evaluation import Evaluation
 from tmbench.training.loader import TestLoader
+from tmbench.training.ranks import is_rank
 
 PAIR = ["trainer=ddp_cpu", "devices=2"]
 
 
 def evaluated(task: Task) -> dict[str, float]:
     """The metrics of a trained task, over its test split in one process."""
-    task.reset_metrics()
+    evaluation = Evaluation(task)
+    evaluation.start()
     loader = TestLoader(task.examples("test"), task.collate, task.cfg.eval_batch_size, device=torch.device("cpu"))
     with torch.no_grad():
         for batch in loader:
-            task.evaluate(batch)
-    return task.values()
+            evaluation.update(batch)
+    return evaluation.values()
 
 
 @pytest.mark.parametrize("task", each_task("tc"))
@@ -225,4 +228,4 @@ def test_a_process_knows_whether_it_was_launched_as_a_rank(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert launched(settle(composed("task=tc", *words))) == expected
+    assert is_rank(settle(composed("task=tc", *words))) == expected

@@ -16,16 +16,15 @@ def flipped(path: Path, at: int, bit: int = 0) -> bytes:
     return old
 
 
-def test_sealed_facts_come_back_and_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
+def test_sealed_facts_come_back_and_a_flipped_bit_of_any_byte_is_noticed(tmp_path: Path) -> None:
     path, facts = tmp_path / "choice.json", {"lr": 0.1, "seeds": [1, 2], "name": "tmsgd", "none": None, "µ": True}
     write_sealed(path, facts)
     assert read_sealed(path) == facts
     for at in range(path.stat().st_size):
-        for bit in range(8):
-            old = flipped(path, at, bit)
-            with pytest.raises(DataError, match=r"choice\.json: damaged"):
-                read_sealed(path)
-            path.write_bytes(old)
+        old = flipped(path, at, at % 8)
+        with pytest.raises(DataError, match=r"choice\.json: damaged"):
+            read_sealed(path)
+        path.write_bytes(old)
     assert read_sealed(path) == facts
     for content in ("", "{}", "[1]", json.dumps({"sha256": "", "facts": facts})):
         path.write_text(content)

@@ -22,6 +22,7 @@ from tmbench.errors import DataError
 from tmbench.run import run
 from tmbench.tasks.ic.cifar import CIFAR, CIFAR10, CIFAR100, HUES, write_pickle
 from tmbench.tasks.ic.task import augmented, build_model, cropped_and_flipped
+from tmbench.training.evaluation import Evaluation
 from tmbench.training.loader import TestLoader
 
 # With 10 classes, and what each of 90 more adds: a row of the last layer.
@@ -197,7 +198,7 @@ def test_top5_counts_what_is_among_the_five_largest(composed: Compose) -> None:
     for part in (slice(0, 100), slice(100, 300)):
         task.evaluate((logits[part], labels[part]))
     order = logits.argsort(1, descending=True)
-    values = task.values()
+    values = Evaluation(task).values()
     assert values["test/accuracy"] == pytest.approx(float((order[:, 0] == labels).float().mean()))
     assert values["test/top5_accuracy"] == pytest.approx(float((order[:, :5] == labels[:, None]).any(1).float().mean()))
     assert 0.1 < values["test/accuracy"] < values["test/top5_accuracy"] < 0.9
@@ -210,7 +211,7 @@ def test_ten_classes_have_no_top5_and_a_confusion_matrix(composed: Compose) -> N
         for batch in TestLoader(task.examples("test"), None, 64, device=torch.device("cpu")):
             task.evaluate(batch)
         figures = dict(task.pictures())
-    assert set(task.values()) == {"test/accuracy"}
+    assert set(Evaluation(task).values()) == {"test/accuracy"}
     assert set(figures) == {"predictions", "confusion"}
     assert int(task.confusion.compute().sum()) == 200
     images, labels = task.examples("test").tensors

@@ -27,6 +27,7 @@ from tmbench.tasks.ig import IG, distances, sneakers
 from tmbench.tasks.ig.distances import Frechet, Kernel, PrecisionRecall, Random, share_within
 from tmbench.tasks.ig.sneakers import Sneakers
 from tmbench.tasks.ig.task import PROGRESS, as_bytes, discriminator, fixed_noise, generator, initialize, moments
+from tmbench.training.evaluation import Evaluation
 from tmbench.training.loader import TestLoader, TrainLoader
 
 
@@ -334,7 +335,7 @@ def test_every_picture_goes_through_the_network_once_and_real_ones_once_a_run(co
 
     task.networks = [counted]
     for evaluation in range(2):
-        task.reset_metrics()
+        Evaluation(task).start()
         for batch in TestLoader(task.examples("test"), None, 10, device=torch.device("cpu")):
             with torch.no_grad():
                 task.evaluate(batch)

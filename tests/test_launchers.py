@@ -297,7 +297,7 @@ def test_gpus_of_another_machine_count_as_those_of_this_one(words: list[str], co
 
 def test_run_publishes_what_others_ask_for(composed: Compose, tmp_path: Path) -> None:
     words = ["task=tc", "optimizer=sgd", "epochs=3", "batch_size=80", f"runs_dir={tmp_path}"]
-    run(composed(*words), asks=[[1, 0], [2, 2]])
+    run(composed(*words), requests=[(1, 0), (2, 2)])
     states = {int(path.parent.name): read_sealed(path) for path in tmp_path.glob(".trunks/*/*/about.json")}
     assert {epoch: about["differences"] for epoch, about in states.items()} == {1: 0, 2: 2}
 

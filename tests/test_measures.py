@@ -27,7 +27,9 @@ from tmbench.tasks.od.boxes import VOCDetection
 from tmbench.tasks.seg.masks import VOCSegmentation
 from tmbench.tasks.tc import TC
 from tmbench.tasks.tc.task import LSTMClassifier
+from tmbench.training.evaluation import Evaluation, hold_out
 from tmbench.training.loader import TestLoader
+from tmbench.training.module import mean_losses
 
 TC_RUN = ["task=tc", "optimizer=sgd", *SHORT["tc"]]
 
@@ -73,16 +75,17 @@ def test_a_prediction_that_is_not_finite_reaches_no_metric(name: str, composed: 
 
 def after_epochs(monkeypatch: pytest.MonkeyPatch, count: int, spoil: Callable[[Any], Any]) -> None:
     """From so many evaluations on, what tc's network predicts is spoiled."""
-    forward, seen = LSTMClassifier.forward, [0]
+    forward, start, seen = LSTMClassifier.forward, Evaluation.start, [0]
 
-    def evaluated(self: TC) -> None:
+    def evaluated(self: Evaluation) -> None:
         seen[0] += 1
+        start(self)
 
     def predict(self: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
         logits = forward(self, tokens)
         return logits if self.training or seen[0] <= count else spoil(logits)
 
-    monkeypatch.setattr(TC, "on_validation_start", evaluated)
+    monkeypatch.setattr(Evaluation, "start", evaluated)
     monkeypatch.setattr(LSTMClassifier, "forward", predict)
 
 
@@ -121,7 +124,7 @@ def test_a_weight_average_that_is_not_finite_ends_the_run_by_name(do: Run, monke
     def spoil(average: list[torch.Tensor], live: Any, steps: Any) -> None:
         average[0].fill_(torch.nan)
 
-    monkeypatch.setattr("tmbench.task.get_ema_multi_avg_fn", lambda decay: spoil)
+    monkeypatch.setattr("tmbench.training.average.get_ema_multi_avg_fn", lambda decay: spoil)
     result, _ = do(*TC_RUN, "ema=0.9")
     assert result.status == "diverged"
     assert "diverged: test_ema: the logits are not finite after epoch 1" in result.notes
@@ -172,18 +175,13 @@ def test_a_constant_prediction_that_a_split_cannot_judge_is_a_data_error(
         do(*TC_RUN)
 
 
-def test_the_mean_training_loss_of_huge_finite_losses_is_finite(composed: Compose) -> None:
-    task, _ = build(composed, "tc")
-    task._losses, task._measured = [torch.tensor(3e38)] * 4, [4]
-    assert task.epoch_losses() == {"train/loss": pytest.approx(3e38)}
+def test_the_mean_training_loss_of_huge_finite_losses_is_finite() -> None:
+    assert mean_losses([torch.tensor(3e38)] * 4, [""], [4]) == {"train/loss": pytest.approx(3e38)}
 
 
-def test_steps_with_nothing_to_learn_from_are_left_out_of_the_mean_training_loss(composed: Compose) -> None:
-    task, _ = build(composed, "tc")
-    task._losses, task._measured = [torch.tensor(v) for v in (1.0, 0.0, 3.0)], [2]
-    assert task.epoch_losses() == {"train/loss": 2.0}
-    task._losses, task._measured = [torch.tensor(0.0)], [0]
-    assert task.epoch_losses() == {}
+def test_steps_with_nothing_to_learn_from_are_left_out_of_the_mean_training_loss() -> None:
+    assert mean_losses([torch.tensor(v) for v in (1.0, 0.0, 3.0)], [""], [2]) == {"train/loss": 2.0}
+    assert mean_losses([torch.tensor(0.0)], [""], [0]) == {}
 
 
 # Data that measure nothing
@@ -239,8 +237,8 @@ def test_seg_refuses_a_split_without_a_labelled_pixel(
 
 def test_seg_refuses_a_validation_part_without_a_labelled_pixel(composed: Compose) -> None:
     task, _ = build(composed, "seg")
-    task.hold_out(0.25)
-    held = set(task.held.tolist())
+    hold_out(task, 0.25)
+    held = set(task.held_out_N.tolist())
     pairs = task.data.pairs("train")
     masks = {pairs[i][1] for i in held}
     read = task.data.read

@@ -27,9 +27,9 @@ from tmbench.task import mean
 from tmbench.tasks.ctr.task import WideDeep
 from tmbench.tasks.ic.task import build_model
 from tmbench.tasks.tc.task import LSTMClassifier
+from tmbench.training.build import optimizer_of
 from tmbench.training.loader import TrainLoader
 from tmbench.training.mup import built, factors, groups, scaled
-from tmbench.training.train import _optimizer
 
 mup = pytest.importorskip("mup", reason="pip install 'tmbench[mup]'")
 
@@ -69,7 +69,7 @@ def rates(optimizer: torch.optim.Optimizer) -> dict[Tensor, tuple[float, float]]
 )  # fmt: skip
 def test_rate_and_decay_of_every_parameter_are_the_packages(name: str, new: Any, oracle: str) -> None:
     model = made(name)
-    ours = rates(scaled(new)(groups(model.parameters())))
+    ours = rates(scaled(new)(model.parameters()))
     theirs = rates(getattr(mup, oracle)(model.parameters(), **new.keywords))
     assert ours.keys() == theirs.keys() == set(model.parameters())
     for p, each in ours.items():
@@ -119,7 +119,7 @@ def test_training_equals_the_papers_other_form_without_multipliers(new: Any) -> 
     for p, ours in zip(plain.parameters(), model.parameters(), strict=True):
         factor = 1 / m if p is last else factors(ours)[rule]
         by_hand.append({"params": [p], "lr": new.keywords["lr"] * factor, "weight_decay": decay / factor})
-    optimizer, other = scaled(new)(groups(model.parameters())), new(by_hand)
+    optimizer, other = scaled(new)(model.parameters()), new(by_hand)
     indices_BF = torch.randint(0, 7, (40, 2), generator=torch.Generator().manual_seed(1))
     clicks_B = (indices_BF.sum(1) % 2).double()
     start = model(indices_BF).detach()
@@ -135,8 +135,8 @@ def test_training_equals_the_papers_other_form_without_multipliers(new: Any) -> 
 def test_tm_steps_are_its_filter_of_gradients_at_each_parameters_sgd_rate() -> None:
     """d[k] = -rate (h[0] g[k] + h[1] g[k-1] + ...), h = 1, 1/2, -1/4, -3/8, ..., by convolution, not recurrence."""
     model = made("lstm", dtype=torch.float64)
-    sgd = rates(scaled(partial(torch.optim.SGD, lr=0.3))(groups(model.parameters())))
-    optimizer = scaled(partial(TMSGD, lr=0.3))(groups(model.parameters()))
+    sgd = rates(scaled(partial(torch.optim.SGD, lr=0.3))(model.parameters()))
+    optimizer = scaled(partial(TMSGD, lr=0.3))(model.parameters())
     tokens_BT = torch.randint(0, 30, (20, 5), generator=torch.Generator().manual_seed(1))
     response, gradients, began = [1.0, 0.5], [], [p.detach().clone() for p in model.parameters()]
     while len(response) < 10:
@@ -155,7 +155,7 @@ def test_tm_steps_are_its_filter_of_gradients_at_each_parameters_sgd_rate() -> N
 def test_switch_between_optimizers_gives_each_its_own_rule_also_under_a_schedule() -> None:
     model, m = made("lstm"), WIDTH / BASE
     first, second = partial(torch.optim.Adam, lr=0.01), partial(torch.optim.SGD, lr=0.1)
-    optimizer = scaled(partial(SwitchOptimizer, first=first, second=second, switch_step=2))(groups(model.parameters()))
+    optimizer = scaled(partial(SwitchOptimizer, first=first, second=second, switch_step=2))(model.parameters())
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
 
     def now() -> dict[str, float]:
@@ -206,9 +206,8 @@ def test_steps_at_the_base_width_are_the_standard_ones_bitwise(task: str, optimi
     states = []
     for more in ([], ["task.mup=true", f"task.mup_base={width}"]):
         own, cfg = build(composed, task, *words, *more)
-        stepped = _optimizer(cfg, 2) if optimizer == "tmsgd" else _optimizer(cfg, None)
-        own.new_optimizer, own.optimizer_name = stepped, optimizer
-        (one,) = own.new_optimizers()
+        new = optimizer_of(cfg, 2 if optimizer == "tmsgd" else None)
+        one = own.with_own_rates(new)(list(own.parameters()))
         loader = TrainLoader(
             own.examples("train"), own.collate, cfg.batch_size, device=torch.device("cpu"), epoch=lambda: 0
         )
@@ -323,7 +322,7 @@ def exponents(new: Any, mup: bool) -> list[float]:
     tokens_BT = torch.randint(0, 30, (16, 6), generator=torch.Generator().manual_seed(1))
     for width in widths:
         model = made("lstm", width, mup)
-        optimizer = scaled(new)(groups(model.parameters())) if mup else new(model.parameters())
+        optimizer = scaled(new)(model.parameters()) if mup else new(model.parameters())
         before = said(model, tokens_BT)
         for _ in range(3):
             optimizer.zero_grad()

@@ -31,6 +31,7 @@ from tmbench.tasks.od.examples import Detections, Pictures, best_of, collate, tr
 from tmbench.tasks.od.metric import HIT, IGNORED, MISS, Curve, VOCMeanAP, judge, overlaps
 from tmbench.tasks.od.task import fast_rcnn, rfbnet
 from tmbench.tasks.voc import CLASSES
+from tmbench.training.evaluation import Evaluation
 
 MODELS = ["rfbnet", "fast_rcnn"]
 PUBLISHED = {"mode": "paper_text", "weights": "none", "width": 1.0, "batch_norm": False, "bn_momentum": 0.01}
@@ -802,7 +803,7 @@ def test_cocos_map_is_beside_vocs_if_asked(composed: Compose) -> None:
     }
     task.model.detect = lambda batch: [Detections(box[:1], torch.tensor([0.9]), torch.tensor([7]))]
     task.evaluate((torch.zeros(1, 3, 96, 96), [target]))
-    values = task.values()
+    values = Evaluation(task).values()
     assert values["test/map"] == pytest.approx(6 / 11)
     assert values["test/map_area"] == pytest.approx(0.5)
     assert values["test/coco_map"] == pytest.approx(51 / 101)  # recall 0 to 0.5 of 101 points

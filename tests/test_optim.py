@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from tmbench.config.settle import settle
 from tmbench.optim import TMSGD
-from tmbench.training.train import _optimizer
+from tmbench.training.build import optimizer_of
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -655,7 +655,7 @@ class TestEveryOptimizerYaml:
         self, cfg: DictConfig, seed: int = 0, switch_step: int | None = 50, reload_at: int | None = None
     ) -> Tensor:
         """The weights before the first and after every step, one row each; reload_at as in mlp_path."""
-        new_optimizer = _optimizer(cfg, switch_step)
+        new_optimizer = optimizer_of(cfg, switch_step)
         random = torch.Generator().manual_seed(seed)
         weights = [torch.randn(20, generator=random)]
         w = weights[0].clone().requires_grad_()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tmbench.errors import ConfigError
 from tmbench.task import Task
 from tmbench.training.loader import TrainLoader
-from tmbench.training.precision import Probe
+from tmbench.training.precision import PrecisionCheck
 
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"}  # a common processor
 
@@ -30,9 +30,10 @@ def probe(task: Task, batch_size: int = 4) -> list[str]:
     examples = task.examples("train")
     loader = TrainLoader(examples, task.collate, batch_size, device=torch.device("cpu"), epoch=lambda: 0)
     trainer = SimpleNamespace(precision_plugin=MixedPrecision("bf16-mixed", "cpu"), train_dataloader=loader)
-    own = Probe()
-    own.on_train_start(trainer, task)
-    return own.notes
+    check = PrecisionCheck()
+    training: Any = SimpleNamespace(task=task, transfer_batch_to_device=lambda batch, device, index: batch)
+    check.on_train_start(trainer, training)
+    return check.notes
 
 
 class Convolution(nn.Conv2d):

@@ -13,7 +13,7 @@ from conftest import Compose
 from torch import Tensor
 
 from tmbench.config.settle import settle
-from tmbench.training.train import _optimizer
+from tmbench.training.build import optimizer_of
 
 SHAPES = ((6, 4), (3, 2, 2, 2), (5,))
 LR, DECAY = 0.01, 0.1
@@ -41,7 +41,7 @@ def walked(composed: Compose, name: str, steps: int, *words: str, decay: float =
         *([] if name == "prodigy" else [f"lr={LR}"]),
     ]
     weights = [w.requires_grad_() for w in start()]
-    optimizer: Any = _optimizer(settle(composed(*common, *words)), None)(weights)
+    optimizer: Any = optimizer_of(settle(composed(*common, *words)), None)(weights)
     random = torch.Generator().manual_seed(1)
     for _ in range(steps):
         for w, g in zip(weights, gradients([w.detach() for w in weights], random), strict=True):

@@ -80,26 +80,43 @@ def test_tmsgd_that_never_switches_equals_sgd_bitwise(task: str, do: Run) -> Non
     assert curves(never) == curves(sgd)
 
 
-@pytest.mark.parametrize("task", each_task("tc"))
-def test_run_killed_after_an_epoch_ends_bitwise_like_one_never_stopped(task: str, do: Run, tmp_path: Path) -> None:
-    # Enough epochs that the kill comes before the end.
-    short = [f"task={task}", "optimizer=tmsgd", "switch_epoch=2", *SHORT.get(task, []), "epochs=6"]
-    process = start(tmp_path / "killed", *short)
-    killed = wait_for_epochs(tmp_path / "killed", 1)
-    process.send_signal(signal.SIGKILL)
+@pytest.mark.parametrize(
+    ("task", "number"),
+    [
+        ("tc", signal.SIGINT),
+        pytest.param("tc", signal.SIGTERM, marks=pytest.mark.slow),
+        *(pytest.param(task, signal.SIGINT, marks=pytest.mark.slow) for task in choices("task") if task != "tc"),
+    ],
+)
+def test_killed_and_then_interrupted_run_ends_by_the_same_command_bitwise_like_one_never_stopped(
+    task: str, number: signal.Signals, do: Run, composed: Compose, tmp_path: Path
+) -> None:
+    # Enough epochs that both come before the end.
+    words = [f"task={task}", "optimizer=tmsgd", "switch_epoch=2", *SHORT.get(task, []), "epochs=20"]
+    process = start(tmp_path / "stopped", *words)
+    folder = wait_for_epochs(tmp_path / "stopped", 1)
+    process.kill()
     process.communicate()
-    assert not (killed / "result.json").exists()
-    again = start(tmp_path / "killed", *short)
-    output, _ = again.communicate(timeout=300)
-    assert again.returncode == 0, output
-    assert "resumed from its last checkpoint" in output
-    result, whole = do(*short)
-    assert killed.name == whole.name
-    assert_same(weights(killed), weights(whole))
-    assert curves(killed) == curves(whole)
-    resumed = Result.load(killed)
-    assert resumed is not None
-    assert resumed.status == "completed"
+    assert not (folder / "result.json").exists()
+    killed_after = len(curves(folder))
+    process = start(tmp_path / "stopped", *words)
+    wait_for_epochs(tmp_path / "stopped", killed_after + 1)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "interrupted" in output
+    assert "went on from its last checkpoint" in output
+    stopped = Result.load(folder)
+    assert stopped
+    assert stopped.status == "interrupted"
+    assert killed_after < stopped.epochs["trained"] < 20
+    resumed, same_folder, how = run(composed(*words, f"runs_dir={tmp_path / 'stopped'}"))
+    assert (same_folder, how, resumed.status) == (folder, "resumed", "completed")
+    assert resumed == Result.load(folder)
+    result, whole = do(*words)
+    assert folder.name == whole.name
+    assert_same(weights(folder), weights(whole))
+    assert curves(folder) == curves(whole)
     assert resumed.metrics == result.metrics
 
 
@@ -117,35 +134,13 @@ def test_every_optimizer_lowers_the_loss_repeats_and_resumes_bitwise(
         return any(len(curves(path.parent)) == 2 for path in tmp_path.glob("stopped/*/curves.csv"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(StopOnSignal, "requested", after_two_epochs)
+        patch.setattr(StopOnSignal, "requested", property(after_two_epochs, lambda self, value: None), raising=False)
         stopped, folder, _ = run(composed(*words, f"runs_dir={tmp_path / 'stopped'}"))
     assert (stopped.status, stopped.epochs["trained"]) == ("interrupted", 2)
     _, _, how = run(composed(*words, f"runs_dir={tmp_path / 'stopped'}"))
     assert how == "resumed"
     assert_same(weights(folder), weights(whole))
     assert curves(folder) == curves(whole)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_interrupted_run_says_so_and_the_same_command_resumes_it(number: signal.Signals, tmp_path: Path) -> None:
-    overrides = ["task=tc", "optimizer=tmsgd", "epochs=12", "batch_size=8", "switch_epoch=1"]
-    process = start(tmp_path, *overrides)
-    folder = wait_for_epochs(tmp_path, 2)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, output
-    assert "interrupted" in output
-    stopped = Result.load(folder)
-    assert stopped is not None
-    assert stopped.status == "interrupted"
-    assert 2 <= stopped.epochs["trained"] < 12
-    process = start(tmp_path, *overrides)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
-    whole = Result.load(folder)
-    assert whole is not None
-    assert (whole.status, whole.epochs["trained"]) == ("completed", 12)
-    assert len(curves(folder)) == 12
 
 
 def test_completed_run_is_shown_not_repeated_unless_forced(composed: Compose, tmp_path: Path) -> None:
@@ -309,7 +304,7 @@ def test_two_processes_asking_for_one_run_train_it_once(tmp_path: Path) -> None:
     outputs = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     assert sum("completed before" in output for output in outputs) == 1
-    assert sum("another process is at" in output for output in outputs) == 1
+    assert sum("is in use by another process" in output for output in outputs) == 1
 
 
 @pytest.mark.slow
@@ -359,9 +354,9 @@ def test_optimizer_of_any_name_is_found_and_a_wrong_one_names_the_nearest(do: Ru
 def test_operations_without_deterministic_kernel_are_named() -> None:
     import warnings
 
-    from tmbench.training.train import _nondeterministic_operations
+    from tmbench.training.environment import nondeterministic_operations
 
-    with _nondeterministic_operations() as operations:
+    with nondeterministic_operations() as operations:
         for _ in range(2):
             warnings.warn(
                 "nll_loss2d_forward_out_cuda_template does not have a deterministic implementation, but you set "

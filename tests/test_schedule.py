@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from tmbench.config.settle import settle
 from tmbench.training import schedule
-from tmbench.training.train import _schedule
+from tmbench.training.build import schedule_of
 
 STEPS, EPOCH = 100, 10  # ten epochs of ten steps
 
@@ -131,7 +131,7 @@ def test_every_yaml_gives_factors_between_0_and_1_over_the_whole_run(composed: C
     cfg = settle(composed(f"task={task}", f"schedule={name}", "trainer=cpu"))
     assert cfg.schedule.name == name
     for steps_an_epoch in (1, 2, 53):
-        at = _schedule(cfg, steps_an_epoch)
+        at = schedule_of(cfg, steps_an_epoch)
         if name == "constant":
             assert at is None
             continue
@@ -153,7 +153,7 @@ def test_every_yaml_gives_factors_between_0_and_1_over_the_whole_run(composed: C
 )
 def test_a_yaml_is_spread_over_the_run_s_own_length(composed: Compose, name: str, values: dict[int, float]) -> None:
     cfg = settle(composed("task=tc", f"schedule={name}", "trainer=cpu", "epochs=16"))
-    at = _schedule(cfg, 20)
+    at = schedule_of(cfg, 20)
     assert at is not None
     assert {step: at(step) for step in values} == pytest.approx(values, rel=1e-12, abs=1e-15)
 
@@ -161,7 +161,7 @@ def test_a_yaml_is_spread_over_the_run_s_own_length(composed: Compose, name: str
 def test_a_schedule_s_settings_reach_its_function(composed: Compose) -> None:
     overrides = ("schedule.milestones=[0.25]", "schedule.gamma=0.5", "schedule.warmup_epochs=1", "epochs=4")
     cfg = settle(composed("task=tc", "schedule=step", "trainer=cpu", *overrides, "schedule.warmup_from=0.2"))
-    at = _schedule(cfg, 10)
+    at = schedule_of(cfg, 10)
     assert at is not None
     assert [at(step) for step in (0, 5, 9, 10, 39)] == pytest.approx([0.2, 0.6, 0.92, 0.5, 0.5], rel=1e-12)
 

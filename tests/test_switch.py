@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, ReduceLROnPlat
 from tmbench.optim import TMSGD, SwitchOptimizer
 from tmbench.optim.switch import swats_update
 from tmbench.run import run
-from tmbench.tasks.tc import TC
+from tmbench.training import module
 
 SWITCH = 6
 ADAM = partial(Adam, lr=0.01)
@@ -671,15 +671,15 @@ class TestRuns:
         short = [*self.SHORT, *more]
         whole, folder = do(*short)
         cfg = composed(*short, f"runs_dir={tmp_path / 'stopped'}")
-        begin, began = TC.on_train_epoch_start, []
+        begin, began = module.Training.on_train_epoch_start, []
 
-        def fail(task: TC) -> None:
-            began.append(task.current_epoch)
+        def fail(training: module.Training) -> None:
+            began.append(training.current_epoch)
             if began == [0, 1, 2]:
                 raise ZeroDivisionError
-            begin(task)
+            begin(training)
 
-        monkeypatch.setattr(TC, "on_train_epoch_start", fail)
+        monkeypatch.setattr(module.Training, "on_train_epoch_start", fail)
         with pytest.raises(ZeroDivisionError):
             run(cfg)
         result, stopped, how = run(cfg)

@@ -3,7 +3,6 @@
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +14,8 @@ from tmbench.config.settle import settle
 from tmbench.data import open_dataset
 from tmbench.seeds import seed_all
 from tmbench.task import Task, mean
+from tmbench.training.evaluation import Evaluation
+from tmbench.training.gradient import Gradient
 from tmbench.training.loader import TestLoader, TrainLoader
 
 
@@ -109,7 +110,6 @@ def uneven(name: str, task: Task) -> tuple[list[Any], Any]:
 def still(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     """Float64, norms and dropout as in evaluation, noise that follows from its example: a loss is then a plain sum."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    monkeypatch.setattr(task, "_trainer", SimpleNamespace(world_size=1))
     task.double().eval()
     if hasattr(task, "imitations"):
         noise = torch.randn(3 * 64 * 64, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -118,12 +118,12 @@ def still(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
 
-def step_of(task: Task, player: Any, parts: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss of a step in these parts, and its gradient as the optimizer finds it."""
-    optimizer = Grads(player.module.parameters(), lr=1.0)
-    loss = optimizer.step(partial(task._closure, optimizer, player.module, player.loss, [(p, True) for p in parts]))
+def step_of(task: Task, player: Any, parts: list[Any]) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """The loss of a step in these parts, its gradient as the optimizer finds it, and what the loss is over."""
+    optimizer, gradient = Grads(player.module.parameters(), lr=1.0), Gradient(task.padding)
+    loss = optimizer.step(partial(gradient.closure, optimizer, player, [(p, True) for p in parts]))
     grads = [p.grad.flatten() for p in player.module.parameters() if p.grad is not None]
-    return loss, torch.cat(grads).clone()
+    return loss, torch.cat(grads).clone(), float(gradient.weight)
 
 
 @pytest.mark.parametrize("name", STILL)
@@ -138,12 +138,12 @@ def test_a_step_in_parts_is_that_of_the_whole_batch_however_uneven_they_are(
     torch.set_default_dtype(torch.float64)
     try:
         for player in task.players().values():
-            loss, whole = step_of(task, player, [batch(some)])
+            loss, whole, _ = step_of(task, player, [batch(some)])
             assert whole.dtype == torch.float64
             assert float(whole.norm()) > 1e-9
             for cuts in ([0, 3, 7], [0, 1, 3, 7]):
                 parts = [batch(some[a:b]) for a, b in pairwise(cuts)]
-                together, grad = step_of(task, player, parts)
+                together, grad, _ = step_of(task, player, parts)
                 assert float((grad - whole).norm()) < 1e-10 * float(whole.norm())
                 assert float(together) == pytest.approx(float(loss), rel=1e-10)
     finally:
@@ -158,8 +158,8 @@ def test_a_step_with_nothing_to_learn_from_has_no_gradient_and_no_loss(
     some, batch = uneven(name, task)
     still(task, monkeypatch)
     for parts in ([some[:1]], [some[:1], some[:1]]):
-        loss, grad = step_of(task, task.players()[""], [batch(part) for part in parts])
-        assert (float(loss), float(task._weight)) == (0, 0)
+        loss, grad, weight = step_of(task, task.players()[""], [batch(part) for part in parts])
+        assert (float(loss), weight) == (0, 0)
         assert len(grad) > 100
         assert not grad.any()
 
@@ -172,12 +172,12 @@ def test_metrics_start_anew_each_time_the_test_split_is_evaluated(name: str, com
     assert not task.metrics._enable_compute_groups
     task.eval()
     loader = TestLoader(task.examples("test"), task.collate, 4, device=torch.device("cpu"))
-    values = []
+    values, evaluation = [], Evaluation(task)
     for _ in range(2):
-        task.reset_metrics()
+        evaluation.start()
         with torch.no_grad():
-            for i, batch in enumerate(loader):
-                task.validation_step(batch, i)
+            for batch in loader:
+                evaluation.update(batch)
         values.append(float(task.metrics.compute()[task.headline]))
     assert values[0] == values[1]
 

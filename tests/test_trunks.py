@@ -1,5 +1,7 @@
 """Runs that begin alike share that part: bitwise the same results, every epoch trained once, whatever happens."""
 
+import errno
+import math
 import os
 import re
 import shutil
@@ -21,14 +23,16 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from torchmetrics import MeanMetric, MetricCollection
 
-import tmbench.trunks
+import tmbench.trunks.lock
 from tmbench.config.identity import before_switch
 from tmbench.config.settle import settle
 from tmbench.result import Result
 from tmbench.run import run
-from tmbench.sweeps.plan import Job, Recognizer, arms, forecast, wanted
+from tmbench.sweeps.plan import Job, RunFinder, forecast_epochs, states_to_share, words_of_arms
 from tmbench.task import Loss, Player, Task
-from tmbench.trunks import Trunk, fetched_state, shrink, size, sweep_up, trunk_of
+from tmbench.training.history import StepHistory
+from tmbench.trunks import Trunk, state_to_start_from, trunk_of
+from tmbench.trunks.store import remove_leftovers, shrink, size
 
 Sweep = Callable[..., dict[str, tuple[Result, Path]]]
 
@@ -42,15 +46,15 @@ def sweep(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         where = [*words, f"runs_dir={tmp_path / folder}"]
         cfgs = {job: composed(*where, *job.split()) for job in jobs}
         planned = [Job(i, job.split(), OmegaConf.to_container(cfg)) for i, (job, cfg) in enumerate(cfgs.items())]
-        recognizer = Recognizer(download=False)
+        finder = RunFinder(download=False)
         for job in planned:
-            recognizer.recognize(job)
-        forecast(planned)
-        for trunk, epoch, needs in wanted(planned):
-            trunk.ask(epoch, needs)
+            finder.find(job)
+        forecast_epochs(planned)
+        for trunk, epoch, differences in states_to_share(planned):
+            trunk.request(epoch, differences)
         done = {job: run(cfg)[:2] for job, cfg in cfgs.items()}
         trained = [r.epochs["trained"] - r.epochs["from_trunk"] for r, _ in done.values()]
-        assert trained == [job.trains for job in planned], "forecast and done differ"
+        assert trained == [job.epochs_to_train for job in planned], "forecast and done differ"
         return done
 
     return sweep
@@ -196,19 +200,22 @@ def test_what_is_published_does_not_depend_on_who_published_it(sweep: Sweep, tmp
             assert same(by_sgd[key], other[key]), key
 
 
-def test_only_the_steps_that_a_history_needs_are_recorded(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_steps_that_a_history_needs_are_recorded(sweep: Sweep, tmp_path: Path) -> None:
     """Each costs a copy of the weights: two for each state that TM goes on from, none else."""
-    own, numbers = Task._recorded_step, []
-
-    def counted(optimizer: Any, closure: Any, recorded: Any, number: int) -> Any:
-        numbers.append(number)
-        assert max(map(len, recorded), default=0) < 2
-        return own(optimizer, closure, recorded, number)
-
-    monkeypatch.setattr(Task, "_recorded_step", staticmethod(counted))
     jobs = ["optimizer=sgd", "optimizer=sgd_half switch_epoch=1", "optimizer=tmsgd switch_epoch=2"]
     sweep("shared", [*jobs, "optimizer=tmsgd switch_epoch=4"], "task=tc", "epochs=5", "batch_size=8")
-    assert numbers == [78, 79, 158, 159]  # 40 steps an epoch
+    for epoch, steps in (("00002", {79, 78}), ("00004", {159, 158})):  # 40 an epoch
+        (state,) = (tmp_path / "shared" / ".trunks").glob(f"*/{epoch}/state.ckpt")
+        ((*recorded,),) = torch.load(state, weights_only=False)["recorded"]
+        assert {step for of_parameter in recorded for step, _ in of_parameter} == steps
+    weight, history = nn.Parameter(torch.ones(1)), StepHistory()
+    optimizer = torch.optim.SGD([weight], lr=0.5)
+    for epoch, first in enumerate((math.inf, 5, math.inf)):  # of three steps each; the second's last is wanted
+        history.start_epoch(first, 3 * epoch, 1)
+        for number in range(3 * epoch, 3 * epoch + 3):
+            weight.grad = torch.ones(1)
+            history.step(number, 0, optimizer, lambda: torch.zeros(()))
+        assert history.recorded == ([[[(5, torch.tensor([-0.5]))]]] if epoch == 1 else [[]])
 
 
 # Identity.
@@ -261,7 +268,7 @@ def test_optimizers_whose_beginning_cannot_be_told_do_without(composed: Compose)
 
 
 def published(store: Path, *epochs: int, end: int = 9, needs: int = 0) -> Trunk:
-    trunk = Trunk(store, "t", end, needs=needs)
+    trunk = Trunk(store, "t", end, differences=needs)
     for epoch in epochs:
         trunk.publish(epoch, needs, lambda folder, e=epoch: (folder / "state.ckpt").write_text(f"state {e}"))
     return trunk
@@ -270,7 +277,7 @@ def published(store: Path, *epochs: int, end: int = 9, needs: int = 0) -> Trunk:
 def test_state_comes_back_whole_or_not_at_all(tmp_path: Path) -> None:
     trunk = published(tmp_path / "store", 3)
     assert trunk.fetch(3, tmp_path / "run")
-    state = fetched_state(tmp_path)
+    state = state_to_start_from(tmp_path)
     assert state is None
     assert (tmp_path / "run" / "00003" / "state.ckpt").read_text() == "state 3"
     damaged = tmp_path / "store" / "t" / "00003" / "state.ckpt"
@@ -284,10 +291,10 @@ def test_state_comes_back_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_state_with_more_history_takes_the_place_of_one_with_less(tmp_path: Path) -> None:
     trunk = published(tmp_path, 3)
-    trunk.ask(3, 2)
-    assert trunk.lacks(3) == 2
+    trunk.request(3, 2)
+    assert trunk.unmet_request(3) == 2
     trunk.publish(3, 2, lambda folder: (folder / "state.ckpt").write_text("richer"))
-    assert (trunk.states(), trunk.asked(), trunk.lacks(3)) == ({3: 2}, {}, None)
+    assert (trunk.states(), trunk.requests(), trunk.unmet_request(3)) == ({3: 2}, {}, None)
     trunk.publish(3, 0, lambda folder: (folder / "state.ckpt").write_text("poorer"))
     assert (trunk.folder / "00003" / "state.ckpt").read_text() == "richer"
 
@@ -338,7 +345,7 @@ def test_leftovers_of_the_dead_are_swept_up_and_those_of_the_living_stay(tmp_pat
     dead.wait()
     for pid in (dead.pid, os.getpid()):
         (trunk.folder / f".writing-{socket.gethostname()}-{pid}-abc").mkdir()
-    sweep_up(tmp_path)
+    remove_leftovers(tmp_path)
     assert [path.name.split("-")[-2] for path in trunk.folder.glob(".writing-*")] == [str(os.getpid())]
     assert trunk.states() == {1: 0}
 
@@ -348,8 +355,8 @@ import sys, time
 from pathlib import Path
 from tmbench.trunks import Trunk
 trunk = Trunk(Path(sys.argv[1]), "t", 9)
-with trunk.claim(0, Path(sys.argv[1]) / "holder") as claim:
-    claim.reached(int(sys.argv[2]))
+with trunk.reserve(0, Path(sys.argv[1]) / "holder") as reservation:
+    reservation.reached(int(sys.argv[2]))
     print("holding", flush=True)
     time.sleep(60)
 """
@@ -378,8 +385,8 @@ def test_waiter_takes_the_state_as_soon_as_it_is_published(tmp_path: Path, holde
     holder(0)
     timer = threading.Timer(0.5, lambda: published(tmp_path, 4))
     timer.start()
-    with Trunk(tmp_path, "t", 4).claim(0, tmp_path / "run") as claim:
-        assert claim.start == 4
+    with Trunk(tmp_path, "t", 4).reserve(0, tmp_path / "run") as reservation:
+        assert reservation.start == 4
     timer.join()
 
 
@@ -387,33 +394,36 @@ def test_waiter_goes_on_when_the_holder_dies(tmp_path: Path, holder: Any) -> Non
     process = holder(0)
     published(tmp_path, 2)
     process.kill()
-    with Trunk(tmp_path, "t", 4).claim(0, tmp_path / "run") as claim:
-        assert claim.start == 2
-        assert claim._lock is not None
+    with Trunk(tmp_path, "t", 4).reserve(0, tmp_path / "run") as reservation:
+        assert reservation.start == 2
+        assert reservation.is_held
 
 
 def test_waiter_does_not_wait_for_what_will_not_come(tmp_path: Path, holder: Any) -> None:
     holder(5)  # has passed 4 before anybody asked
     published(tmp_path, 3)
-    with Trunk(tmp_path, "t", 4).claim(0, tmp_path / "run") as claim:
-        assert (claim.start, claim._lock) == (3, None)
+    with Trunk(tmp_path, "t", 4).reserve(0, tmp_path / "run") as reservation:
+        assert (reservation.start, reservation.is_held) == (3, False)
 
 
 def test_frozen_holder_is_overtaken(
     tmp_path: Path, holder: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tmbench.trunks, "PATIENCE", 0.5)
+    monkeypatch.setattr(tmbench.trunks.lock, "PATIENCE", 0.5)
     holder(1).send_signal(signal.SIGSTOP)
-    with Trunk(tmp_path, "t", 4).claim(0, tmp_path / "run") as claim:
-        assert (claim.start, claim._lock) == (None, None)
+    with Trunk(tmp_path, "t", 4).reserve(0, tmp_path / "run") as reservation:
+        assert (reservation.start, reservation.is_held) == (None, False)
     assert "no sign of life" in capsys.readouterr().err
 
 
 def test_file_system_without_locks_costs_time_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tmbench.trunks, "_try_lock", lambda file: None)
+    def no_locks(*args: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
     published(tmp_path, 3)
-    with Trunk(tmp_path, "t", 4).claim(0, tmp_path / "run") as claim:
-        assert (claim.start, claim._lock) == (3, None)
+    with Trunk(tmp_path, "t", 4).reserve(0, tmp_path / "run") as reservation:
+        assert (reservation.start, reservation.is_held) == (3, False)
 
 
 @pytest.mark.slow
@@ -509,8 +519,8 @@ def test_arms_are_only_those_that_begin_as_the_run_does(composed: Compose, tmp_p
     def of(*words: str) -> dict[str, list[str]]:
         cfg = composed("task=tc", "study=switch", *words)
         job = Job(0, ["task=tc", *words], OmegaConf.to_container(cfg))
-        Recognizer(download=False).recognize(job)
-        return arms(job)
+        RunFinder(download=False).find(job)
+        return words_of_arms(job)
 
     assert list(of("optimizer=tmsgd")) == ["no switch", "half lr", "SGD-M", "no history", "c = 1/3"]
     momentum = of("optimizer=tmsgdm", "optimizer.momentum=0.8", "seed=3")

@@ -34,6 +34,7 @@ from tmbench.report import statistics
 from tmbench.result import Result
 from tmbench.seeds import seed_all
 from tmbench.task import Task
+from tmbench.training.evaluation import hold_out
 from tmbench.training.loader import held_out, part
 from tmbench.tune import study as tune
 from tmbench.tune.space import all_of, space_of, values_of
@@ -74,13 +75,13 @@ def test_held_out_examples_and_the_others_are_all_training_examples_and_the_test
     train, judged = task.examples("train"), task.as_evaluated()
     count = len(train)
     assert len(judged) == count
-    task.hold_out(0.2)
+    hold_out(task, 0.2)
     rest, held = task.examples("train"), task.examples("test")
-    assert task.held is not None
-    index = np.setdiff1d(np.arange(count), task.held)
+    assert task.held_out_N is not None
+    index = np.setdiff1d(np.arange(count), task.held_out_N)
     assert len(rest) + len(held) == count
     assert len(held) == pytest.approx(0.2 * count, abs=1)
-    for some, of, which in ((rest, train, index), (held, judged, task.held)):
+    for some, of, which in ((rest, train, index), (held, judged, task.held_out_N)):
         if isinstance(some, TensorDataset):
             assert all(
                 torch.equal(a, b[torch.from_numpy(which)]) for a, b in zip(some.tensors, of.tensors, strict=True)
@@ -89,7 +90,7 @@ def test_held_out_examples_and_the_others_are_all_training_examples_and_the_test
             assert some.indices == which.tolist()
             assert some.dataset.pairs == of.pairs
     task.baseline()
-    assert task.headline_key == f"validation/{task.headline}"
+    assert task.split == "validation"
 
 
 @pytest.mark.parametrize("count", [2, 7, 320, 1001])
@@ -124,26 +125,26 @@ def test_a_group_is_never_torn_apart() -> None:
 def test_faces_of_a_person_are_on_one_side(composed: Compose, tmp_path: Path) -> None:
     task = build(composed, "fkpd", tmp_path / "data")
     assert task.groups()[:11] == ["Face_0"] * 10 + ["Face_1"]
-    task.hold_out(0.2)
-    assert task.held is not None
-    assert len({i // 10 for i in task.held}) * 10 == len(task.held)
+    hold_out(task, 0.2)
+    assert task.held_out_N is not None
+    assert len({i // 10 for i in task.held_out_N}) * 10 == len(task.held_out_N)
 
 
 def test_augmented_training_examples_are_judged_as_they_are(composed: Compose, tmp_path: Path) -> None:
     task = build(composed, "seg", tmp_path / "seg", "task.preprocess=source")
-    task.hold_out(0.2)
+    hold_out(task, 0.2)
     first, again = (task.examples("test")[0][0] for _ in range(2))
     assert min(first.shape[1:]) == 64  # the short side, not a crop of 56
     assert torch.equal(first, again)
     cropped = build(composed, "fkpd", tmp_path / "fkpd", "task.crop=random")
-    cropped.hold_out(0.2)
+    hold_out(cropped, 0.2)
     assert len(cropped.examples("train").tensors) == 3  # with their sizes, to be cut
     assert len(cropped.examples("test").tensors) == 2
 
 
 def test_generated_pictures_are_judged_by_real_ones_that_were_not_trained_on(composed: Compose, tmp_path: Path) -> None:
     task: Any = build(composed, "ig", tmp_path / "data")
-    task.hold_out(0.25)
+    hold_out(task, 0.25)
     (trained,) = task.examples("train").tensors
     assert len(task.real_N3HW) == len(task.examples("test")) == 48
     assert not any((trained == own).flatten(1).all(1).any() for own in task.real_N3HW)

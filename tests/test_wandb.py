@@ -15,6 +15,7 @@ from conftest import Compose, Run, choices
 
 import tmbench.training.loggers
 from tmbench.run import run
+from tmbench.training.loggers import WandbMirror
 
 
 @pytest.fixture(autouse=True)
@@ -170,13 +171,14 @@ def test_resumed_run_tells_wandb_all_its_epochs(composed: Compose, tmp_path: Pat
 @pytest.mark.parametrize(
     ("account", "environment", "setting", "expected"),
     [
-        (False, None, "null", "offline"), (True, None, "null", "online"), (True, "offline", "null", "offline"),
+        (False, None, None, "offline"), (True, None, None, "online"), (True, "offline", None, "offline"),
         (True, None, "offline", "offline"), (False, "disabled", "online", "online"),
     ],
 )  # fmt: skip
 def test_mode_is_the_setting_else_the_environment_else_whether_there_is_an_account(
-    account: bool, environment: str | None, setting: str, expected: str, do: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    account: bool, environment: str | None, setting: str | None, expected: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     import wandb
 
     modes = []
@@ -189,7 +191,7 @@ def test_mode_is_the_setting_else_the_environment_else_whether_there_is_an_accou
     monkeypatch.setattr(wandb, "init", init)
     if environment:
         monkeypatch.setenv("WANDB_MODE", environment)
-    do("task=tc", "epochs=1", "batch_size=32", "logger=wandb", f"logger.mode={setting}")
+    WandbMirror(tmp_path, {}, "run", [], "project", None, None, setting, timeout=10).close({})
     assert modes[0] == expected
 
 

@@ -11,9 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-import tmbench.trunks
+import tmbench.trunks.lock
 from tmbench.files import write
-from tmbench.trunks import Trunk, fetched_state
+from tmbench.trunks import Trunk, state_to_start_from
 
 EPOCHS, WORKERS = 8, 8
 ENDS = [EPOCHS, 6, 2, 7, 3, 5, 1, 4]  # of each worker; the first is the plain run
@@ -36,23 +36,23 @@ def work(store: Path, runs: Path, end: int) -> None:
         (old / "state.ckpt").unlink(missing_ok=True)
         (old / "about.json").unlink(missing_ok=True)
         os.rmdir(old)
-    with trunk.claim(epoch, folder / ".trunk") as claim:
-        if claim.start is not None:
-            state = fetched_state(folder)
+    with trunk.reserve(epoch, folder / ".trunk") as reservation:
+        if reservation.start is not None:
+            state = state_to_start_from(folder)
             assert state is not None
-            epoch, value = claim.start, (state / "state.ckpt").read_text().split()[-1]
+            epoch, value = reservation.start, (state / "state.ckpt").read_text().split()[-1]
         while epoch < EPOCHS:
             value = chain(value, "sgd" if epoch < end else f"tm{end}", 1)
             epoch += 1
             time.sleep(random.random() * 0.004)
             write(own, f"{epoch} {value}")
             if epoch <= end:
-                if trunk.lacks(epoch) is not None:
+                if trunk.unmet_request(epoch) is not None:
                     # Long enough that a kill hits the middle of it.
                     trunk.publish(epoch, 0, lambda f, v=value: (f / "state.ckpt").write_text("x" * 2000 + " " + v))
-                claim.reached(epoch)
+                reservation.reached(epoch)
                 if epoch == end:
-                    claim.release()
+                    reservation.release()
     write(folder / "result", value)
 
 
@@ -61,7 +61,7 @@ def round_(folder: Path, kill: bool) -> list[str]:
     store, runs = folder / "store", folder / "runs"
     for end in ENDS:
         if end < EPOCHS:
-            Trunk(store, "trunk", end).ask(end, 0)
+            Trunk(store, "trunk", end).request(end, 0)
     for attempt in range(20):
         alive = {}
         for end in ENDS:
@@ -94,7 +94,7 @@ def round_(folder: Path, kill: bool) -> list[str]:
 
 
 if __name__ == "__main__":
-    tmbench.trunks.PATIENCE = 5.0
+    tmbench.trunks.lock.PATIENCE = 5.0
     for number in range(int(sys.argv[2])):
         random.seed(number)
         if problems := round_(Path(sys.argv[1]) / str(number), kill=True):

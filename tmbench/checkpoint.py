@@ -22,15 +22,15 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
     """Writes a checkpoint, or leaves the old one whole. It is on the disk when this returns.
 
     Raises:
-        OSError: the disk said no.
+        OSError: the file could not be written.
     """
     import torch
 
     scratch = path.with_name(WRITING)
-    scratch.unlink(missing_ok=True)  # a killed process's; it may be another name of a file that we keep
+    scratch.unlink(missing_ok=True)  # of a killed process; it may be a second name of a file that we keep
     try:
         with scratch.open("wb") as file:
-            out = _Hashing(file)
+            out = _HashingFile(file)
             try:
                 torch.save(checkpoint, out)  # type: ignore[arg-type]  # all that it needs is to write
             except RuntimeError as error:
@@ -45,11 +45,11 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
         raise
 
 
-class _Hashing:
-    """Passes on what torch.save writes, which it does in order, and hashes it.
+class _HashingFile:
+    """Writes what torch.save gives it, in order, and hashes it.
 
-    What is raised meanwhile, by a full disk or a signal, torch turns into a RuntimeError about its position in the
-    file; `error` is what it was.
+    torch turns what is raised meanwhile, by a full disk or a signal, into a RuntimeError about the position in the
+    file; `error` keeps it as it was.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -121,7 +121,7 @@ _NOTED = re.compile(re.escape(NOTE.to_bytes(2, "little")) + rb"(\d{9}) [0-9a-f]{
 
 
 def epochs(path: Path) -> int | None:
-    """How many epochs a checkpoint has, by its end alone; None if it does not tell, or is not there."""
+    """How many epochs a checkpoint has, read from its end alone; None if it is not there or does not say."""
     try:
         with path.open("rb") as file:
             file.seek(-2 - NOTE, os.SEEK_END)

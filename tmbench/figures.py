@@ -1,14 +1,10 @@
-"""Figures that any run has."""
+"""The figure that every run has, its curves; and how figures are saved."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
-
-if TYPE_CHECKING:
-    pass
 
 DPI = 110
 
@@ -31,6 +27,6 @@ def curves(rows: list[dict[str, float]], headline: str, switch_epoch: int | None
 
 def save(figure: Figure, path: Path) -> None:
     """Writes a PNG and closes the figure."""
-    # A layout engine has seen to the margins; drawing twice for them would take most of the time.
+    # A layout engine has set the margins; "tight" would draw everything twice, which takes most of the time.
     figure.savefig(path, dpi=DPI, bbox_inches=None if figure.get_layout_engine() else "tight")
     plt.close(figure)

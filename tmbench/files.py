@@ -1,6 +1,5 @@
 """Files that several processes use at once, that a kill or a power cut may hit, and that are checked when read back."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -167,18 +166,20 @@ def locked(folder: Path, wait: bool = True) -> Iterator[None]:
         BlockingIOError: another process is at it, and we are not to wait.
         OSError: the folder cannot be written to.
     """
-    path = folder / ".lock"
-    while True:
+    from filelock import FileLock, Timeout  # here, since it takes longer to import than most commands need
+
+    lock = FileLock(folder / ".lock")
+    while not lock.is_locked:
         folder.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as lock:
+        with suppress(FileNotFoundError):  # the folder was removed meanwhile
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                lock.acquire(blocking=False)
+            except Timeout:
                 if not wait:
-                    raise
-                print(f"another process is at {folder}; waiting for it", file=sys.stderr)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            if path.exists() and path.stat().st_ino == os.fstat(lock.fileno()).st_ino:
-                yield
-                return
-            # The folder was removed meanwhile; what we have locked is gone.
+                    raise BlockingIOError(f"{folder}: in use by another process") from None
+                print(f"{folder} is in use by another process; waiting for it", file=sys.stderr)
+                lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

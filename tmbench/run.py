@@ -1,211 +1,140 @@
-"""One run, top to bottom: what is asked for, whether it was done before, and doing it.
+"""One run, top to bottom: plan it, see whether it was done before, and train it.
 
-`python -m tmbench.run <runs>/<run id>/config.yaml [key=value ...]` asks for a saved run again.
+`python -m tmbench.run <runs>/<run id> [key=value ...]` asks for a saved run again.
 """
 
 import os
 import shlex
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from . import checkpoint
-from .config.identity import OVERRIDES, run_id, world_size
+from .config.identity import OVERRIDES
 from .config.overrides import again, check_words, keep
-from .config.settle import settle
-from .data import open_dataset
-from .errors import ConfigError, DataError, RunError, UsageError
+from .errors import ConfigError, DataError, UsageError
 from .files import clear_scratch, locked, read_sealed_text, sealed_text, write
+from .plan import Plan, planned
 from .result import FINAL, Result, epochs_done
-from .training.ranks import Ranks, end_with_parent, lost_peer
-from .trunks import FETCHED, Claim, Trunk, trunk_of
+from .training import ranks
+from .trunks import FETCHED
 from .verbs import ERROR, EXPECTED, Verb, explain, leave
+
+Outcome = tuple[Result, Path, str]  # a run's result, its folder, and how it came: `new`, `resumed` or `shown`
 
 
 def run(
     cfg: DictConfig,
     command: str | None = None,
     until: int | None = None,
-    asks: Iterable[tuple[int, int]] = (),
+    requests: Iterable[tuple[int, int]] = (),
     words: list[str] | None = None,
-) -> tuple[Result, Path, str]:
+) -> Outcome:
     """Does the run that a configuration asks for, unless it has been done.
 
     Args:
         cfg: the composed configuration, settled or not.
         command: what a person would type for it; kept in the result.
         until: stop after this many epochs, as if interrupted.
-        asks: the states that other runs want of its trunk: (epoch, number of differences).
-        words: Hydra's overrides that the configuration was composed of, which a change of it starts from; see asked.py.
-
-    Returns:
-        Its result, its folder, and how it came: `new`, `resumed` or `shown`.
+        requests: the states that other runs need of its trunk: (epoch, number of differences).
+        words: Hydra's overrides that the configuration was composed of, from which `again` composes a changed run.
 
     Raises:
-        ConfigError, DataError: what is asked for is not possible; nothing was written.
+        ConfigError, DataError: the run is not possible; nothing was written.
         Exception: the run failed; the result in its folder says so.
     """
     if words:
         check_words(words)
-    cfg = settle(cfg)
+    plan = planned(cfg, command, words)
+    if ranks.is_rank(plan.cfg):
+        return _train_as_rank(plan), plan.folder, "new"
+    with locked(plan.folder):
+        _remove_leftovers(plan)
+        if known := _known_result(plan):
+            return known, plan.folder, "shown"
+        trained = epochs_done(plan.folder)
+        if trained:
+            checkpoint.check(plan.folder / "checkpoints" / "last.ckpt")  # before anything is written over
+        _write_configuration(plan)
+        result = _train(plan, trained, until, requests)
+        return result, plan.folder, "resumed" if trained else "new"
+
+
+def _remove_leftovers(plan: Plan) -> None:
+    """Removes what a kill may have left half-written, and all of an earlier run that is to be repeated."""
+    clear_scratch(plan.folder)
+    shutil.rmtree(plan.folder / FETCHED, ignore_errors=True)
+    if plan.force:
+        for path in plan.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != ".lock":
+                path.unlink()
+
+
+def _known_result(plan: Plan) -> Result | None:
+    """The result of the run if it has been done; a damaged one does not count."""
     try:
-        Path(cfg.runs_dir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"runs_dir: expected a folder to write to, got {cfg.runs_dir} ({error.strerror})") from None
-    dataset, label, digest = open_dataset(cfg, get_class(cfg.task.data))
-    folder = Path(cfg.runs_dir) / run_id(cfg, digest)
-    config_file = folder / "config.yaml"
-    command = command or f"python -m tmbench.run {config_file}"
-    trunk = trunk_of(cfg, digest) if cfg.trunk == "auto" else None
-
-    def note() -> None:
-        cfg.force = cfg.plan = False
-        keep(folder, words)
-        write(config_file, sealed_text(OmegaConf.to_yaml(cfg)))
-
-    if launched(cfg):  # one of a run's processes
-        from .training.train import train
-
-        if "TMBENCH_COMMAND" not in os.environ:  # of torchrun or Slurm; else the folder is ready
-            if cfg.force:
-                raise ConfigError(
-                    "force: not with torchrun or Slurm's own ranks; remove the run: python -m tmbench.runs remove"
-                )
-            if _is_first():
-                folder.mkdir(exist_ok=True)
-                note()
-        command = os.environ.get("TMBENCH_COMMAND", command)
-        return train(cfg, dataset, label, digest, folder, command, trunk=trunk), folder, "new"
-    with locked(folder):
-        clear_scratch(folder)  # and what else a kill may have left
-        shutil.rmtree(folder / FETCHED, ignore_errors=True)
-        if cfg.force:
-            _clear(folder)
-        try:
-            earlier = Result.load(folder)
-        except DataError as error:
-            print(error, file=sys.stderr)
-            earlier = None
-        if earlier and earlier.status in FINAL:
-            if words is not None and not _says_what_it_is(folder):
-                note()
-            return earlier, folder, "shown"
-        have = epochs_done(folder)
-        if have:
-            checkpoint.check(folder / "checkpoints" / "last.ckpt")  # before anything is written over
-        note()
-        if trunk:
-            for epoch, needs in asks:
-                trunk.ask(epoch, needs)
-        with trunk.claim(have, folder / FETCHED) if trunk else nullcontext() as claim:
-            if cfg.trainer.devices > 1:
-                result = _launch(cfg, folder, config_file, command, trunk, claim)
-            else:
-                from .training.train import train
-
-                result = train(
-                    cfg, dataset, label, digest, folder, command, trunk=trunk, claim=claim, until=until
-                )  # fmt: skip
-        shutil.rmtree(folder / FETCHED, ignore_errors=True)
-        return result, folder, "resumed" if have else "new"
+        result = Result.load(plan.folder)
+    except DataError as error:
+        print(error, file=sys.stderr)
+        return None
+    if result is None or result.status not in FINAL:
+        return None
+    if plan.words is not None and not _configuration_is_whole(plan):
+        _write_configuration(plan)
+    return result
 
 
-def _says_what_it_is(folder: Path) -> bool:
-    """Whether the files that say what a run is, and what was asked for, are as they were written."""
+def _configuration_is_whole(plan: Plan) -> bool:
+    """Whether the files that say what the run is, and what was asked for, are as they were written."""
     try:
-        for name in ("config.yaml", OVERRIDES):
-            read_sealed_text(folder / name)
+        for name in (plan.config_file.name, OVERRIDES):
+            read_sealed_text(plan.folder / name)
     except (FileNotFoundError, DataError):
         return False
     return True
 
 
-def launched(cfg: DictConfig) -> bool:
-    """Whether this process is one of those that torchrun or Slurm started for this run; not if it is to be alone."""
-    world = world_size(cfg)
-    return world > 1 and ("TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) == world)
+def _write_configuration(plan: Plan) -> None:
+    keep(plan.folder, plan.words)
+    write(plan.config_file, sealed_text(OmegaConf.to_yaml(plan.cfg)))
 
 
-def _is_first() -> bool:
-    """Whether this is the first of the processes that torchrun or Slurm started for a run."""
-    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+def _train(plan: Plan, trained: int, until: int | None, requests: Iterable[tuple[int, int]]) -> Result:
+    """Trains the run on from so many epochs, or from a later state of its trunk if another run has published one."""
+    fetched = plan.folder / FETCHED
+    if plan.trunk:
+        for epoch, differences in requests:
+            plan.trunk.request(epoch, differences)
+    with plan.trunk.reserve(trained, fetched) if plan.trunk else nullcontext() as reservation:
+        if plan.cfg.trainer.devices > 1:
+            result = ranks.train(plan, reservation)
+        else:
+            from .training.train import train  # here, since it takes seconds to import torch
+
+            result = train(plan, reservation, until)
+    shutil.rmtree(fetched, ignore_errors=True)
+    return result
 
 
-def _clear(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != ".lock":
-            path.unlink()
+def _train_as_rank(plan: Plan) -> Result:
+    """Trains as one of a run's processes. Those that `ranks.train` did not start must prepare the folder, too."""
+    from .training.train import train
 
-
-def _launch(
-    cfg: DictConfig, folder: Path, config_file: Path, command: str, trunk: Trunk | None, claim: Claim | None
-) -> Result:
-    """One process a device; this one watches them, and passes on the wish to stop."""
-    count = cfg.trainer.devices
-    environment = {
-        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)),
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-        **os.environ,
-        "TMBENCH_COMMAND": command,
-        "PYTHONPATH": python_path(),
-    }
-    (folder / "result.json").unlink(missing_ok=True)  # an earlier attempt's
-    ranks = Ranks(folder, count)
-    asked, claimed = False, trunk is not None and claim is not None
-
-    def stop(number: int, frame: Any) -> None:
-        nonlocal asked
-        asked = True
-        ranks.ask_to_stop()
-
-    def tell_others() -> None:
-        nonlocal claimed
-        if not claimed:
-            return
-        assert trunk
-        assert claim
-        done = epochs_done(folder)
-        claim.reached(done - 1)  # the last of them may not be published yet
-        if done > trunk.end or trunk.end in trunk.states():
-            claim.release()
-            claimed = False
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        ranks.start(["-m", "tmbench.run", str(config_file)], environment)
-        wrong = ranks.wait(tell_others)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    result = Result.load(folder)
-    if result and (wrong is None or asked):
-        shutil.rmtree(ranks.logs, ignore_errors=True)
-        return result
-    # What the rank that writes results says of itself is more, unless it only missed another.
-    own = result and result.error
-    error = own if own and not lost_peer(RuntimeError(own)) else wrong or "no rank left a result"
-    if result:
-        replace(result, status="failed", error=error).save(folder)
-    raise RunError(error)
-
-
-def python_path() -> str:
-    """The PYTHONPATH with which another process finds this package."""
-    package = str(Path(__file__).parent.parent)
-    return os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-
-
-Outcome = tuple[Result, Path, str]
+    command = os.environ.get(ranks.COMMAND)
+    if command is None:  # started by torchrun or Slurm
+        if plan.force:
+            raise ConfigError("force: not with torchrun or Slurm's own ranks; remove the run: tmbench runs remove")
+        if ranks.is_first():
+            plan.folder.mkdir(exist_ok=True)
+            _write_configuration(plan)
+    return train(plan)
 
 
 def report(do: Callable[[], Outcome]) -> int:
@@ -228,23 +157,15 @@ def _saved_run(settings: dict[str, Any], words: list[str]) -> int:
     path = Path(words[0])
     if path.is_dir():
         path /= "config.yaml"
-    command = shlex.join(["python", "-m", "tmbench.run", *words])
+    command = os.environ.get(ranks.COMMAND, shlex.join(["python", "-m", "tmbench.run", *words]))
 
     def again_and_run() -> Outcome:
         cfg, overrides = again(path, words[1:])
         return run(cfg, command, words=overrides)
 
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return report(again_and_run)
-    end_with_parent()  # a rank: the process that started it prints the result
-    try:
-        again_and_run()
-    except Exception as error:
-        if not lost_peer(error):
-            raise
-        print(f"rank {os.environ.get('RANK')}: another rank is gone", file=sys.stderr)
-        return ERROR
-    return 0
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # a rank: the process that started it prints the result
+        return ranks.as_rank(again_and_run)
+    return report(again_and_run)
 
 
 main = Verb(

@@ -17,8 +17,8 @@ from torchmetrics.classification import BinaryAccuracy
 from torchmetrics.utilities import dim_zero_cat
 
 from tmbench.errors import DataError
-from tmbench.task import Loss, Task, finite
-from tmbench.training.mup import built
+from tmbench.task import Loss, New, Task, finite
+from tmbench.training.mup import built, scaled
 
 from .avazu import SETTINGS, Avazu
 
@@ -170,7 +170,7 @@ class CTR(Task):
             hidden = [max(1, round(units * width / cfg.hidden[0])) for units in cfg.hidden]
             return WideDeep(sizes, cfg.embedding, hidden, cfg.dropout, cfg.init_std, readout)
 
-        self.model = built(cfg, model, own=cfg.hidden[0])
+        self.model = built(cfg, model, default=cfg.hidden[0])
         self.metrics = MetricCollection(
             {
                 "auc": AUC(), "log_loss": LogLoss(), "accuracy": BinaryAccuracy(),
@@ -199,6 +199,9 @@ class CTR(Task):
         if self.cfg.l2:
             total = total + len(clicks_B) * self.cfg.l2 * self.model.table.weight.square().sum()
         return total, len(clicks_B)
+
+    def with_own_rates(self, new: Any) -> New:
+        return scaled(new) if self.cfg.get("mup") else new
 
     def evaluate(self, batch: tuple[Tensor, ...]) -> None:
         *groups, clicks_B = batch

@@ -5,7 +5,7 @@ Legend: B batch, H and W pixels, C classes, N images.
 
 from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig
@@ -16,8 +16,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.models.vgg import cfgs, make_layers
 
-from tmbench.task import Loss, Task, finite
-from tmbench.training.mup import built
+from tmbench.task import Loss, New, Task, finite, majority
+from tmbench.training.mup import built, scaled
 
 from .cifar import CIFAR
 
@@ -130,6 +130,9 @@ class IC(Task):
         logits_BC = self.model(self.preprocess(images_B3HW, training=True))
         return nn.functional.cross_entropy(logits_BC, labels_B, reduction="sum"), len(labels_B)
 
+    def with_own_rates(self, new: Any) -> New:
+        return scaled(new) if self.cfg.get("mup") else new
+
     def evaluate(self, batch: tuple[Tensor, Tensor]) -> None:
         images_B3HW, labels_B = batch
         logits_BC = finite("logits", self.model(self.preprocess(images_B3HW, training=False)))
@@ -138,7 +141,7 @@ class IC(Task):
             self.confusion.update(logits_BC, labels_B)
 
     def baseline(self) -> dict[str, float]:
-        return {"accuracy": self.majority()}
+        return {"accuracy": majority(self)}
 
     def pictures(self) -> Iterable[tuple[str, "Figure"]]:
         import matplotlib.pyplot as plt

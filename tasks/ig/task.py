@@ -7,9 +7,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
-from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from torchmetrics import MetricCollection
@@ -125,10 +125,10 @@ class IG(Task):
         """Noise, one for each real picture."""
         return TensorDataset(fixed_noise("samples", len(self.real_N3HW)))
 
-    def hold_out(self, share: float) -> None:
+    def hold_out(self, held_out_N: np.ndarray) -> None:
         """Judges generated pictures by as many real ones that were not trained on."""
-        super().hold_out(share)
-        self.real_N3HW = self.real_N3HW[torch.from_numpy(self.held)]
+        super().hold_out(held_out_N)
+        self.real_N3HW = self.real_N3HW[torch.from_numpy(held_out_N)]
 
     def generate(self, noise_BZ: Tensor) -> Tensor:
         """Pictures (B, 3, 64, 64) in [-1, 1]."""
@@ -153,9 +153,8 @@ class IG(Task):
         logits_B = exact(self.discriminator(self.imitations(batch[0])))
         return nn.functional.softplus(-logits_B).sum(), len(batch[0])
 
-    def evaluates_after(self, epochs: int) -> bool:
-        assert self.trainer.max_epochs is not None
-        return epochs % self.cfg.evaluate_every == 0 or epochs in moments(self.trainer.max_epochs)
+    def evaluates_after(self, epochs: int, of: int) -> bool:
+        return epochs % self.cfg.evaluate_every == 0 or epochs in moments(of)
 
     def check_data(self) -> None:
         """A distance is between distributions, of which one picture tells nothing."""
@@ -169,8 +168,9 @@ class IG(Task):
 
     def evaluate(self, batch: tuple[Tensor]) -> None:
         if not self.saw_real:  # once a run: they do not change
-            world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-            for real_B3HW in torch.split(self.real_N3HW[self.global_rank :: world], EXAMPLES_A_PASS):
+            ranks = torch.distributed
+            rank, world = (ranks.get_rank(), ranks.get_world_size()) if ranks.is_initialized() else (0, 1)
+            for real_B3HW in torch.split(self.real_N3HW[rank::world], EXAMPLES_A_PASS):
                 self.look(real_B3HW.to(batch[0].device), real=True)
             self.saw_real = True
         self.look(as_bytes(finite("pictures", self.generate(batch[0]))), real=False)
@@ -185,17 +185,15 @@ class IG(Task):
         for name, kind in self.reads.items():
             self.metrics[name].update(features[kind], real=real)
 
-    def on_validation_epoch_end(self) -> None:
+    def after_evaluation(self, epochs: int, of: int) -> None:
         """Takes the row of the progress picture that is due."""
-        epochs, done = self.trainer.max_epochs, self.trainer.current_epoch + 1
-        assert epochs is not None
-        if self.trainer.state.fn != TrainerFn.FITTING or done not in moments(epochs):
+        if epochs not in moments(of):
             return
-        row = moments(epochs).index(done)
+        row = moments(of).index(epochs)
         self.progress[row] = as_bytes(
             self.generate(fixed_noise("pictures", math.prod(GRID))[: PROGRESS[1]].to(self.device))
         )
-        self.progress_epochs[row] = done
+        self.progress_epochs[row] = epochs
 
     def pictures(self) -> Iterable[tuple[str, "Figure"]]:
         return self.compare({"generated": self})

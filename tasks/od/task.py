@@ -6,6 +6,7 @@ Legend: B batch, D detections and N objects of an image.
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+from lightning_fabric.utilities import move_data_to_device
 from omegaconf import DictConfig
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
@@ -65,10 +66,10 @@ class OD(Task):
     def judged(self, count: int) -> list[Any]:
         """The (image, annotation) files of the first images that are evaluated."""
         data: Any = self.data
-        if self.held is None:
+        if self.held_out_N is None:
             return data.split("test")[:count]
         pairs = data.split("train")
-        return [pairs[i] for i in self.held[:count]]
+        return [pairs[i] for i in self.held_out_N[:count]]
 
     def loss(self, batch: Batch) -> Loss:
         return self.model.loss(batch)
@@ -102,7 +103,7 @@ class OD(Task):
 
     def detect(self, i: int) -> Detections:
         """What is found in test image i, on the CPU."""
-        batch = self.transfer_batch_to_device(collate([self.examples("test")[i]]), self.device, 0)
+        batch = move_data_to_device(collate([self.examples("test")[i]]), self.device)
         return Detections(*(t.cpu() for t in self.model.detect(batch)[0]))
 
     def curves(self) -> dict[str, Curve]:
@@ -111,7 +112,7 @@ class OD(Task):
         if not metric.update_called:  # fresh from a checkpoint
             examples = self.examples("test")
             for i in range(len(examples)):
-                self.evaluate(self.transfer_batch_to_device(collate([examples[i]]), self.device, 0))
+                self.evaluate(move_data_to_device(collate([examples[i]]), self.device))
         return {CLASSES[label]: curve for label, curve in metric.curves().items() if curve.objects}
 
     @classmethod

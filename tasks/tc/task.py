@@ -5,8 +5,9 @@ Legend: B batch, T tokens of a document, E embedding, H LSTM units, C classes, N
 
 from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -15,8 +16,8 @@ from torchmetrics import ConfusionMatrix, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from tmbench.errors import ConfigError
-from tmbench.task import Loss, Task, finite
-from tmbench.training.mup import built
+from tmbench.task import Loss, New, Task, finite, majority
+from tmbench.training.mup import built, scaled
 
 from .r8 import LABELS, R8, Document
 
@@ -81,10 +82,10 @@ class TC(Task):
             self.documents[split] = self.data.read(split, self.cfg.variant)
         return self.documents[split]
 
-    def hold_out(self, share: float) -> None:
+    def hold_out(self, held_out_N: np.ndarray) -> None:
         if self.cfg.vocabulary != "train":
             raise ConfigError("validation: task.vocabulary=train_test reads the test documents; use train")
-        super().hold_out(share)
+        super().hold_out(held_out_N)
 
     def examples(self, split: str) -> TensorDataset:
         """Tokens (N, T), right-padded with 0, and labels (N,)."""
@@ -100,6 +101,9 @@ class TC(Task):
         tokens_BT, labels_B = batch
         return nn.functional.cross_entropy(self.model(tokens_BT), labels_B, reduction="sum"), len(labels_B)
 
+    def with_own_rates(self, new: Any) -> New:
+        return scaled(new) if self.cfg.get("mup") else new
+
     def evaluate(self, batch: tuple[Tensor, Tensor]) -> None:
         tokens_BT, labels_B = batch
         logits_BC = finite("logits", self.model(tokens_BT))
@@ -107,7 +111,7 @@ class TC(Task):
         self.confusion.update(logits_BC, labels_B)
 
     def baseline(self) -> dict[str, float]:
-        return {"accuracy": self.majority()}
+        return {"accuracy": majority(self)}
 
     def pictures(self) -> Iterable[tuple[str, "Figure"]]:
         figure, axes = self.confusion.plot(labels=list(LABELS), cmap="Blues")

@@ -11,7 +11,7 @@ from typing import Any
 from ..config.values import Setting
 from ..errors import ConfigError, UsageError
 from ..files import locked
-from ..trunks import GIB, STORE, shrink, size, sweep_up
+from ..trunks.store import GIB, STORE, remove_leftovers, shrink, size
 from ..verbs import DATA_DIR, ERROR, JSON, RUNS_DIR, Verb, leave, out_dir
 from . import REMOVING, compare, find, show
 
@@ -94,7 +94,7 @@ def free_space(values: Values, words: list[str]) -> int:
     for path in runs_dir.glob(f"{REMOVING}*"):
         freed += size(path)
         shutil.rmtree(path, ignore_errors=True)
-    freed += sweep_up(runs_dir / STORE) + shrink(runs_dir / STORE, values["limit"] * GIB)
+    freed += remove_leftovers(runs_dir / STORE) + shrink(runs_dir / STORE, values["limit"] * GIB)
     print(f"freed {show.size_words(freed)}; shared states now take {show.size_words(size(runs_dir / STORE))}")
     return 0
 

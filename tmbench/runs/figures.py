@@ -36,9 +36,11 @@ def restored(run: Run, data_dir: str | None = None) -> "Task":
     data, _, digest = open_dataset(cfg, get_class(cfg.task.data))
     if run.result and digest != run.result.data_digest:
         raise DataError(f"{data.root}: not what {run.folder.name} was trained on; name the folder with data_dir=DIR")
+    from ..training.evaluation import hold_out  # torch
+
     task: Task = get_class(cfg.task._target_)(cfg.task, data)
     if cfg.get("validation"):
-        task.hold_out(cfg.validation)
+        hold_out(task, cfg.validation)
     weights = checkpoint.load(last, sealed=run.result is None or run.result.schema_version > 1)["state_dict"]
     try:
         task.load_state_dict(weights)

@@ -36,7 +36,7 @@ def do_job(folder: Path, order: JobOrder) -> Result:
         cfg.logger.group = folder.name
     record = JobRecord(sweep_id(), order.number, order.words, order.arm)
     try:
-        result, run_folder, how = run(cfg, command(words), asks=order.states, words=words)
+        result, run_folder, how = run(cfg, command(words), requests=order.states, words=words)
     except Exception as error:
         message = str(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}"
         replace(record, error=message).save(folder)

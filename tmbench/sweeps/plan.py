@@ -105,7 +105,7 @@ def states_to_share(jobs: list[Job]) -> list[tuple[Trunk, int, int]]:
     trunks = [job.trunk for job in jobs if job.is_due and job.trunk]
     ends = Counter((trunk.folder, trunk.end) for trunk in trunks)
     # The last state of a run without a switch is of use only to another such run.
-    return [(t, t.end, t.needs) for t in trunks if t.switches or ends[t.folder, t.end] > 1]
+    return [(t, t.end, t.differences) for t in trunks if t.switches or ends[t.folder, t.end] > 1]
 
 
 def orders_of(jobs: list[Job], search: list[str]) -> list[JobOrder]:
@@ -135,7 +135,7 @@ def forecast_epochs(jobs: list[Job]) -> None:
     requested: dict[Path, dict[int, int]] = {}
     for shared, epoch, differences in states_to_share(jobs):
         published.setdefault(shared.folder, shared.states())
-        epochs = requested.setdefault(shared.folder, shared.asked())
+        epochs = requested.setdefault(shared.folder, shared.requests())
         epochs[epoch] = max(differences, epochs.get(epoch, 0))
     for job in jobs:
         if not job.is_due or job.cfg is None:
@@ -143,7 +143,7 @@ def forecast_epochs(jobs: list[Job]) -> None:
         start = job.epochs_done
         if trunk := job.trunk:
             states = published.setdefault(trunk.folder, trunk.states())
-            usable = (e for e, n in states.items() if e < trunk.end or (e == trunk.end and n >= trunk.needs))
+            usable = (e for e, n in states.items() if e < trunk.end or (e == trunk.end and n >= trunk.differences))
             job.epochs_from_trunk = max((e for e in usable if e > job.epochs_done), default=0)
             start = max(start, job.epochs_from_trunk)
             for epoch, differences in requested.get(trunk.folder, {}).items():

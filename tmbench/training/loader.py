@@ -1,4 +1,4 @@
-"""Which examples make which batch: decided by (seed, epoch) alone, shared out over ranks and parts."""
+"""Loaders: (seed, epoch) alone decides which examples make which batch, whatever the number of ranks and parts."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -18,7 +18,9 @@ STEPS_A_BLOCK = 64
 
 
 def held_out(count: int, share: float, labels: Any = None, groups: Any = None) -> np.ndarray:
-    """Which of so many training examples validate: about a share of them, the same in every run; sorted indices.
+    """Which of `count` training examples are for validation: about a share of them, the same in every run; (N,).
+
+    The indices are sorted.
 
     Args:
         labels: a class for each example, to be represented as in all of them; None: there are none.
@@ -32,7 +34,7 @@ def held_out(count: int, share: float, labels: Any = None, groups: Any = None) -
     order = rng.permutation(int(units.max()) + 1)
     if labels is not None and groups is None:
         order = order[np.argsort(np.asarray(labels)[order], kind="stable")]
-    # Each time that the share of what was passed by is one more whole example (or group): so of every class alike.
+    # An example (or group) is held out each time that the share of those passed is one more: so of every class alike.
     passed = np.floor(np.arange(len(order) + 1) * share + 0.5)
     held = np.flatnonzero(np.isin(units, order[passed[1:] > passed[:-1]]))
     if not 0 < len(held) < count:

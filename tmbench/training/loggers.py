@@ -1,4 +1,4 @@
-"""Where else a run is told, beside its folder: Lightning's CSV files, or Weights & Biases."""
+"""Loggers that record a run beside its folder: Lightning's CSV files, or Weights & Biases."""
 
 import os
 import queue
@@ -26,7 +26,7 @@ class WandbMirror(Logger):
 
     Args:
         folder: the run's; W&B's own files go below it.
-        config, run_id, tags: what W&B is told of the run.
+        config, run_id, tags: what W&B shows of the run.
         mode: online, offline or disabled; None is WANDB_MODE, else online with an account, else offline.
     """
 
@@ -56,7 +56,7 @@ class WandbMirror(Logger):
 
     @staticmethod
     def _wandb_id(folder: Path, run_id: str) -> str:
-        """One id for all sittings of a run; a repeated run gets a new one, as its folder was cleared."""
+        """One id for a run and its resumptions; a repeated run gets a new one, as its folder was cleared."""
         path = folder / "wandb" / "id"
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
@@ -85,7 +85,7 @@ class WandbMirror(Logger):
                 self.offline_folder = Path(run.dir).parent
             while (call := self._todo.get()) is not None:
                 call(run)
-        except BaseException as error:  # whatever it is, it is not the run's
+        except BaseException as error:  # nothing of W&B's may stop the run
             self.problem = f"{type(error).__name__}: {error}"
         finally:
             if run is not None:

@@ -31,21 +31,21 @@ ENTRYWISE = (Adam, AdamW, RMSprop, Adagrad)
 M = TypeVar("M", bound=nn.Module)
 
 
-def built(cfg: DictConfig, new: Callable[[int, type[nn.Linear]], M], own: int = 0) -> M:
+def built(cfg: DictConfig, new: Callable[[int, type[nn.Linear]], M], default: int = 0) -> M:
     """The model of width `task.width`; with `task.mup`, mu-parametrised with `task.mup_base` as the base width.
 
     Args:
         cfg: the settled `task` section.
         new: (width, class of the last linear layer) -> the model, its weights as torch's layers start.
-        own: the width and the base, where they are 0.
+        default: the width and the base, where they are 0.
 
     Raises:
         ConfigError: the package `mup` is not installed.
     """
-    width: int = cfg.get("width") or own
+    width: int = cfg.get("width") or default
     if not cfg.get("mup"):
         return new(width, nn.Linear)
-    base: int = cfg.mup_base or own
+    base: int = cfg.mup_base or default
     try:
         from mup import MuReadout, set_base_shapes
     except ImportError:
@@ -82,6 +82,18 @@ def factors(p: Tensor) -> dict[str, float]:
     return {"linear": float(shape.width_mult()), "entrywise": 1.0}
 
 
+def scaled(new: "partial[Optimizer]") -> Callable[[Any], Optimizer]:
+    """What makes of parameters the optimizer that `new` is at the base width, with each group's own rate.
+
+    The weight decay is divided by the same factor, so that a step shrinks the weights alike at every width.
+
+    Raises:
+        ConfigError: no rule is known for it.
+    """
+    of_groups = _scaled(new)
+    return lambda params: of_groups(groups(params))
+
+
 def groups(params: Iterable[Tensor]) -> list[dict[str, Any]]:
     """The parameters in groups of equal `factors`; those that have lr itself first, since a run reports that rate."""
     alike: dict[tuple[float, ...], list[Tensor]] = {}
@@ -91,17 +103,10 @@ def groups(params: Iterable[Tensor]) -> list[dict[str, Any]]:
     return [{"params": alike[k], "factors": dict(zip(("linear", "entrywise"), k, strict=True))} for k in plain_first]
 
 
-def scaled(new: "partial[Optimizer]") -> Callable[[Any], Optimizer]:
-    """What makes of `groups` the optimizer that `new` is at the base width, with each group's own rate.
-
-    The weight decay is divided by the same factor, so that a step shrinks the weights alike at every width.
-
-    Raises:
-        ConfigError: no rule is known for it.
-    """
+def _scaled(new: "partial[Optimizer]") -> Callable[[Any], Optimizer]:
     kind: Any = new.func
     if kind is SwitchOptimizer and not new.keywords.get("criterion"):
-        return partial(new, **{key: scaled(new.keywords[key]) for key in ("first", "second")})
+        return partial(new, **{key: _scaled(new.keywords[key]) for key in ("first", "second")})
     if kind is SGD or (isinstance(kind, type) and issubclass(kind, SGDThenFormula)):
         rule = "linear"
     elif kind in ENTRYWISE:

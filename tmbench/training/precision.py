@@ -16,8 +16,8 @@ from ..errors import ConfigError
 PRODUCTS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase)
 
 
-class Probe(Callback):
-    """Takes the gradient of each player's loss once, and says which layers ran in float32 all the same.
+class PrecisionCheck(Callback):
+    """Takes the gradient of each player's loss once, and notes which layers ran in float32 all the same.
 
     It leaves weights, buffers, gradients and random generators as they were, and does nothing in float32.
 
@@ -29,25 +29,25 @@ class Probe(Callback):
         self.notes: list[str] = []
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        precision, task = trainer.precision_plugin.precision, pl_module
+        precision, task = trainer.precision_plugin.precision, pl_module.task
         if precision == "32-true":
             return
         (batch,) = trainer.train_dataloader.gather([np.arange(min(2, trainer.train_dataloader.count))], 0)
-        batch = task.transfer_batch_to_device(batch, task.device, 0)
+        batch = pl_module.transfer_batch_to_device(batch, task.device, 0)
         with _unchanged(task):
-            look = Look(task)
+            watch = LayerWatch(task)
             try:
-                with look, trainer.precision_plugin.train_step_context():
+                with watch, trainer.precision_plugin.train_step_context():
                     differentiate(task, batch)
             except RuntimeError as error:
                 differentiate(task, batch)  # if float32 fails, too, then this error is the one to tell
                 device = torch.cuda.get_device_name(task.device) if task.device.type == "cuda" else cpu_model()
                 raise ConfigError(
-                    f"precision={precision}: {look.at} does not work in it on this device ({device}): "
+                    f"precision={precision}: {watch.at} does not work in it on this device ({device}): "
                     f"{str(error).splitlines()[0]}\n  use precision=32, or another device"
                 ) from error
-        if look.float32:
-            self.notes.append(f"precision={precision}: {', '.join(look.float32)} stayed float32 on this device")
+        if watch.float32:
+            self.notes.append(f"precision={precision}: {', '.join(watch.float32)} stayed float32 on this device")
 
 
 def differentiate(task: Any, batch: Any) -> None:
@@ -59,15 +59,15 @@ def differentiate(task: Any, batch: Any) -> None:
             torch.autograd.grad(total, params, allow_unused=True)
 
 
-class Look:
-    """While it is open: which layer of a task is at work, and which of those that multiply matrices gave float32."""
+class LayerWatch:
+    """Notes, while it is open, which layer of a task is at work, and which matrix products gave float32."""
 
     def __init__(self, task: nn.Module) -> None:
         self.at, self.float32 = "the loss", list[str]()
         self._layers = {module: f"{name} ({type(module).__name__})" for name, module in task.named_modules()}
         self._handles: list[Any] = []
 
-    def __enter__(self) -> "Look":
+    def __enter__(self) -> "LayerWatch":
         for module in self._layers:
             if not list(module.children()):
                 self._handles.append(module.register_forward_pre_hook(self._begin))

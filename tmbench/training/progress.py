@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from ..result import shown
-from ..task import Task
+from .module import Training
 from .record import Record
 
 
@@ -36,10 +36,10 @@ class Bar(Callback):
         self._update(advance=1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, Task)
-        row, key = self.record.newest(), pl_module.headline_key
-        told = f"  {key} {shown(row[key], key)}" if key in row else ""
-        self._update(news=f"loss {shown(row.get('train/loss'), 'train/loss')}{told}")
+        assert isinstance(pl_module, Training)
+        row, key = self.record.newest(), pl_module.headline
+        score = f"  {key} {shown(row[key], key)}" if key in row else ""
+        self._update(news=f"loss {shown(row.get('train/loss'), 'train/loss')}{score}")
 
     def _update(self, **what: Any) -> None:
         assert self.line is not None

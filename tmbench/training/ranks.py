@@ -1,20 +1,106 @@
-"""One process a device: started together, watched, ended together."""
+"""One process a device (a rank): started together, watched, ended together. Torch-free."""
 
 import ctypes
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import FrameType
+
+from omegaconf import DictConfig
+
+from ..config.identity import world_size
+from ..errors import RunError
+from ..plan import Plan
+from ..result import Result, epochs_done
+from ..trunks.lock import Reservation
 
 # Who waits for a dead peer may wait for ever, and not even hear a signal. Seconds until the others of a failed rank are
 # asked to end, and from then on until they are killed.
 PATIENCE, GRACE = 5.0, 20.0
+COMMAND = "TMBENCH_COMMAND"  # the variable that tells a rank the command that started the run
 LOST_PEER = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "NCCL error", "TCPStore")
+
+
+def is_rank(cfg: DictConfig) -> bool:
+    """Whether this process is one of those that torchrun, Slurm or `train` started for this run."""
+    world = world_size(cfg)
+    return world > 1 and ("TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) == world)
+
+
+def is_first() -> bool:
+    """Whether this is the first of the processes that torchrun or Slurm started for a run."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
+def python_path() -> str:
+    """The PYTHONPATH with which another process finds this package."""
+    package = str(Path(__file__).parents[2])
+    return os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+
+
+def train(plan: Plan, reservation: Reservation | None) -> Result:
+    """Trains a planned run with one process a device; this one watches them, and passes on a request to stop.
+
+    Raises:
+        RunError: a process failed; the message says which, and how.
+    """
+    count = plan.cfg.trainer.devices
+    environment = {
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)),
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        **os.environ,
+        COMMAND: plan.command,
+        "PYTHONPATH": python_path(),
+    }
+    (plan.folder / "result.json").unlink(missing_ok=True)  # an earlier attempt's
+    ranks = Ranks(plan.folder, count)
+    before = {number: signal.signal(number, ranks.request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        ranks.start(["-m", "tmbench.run", str(plan.config_file)], environment)
+        wrong = ranks.wait(lambda: _report_progress(plan, reservation))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    result = Result.load(plan.folder)
+    if result and (wrong is None or ranks.stop_requested):
+        shutil.rmtree(ranks.logs, ignore_errors=True)
+        return result
+    # What the rank that writes results says of itself is more, unless it only missed another.
+    said = result and result.error
+    error = said if said and not lost_peer(RuntimeError(said)) else wrong or "no rank left a result"
+    if result:
+        replace(result, status="failed", error=error).save(plan.folder)
+    raise RunError(error)
+
+
+def _report_progress(plan: Plan, reservation: Reservation | None) -> None:
+    """Tells others how far the ranks have come in the trunk, and releases it when they have left it."""
+    if not (plan.trunk and reservation and reservation.is_held):
+        return
+    done = epochs_done(plan.folder)
+    reservation.reached(done - 1)  # the last of them may not be published yet
+    if done > plan.trunk.end or plan.trunk.end in plan.trunk.states():
+        reservation.release()
+
+
+def as_rank(do: Callable[[], object]) -> int:
+    """Does a rank's part of a run; returns the exit code. It ends with the process that watches it."""
+    _end_with_parent()
+    try:
+        do()
+    except Exception as error:
+        if not lost_peer(error):
+            raise
+        print(f"rank {os.environ.get('RANK')}: another rank is gone", file=sys.stderr)
+        return 1
+    return 0
 
 
 @dataclass
@@ -27,6 +113,7 @@ class Ranks:
     folder: Path
     count: int
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    stop_requested: bool = False
 
     def start(self, arguments: list[str], environment: dict[str, str]) -> None:
         with socket.socket() as probe:
@@ -35,21 +122,26 @@ class Ranks:
         self.logs.mkdir(exist_ok=True)
         for rank in range(self.count):
             # As torchrun tells them, by which torch and Lightning know a rank.
-            own = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            own |= {"WORLD_SIZE": self.count, "LOCAL_WORLD_SIZE": self.count, "TORCHELASTIC_RUN_ID": os.getpid()}
-            told = environment | {key: str(value) for key, value in own.items()}
+            about = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            about |= {"WORLD_SIZE": self.count, "LOCAL_WORLD_SIZE": self.count, "TORCHELASTIC_RUN_ID": os.getpid()}
+            variables = environment | {key: str(value) for key, value in about.items()}
             with (self.logs / f"{rank}.log").open("wb") as log:
                 out = None if rank == 0 else log
                 command = [sys.executable, *arguments]
                 self.processes.append(
-                    subprocess.Popen(command, env=told, start_new_session=True, stdout=out, stderr=out)
+                    subprocess.Popen(command, env=variables, start_new_session=True, stdout=out, stderr=out)
                 )
 
     @property
     def logs(self) -> Path:
         return self.folder / "ranks"
 
-    def ask_to_stop(self) -> None:
+    def request_stop(self, number: int = 0, frame: FrameType | None = None) -> None:
+        """Asks the processes to stop after their step, as a signal handler does."""
+        self.stop_requested = True
+        self._terminate()
+
+    def _terminate(self) -> None:
         for process in self.processes:
             if process.poll() is None:
                 process.terminate()
@@ -65,7 +157,7 @@ class Ranks:
                 for process in self.processes:
                     process.kill()
             elif late > PATIENCE:
-                self.ask_to_stop()
+                self._terminate()
             meanwhile()
             time.sleep(0.2)
         failed = [(process.returncode, rank) for rank, process in enumerate(self.processes) if process.returncode]
@@ -83,8 +175,8 @@ class Ranks:
         return f"rank {rank} of {self.count} {how}; the same command goes on from the last checkpoint"
 
 
-def end_with_parent() -> None:
-    """For a rank: if the process that watches it dies, it dies, before somebody starts the same run again (Linux)."""
+def _end_with_parent() -> None:
+    """Lets this process die when the one that watches it dies, before the same run is started again (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 

@@ -1,4 +1,4 @@
-"""What happens around the training: the record on disk after every epoch, and the progress bar."""
+"""What a run leaves on disk after every epoch: its checkpoints, its curves and, at the end, its figures."""
 
 import csv
 import io
@@ -18,6 +18,7 @@ from ..errors import DataError
 from ..figures import curves, save
 from ..files import land, write
 from ..task import Task
+from .module import Training, mean_losses
 
 KEEP_BEST_UP_TO = 100_000_000  # parameters; larger models keep last.ckpt only
 ARRIVING = ".best.ckpt"  # what is the best when last.ckpt is that of the same shared state
@@ -34,7 +35,7 @@ class Record(Callback):
         self.seconds = 0.0
         self.evaluation_seconds = 0.0
         self.from_trunk = 0  # epochs that another run trained
-        self.here = 0.0  # seconds of both by this process
+        self.seconds_here = 0.0  # of both by this process
         self.finished = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -48,7 +49,8 @@ class Record(Callback):
         for row in self.rows:  # of a resumed run: a logger starts from nothing
             self._log(trainer, row)
         if trainer.is_global_zero:
-            self._settle_best(_keeps_best(pl_module))
+            assert isinstance(pl_module, Training)
+            self._settle_best(_keeps_best(pl_module.task))
             if self.rows:  # the file may be older, or not be there
                 self.write_curves()
 
@@ -68,29 +70,29 @@ class Record(Callback):
         return self._trained
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, Task)
-        epoch = trainer.current_epoch
+        assert isinstance(pl_module, Training)
+        epoch, task = trainer.current_epoch, pl_module.task
         trained, now = self._note_trained(pl_module), time.perf_counter()
         self.seconds += trained - self._started
         self.evaluation_seconds += now - trained
-        self.here += now - self._started
-        metrics = pl_module.values() | pl_module.average_values if pl_module.evaluated else {}
+        self.seconds_here += now - self._started
+        metrics = pl_module.values() | pl_module.average_values if pl_module.evaluates else {}
         row: dict[str, float] = {
             "epoch": epoch,
-            "step": (epoch + 1) * len(pl_module._losses),
+            "step": (epoch + 1) * len(pl_module.losses),
             **pl_module.last_lrs(),
             "seconds": self.seconds,
-            **pl_module.epoch_losses(),
+            **mean_losses(pl_module.losses, list(task.players()), pl_module.measured),
             **metrics,
         }
         self.rows.append(row)
-        headline = pl_module.headline_key
-        sign = 1 if pl_module.higher_is_better else -1
+        headline = pl_module.headline
+        sign = 1 if task.higher_is_better else -1
         improved = bool(metrics) and (not self.best or sign * metrics[headline] > sign * self.best[headline])
         if improved:
             self.best = {key: value for key, value in row.items() if key == "epoch" or "/" in key}
         self._log(trainer, row)
-        self._save(trainer, improved and _keeps_best(pl_module))
+        self._save(trainer, improved and _keeps_best(task))
 
     @staticmethod
     def _log(trainer: Trainer, row: dict[str, float]) -> None:
@@ -147,12 +149,12 @@ class Record(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the figures, on all ranks alike (a metric may ask the others), and keeps rank 0's."""
-        assert isinstance(pl_module, Task)
+        assert isinstance(pl_module, Training)
         pl_module.eval()
         figures = self.folder / "figures"
-        own = ("curves", curves(self.rows, pl_module.headline_key, self.switch_epoch))
+        drawn = ("curves", curves(self.rows, pl_module.headline, self.switch_epoch))
         with torch.no_grad():
-            for name, figure in (own, *pl_module.pictures()):
+            for name, figure in (drawn, *pl_module.task.pictures()):
                 if trainer.is_global_zero:
                     figures.mkdir(exist_ok=True)
                     save(figure, figures / f"{name}.png")
@@ -163,7 +165,7 @@ class Record(Callback):
         self.finished = True
 
 
-def _keeps_best(task: LightningModule) -> bool:
+def _keeps_best(task: Task) -> bool:
     return sum(p.numel() for p in task.parameters()) <= KEEP_BEST_UP_TO
 
 

@@ -240,7 +240,7 @@ class Study:
         for job in jobs:
             finder.find(job)
         for trunk, epoch, needs in states_to_share(jobs):
-            trunk.ask(epoch, needs)
+            trunk.request(epoch, needs)
 
     def _recognized(self, contender: Contender, number: int, params: Settings) -> tuple[Path, bool]:
         """The folder of a trial's run, and whether it was done before."""

@@ -23,7 +23,7 @@ from rich.console import Console
 from ...config.settle import Settings
 from ...config.values import Setting
 from ...errors import ConfigError
-from ...run import python_path
+from ...training.ranks import python_path
 from ...verbs import INTERRUPTED
 from ..plan import Job, orders_of
 from ..record import STOPPING, SWEEP, JobOrder, is_current, sweep_id

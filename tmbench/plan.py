@@ -1,0 +1,57 @@
+"""What a run is, known before anything of it is trained."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.utils import get_class
+from omegaconf import DictConfig
+
+from .config.identity import effective_switch, run_id
+from .config.settle import settle
+from .data import Dataset, open_dataset
+from .errors import ConfigError
+from .trunks import Trunk, trunk_of
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run, planned."""
+
+    cfg: DictConfig  # settled
+    data: Dataset
+    profile: str  # of the data: tiny, full or subset
+    data_digest: str
+    folder: Path  # <runs_dir>/<run id>
+    trunk: Trunk | None  # where it shares states with other runs; None: it does not
+    switch_epoch: int | None  # after how many epochs the method changes; None: never
+    command: str  # what a person would type for it
+    words: list[str] | None  # Hydra's overrides that the configuration was composed of, if they are known
+    force: bool  # repeat it, even if it has been done
+
+    @property
+    def config_file(self) -> Path:
+        return self.folder / "config.yaml"
+
+
+def planned(cfg: DictConfig, command: str | None = None, words: list[str] | None = None) -> Plan:
+    """The plan of the run that a configuration asks for, settled or not.
+
+    Raises:
+        ConfigError, DataError: the run is not possible.
+    """
+    cfg = settle(cfg)
+    try:
+        Path(cfg.runs_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"runs_dir: expected a folder to write to, got {cfg.runs_dir} ({error.strerror})") from None
+    data, profile, digest = open_dataset(cfg, get_class(cfg.task.data))
+    folder = Path(cfg.runs_dir) / run_id(cfg, digest)
+    force, cfg.force, cfg.plan = bool(cfg.force), False, False
+    return Plan(
+        cfg, data, profile, digest, folder,
+        trunk=trunk_of(cfg, digest) if cfg.trunk == "auto" else None,
+        switch_epoch=effective_switch(cfg),
+        command=command or f"python -m tmbench.run {folder / 'config.yaml'}",
+        words=words,
+        force=force,
+    )  # fmt: skip

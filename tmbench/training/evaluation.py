@@ -1,0 +1,73 @@
+"""A task's metrics over what is evaluated, alike on all ranks; and which examples those are."""
+
+import math
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import TensorDataset
+from torchmetrics import Metric, MetricCollection
+
+from ..task import NotFinite, Task
+from .loader import held_out, part
+
+
+def hold_out(task: Task, share: float) -> None:
+    """Takes a share of a task's training examples out of them: from now on they are its `test` split.
+
+    It is the same share in every run. Classes are represented alike, if the last tensor holds them; what `groups`
+    holds together stays so. What a constructor has learned of the training examples, such as a vocabulary, includes
+    those that are held out.
+
+    Raises:
+        ConfigError: there would be no example left to train on, or none to evaluate; or the task refuses.
+    """
+    train, judged = task.examples("train"), task.as_evaluated()
+    last = train.tensors[-1] if isinstance(train, TensorDataset) else None
+    labels = last if last is not None and last.dim() == 1 and not last.is_floating_point() else None
+    held_N = held_out(len(train), share, labels, task.groups())
+    task.hold_out(held_N)
+    rest_N = np.setdiff1d(np.arange(len(train)), held_N, assume_unique=True)
+    splits = {"train": part(train, rest_N), "test": part(judged, held_N)}
+    task.examples = splits.__getitem__  # type: ignore[method-assign, assignment]
+    task.as_evaluated = partial(part, judged, rest_N)  # type: ignore[method-assign]
+
+
+class Evaluation:
+    """One evaluation of a task after the other: `start`, `update` with each batch, then `values`."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self._not_finite: str | None = None  # the first prediction that was not finite
+
+    def start(self) -> None:
+        self._not_finite = None
+        for child in self.task.children():
+            if isinstance(child, (Metric, MetricCollection)):
+                child.reset()
+
+    def update(self, batch: Any) -> None:
+        try:
+            self.task.evaluate(batch)
+        except NotFinite as error:  # kept for `values`, since the other ranks would wait for this one
+            self._not_finite = self._not_finite or str(error)
+
+    def values(self, split: str | None = None) -> dict[str, float]:
+        """The metrics' values over all ranks, as `<split>/<key>`; of what is evaluated by default.
+
+        Raises:
+            NotFinite: a prediction or a value is not finite; on all ranks alike.
+        """
+        split = split or self.task.split
+        names = [self._not_finite]
+        if torch.distributed.is_initialized():
+            names = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(names, self._not_finite)
+        for name in filter(None, names):
+            raise NotFinite(f"{split}: the {name} are not finite")
+        values = {f"{split}/{key}": float(value) for key, value in self.task.metrics.compute().items()}
+        for key, value in values.items():
+            if not math.isfinite(value):
+                raise NotFinite(f"{key} is {value}")
+        return values

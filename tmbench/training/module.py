@@ -1,0 +1,259 @@
+"""Training a task: its optimizer steps, its evaluation, and what ends it early."""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.trainer.states import TrainerFn
+from torch import Tensor
+from torch.nn.modules.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from ..errors import ConfigError
+from ..seeds import seed_all
+from ..task import NotFinite, Task
+from .average import WeightAverage
+from .evaluation import Evaluation
+from .gradient import Gradient
+from .history import StepHistory
+from .loader import STEPS_A_BLOCK, Step
+
+BATCH_NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm)
+
+
+class Diverged(Exception):  # noqa: N818  (a result, not an error)
+    """A loss, weight, prediction or metric is no longer finite; the message says which."""
+
+    def __init__(self, epoch: int, step: int, what: str) -> None:
+        super().__init__(what)
+        self.epoch, self.step = epoch, step
+
+
+class Stopped(BaseException):
+    """A person or the scheduler asked the run to stop; its last epoch is on disk."""
+
+
+class Training(LightningModule):
+    """Trains a task, as Lightning calls it. Its state is the task's, so that a checkpoint knows the task alone.
+
+    Args:
+        task: what is trained.
+        new_optimizer: makes an optimizer of parameters; one for each of the task's players.
+        optimizer_name: what messages call it.
+        steps: optimizer steps an epoch.
+        seed: the run's; every epoch starts from a random state derived from (seed, epoch, rank).
+        factor: the schedule: step of the run -> factor on the learning rate.
+        clip_norm, clip_value: limits on the gradient; see Gradient.
+        ema: decay of the weight average.
+        stop_requested: whether the run is to stop now.
+    """
+
+    def __init__(
+        self, task: Task, new_optimizer: "partial[Optimizer]", *, optimizer_name: str, steps: int, seed: int,
+        factor: Callable[[int], float] | None = None, clip_norm: float | None = None, clip_value: float | None = None,
+        ema: float | None = None, stop_requested: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.automatic_optimization = False  # training_step takes the steps
+        self.task, self.new, self.optimizer_name = task, task.with_own_rates(new_optimizer), optimizer_name
+        self.steps, self.seed, self.factor, self.ema, self.stop_requested = steps, seed, factor, ema, stop_requested
+        self.gradient = Gradient(task.padding, clip_norm, clip_value)
+        self.evaluation = Evaluation(task)
+        self.history = StepHistory()
+        self.average: WeightAverage | None = None
+        self._saved_average: list[Tensor] = []  # of the checkpoint that the run goes on from
+        self.average_values: dict[str, float] = {}  # the metrics of the weight average, as last evaluated
+        self.evaluates = True  # whether this epoch is evaluated, at its end
+        self.losses: list[Tensor] = []  # of the epoch's steps so far; (player,) each if there are several
+        self.measured: list[Any] = []  # of each player: the epoch's steps with something to learn from
+        self._checked_losses = 0
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return self.task.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return self.task.load_state_dict(*args, **kwargs)
+
+    @property
+    def headline(self) -> str:
+        """The key of the metric that ranks runs: `test/accuracy`, or `validation/accuracy`."""
+        return f"{self.task.split}/{self.task.headline}"
+
+    def new_optimizers(self) -> list[Optimizer]:
+        """A fresh optimizer for each player.
+
+        Raises:
+            ConfigError: it refuses its settings.
+        """
+        optimizers = []
+        try:
+            for player in self.task.players().values():
+                params: list[Any] = [p for p in player.module.parameters() if p.requires_grad]
+                optimizers.append(self.new(params if player.lr is None else [{"params": params, "lr": player.lr}]))
+            return optimizers
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"optimizer={self.optimizer_name}: {error}") from error
+
+    def configure_optimizers(self) -> Any:
+        optimizers = self.new_optimizers()
+        if any(hasattr(optimizer, "differentiates") for optimizer in optimizers):
+            for key in ("clip_norm", "clip_value"):
+                if getattr(self.gradient, key) is not None:
+                    raise ConfigError(f"{key}: optimizer={self.optimizer_name} takes its gradient itself, unclipped")
+            if self.trainer.world_size > 1:
+                raise ConfigError(f"devices: optimizer={self.optimizer_name} runs on one, it takes its gradient itself")
+        if self.factor is None:
+            return optimizers
+        return optimizers, [LambdaLR(optimizer, self.factor) for optimizer in optimizers]
+
+    def on_fit_start(self) -> None:
+        self.gradient.world, self.gradient.device = self.trainer.world_size, self.device
+        self.gradient.backward = self.manual_backward
+        if self.ema is not None:
+            self.average = WeightAverage(self.task, self.ema, self._saved_average)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["average"] = self.average.tensors if self.average else []
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._saved_average = checkpoint["average"]
+        if "recorded" in checkpoint:  # fresh from a trunk
+            self.history.recorded, self.history.first = checkpoint["recorded"], checkpoint["recorded_from"]
+
+    def _set_mode(self, mode: str) -> None:
+        """Tells the optimizers whether their weights are about to be trained or evaluated, if they want to know."""
+        for optimizer in self.trainer.optimizers:
+            if hasattr(optimizer, mode):  # schedule-free methods keep two sets of weights
+                getattr(optimizer, mode)()
+
+    def on_train_epoch_start(self) -> None:
+        self._set_mode("train")
+        seed_all("epoch", self.seed, self.current_epoch, self.global_rank)
+        self.losses, self.measured, self._checked_losses = [], [0] * len(self.task.players()), 0
+        done, last = self.current_epoch + 1, self._last_epoch()
+        self.evaluates = self.task.evaluates_after(done, last) or done == last
+        self.trainer.check_val_every_n_epoch = 1 if self.evaluates else sys.maxsize
+
+    def _last_epoch(self) -> int:
+        assert self.trainer.max_epochs is not None
+        return self.trainer.max_epochs
+
+    def training_step(self, block: list[Step], block_idx: int) -> None:
+        """Takes the optimizer steps of a block, and looks now and then whether all goes well."""
+        alone = self.trainer.world_size == 1
+        for step in block:
+            if alone and self.stop_requested():  # several ranks must agree first, see _check
+                raise Stopped
+            self._take(step)
+        if len(self.losses) - self._checked_losses >= STEPS_A_BLOCK or self.trainer.is_last_batch:
+            self._check()
+        if self.trainer.is_last_batch and not alone:
+            self._share_statistics()
+
+    def _take(self, step: Step) -> None:
+        """One optimizer step of each player."""
+        number = self.current_epoch * self.steps + len(self.losses)
+        losses = []
+        for i, player in enumerate(self.task.players().values()):
+            optimizer: Any = self.trainer.optimizers[i]
+            closure = partial(self.gradient.closure, optimizer, player, step)
+            losses.append(self.history.step(number, i, optimizer, closure).detach())
+            self.measured[i] += self.gradient.weight > 0
+        self.losses.append(losses[0] if len(losses) == 1 else torch.stack(losses))
+        for config in self.trainer.lr_scheduler_configs:
+            config.scheduler.step()  # type: ignore[call-arg]
+        if self.average:
+            self.average.update()
+
+    def _share_statistics(self) -> None:
+        """Batch norm's running averages, of each rank's share of the batches, become those of all ranks."""
+        norms = (m for m in self.task.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats)
+        statistics = [t for norm in norms for t in (norm.running_mean, norm.running_var) if t is not None]
+        if self.average:
+            statistics += [self.average.of(t) for t in statistics]
+        for t in statistics:
+            torch.distributed.all_reduce(t)
+            t /= self.trainer.world_size
+
+    def _check(self) -> None:
+        """Raises Diverged or Stopped, on all ranks alike. Seldom called: each check waits for the device."""
+        first, self._checked_losses = self._checked_losses, len(self.losses)
+        bad = (~torch.stack(self.losses[first:]).isfinite()).nonzero()  # (step,) or (step, player)
+        epoch = self.current_epoch
+        if len(bad):
+            step = first + int(bad[0, 0])
+            raise Diverged(epoch, step, f"the loss is not finite in epoch {epoch + 1}, step {step + 1}")
+        if self.trainer.is_last_batch:  # the last step's loss may be finite, and its update not
+            norms = torch._foreach_norm([p.detach() for p in self.parameters()])
+            if not torch.stack([n.float() for n in norms]).isfinite().all():
+                raise self._diverged("the weights' norm is not finite")
+        stop = torch.tensor(int(self.stop_requested()), device=self.device)
+        if self.trainer.world_size > 1:  # one rank may have heard of it before another
+            torch.distributed.all_reduce(stop, op=torch.distributed.ReduceOp.MAX)
+        if stop:
+            raise Stopped
+
+    def _diverged(self, what: str) -> Diverged:
+        """What to raise at the end of an epoch."""
+        return Diverged(self.current_epoch, len(self.losses) - 1, f"{what} after epoch {self.current_epoch + 1}")
+
+    def last_lrs(self) -> dict[str, float]:
+        """The learning rate of the epoch's last step (of the first parameter group), `lr`; of several players, each."""
+        schedulers: list[Any] = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        if schedulers:
+            rates = [s.base_lrs[0] * s.lr_lambdas[0](s.last_epoch - 1) for s in schedulers]
+        else:
+            rates = [optimizer.param_groups[0]["lr"] for optimizer in self.trainer.optimizers]
+        names = self.task.players()
+        return {f"lr_{name}" if len(names) > 1 else "lr": float(r) for name, r in zip(names, rates, strict=True)}
+
+    def on_validation_epoch_start(self) -> None:
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._set_mode("eval")
+            if self.average:
+                self.average_values = self._evaluate_average(self.average)
+        self.evaluation.start()
+
+    def _evaluate_average(self, average: WeightAverage) -> dict[str, float]:
+        """The metrics of the weight average over what is evaluated, as `test_ema/<key>`."""
+        loader: Any = self.trainer.val_dataloaders
+        with average.in_place():
+            self.evaluation.start()
+            for batch in loader:
+                with self.trainer.precision_plugin.val_step_context():
+                    self.evaluation.update(self.transfer_batch_to_device(batch, self.device, 0))
+        return self.values(f"{self.task.split}_ema")
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.evaluation.update(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.task.after_evaluation(self.current_epoch + 1, self._last_epoch())
+
+    def values(self, split: str | None = None) -> dict[str, float]:
+        """The metrics' values, as Evaluation.values; raises Diverged if one is not finite, on all ranks alike."""
+        try:
+            return self.evaluation.values(split)
+        except NotFinite as error:
+            raise self._diverged(str(error)) from None
+
+
+def mean_losses(losses: list[Tensor], players: list[str], measured: list[Any]) -> dict[str, float]:
+    """The mean training loss over an epoch's steps, `train/loss`; of several players, their sum and each.
+
+    Steps with nothing to learn from are left out; {} if all are.
+
+    Args:
+        losses: of each step, shape (), or (player,) if there are several.
+        players: their names.
+        measured: of each player, how many steps had something to learn from.
+    """
+    sums_P = torch.stack(losses).double().sum(0).view(-1)  # float32 may not hold the sum
+    known = [(name, s, n) for name, s, n in zip(players, sums_P, measured, strict=True) if n]
+    each = {f"train/loss_{name}": float(s / n) for name, s, n in known}
+    return ({"train/loss": sum(each.values())} if each else {}) | (each if len(each) > 1 else {})

@@ -1,0 +1,238 @@
+"""Trunks: the epochs that runs have in common, as states that the first run to train them publishes.
+
+A trunk is a folder `<runs>/.trunks/<digest of what the runs have in common>/` with
+
+    00004/         the state after 4 epochs: state.ckpt, perhaps best.ckpt, and about.json with their digests
+    00004.asked-2  a run requests it, with the last 2 differences of the weights
+    .lock          held by whoever trains this trunk now, and touched while they live
+
+Any number of processes work on it at once, and may be killed at any moment: a state comes and goes by one rename,
+the lock falls with its holder, and what a state holds does not depend on who made it. Torch-free.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ..config.identity import before_switch, digest, effective_switch, identity
+from ..config.machine import cpu_model, gpu_names
+from ..errors import DataError
+from ..files import digest_of, flush, read_sealed, write_sealed
+from ..result import versions
+from .lock import HolderWatch, Reservation, TrunkLock
+from .store import GIB, STORE, remove, remove_leftovers_of, shrink
+
+FETCHED = ".trunk"  # under a run's folder
+
+
+def trunk_of(cfg: Mapping[Any, Any], data_digest: str) -> "Trunk | None":
+    """The trunk of a settled configuration's run, used or not; None if it has none."""
+    before = before_switch(cfg)
+    if before is None:
+        return None
+    facts = identity(cfg, data_digest)
+    facts.pop("switch_epoch", None)
+    facts["optimizer"], differences = before
+    source = _source(cfg["task"]["_target_"], cfg["task"]["data"])
+    facts["made"] = {**versions(), "by": source, "on": _machine(cfg["trainer"]["accelerator"])}
+    switch = effective_switch(cfg)
+    return Trunk(
+        Path(cfg["runs_dir"]) / STORE, digest(facts), int(cfg["epochs"]) if switch is None else switch,
+        switches=switch is not None, differences=0 if switch is None else differences, limit=cfg["trunk_gib"] * GIB,
+    )  # fmt: skip
+
+
+@cache
+def _source(*targets: str) -> str:
+    """A digest of our own source and of the packages that hold these: changed code trains its own trunks."""
+    files: set[Path] = set()
+    for module in ("tmbench", "tmbench.tasks", *(target.rpartition(".")[0] for target in targets)):
+        spec = find_spec(module)
+        if spec and spec.origin:
+            path = Path(spec.origin)
+            files |= set(path.parent.rglob("*.py")) if path.name == "__init__.py" else {path}
+    return hashlib.sha256(b"".join(f.read_bytes() for f in sorted(files))).hexdigest()[:12]
+
+
+@cache
+def _machine(accelerator: str) -> list[str]:
+    """What may round otherwise: the GPU's type; else the processor's and how many threads share its work."""
+    if accelerator == "cuda":
+        return gpu_names()
+    threads = [f"{key}={os.environ.get(key)}" for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")]
+    return [cpu_model(), str(len(os.sched_getaffinity(0))), *threads]
+
+
+class Trunk:
+    """One run's view of its trunk.
+
+    Args:
+        store: the folder of all trunks.
+        name: this one's.
+        end: the epoch at which the run leaves it: its switch, or its last epoch.
+        switches: whether that is a switch.
+        differences: how many of the last differences of the weights the run goes on from there.
+        limit: bytes that the store may take.
+    """
+
+    def __init__(
+        self, store: Path, name: str, end: int, *, switches: bool = True, differences: int = 0, limit: float = 10 * GIB
+    ) -> None:
+        self.store, self.end, self.switches, self.differences, self.limit = store, end, switches, differences, limit
+        self.folder = store / name
+
+    def request(self, epoch: int, differences: int) -> None:
+        """Requests the state after so many epochs from whoever trains this trunk, unless it is published."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.states().get(epoch, -1) < differences:
+            (self.folder / f"{epoch:05d}.asked-{differences}").touch()
+
+    def requests(self) -> dict[int, int]:
+        """The epochs whose states are requested, with the number of differences."""
+        known: dict[int, int] = {}
+        for path in self.folder.glob("*.asked-*"):
+            epoch, differences = (int(word) for word in path.name.split(".asked-"))
+            known[epoch] = max(differences, known.get(epoch, 0))
+        return known
+
+    def unmet_request(self, epoch: int) -> int | None:
+        """How many differences the requested state after this epoch should hold; None if no run lacks it."""
+        differences = self.requests().get(epoch)
+        return None if differences is None or self.states().get(epoch, -1) >= differences else differences
+
+    def states(self) -> dict[int, int]:
+        """The epochs whose states are published, with the number of differences that each holds."""
+        known = {}
+        for path in self.folder.glob("[0-9]" * 5):
+            try:
+                known[int(path.name)] = read_sealed(path / "about.json")["differences"]
+            except (FileNotFoundError, DataError) as error:
+                if path.exists():  # else it was being removed
+                    self._drop_damaged(path, error)
+            except OSError:  # not ours to read
+                continue
+        return known
+
+    def publish(self, epoch: int, differences: int, write: Callable[[Path], None]) -> None:
+        """Publishes what `write` writes into the folder it is given, unless an equal state is there.
+
+        Raises:
+            OSError: the files could not be written; nothing is published then.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        mark = f".writing-{socket.gethostname()}-{os.getpid()}-"
+        scratch = Path(tempfile.mkdtemp(dir=self.folder, prefix=mark))
+        try:
+            write(scratch)
+            files = {path.name: digest_of(path) for path in sorted(scratch.iterdir())}
+            for name in files:
+                flush(scratch / name)
+            write_sealed(scratch / "about.json", {"differences": differences, "files": files})
+            scratch.chmod(0o755)
+            if self.states().get(epoch, differences) < differences:
+                remove(self.folder / f"{epoch:05d}")
+            with contextlib.suppress(OSError):  # another was first, with the same
+                scratch.rename(self.folder / f"{epoch:05d}")
+                flush(self.folder)
+            for path in self.folder.glob(f"{epoch:05d}.asked-*"):
+                if int(path.name.split(".asked-")[1]) <= differences:
+                    path.unlink(missing_ok=True)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        shrink(self.store, self.limit)
+
+    def fetch(self, epoch: int, into: Path) -> bool:
+        """Puts a state's files into `into`/00004, as links where that is possible; False if it is gone or damaged."""
+        source = self.folder / f"{epoch:05d}"
+        into.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=into, prefix="."))
+        try:
+            files = read_sealed(source / "about.json")["files"]
+            for name in files:
+                _link_or_copy(source / name, scratch / name)
+            for name, digest_then in files.items():
+                if digest_of(scratch / name) != digest_then:
+                    raise DataError(f"{source / name}: damaged: its content does not match its sha256")
+            os.utime(source)  # used just now
+            scratch.rename(into / source.name)
+            return True
+        except FileNotFoundError:
+            return False
+        except DataError as error:
+            self._drop_damaged(source, error)
+            return False
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    @staticmethod
+    def _drop_damaged(state: Path, error: Exception) -> None:
+        print(f"{error}; this shared state is removed, and trained again where it is needed", file=sys.stderr)
+        remove(state)
+
+    @contextmanager
+    def reserve(self, trained: int, into: Path) -> Iterator[Reservation]:
+        """Waits until the run, which has trained some epochs already, may go on; fetches what it need not train.
+
+        The run starts from the state at its own end as soon as that is published. Else it holds the trunk's lock until
+        it gets there, so that no two runs train the same epochs at the same time. It goes on without the lock if the
+        holder has passed that epoch without publishing it, if the holder gives no sign of life, or if the file system
+        has no locks: that costs time, and changes no result.
+        """
+        remove_leftovers_of(self.folder)
+        if trained >= self.end:
+            yield Reservation(None)
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.switches:
+            self.request(self.end, self.differences)
+        lock, watch = TrunkLock(self.folder / ".lock"), None
+        while not (locked := lock.acquire()):
+            if self.states().get(self.end, -1) >= self.differences and self.fetch(self.end, into):
+                yield Reservation(self.end)
+                return
+            watch = watch or HolderWatch(lock.path)
+            if locked is None or watch.is_futile(self.end):
+                break
+            time.sleep(0.1)
+        reservation = Reservation(None, lock if locked else None)
+        try:
+            reservation.start = self._fetch_newest(trained, into)
+            reservation.reached(max(trained, reservation.start or 0))
+            if reservation.start == self.end:
+                reservation.release()
+            yield reservation
+        finally:
+            reservation.release()
+
+    def _fetch_newest(self, trained: int, into: Path) -> int | None:
+        """Fetches the latest published state that the run can start from; its epoch, or None if there is none."""
+        for epoch, differences in sorted(self.states().items(), reverse=True):
+            usable = epoch < self.end or (epoch == self.end and differences >= self.differences)
+            if epoch > trained and usable and self.fetch(epoch, into):
+                return epoch
+        return None
+
+
+def state_to_start_from(folder: Path) -> Path | None:
+    """What `Trunk.fetch` put into the run's folder for it to start from."""
+    return next((folder / FETCHED).glob("[0-9]" * 5), None)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # another file system
+        shutil.copyfile(source, target)
