@@ -208,6 +208,16 @@ def test_broken_result_is_listed_as_such(here: Path, command: Command) -> None:
     assert "1 broken" in output
 
 
+def test_a_run_of_schema_1_is_listed_and_shown(here: Path, command: Command) -> None:
+    path = the_tmsgd(here) / "result.json"
+    content = json.loads(path.read_text())
+    facts = {key: value for key, value in content.items() if key not in ("sha256", "split", "metric")}
+    path.write_text(json.dumps(facts | {"headline": "test/accuracy", "schema_version": 1}))
+    assert "1 runs: 1 completed" in command(here, "metric=accuracy", "optimizer=tmsgd")[1]
+    code, output, _ = command(here, "show", "tc-tmsgd")
+    assert (code, bool(re.search("accuracy +70.00 %", output))) == (0, True)
+
+
 def test_one_damaged_configuration_leaves_the_other_runs_to_be_found(here: Path, command: Command) -> None:
     config = the_tmsgd(here) / "config.yaml"
     config.write_text(config.read_text().replace("epochs: 2", "epochs: 3"))

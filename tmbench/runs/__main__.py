@@ -82,12 +82,14 @@ def free_space(values: Values, words: list[str]) -> int:
     """Removes what killed processes left, and shared states beyond the limit."""
     runs_dir = Path(values["runs_dir"])
     find(runs_dir, [])  # raises if there is no such folder
-    freed = 0
-    for path in runs_dir.glob(f"{REMOVING}*"):
-        freed += size(path)
+    store, leftovers = runs_dir / STORE, list(runs_dir.glob(f"{REMOVING}*"))
+    before = sum(map(size, [store, *leftovers]))
+    for path in leftovers:
         shutil.rmtree(path, ignore_errors=True)
-    freed += sweep_up(runs_dir / STORE) + shrink(runs_dir / STORE, values["limit"] * GIB)
-    print(f"freed {show.size_words(freed)}; shared states now take {show.size_words(size(runs_dir / STORE))}")
+    sweep_up(store)
+    shrink(store, values["limit"] * GIB)
+    freed = before - sum(map(size, [store, *leftovers]))
+    print(f"freed {show.size_words(freed)}; shared states now take {show.size_words(size(store))}")
     return 0
 
 
