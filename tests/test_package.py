@@ -13,6 +13,7 @@ import pytest
 
 from tmbench.__main__ import VERBS, main
 from tmbench.config.settle import conf_dir
+from tmbench.run import main as saved_run
 
 ROOT = Path(__file__).parent.parent
 
@@ -68,6 +69,11 @@ def test_words_that_are_no_command_and_no_file_are_named(
     with pytest.raises(SystemExit) as leaving:
         main()
     assert (leaving.value.code, message in capsys.readouterr().err) == (code, True)
+
+
+def test_a_setting_in_place_of_a_saved_run_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert saved_run([f"task={'x' * 300}"]) == 2  # longer than the name of a file may be
+    assert "expected the folder of a run, or its config.yaml" in capsys.readouterr().err
 
 
 @pytest.mark.slow
