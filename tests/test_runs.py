@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,34 +24,23 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
-def make_all(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
-    """make_all(folder): three runs, one of them diverged, and one that was stopped before its first result."""
+def made(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three runs, one of them diverged, and one that was stopped before its first result."""
     folder = tmp_path_factory.mktemp("made")
-    make = maker(composed, folder)
-    words = ["epochs=2", "batch_size=8"]
+    make, words = maker(composed, folder), ["epochs=2", "batch_size=8"]
     make("sgd", 0, 0.8, *words)
     make("tmsgd", 0, 0.7, *words, "switch_epoch=1", switch={"requested": 1, "effective": 1, "step": 100})
     make("sgd", 0, 0.1, *words, "lr=1e38", status="diverged", diverged_at={"epoch": 0, "step": 1})
     make("sgd", 7, None, *words)
     for config in folder.glob("*/config.yaml"):
         config.write_text(sealed_text(config.read_text()))
-
-    def make_all(target: Path) -> Path:
-        subprocess.run(["cp", "-r", folder, target], check=True)
-        return target
-
-    return make_all
-
-
-@pytest.fixture(scope="module")
-def made(make_all: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_all(tmp_path_factory.mktemp("shared") / "runs")
+    return folder
 
 
 @pytest.fixture
-def here(make_all: Callable[[Path], Path], tmp_path: Path) -> Path:
+def here(made: Path, tmp_path: Path) -> Path:
     """A copy of the test's own."""
-    return make_all(tmp_path / "runs")
+    return shutil.copytree(made, tmp_path / "runs")
 
 
 @pytest.fixture
