@@ -276,3 +276,16 @@ def test_compare_gives_a_difference_of_percents_in_points(
 ) -> None:
     a, b = (make("sgd", seed, score, headline=f"{split}/accuracy") for seed, score in enumerate((0.8, 0.8225)))
     assert "+2.25 points" in command(tmp_path, "compare", str(a), str(b))[1]
+
+
+# Figures: see also test_fkpd
+
+
+def test_a_run_whose_task_is_no_longer_here_cannot_be_drawn(make: Make, tmp_path: Path, command: Command) -> None:
+    folder = make("sgd", 0, 0.8)
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "last.ckpt").touch()
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("tmbench.tasks.", "tmbench.tasks.of_before."))
+    code, _, error = command(tmp_path / "runs", "figures", "tc")
+    assert (code, "made by another version of tmbench; this one has no tmbench.tasks.of_before" in error) == (1, True)
