@@ -13,6 +13,7 @@ import pytest
 
 from tmbench.__main__ import VERBS, main
 from tmbench.config.table import conf_dir
+from tmbench.run import main as saved_run
 
 ROOT = Path(__file__).parent.parent
 
@@ -36,8 +37,7 @@ def test_tasks_know_no_optimizer() -> None:
         assert "optim" not in file.read_text().replace("optimizer of", ""), file
 
 
-def test_every_command_has_help_and_imports_its_own_module_alone() -> None:
-    """In one process: what a command imports stays imported, so the light ones come first."""
+def test_every_command_has_help_without_torch() -> None:
     code = (
         "import sys\nfrom tmbench.__main__ import VERBS, main\n"
         "for verb in ('run', *VERBS):\n"
@@ -47,6 +47,7 @@ def test_every_command_has_help_and_imports_its_own_module_alone() -> None:
     )
     output = run(sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}", cwd=ROOT)
     statuses = [line.split()[1:] for line in output.splitlines() if line.startswith("status ")]
+    # certify comes last: it imports torch, and what is imported stays.
     assert statuses[:-1] == [[verb, "0"] for verb in ("run", *VERBS)][:-1]
     for verb in VERBS:
         assert re.search(rf"^usage: (python -m )?tmbench.{verb} ", output, re.MULTILINE)
@@ -68,6 +69,11 @@ def test_words_that_are_no_command_and_no_file_are_named(
     with pytest.raises(SystemExit) as leaving:
         main()
     assert (leaving.value.code, message in capsys.readouterr().err) == (code, True)
+
+
+def test_a_setting_in_place_of_a_saved_run_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert saved_run([f"task={'x' * 300}"]) == 2  # longer than the name of a file may be
+    assert "expected the folder of a run, or its config.yaml" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,34 +24,23 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
-def make_all(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
-    """make_all(folder): three runs, one of them diverged, and one that was stopped before its first result."""
+def made(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three runs, one of them diverged, and one that was stopped before its first result."""
     folder = tmp_path_factory.mktemp("made")
-    make = maker(composed, folder)
-    words = ["epochs=2", "batch_size=8"]
+    make, words = maker(composed, folder), ["epochs=2", "batch_size=8"]
     make("sgd", 0, 0.8, *words)
     make("tmsgd", 0, 0.7, *words, "switch_epoch=1", switch={"requested": 1, "effective": 1, "step": 100})
     make("sgd", 0, 0.1, *words, "lr=1e38", status="diverged", diverged_at={"epoch": 0, "step": 1})
     make("sgd", 7, None, *words)
     for config in folder.glob("*/config.yaml"):
         config.write_text(sealed_text(config.read_text()))
-
-    def make_all(target: Path) -> Path:
-        subprocess.run(["cp", "-r", folder, target], check=True)
-        return target
-
-    return make_all
-
-
-@pytest.fixture(scope="module")
-def made(make_all: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_all(tmp_path_factory.mktemp("shared") / "runs")
+    return folder
 
 
 @pytest.fixture
-def here(make_all: Callable[[Path], Path], tmp_path: Path) -> Path:
+def here(made: Path, tmp_path: Path) -> Path:
     """A copy of the test's own."""
-    return make_all(tmp_path / "runs")
+    return shutil.copytree(made, tmp_path / "runs")
 
 
 @pytest.fixture
@@ -208,6 +198,16 @@ def test_broken_result_is_listed_as_such(here: Path, command: Command) -> None:
     assert "1 broken" in output
 
 
+def test_a_run_of_schema_1_is_listed_and_shown(here: Path, command: Command) -> None:
+    path = the_tmsgd(here) / "result.json"
+    content = json.loads(path.read_text())
+    facts = {key: value for key, value in content.items() if key not in ("sha256", "split", "metric")}
+    path.write_text(json.dumps(facts | {"headline": "test/accuracy", "schema_version": 1}))
+    assert "1 runs: 1 completed" in command(here, "metric=accuracy", "optimizer=tmsgd")[1]
+    code, output, _ = command(here, "show", "tc-tmsgd")
+    assert (code, bool(re.search("accuracy +70.00 %", output))) == (0, True)
+
+
 def test_one_damaged_configuration_leaves_the_other_runs_to_be_found(here: Path, command: Command) -> None:
     config = the_tmsgd(here) / "config.yaml"
     config.write_text(config.read_text().replace("epochs: 2", "epochs: 3"))
@@ -276,3 +276,16 @@ def test_compare_gives_a_difference_of_percents_in_points(
 ) -> None:
     a, b = (make("sgd", seed, score, headline=f"{split}/accuracy") for seed, score in enumerate((0.8, 0.8225)))
     assert "+2.25 points" in command(tmp_path, "compare", str(a), str(b))[1]
+
+
+# Figures: see also test_fkpd
+
+
+def test_a_run_whose_task_is_no_longer_here_cannot_be_drawn(make: Make, tmp_path: Path, command: Command) -> None:
+    folder = make("sgd", 0, 0.8)
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "last.ckpt").touch()
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("tmbench.tasks.", "tmbench.tasks.of_before."))
+    code, _, error = command(tmp_path / "runs", "figures", "tc")
+    assert (code, "made by another version of tmbench; this one has no tmbench.tasks.of_before" in error) == (1, True)

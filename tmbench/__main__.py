@@ -8,7 +8,6 @@ import os
 import re
 import sys
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import ConfigError
@@ -73,7 +72,7 @@ def _names_saved_run(word: str, after_run: bool) -> bool:
     """Whether a word is the file or folder of a saved run, and not a setting, an option or a command."""
     if word[:1] in ("", "-", "+", "~"):
         return False
-    return Path(word).exists() or ("=" not in word and (after_run or "/" in word or word.endswith(".yaml")))
+    return os.path.exists(word) or ("=" not in word and (after_run or "/" in word or word.endswith(".yaml")))
 
 
 def main() -> None:

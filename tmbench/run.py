@@ -152,8 +152,8 @@ def report(do: Callable[[], Outcome]) -> int:
 
 def _saved_run(settings: dict[str, Any], words: list[str]) -> int:
     """Asks for a saved run, with changes; returns the exit status."""
-    if not words:
-        raise UsageError("run: expected the folder of a run, or its config.yaml; see tmbench run --help")
+    if not words or ("=" in words[0] and not os.path.exists(words[0])):
+        raise UsageError("run: expected the folder of a run, or its config.yaml; for a new run: tmbench key=value ...")
     path = Path(words[0])
     if path.is_dir():
         path /= "config.yaml"

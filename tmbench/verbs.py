@@ -62,16 +62,16 @@ class Verb:
         words = sys.argv[1:] if arguments is None else arguments
         if words and words[0] in self.choices:
             return self.choices[words[0]](words[1:])
+        return guarded(lambda: self._do(words))
+
+    def _do(self, words: list[str]) -> int:
         if {"-h", "--help"} & set(words):
             print(self.help())
             return 0
-        if self.do is None and not words:
-            print(self.help(), file=sys.stderr)
-            return USAGE
-        return guarded(lambda: self._do(*self.parse(words)))
-
-    def _do(self, values: Values, rest: list[str]) -> int:
-        return self.do(values, rest) if self.do else USAGE
+        values, others = self.parse(words)
+        if self.do is None:
+            raise UsageError(self.help())
+        return self.do(values, others)
 
     def parse(self, words: list[str]) -> tuple[Values, list[str]]:
         """The values of the settings, and all other words.

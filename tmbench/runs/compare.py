@@ -12,7 +12,6 @@ from ..config.settle import flat
 from ..config.table import BOOKKEEPING, kind_of
 from ..errors import UsageError
 from ..result import Result, shown
-from ..verbs import RUNS_DIR, Verb
 from . import Run, find_one, show
 
 Rows = list[tuple[str, str, str, str]]  # name, of a, of b, b - a
@@ -33,11 +32,9 @@ def settings(a: Run, b: Run) -> tuple[Rows, Rows]:
 def environment(a: Result, b: Result) -> Rows:
     """In what the environments of two runs differ: versions, hardware, commit, data."""
     left, right = (
-        result.versions
-        | {"hardware": result.hardware, "git commit": result.git_commit or "-", "data": result.data_digest}
-        | {"profile": result.profile}
-        for result in (a, b)
-    )
+        {**r.versions, "hardware": r.hardware, "git commit": r.git_commit or "-", "data": r.data_digest,
+         "profile": r.profile} for r in (a, b)
+    )  # fmt: skip
     keys = dict.fromkeys([*left, *right])
     return [(k, left.get(k, "-"), right.get(k, "-"), "") for k in keys if left.get(k) != right.get(k)]
 
@@ -47,27 +44,22 @@ def outcome(a: Run, b: Run) -> Rows:
     rows: Rows = [("status", a.status, b.status, "")]
     if not (a.result and b.result):
         return rows
-    left, right = a.result, b.result
     for when in ("last", "best"):
-        mine, other = left.metrics[when], right.metrics[when]
-        for key in dict.fromkeys([*mine, *other]):
-            if key == "epoch":
-                continue
-            x, y = mine.get(key), other.get(key)
-            gap = "" if x is None or y is None else shown(y - x, key) if math.isfinite(y - x) else "-"
-            gap = gap.replace(" %", " points")  # a difference of percents
-            rows.append((f"{key} {when}", shown(x, key), shown(y, key), f"+{gap}" if gap[:1].isdigit() else gap))
-    facts = {
-        "epochs trained": (left.epochs["trained"], right.epochs["trained"]),
-        "of them shared": (left.epochs["from_trunk"], right.epochs["from_trunk"]),
-        "steps": (left.steps, right.steps),
-        "switch at epoch": (left.switch["effective"], right.switch["effective"]),
-        "parameters": (left.parameters, right.parameters),
-        "seconds": (round(left.seconds, 1), round(right.seconds, 1)),
-        "examples/s": (round(left.examples_per_second), round(right.examples_per_second)),
-        "peak memory, MiB": (left.peak_memory_bytes >> 20, right.peak_memory_bytes >> 20),
-    }
-    return rows + [(name, _word(x), _word(y), _gap(x, y)) for name, (x, y) in facts.items()]
+        x, y = (run.metrics[when] for run in (a.result, b.result))
+        rows += [_metric(f"{k} {when}", k, x.get(k), y.get(k)) for k in dict.fromkeys([*x, *y]) if k != "epoch"]
+    facts = [
+        {"epochs trained": r.epochs["trained"], "of them shared": r.epochs["from_trunk"], "steps": r.steps,
+         "switch at epoch": r.switch["effective"], "parameters": r.parameters, "seconds": round(r.seconds, 1),
+         "examples/s": round(r.examples_per_second), "peak memory, MiB": r.peak_memory_bytes >> 20}
+        for r in (a.result, b.result)
+    ]  # fmt: skip
+    return rows + [(name, _word(x), _word(facts[1][name]), _gap(x, facts[1][name])) for name, x in facts[0].items()]
+
+
+def _metric(name: str, key: str, x: float | None, y: float | None) -> tuple[str, str, str, str]:
+    gap = "" if x is None or y is None else shown(y - x, key) if math.isfinite(y - x) else "-"
+    gap = gap.replace(" %", " points")  # a difference of percents
+    return name, shown(x, key), shown(y, key), f"+{gap}" if gap[:1].isdigit() else gap
 
 
 def first_difference(a: Run, b: Run) -> int | None:
@@ -93,16 +85,15 @@ def _gap(x: Any, y: Any) -> str:
     return f"{y - x:+.6g}" + (f" (x {y / x:.3g})" if x > 0 and y > 0 else "")
 
 
-def _print(title: str, rows: Rows, none: str, names: tuple[str, str], console: Console) -> None:
-    console.print(f"\n[bold]{title}[/bold]" + ("" if rows else f"  {none}"))
-    if not rows:
-        return
+def _print(title: str, rows: Rows, names: list[str], console: Console) -> None:
+    console.print(f"\n[bold]{title}[/bold]" + ("" if rows else "  the same"))
     table = Table()
     for name in ("", *names, "difference"):
         table.add_column(escape(name), justify="right" if name == "difference" else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
-    console.print(table)
+    if rows:
+        console.print(table)
 
 
 def compare(values: dict[str, Any], words: list[str]) -> int:
@@ -110,26 +101,14 @@ def compare(values: dict[str, Any], words: list[str]) -> int:
     if len(words) != 2:
         raise UsageError(f"runs compare: expected two runs, got {len(words)}: {' '.join(words)}")
     a, b = (find_one(word, Path(values["runs_dir"])) for word in words)
-    names = (a.folder.name, b.folder.name)
-    console = show.console()
     of_numbers, bookkeeping = settings(a, b)
-    _print("settings", of_numbers, "the same", names, console)
-    if bookkeeping:
-        _print("settings that change no number", bookkeeping, "", names, console)
+    sections = {"settings": of_numbers, "settings that change no number": bookkeeping}
     if a.result and b.result:
-        _print("environment", environment(a.result, b.result), "the same", names, console)
-    _print("outcome", outcome(a, b), "", names, console)
+        sections["environment"] = environment(a.result, b.result)
+    console = show.console()
+    for title, rows in (sections | {"outcome": outcome(a, b)}).items():
+        _print(title, rows, [a.folder.name, b.folder.name], console)
     epoch = first_difference(a, b)
     same = "the same, bit by bit, except for the seconds"
     console.print(f"curves: {same}" if epoch is None else f"curves: differ from epoch {epoch} on")
     return 0
-
-
-main = Verb(
-    "runs compare",
-    "Shows in what two runs differ: settings, environment, outcome.",
-    compare,
-    {"runs_dir": RUNS_DIR},
-    takes="RUN_A RUN_B",
-    examples="tmbench runs compare tc-sgd-0-4ed8 runs/tc-tmsgd-0-4ed8313b9d22",
-)

@@ -33,12 +33,17 @@ def restored(run: Run, data_dir: str | None = None) -> "Task":
     last = run.folder / "checkpoints" / "last.ckpt"
     if not last.is_file():
         raise ConfigError(f"{run.folder}: expected a trained run, it has no checkpoints/last.ckpt ({run.status})")
-    data, _, digest = open_dataset(cfg, get_class(cfg.task.data))
+    try:
+        task_class, data_class = get_class(cfg.task._target_), get_class(cfg.task.data)
+    except ImportError:
+        missing = f"{cfg.task._target_} or {cfg.task.data}"
+        raise ConfigError(f"{run.folder}: made by another version of tmbench; this one has no {missing}") from None
+    data, _, digest = open_dataset(cfg, data_class)
     if run.result and digest != run.result.data_digest:
         raise DataError(f"{data.root}: not what {run.folder.name} was trained on; name the folder with data_dir=DIR")
     from ..training.evaluation import hold_out  # torch
 
-    task: Task = get_class(cfg.task._target_)(cfg.task, data)
+    task: Task = task_class(cfg.task, data)
     if cfg.get("validation"):
         hold_out(task, cfg.validation)
     weights = checkpoint.load(last, sealed=run.result is None or run.result.schema_version > 1)["state_dict"]
