@@ -26,7 +26,7 @@ from tmbench.config.identity import before_switch
 from tmbench.config.settle import settle
 from tmbench.result import Result
 from tmbench.run import run
-from tmbench.sweeps.plan import Job, Recognizer, arms, forecast, wanted
+from tmbench.sweeps.plan import Job, RunFinder, forecast_epochs, states_to_share, words_of_arms
 from tmbench.task import Loss, Player, Task
 from tmbench.trunks import Trunk, fetched_state, shrink, size, sweep_up, trunk_of
 
@@ -42,15 +42,15 @@ def sweep(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         where = [*words, f"runs_dir={tmp_path / folder}"]
         cfgs = {job: composed(*where, *job.split()) for job in jobs}
         planned = [Job(i, job.split(), OmegaConf.to_container(cfg)) for i, (job, cfg) in enumerate(cfgs.items())]
-        recognizer = Recognizer(download=False)
+        finder = RunFinder(download=False)
         for job in planned:
-            recognizer.recognize(job)
-        forecast(planned)
-        for trunk, epoch, needs in wanted(planned):
+            finder.find(job)
+        forecast_epochs(planned)
+        for trunk, epoch, needs in states_to_share(planned):
             trunk.ask(epoch, needs)
         done = {job: run(cfg)[:2] for job, cfg in cfgs.items()}
         trained = [r.epochs["trained"] - r.epochs["from_trunk"] for r, _ in done.values()]
-        assert trained == [job.trains for job in planned], "forecast and done differ"
+        assert trained == [job.epochs_to_train for job in planned], "forecast and done differ"
         return done
 
     return sweep
@@ -509,8 +509,8 @@ def test_arms_are_only_those_that_begin_as_the_run_does(composed: Compose, tmp_p
     def of(*words: str) -> dict[str, list[str]]:
         cfg = composed("task=tc", "study=switch", *words)
         job = Job(0, ["task=tc", *words], OmegaConf.to_container(cfg))
-        Recognizer(download=False).recognize(job)
-        return arms(job)
+        RunFinder(download=False).find(job)
+        return words_of_arms(job)
 
     assert list(of("optimizer=tmsgd")) == ["no switch", "half lr", "SGD-M", "no history", "c = 1/3"]
     momentum = of("optimizer=tmsgdm", "optimizer.momentum=0.8", "seed=3")
@@ -520,43 +520,6 @@ def test_arms_are_only_those_that_begin_as_the_run_does(composed: Compose, tmp_p
     assert "optimizer.momentum=0.8" not in momentum["SGD-M"]
     assert list(of("optimizer=tmsgd", "switch_epoch=never")) == []
     assert list(of("optimizer=sgd")) == []
-
-
-@pytest.mark.parametrize("word", ["plan=true", "study=switch"])
-def test_plan_and_study_ask_for_a_sweep(word: str, tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "tmbench", "task=tc", word, f"runs_dir={tmp_path}"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
-    assert f"{word.split('=')[0]}: expected a sweep: add -m" in done.stderr
-
-
-def test_jobs_that_differ_in_values_are_composed_by_hydra_once(tmp_path: Path) -> None:
-    code = (
-        "import sys, tmbench.sweeps.sweep; own = tmbench.sweeps.sweep.Composer._compose; n = []\n"
-        "def counted(self, words): n.append(words); return own(self, words)\n"
-        "tmbench.sweeps.sweep.Composer._compose = counted\n"
-        "from tmbench.__main__ import main\n"
-        "try: main()\n"
-        "except SystemExit: pass\n"
-        "print('composed', len(n))"
-    )
-    words = ["-m", "task=tc", "optimizer=sgd,tmsgd", "seed=range(0,40)", "lr=0.1,0.2", "plan=true", "epochs=1"]
-    cfg_words = [*words, f"runs_dir={tmp_path}", "data=full", "data_dir=/nowhere"]
-    done = subprocess.run([sys.executable, "-c", code, *cfg_words], capture_output=True, text=True, timeout=60)
-    assert "160 to do" in done.stdout, done.stderr
-    assert "the data are not here yet" in done.stdout
-    assert "composed 2" in done.stdout
-
-
-@pytest.mark.slow
-def test_composed_job_is_what_hydra_composes(composed: Compose, tmp_path: Path) -> None:
-    """Values set by ourselves, against Hydra's own composition of the same words: the runs are the same."""
-    words = ["task=tc", "optimizer=adam", "lr=1e-3", "seed=2", "switch_epoch=never", "task.width=8", "ema=0.9"]
-    done = subprocess.run(command(tmp_path, *words, "epochs=1"), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    (only,) = results(tmp_path)
-    _, folder, how = run(composed(*words, "epochs=1", f"runs_dir={tmp_path}"))
-    assert (folder.name, how) == (only, "shown")
 
 
 @pytest.mark.slow

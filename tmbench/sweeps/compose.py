@@ -25,9 +25,12 @@ def combinations(overrides: list[Override]) -> list[list[str]]:
         key = override.get_key_element()
         if override.is_interval_sweep():
             raise ConfigError(f"{override.input_line}: expected values to list, got an interval; say range(0,1,0.1)")
-        is_list = override.is_sweep_override()
-        values = override.sweep_string_iterator() if is_list else [override.get_value_element_as_str()]
-        choices[key] = [f"{key}={value}" for value in values]
+        if override.is_delete():
+            choices[key] = [str(override.input_line)]
+        elif override.is_sweep_override():
+            choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            choices[key] = [f"{key}={override.get_value_element_as_str()}"]
     return [list(words) for words in itertools.product(*choices.values())]
 
 
