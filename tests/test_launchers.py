@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 from conftest import Compose, Run, choices
+from helpers import tmbench
 from omegaconf import OmegaConf
 from rich.console import Console
 from test_run import assert_same, curves, weights
 from test_trunks import results, trained
 
-import tmbench.sweeps.launchers
 from tmbench.config.identity import run_id
 from tmbench.config.settle import settle
 from tmbench.config.table import conf_dir
@@ -30,18 +30,19 @@ from tmbench.errors import ConfigError
 from tmbench.files import read_sealed
 from tmbench.result import Result
 from tmbench.run import run
-from tmbench.sweeps.launchers import Joblib, Running, launcher_of
-from tmbench.sweeps.plan import Job, Recognizer
-from tmbench.sweeps.sweep import command
+from tmbench.sweeps.job import command
+from tmbench.sweeps.launchers import base, launcher_of, local
+from tmbench.sweeps.launchers.watch import JobsAtWork
+from tmbench.sweeps.plan import Job, RunFinder
+from tmbench.sweeps.record import record_of
 
 # Does what a job's process does, but trains nothing: notes its environment and when it was here.
 STAND_IN = """
 import json, os, signal, sys, time
 from pathlib import Path
-from tmbench.sweeps.sweep import add_job
 file = Path(sys.argv[1])
-facts = json.loads(file.read_text())
-word = facts["words"][0].removeprefix("do=")
+order = json.loads(file.read_text())
+word = order["words"][0].removeprefix("do=")
 began = time.monotonic()
 time.sleep(0.2)
 seen = {key: os.environ.get(key) for key in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
@@ -50,12 +51,14 @@ if word == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
 if word == "crash":
     sys.exit("no more words")
-if word == "fail":
-    add_job(file.parent, facts["number"], facts["words"], "", error="it is wrong")
+error = "it is wrong" if word == "fail" else ""
+record = {"sweep": os.environ["TMBENCH_SWEEP"], "number": order["number"], "words": order["words"], "arm": ""}
+record |= {"folder": None if error else str(file.parent), "error": error}
+file.with_name(f"job-{order['number']:05d}.json").write_text("torn" if word == "tear" else json.dumps(record))
+if error:
     sys.exit(1)
-seen |= {"began": began, "ended": time.monotonic(), "asks": facts["asks"]}
+seen |= {"began": began, "ended": time.monotonic()}
 file.with_suffix(".seen").write_text(json.dumps(seen))
-add_job(file.parent, facts["number"], facts["words"], "", file.parent, "new")
 """
 
 
@@ -64,20 +67,21 @@ def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
     """launched([word, ...], key=value) -> what jobs of these words saw in their processes, and what was told."""
     script = tmp_path / "stand_in.py"
     script.write_text(STAND_IN)
-    monkeypatch.setattr(tmbench.sweeps.launchers, "COMMAND", [str(script)])
+    monkeypatch.setattr(base, "COMMAND", [str(script)])
     monkeypatch.setattr(Result, "load", lambda folder: DONE)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("TMBENCH_SWEEP", "this")
 
     def launched(
         words: list[str], devices: int = 0, num_nodes: int = 1, **settings: Any
     ) -> tuple[list[dict[str, Any]], str]:
         trainer = {"accelerator": "cuda" if devices else "cpu", "devices": devices, "num_nodes": num_nodes}
         cfg = {"trainer": trainer, "epochs": 1}
-        raw = {"launcher": defaults("joblib") | settings}
+        raw = {"launcher": defaults("local") | settings}
         jobs = [Job(number, [f"do={word}"], raw, cfg=cfg) for number, word in enumerate(words)]
         found = launcher_of(jobs)
         assert found is not None
-        found.launch(tmp_path, jobs)
+        found.launch(tmp_path, jobs, [])
         seen = [json.loads(file.read_text()) for file in sorted(tmp_path.glob("launch-*.seen"))]
         return seen, capfd.readouterr().err
 
@@ -143,27 +147,25 @@ def test_runs_that_train_on_gpus_share_out_those_that_cuda_may_use(
 def test_cores_are_shared_out_and_not_twice(
     settings: dict[str, Any], environment: str | None, threads: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import joblib
-
-    monkeypatch.setattr(joblib, "cpu_count", lambda: 8)
+    monkeypatch.setattr(local, "available_cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if environment:
         monkeypatch.setenv("OMP_NUM_THREADS", environment)
-    found = Joblib(defaults("joblib") | settings)
+    found = local.Local(defaults("local") | settings)
     assert found.threads() == threads
-    assert found.n_jobs([], 12) == most
+    assert found.jobs_at_once(0, 12) == most
 
 
 def test_a_job_that_dies_leaves_the_others_alone_and_is_told(launched: Any, tmp_path: Path) -> None:
-    seen, told = launched(["a", "kill", "fail", "b", "crash", "c"], n_jobs=2)
+    seen, told = launched(["a", "kill", "fail", "tear", "crash", "c"], n_jobs=2)
     assert len(seen) == 3
     assert re.search(r"^job 0  do=a: completed, accuracy 50.00 %$", told, re.MULTILINE)
-    records = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("job-*.json"))]
-    errors = [record["error"].replace(str(tmp_path), "DIR") for record in records]
-    assert errors == [
-        "", "killed by SIGKILL; its output: DIR/job-00001.log", "it is wrong", "",
-        "ended with code 1; its output: DIR/job-00004.log", "",
+    records = [record_of(tmp_path, number) for number in (0, 1, 2, 4, 5)]
+    assert [record and record.error.replace(str(tmp_path), "DIR") for record in records] == [
+        "", "killed by SIGKILL; its output: DIR/job-00001.log", "it is wrong",
+        "ended with status 1; its output: DIR/job-00004.log", "",
     ]  # fmt: skip
+    assert re.search(r"^job 3  do=tear: \S+/job-00003.json: damaged; give the same command again$", told, re.MULTILINE)
     for word in ("kill", "fail", "crash"):
         assert f"  | {word} was here" in told
     assert "  | no more words" in told
@@ -182,8 +184,8 @@ def test_terminal_shows_a_line_for_each_job_that_is_at_work(tmp_path: Path) -> N
     for number in (0, 1):
         (tmp_path / f"job-{number:05d}.log").touch()
     console = Console(file=StringIO(), force_terminal=True, width=100)
-    with Running(files, names, console) as running:
-        running.ended(tmp_path / "launch-00000.json")
+    with JobsAtWork(files, names, console) as running:
+        running.remove(tmp_path / "launch-00000.json")
         running.refresh()
         shown = console.file.getvalue()
     assert re.search(r"job 1  lr=\[1\] .* epoch 2/4", shown)
@@ -191,14 +193,14 @@ def test_terminal_shows_a_line_for_each_job_that_is_at_work(tmp_path: Path) -> N
     assert "job 0" not in shown.split("job 1")[-1]
 
 
-def test_jobs_of_different_beginnings_start_first(composed: Compose) -> None:
+def test_jobs_of_different_trunks_start_first(composed: Compose) -> None:
     """Those of one wait for each other, and a job that waits has a GPU to itself."""
     words = [f"optimizer=tmsgd seed={seed} switch_epoch={e} epochs=4" for seed in (0, 1) for e in (3, 2)]
     jobs = [Job(i, w.split(), OmegaConf.to_container(composed("task=tc", *w.split()))) for i, w in enumerate(words)]
-    recognizer = Recognizer(download=False)
+    finder = RunFinder(download=False)
     for job in jobs:
-        recognizer.recognize(job)
-    assert [job.number for job in tmbench.sweeps.launchers._apart(jobs)] == [0, 2, 1, 3]
+        finder.find(job)
+    assert [job.number for job in base.different_trunks_first(jobs)] == [0, 2, 1, 3]
 
 
 # Settings.
@@ -207,34 +209,35 @@ def test_jobs_of_different_beginnings_start_first(composed: Compose) -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "told"),
     [
-        ("joblib", {"n_jobs": 0}, "launcher.n_jobs: expected a whole number >= 1, or null, got 0"),
-        ("joblib", {"threads": "many"}, "launcher.threads: expected a whole number >= 1, or null, got 'many'"),
-        ("joblib", {"gpus": 2}, r"launcher.gpus: expected a list such as \[0,1\], or null, got 2"),
-        ("slurm", {"cluster": "lsf"}, "launcher.cluster: expected slurm or local, got 'lsf'"),
+        ("local", {"n_jobs": 0}, "launcher.n_jobs: expected a whole number >= 1, or null, got 0"),
+        ("local", {"threads": "many"}, "launcher.threads: expected a whole number >= 1, or null, got 'many'"),
+        ("local", {"gpus": 2}, "launcher.gpus: expected a list, or null, got 2"),
+        ("local", {"gpus": [0, 1.5]}, r"launcher.gpus: expected GPUs as CUDA_VISIBLE_DEVICES has them, got \[0, 1.5\]"),
+        ("slurm", {"cluster": "lsf"}, "launcher.cluster: expected one of slurm, local, got 'lsf'"),
         ("slurm", {"cluster": "local", "cpus_per_task": None}, "launcher.cpus_per_task: expected a whole number >= 1"),
         ("slurm", {"cluster": "local", "gpus_per_node": 0.5}, "launcher.gpus_per_node: expected a whole number >= 0"),
         ("ray", {"num_gpus": 1.5}, "launcher.num_gpus: expected a whole number >= 0, or a part of one, got 1.5"),
-        ("lsf", {}, "launcher: expected one of serial, joblib, slurm, ray, got 'lsf'"),
+        ("lsf", {}, "launcher: expected one of serial, local, slurm, ray, got 'lsf'"),
     ],
 )
 def test_wrong_settings_are_told(
     name: str, settings: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tmbench.sweeps.launchers, "find_spec", lambda package: package)
+    monkeypatch.setattr(base, "find_spec", lambda package: package)
     own = defaults(name) if name != "lsf" else {"name": name}
     with pytest.raises(ConfigError, match=told):
         launcher_of([Job(0, [], {"launcher": own | settings})])
 
 
-@pytest.mark.parametrize("name", [name for name in choices("launcher") if name != "serial"])
+@pytest.mark.parametrize("name", ["slurm", "ray"])
 def test_missing_package_is_told_with_its_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tmbench.sweeps.launchers, "find_spec", lambda package: None)
+    monkeypatch.setattr(base, "find_spec", lambda package: None)
     with pytest.raises(ConfigError, match=rf"launcher={name}: needs the package \w+; pip install 'tmbench\[{name}\]'"):
         launcher_of([Job(0, [], {"launcher": defaults(name)})])
 
 
 def test_slurm_asks_for_a_machine_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tmbench.sweeps.launchers, "find_spec", lambda package: package)
+    monkeypatch.setattr(base, "find_spec", lambda package: package)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ConfigError, match="no sbatch and srun here"):
         launcher_of([Job(0, [], {"launcher": defaults("slurm")})])
@@ -247,25 +250,23 @@ def test_run_beside_slurm_is_not_warned_of_it(do: Run, tmp_path: Path, monkeypat
     do("task=tc", "epochs=1", "batch_size=80")  # a warning is an error here
 
 
-def test_trouble_of_the_launcher_itself_is_told_also_beside_known_runs(do: Run, tmp_path: Path) -> None:
+def test_trouble_of_the_launcher_itself_is_told_also_beside_known_runs(
+    do: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*arguments: Any) -> None:
+        raise OSError("no more processes")
+
     words = ["task=tc", "epochs=1", "batch_size=80"]
     do(*words)
-    code = (
-        "import tmbench.sweeps.launchers\n"
-        "def run(*arguments): raise OSError('no more processes')\n"
-        "tmbench.sweeps.launchers.Joblib.run = run\n"
-        "from tmbench.__main__ import main; main()"
-    )
-    more = ["seed=0,1", "launcher=joblib", f"runs_dir={tmp_path}"]
-    command = [sys.executable, "-c", code, "-m", *words, *more]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
-    assert "no more processes" in done.stderr
-    assert "completed, known" in done.stdout
+    monkeypatch.setattr(local.Local, "run", run)
+    told = tmbench("-m", *words, "seed=0,1", "launcher=local", f"runs_dir={tmp_path}")
+    assert told.returncode == 1
+    assert "no more processes" in told.stderr
+    assert "completed, known" in told.stdout
 
 
 def test_one_launcher_for_a_sweep() -> None:
-    jobs = [Job(n, [], {"launcher": defaults("joblib") | {"n_jobs": n + 1}}) for n in range(2)]
+    jobs = [Job(n, [], {"launcher": defaults("local") | {"n_jobs": n + 1}}) for n in range(2)]
     with pytest.raises(ConfigError, match=r"launcher: expected one for the whole sweep; .* \[0,1\]"):
         launcher_of(jobs)
 
@@ -319,25 +320,22 @@ def done(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-@pytest.mark.parametrize("module", ["joblib", "submitit", "ray", "tmbench.sweeps.launchers"])
-def test_help_and_serial_sweeps_import_no_launcher(module: str) -> None:
-    code = f"import sys, tmbench.__main__, tmbench.sweeps.sweep, tmbench.runs.show; sys.exit({module!r} in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
-
-
 def test_launcher_asks_for_a_sweep_and_leaves_no_trace_in_the_commands(tmp_path: Path) -> None:
-    alone = [sys.executable, "-m", "tmbench", "task=tc", "launcher=joblib", f"runs_dir={tmp_path}"]
-    told = subprocess.run(alone, capture_output=True, text=True, timeout=60)
+    told = tmbench("task=tc", "launcher=local", f"runs_dir={tmp_path}")
     assert told.returncode == 1
     assert "launcher: expected a sweep: add -m" in told.stderr
-    words = ["task=tc", "launcher=joblib", "+launcher.x=1", "lr=0.1", "study=switch", "study.arms={}", "plan=true"]
+    words = ["task=tc", "launcher=local", "+launcher.x=1", "lr=0.1", "study=switch", "study.arms={}", "plan=true"]
     assert command(words) == "python -m tmbench task=tc lr=0.1"
 
 
+def test_former_name_of_a_launcher_is_accepted(composed: Compose) -> None:
+    assert composed("launcher=joblib").launcher == composed("launcher=local").launcher
+
+
 @pytest.mark.slow
-def test_sweep_by_joblib_ends_as_a_serial_one_does(tmp_path: Path) -> None:
+def test_sweep_by_local_launcher_ends_as_a_serial_one_does(tmp_path: Path) -> None:
     words = ["task=tc", "epochs=1", "optimizer=tmsgd", "batch_size=80", "optimizer.momentum=0.5,1.1", "switch_epoch=0"]
-    code, out, err = done(sweep(*words, "launcher=joblib", "launcher.n_jobs=2", cwd=tmp_path))
+    code, out, err = done(sweep(*words, "launcher=local", "launcher.n_jobs=2", cwd=tmp_path))
     assert code == 1, err
     assert re.search(r"│ +0 │ 0.5 +│ completed", out)
     assert re.search(r"│ +1 │ 1.1 +│ failed", out)
@@ -352,7 +350,7 @@ def test_sweep_by_joblib_ends_as_a_serial_one_does(tmp_path: Path) -> None:
 # The same results everywhere; slow, since each job imports torch anew.
 
 WAYS = {
-    "joblib": ["launcher=joblib", "launcher.n_jobs=2"],
+    "local": ["launcher=local", "launcher.n_jobs=2"],
     "submitit": ["launcher=slurm", "launcher.cluster=local"],
     "slurm": ["launcher=slurm"],
     "ray": ["launcher=ray"],
@@ -432,7 +430,7 @@ def processes(folder: Path) -> dict[int, int]:
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (path / "cmdline").read_text().split("\0")
-            if "tmbench.sweeps.launchers" in words and os.readlink(path / "cwd") == str(folder):
+            if "tmbench.sweeps.job" in words and os.readlink(path / "cwd") == str(folder):
                 found[int(re.sub(r"\D", "", Path(words[-2]).name))] = int(path.name)
     return found
 
@@ -506,7 +504,7 @@ def test_ctrl_c_ends_all_jobs_and_the_sweep_started_again_finishes_them(
 
 @pytest.mark.slow
 def test_jobs_end_with_a_killed_sweep(tmp_path: Path) -> None:
-    process = sweep(*LONG, *WAYS["joblib"], cwd=tmp_path)
+    process = sweep(*LONG, *WAYS["local"], cwd=tmp_path)
     wait_until(lambda: begun(tmp_path, "tmsgdm"))
     process.kill()
     process.communicate()

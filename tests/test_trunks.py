@@ -532,43 +532,6 @@ def test_arms_are_only_those_that_begin_as_the_run_does(composed: Compose, tmp_p
     assert list(of("optimizer=sgd")) == []
 
 
-@pytest.mark.parametrize("word", ["plan=true", "study=switch"])
-def test_plan_and_study_ask_for_a_sweep(word: str, tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "tmbench", "task=tc", word, f"runs_dir={tmp_path}"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
-    assert f"{word.split('=')[0]}: expected a sweep: add -m" in done.stderr
-
-
-def test_jobs_that_differ_in_values_are_composed_by_hydra_once(tmp_path: Path) -> None:
-    code = (
-        "import sys, tmbench.sweeps.sweep; own = tmbench.sweeps.sweep.Composer._compose; n = []\n"
-        "def counted(self, words): n.append(words); return own(self, words)\n"
-        "tmbench.sweeps.sweep.Composer._compose = counted\n"
-        "from tmbench.__main__ import main\n"
-        "try: main()\n"
-        "except SystemExit: pass\n"
-        "print('composed', len(n))"
-    )
-    words = ["-m", "task=tc", "optimizer=sgd,tmsgd", "seed=range(0,40)", "lr=0.1,0.2", "plan=true", "epochs=1"]
-    cfg_words = [*words, f"runs_dir={tmp_path}", "data=full", "data_dir=/nowhere"]
-    done = subprocess.run([sys.executable, "-c", code, *cfg_words], capture_output=True, text=True, timeout=60)
-    assert "160 to do" in done.stdout, done.stderr
-    assert "the data are not here yet" in done.stdout
-    assert "composed 2" in done.stdout
-
-
-@pytest.mark.slow
-def test_composed_job_is_what_hydra_composes(composed: Compose, tmp_path: Path) -> None:
-    """Values set by ourselves, against Hydra's own composition of the same words: the runs are the same."""
-    words = ["task=tc", "optimizer=adam", "lr=1e-3", "seed=2", "switch_epoch=never", "task.width=8", "ema=0.9"]
-    done = subprocess.run(command(tmp_path, *words, "epochs=1"), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    (only,) = results(tmp_path)
-    _, folder, how = run(composed(*words, "epochs=1", f"runs_dir={tmp_path}"))
-    assert (folder.name, how) == (only, "shown")
-
-
 @pytest.mark.slow
 def test_switch_study_of_ten_points_and_two_seeds_is_at_the_lower_bound(tmp_path: Path) -> None:
     """Unkind order: sgd first, large switches before small."""

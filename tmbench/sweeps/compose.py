@@ -1,6 +1,5 @@
 """The jobs that the words of a sweep ask for, and the configuration of each."""
 
-import copy
 import itertools
 from collections.abc import Collection
 from functools import cache
@@ -8,9 +7,10 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
+from omegaconf import OmegaConf
 
 from ..config.compose import composed
-from ..config.settle import Settings
+from ..config.settle import Settings, plain
 from ..errors import ConfigError
 
 
@@ -25,9 +25,12 @@ def combinations(overrides: list[Override]) -> list[list[str]]:
         key = override.get_key_element()
         if override.is_interval_sweep():
             raise ConfigError(f"{override.input_line}: expected values to list, got an interval; say range(0,1,0.1)")
-        is_list = override.is_sweep_override()
-        values = override.sweep_string_iterator() if is_list else [override.get_value_element_as_str()]
-        choices[key] = [f"{key}={value}" for value in values]
+        if override.is_delete():
+            choices[key] = [str(override.input_line)]
+        elif override.is_sweep_override():
+            choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            choices[key] = [f"{key}={override.get_value_element_as_str()}"]
     return [list(words) for words in itertools.product(*choices.values())]
 
 
@@ -54,17 +57,12 @@ class JobComposer:
         """
         overrides = {word: self._parsed(word) for word in words}
         values = {word: override for word, override in overrides.items() if self._is_plain(override)}
-        cfg = copy.deepcopy(self._composed(tuple(word for word in words if word not in values)))
-        whole = [f"{o.key_or_group}." for o in overrides.values() if isinstance(o.value(), dict)]
+        cfg = dict(self._composed(tuple(word for word in words if word not in values)))
+        replaced = tuple(f"{o.key_or_group}." for o in overrides.values() if isinstance(o.value(), dict))
         for override in values.values():
-            *path, last = override.key_or_group.split(".")
-            node: Any = cfg
-            for name in path:
-                node = node.get(name) if isinstance(node, dict) else None
-            is_setting = isinstance(node, dict) and last in node and not isinstance(node[last], dict)
-            if not is_setting or override.key_or_group.startswith(tuple(whole)):
-                return self._by_hydra(tuple(words))  # its message or its order of setting counts
-            node[last] = override.value()
+            key = override.key_or_group
+            if key.startswith(replaced) or not _set(cfg, key.split("."), override.value()):
+                return self._by_hydra(tuple(words))  # which knows what comes first, or why it cannot be
         return cfg
 
     def _is_plain(self, override: Override) -> bool:
@@ -76,4 +74,22 @@ class JobComposer:
         )
 
     def _by_hydra(self, words: tuple[str, ...]) -> Settings:
-        return composed([*self._search, *words])
+        cfg = composed([*self._search, *words])
+        # The environment's words once for all jobs: OmegaConf's parser takes longer than all else that a job needs.
+        of_environment = OmegaConf.create({k: v for k, v in cfg.items() if str(v).startswith("${oc.env:")})
+        OmegaConf.resolve(of_environment)
+        return cfg | plain(of_environment)
+
+
+def _set(cfg: Settings, path: list[str], value: Any) -> bool:
+    """Sets a plain value, in copies of the settings above it; returns False if there is no such setting."""
+    *groups, last = path
+    for name in groups:
+        if not isinstance(cfg.get(name), dict):
+            return False
+        cfg[name] = dict(cfg[name])
+        cfg = cfg[name]
+    if last not in cfg or isinstance(cfg[last], dict):
+        return False
+    cfg[last] = value
+    return True

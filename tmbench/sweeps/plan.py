@@ -40,6 +40,7 @@ class Job:
     epochs_done: int = 0  # on disk
     state: str = "new"  # or partial, known (done before), same (as an earlier job's), wrong
     error: str = ""
+    result: Result | None = None  # of a known run
     epochs_to_train: int = 0  # see forecast_epochs
     epochs_from_trunk: int = 0
 
@@ -83,7 +84,7 @@ class RunFinder:
         with contextlib.suppress(DataError):  # a broken result.json: the job will say so
             result = Result.load(job.folder)
             if result and result.status in FINAL:
-                job.state = "known"
+                job.state, job.result = "known", result
                 return
         job.epochs_done = min(epochs_done(job.folder), job.cfg["epochs"])
         job.state = "partial" if job.epochs_done else "new"

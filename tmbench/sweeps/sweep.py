@@ -112,8 +112,10 @@ def _outcome(folder: Path, job: Job) -> show.Outcome | None:
     record = JobRecord(sweep_id(), job.number, job.overrides, job.arm)
     try:
         if job.state == "wrong":
-            record = replace(record, error=job.error)
-        elif job.state == "known" or (job.state == "same" and job.folder and (job.folder / "result.json").exists()):
+            return replace(record, error=job.error), None
+        if job.state == "known":
+            return replace(record, folder=str(job.folder), how="shown"), job.result
+        if job.state == "same" and job.folder and (job.folder / "result.json").exists():
             record = replace(record, folder=str(job.folder), how="shown")
         elif (found := record_of(folder, job.number)) is None:
             return None

@@ -1,0 +1,99 @@
+"""The jobs of a sweep: which they are, that each is composed as by Hydra alone, and what is said of them before."""
+
+import re
+from pathlib import Path
+from time import process_time
+
+import pytest
+from helpers import tmbench
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from tmbench.config.compose import composed
+from tmbench.config.settle import Settings, conf_dir
+from tmbench.errors import ConfigError
+from tmbench.sweeps.compose import JobComposer, combinations
+
+GROUPS = {"task", "optimizer"}
+
+
+def jobs(*words: str) -> list[list[str]]:
+    return combinations(OverridesParser.create().parse_overrides(list(words)))
+
+
+def test_jobs_are_all_combinations_of_what_is_listed() -> None:
+    assert jobs("task=tc", "lr=0.1,0.2", "seed=range(2)", "task.betas=[1,2]", "~ema") == [
+        ["task=tc", f"lr={lr}", f"seed={seed}", "task.betas=[1,2]", "~ema"] for lr in (0.1, 0.2) for seed in (0, 1)
+    ]
+    with pytest.raises(ConfigError, match=r"lr=interval\(0,1\): expected values to list, got an interval"):
+        jobs("lr=interval(0,1)")
+
+
+def resolved(cfg: Settings) -> object:
+    return OmegaConf.to_container(OmegaConf.create(cfg), resolve=True)
+
+
+@pytest.mark.parametrize(
+    "sweep",  # the second job is made of the first one's files
+    [
+        ["optimizer=adam lr=1e-3 seed=2 ema=0.9", "optimizer=adam lr=null seed=3 ema=0.5 switch_epoch=never"],
+        [
+            "task=seg optimizer.momentum=0.5 data_dir=here",
+            "task=seg optimizer.momentum=0.7 data_dir='a,b' precision=16",
+        ],
+        ["task=seg task.weights=coco force=true", "task=ic task.dataset=cifar100 runs_dir=${task.name}"],
+        ["optimizer=adam optimizer.betas=[0.1,0.2]", "optimizer=adam optimizer.betas=[0.1,0.3] seed=1"],
+        ["optimizer.momentum=0.5 optimizer={momentum:0.9}", "optimizer={momentum:0.9} optimizer.momentum=0.5"],
+        ["+optimizer.note=x lr=${seed}", "~optimizer.history lr=2"],
+    ],
+)
+def test_composed_job_is_what_hydra_composes(sweep: list[str]) -> None:
+    """Values that are set by ourselves, against Hydra's own composition of the same words."""
+    compose = JobComposer([], GROUPS)
+    for job in sweep:
+        assert resolved(compose(job.split())) == resolved(composed(job.split()))
+
+
+@pytest.mark.parametrize("word", ["sed=1", "optimizer.momentm=1", "optimizer.betas.x=1", "seed.x=1", "optimizer=sdg"])
+def test_a_word_that_is_no_setting_gets_hydras_own_message(word: str) -> None:
+    with pytest.raises(HydraException) as by_hydra:
+        composed(["task=tc", word])
+    with pytest.raises(HydraException, match=re.escape(str(by_hydra.value))):
+        JobComposer([], GROUPS)(["task=tc", word])
+
+
+def test_jobs_that_differ_in_values_take_little_time() -> None:
+    began = process_time()
+    for seed in range(10):
+        composed(["task=tc", f"seed={seed}"])
+    ten_by_hydra = process_time() - began
+    compose = JobComposer([], GROUPS)
+    for words in jobs("task=tc", "seed=range(250)", "lr=0.1,0.2"):
+        compose(words)
+    assert process_time() - began < 2 * ten_by_hydra
+
+
+def test_a_plan_of_many_runs_whose_data_are_not_here(tmp_path: Path) -> None:
+    words = ["-m", "task=tc", "optimizer=sgd,tmsgd", "seed=range(0,40)", "lr=0.1,0.2", "plan=true", "epochs=1"]
+    done = tmbench(*words, f"runs_dir={tmp_path}", "data=full", "data_dir=/nowhere")
+    assert done.returncode == 0, done.stderr
+    assert "160 to do" in done.stdout
+    assert "the data are not here yet" in done.stdout
+
+
+def test_files_of_ones_own_are_found_by_every_job(tmp_path: Path) -> None:
+    (tmp_path / "conf" / "optimizer").mkdir(parents=True)
+    text = (conf_dir() / "optimizer" / "sgd.yaml").read_text().replace("name: sgd", "name: mine")
+    (tmp_path / "conf" / "optimizer" / "mine.yaml").write_text(text)
+    words = ["-m", "--config-dir", "conf", "task=tc", "optimizer=sgd,mine", "seed=0,1", "plan=true", "epochs=1"]
+    done = tmbench(*words, "data=full", "data_dir=/nowhere", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "4 to do" in done.stdout
+
+
+@pytest.mark.parametrize("word", ["plan=true", "study=switch"])
+def test_plan_and_study_ask_for_a_sweep(word: str, tmp_path: Path) -> None:
+    done = tmbench("task=tc", word, f"runs_dir={tmp_path}")
+    assert done.returncode == 1
+    assert f"{word.split('=')[0]}: expected a sweep: add -m" in done.stderr
