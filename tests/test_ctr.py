@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import Compose, Run, real_data
+from helpers import count
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
-from test_ic import count
 from test_tasks import build, first_batch
 from torch.nn.functional import binary_cross_entropy_with_logits, embedding, linear
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import Compose, Run, real_data
+from helpers import count
 from PIL import Image
-from test_ic import count
 from test_run import assert_same, curves, weights
 from test_tasks import build, first_batch
 from torch import Tensor

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Compose, Run, real_data
+from helpers import count
 from matplotlib.figure import Figure
 from test_run import assert_same, curves, weights
 from test_tasks import build, first_batch
@@ -29,10 +30,6 @@ PARAMETERS = {
     "vgg16": (14_728_266, 513), "vgg19": (20_040_522, 513), "resnet18": (11_173_962, 513),
     "resnet34": (21_282_122, 513), "resnet50": (23_520_842, 2049),
 }  # fmt: skip
-
-
-def count(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Compose, Run, real_data
+from helpers import count
 from PIL import Image
 from scipy.linalg import sqrtm
 from test_run import assert_same, curves, weights
@@ -28,10 +29,6 @@ from tmbench.tasks.ig.distances import Frechet, Kernel, PrecisionRecall, Random,
 from tmbench.tasks.ig.sneakers import Sneakers
 from tmbench.tasks.ig.task import PROGRESS, as_bytes, discriminator, fixed_noise, generator, initialize, moments
 from tmbench.training.loader import TestLoader, TrainLoader
-
-
-def count(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
 
 
 @pytest.fixture
