@@ -410,6 +410,7 @@ def test_what_is_asked_of_the_data_is_checked(tmp_path: Path) -> None:
 # Runs
 
 
+@pytest.mark.draws
 @pytest.mark.parametrize("dataset", ["avazu_x4", "avazu_x1"])
 def test_tiny_sets_of_the_given_splits_train(dataset: str, do: Run) -> None:
     result, folder = do("task=ctr", f"task.dataset={dataset}", "optimizer=adam", "epochs=1", "batch_size=64")

@@ -164,6 +164,7 @@ def test_the_baseline_of_random_crops_is_worse_than_of_whole_images(composed: Co
     assert random["nme"] > 1.05 * none["nme"]
 
 
+@pytest.mark.draws
 def test_a_result_shows_what_a_constant_guess_reaches(do: Run, capsys: pytest.CaptureFixture[str]) -> None:
     from tmbench.runs import show
     from tmbench.runs.__main__ import main as runs
