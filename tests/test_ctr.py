@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import web
 from conftest import Compose, Run, real_data
 from helpers import count
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
@@ -160,10 +161,7 @@ def opened(cls: type[Avazu], root: Path, runs: Path) -> Avazu:
 
 
 def tiny(tmp_path: Path, cls: type[Avazu] = Avazu) -> Avazu:
-    root = tmp_path / cls.folder
-    root.mkdir()
-    cls.write_tiny(root, np.random.default_rng(0))
-    return opened(cls, root, tmp_path / "runs")
+    return opened(cls, web.tiny(cls, tmp_path / cls.folder).root, tmp_path / "runs")
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

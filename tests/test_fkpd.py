@@ -14,6 +14,7 @@ from test_run import assert_same, curves, weights
 from test_tasks import build, first_batch
 from torch import Tensor
 from torch.nn.functional import batch_norm, conv2d
+from web import tiny
 
 from tmbench.files import read_sealed_text
 from tmbench.run import run
@@ -257,8 +258,7 @@ def test_runs_with_random_crops_repeat_and_resume_bitwise(composed: Compose, tmp
 
 
 def test_a_tiny_set_has_the_published_layout(tmp_path: Path) -> None:
-    Faces.write_tiny(tmp_path, np.random.default_rng(0))
-    data = Faces(tmp_path)
+    data = tiny(Faces, tmp_path)
     paths = list(data.files())
     assert {path.suffix for path in paths} == {".csv", ".jpg"}
     with Image.open(paths[1]) as picture:

@@ -15,6 +15,7 @@ from test_tasks import build, first_batch
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.transforms import v2
+from web import tiny
 
 from tmbench.config.settle import settle
 from tmbench.data import read_pickle
@@ -273,8 +274,7 @@ def test_a_tiny_set_is_read_by_pickle_and_by_torchvision_alike(cls: type[CIFAR],
         test_list = [[name, None] for name, _ in theirs.test_list]
         meta = theirs.meta | {"md5": None}
 
-    cls.write_tiny(tmp_path, np.random.default_rng(0))
-    data = cls(tmp_path)
+    data = tiny(cls, tmp_path)
     assert data.counts() == cls.tiny_counts
     for split in ("train", "test"):
         images, labels = data.read(split)
@@ -313,7 +313,7 @@ def test_rows_are_red_green_and_blue_planes_of_32_lines(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cls", [CIFAR10, CIFAR100])
 def test_a_missing_file_tells_the_data_set_and_how_to_get_it(cls: type[CIFAR], tmp_path: Path) -> None:
-    cls.write_tiny(tmp_path, np.random.default_rng(0))
+    tiny(cls, tmp_path)
     path = tmp_path / cls.batches["test"][0]
     path.unlink()
     with pytest.raises(DataError, match=f"^{cls.folder}: no {path}\n") as error:

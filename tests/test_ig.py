@@ -19,6 +19,7 @@ from test_tasks import build
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms import v2
+from web import tiny
 
 from tmbench.config.settle import settle
 from tmbench.errors import ConfigError, DataError
@@ -535,8 +536,7 @@ def test_pictures_are_decoded_once_for_each_content_of_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, runs = tmp_path / "data", tmp_path / "runs"
-    root.mkdir()
-    Sneakers.write_tiny(root, np.random.default_rng(0))
+    tiny(Sneakers, root)
     decoded, own = [], Sneakers.picture
     monkeypatch.setattr(Sneakers, "picture", staticmethod(lambda path: decoded.append(path) or own(path)))
     first = opened(root, runs).read()

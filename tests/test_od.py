@@ -20,6 +20,7 @@ from torchvision.models.detection import ssd
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_convert, box_iou
+from web import tiny
 
 from tmbench.config.settle import settle
 from tmbench.data import open_dataset
@@ -93,8 +94,7 @@ def test_tiny_boxes_enclose_their_class_masks(composed: Compose) -> None:
 
 
 def test_both_years_train_and_2007_alone_is_tested(tmp_path: Path) -> None:
-    VOC0712.write_tiny(tmp_path, np.random.default_rng(0))
-    data, first = VOC0712(tmp_path), VOCDetection(tmp_path / "voc2007")
+    data, first = tiny(VOC0712, tmp_path), VOCDetection(tmp_path / "voc2007")
     assert (len(data.split("train")), len(data.split("test"))) == (64, 12)
     assert data.split("train")[:32] == first.split("train")
     assert data.split("test") == first.split("test")
@@ -104,8 +104,7 @@ def test_both_years_train_and_2007_alone_is_tested(tmp_path: Path) -> None:
 
 
 def test_both_years_are_official_only_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    VOC0712.write_tiny(tmp_path, np.random.default_rng(0))
-    data = VOC0712(tmp_path)
+    data = tiny(VOC0712, tmp_path)
     for known in (["voc2007"], ["voc2007", "voc2012"]):
         monkeypatch.setattr(VOCDetection, "is_official", lambda self, digests, known=known: self.folder in known)
         assert data.is_official(data.digests()) == (len(known) == 2)
@@ -647,8 +646,7 @@ def test_broken_published_regions_are_named(tmp_path: Path) -> None:
 
 
 def test_a_run_takes_published_regions_if_asked_and_says_what_is_missing(composed: Compose, tmp_path: Path) -> None:
-    VOCDetection.write_tiny(tmp_path / "voc2007", np.random.default_rng(0))
-    data = VOCDetection(tmp_path / "voc2007")
+    data = tiny(VOCDetection, tmp_path / "voc2007")
     data.opened = tmp_path / "runs", data.digests()
     with pytest.raises(
         DataError, match=r"od: no .*voc_2007_trainval.mat\n.*selective_search_data.tgz.*\n.*regions=opencv"
