@@ -9,11 +9,9 @@ import pickle
 import re
 import shutil
 import struct
-import tempfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ import numpy as np
 import pytest
 from conftest import real_data
 from PIL import Image
-from web import tree
+from web import tiny, tree
 
 from tmbench.data import Dataset, files, read_pickle
 from tmbench.errors import DataError
@@ -478,16 +476,13 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return request.param, write(request.param, tmp_path_factory.mktemp("whole"))
 
 
-@cache
-def written(name: str) -> tempfile.TemporaryDirectory[str]:
-    folder = tempfile.TemporaryDirectory()
-    SETS[name].write_tiny(Path(folder.name), np.random.default_rng(0))
-    return folder
+@pytest.fixture(autouse=True)
+def little_is_read_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAX_BYTES", 2**24)  # so that files with more are quickly read
 
 
 def write(name: str, root: Path) -> Path:
-    shutil.copytree(written(name).name, root, dirs_exist_ok=True)
-    return root
+    return tiny(SETS[name], root).root
 
 
 def read(name: str, root: Path) -> dict[str, int]:

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import web
 from conftest import Compose, Run, real_data
+from helpers import count
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
-from test_ic import count
 from test_tasks import build, first_batch
 from torch.nn.functional import binary_cross_entropy_with_logits, embedding, linear
 
@@ -161,10 +162,7 @@ def opened(cls: type[Avazu], root: Path, runs: Path) -> Avazu:
 
 
 def tiny(tmp_path: Path, cls: type[Avazu] = Avazu) -> Avazu:
-    root = tmp_path / cls.folder
-    root.mkdir()
-    cls.write_tiny(root, np.random.default_rng(0))
-    return opened(cls, root, tmp_path / "runs")
+    return opened(cls, web.tiny(cls, tmp_path / cls.folder).root, tmp_path / "runs")
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -411,6 +409,7 @@ def test_what_is_asked_of_the_data_is_checked(tmp_path: Path) -> None:
 # Runs
 
 
+@pytest.mark.draws
 @pytest.mark.parametrize("dataset", ["avazu_x4", "avazu_x1"])
 def test_tiny_sets_of_the_given_splits_train(dataset: str, do: Run) -> None:
     result, folder = do("task=ctr", f"task.dataset={dataset}", "optimizer=adam", "epochs=1", "batch_size=64")

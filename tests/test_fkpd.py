@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import Compose, Run, real_data
+from helpers import count
 from PIL import Image
-from test_ic import count
 from test_run import assert_same, curves, weights
 from test_tasks import build, first_batch
 from torch import Tensor
 from torch.nn.functional import batch_norm, conv2d
+from web import tiny
 
 from tmbench.files import read_sealed_text
 from tmbench.run import run
@@ -165,6 +166,7 @@ def test_the_baseline_of_random_crops_is_worse_than_of_whole_images(composed: Co
     assert random["nme"] > 1.05 * none["nme"]
 
 
+@pytest.mark.draws
 def test_a_result_shows_what_a_constant_guess_reaches(do: Run, capsys: pytest.CaptureFixture[str]) -> None:
     from tmbench.runs import show
 
@@ -256,8 +258,7 @@ def test_runs_with_random_crops_repeat_and_resume_bitwise(composed: Compose, tmp
 
 
 def test_a_tiny_set_has_the_published_layout(tmp_path: Path) -> None:
-    Faces.write_tiny(tmp_path, np.random.default_rng(0))
-    data = Faces(tmp_path)
+    data = tiny(Faces, tmp_path)
     paths = list(data.files())
     assert {path.suffix for path in paths} == {".csv", ".jpg"}
     with Image.open(paths[1]) as picture:

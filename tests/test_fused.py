@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -54,6 +55,12 @@ def parameters(dtype: torch.dtype = torch.float32) -> list[Tensor]:
     return [nn.Parameter(w) for w in weights]
 
 
+@cache
+def noise(steps: int) -> list[list[Tensor]]:
+    random = torch.Generator().manual_seed(1)
+    return [[torch.randn(shape, generator=random) for shape in SHAPES] for _ in range(steps)]
+
+
 def walk(
     new_optimizer: Callable[..., Any], steps: int = 40, dtype: torch.dtype = torch.float32, **settings: Any
 ) -> list[Tensor]:
@@ -61,12 +68,10 @@ def walk(
     weights = parameters(dtype)
     groups = [{"params": weights[::2]}, {"params": weights[1::2], "lr": 0.07}]
     optimizer = new_optimizer(groups, lr=0.05, **settings)
-    random = torch.Generator().manual_seed(1)
     ascends = -1.0 if settings.get("maximize") else 1.0
-    for _ in range(steps):
-        for w in weights:
-            noise = torch.randn(w.shape, generator=random).to(dtype)
-            w.grad = ascends * (w.detach() + 0.5 * noise)
+    for noises in noise(steps):
+        for w, n in zip(weights, noises, strict=True):
+            w.grad = ascends * (w.detach() + 0.5 * n.to(dtype))
         optimizer.step()
     return [w.detach() for w in weights]
 
@@ -79,8 +84,12 @@ def worst(walked: list[Tensor], reference: list[Tensor]) -> float:
     )
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "direction"),
+    # Every direction with one formula, every formula with one or two directions: the two do not meet in a kernel.
+    [*(("tmsgd", direction) for direction in DIRECTIONS), ("third", "decoupled"), ("six_point", "nesterov"),
+     ("six_point", "plain"), ("five_point", "dampening"), ("euler", "maximize"), ("rescaled", "decay")],
+)  # fmt: skip
 def test_all_paths_stay_within_rounding_of_the_float64_for_loop(method: str, direction: str) -> None:
     settings = {"switch_step": 7, **DIRECTIONS[direction]}
     reference = walk(METHODS[method], dtype=torch.float64, foreach=False, **settings)

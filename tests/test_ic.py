@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import Compose, Run, real_data
-from matplotlib.figure import Figure
+from helpers import count
 from test_run import assert_same, curves, weights
 from test_tasks import build, first_batch
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.transforms import v2
+from web import tiny
 
 from tmbench.config.settle import settle
 from tmbench.data import read_pickle
@@ -30,10 +31,6 @@ PARAMETERS = {
     "vgg16": (14_728_266, 513), "vgg19": (20_040_522, 513), "resnet18": (11_173_962, 513),
     "resnet34": (21_282_122, 513), "resnet50": (23_520_842, 2049),
 }  # fmt: skip
-
-
-def count(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -238,8 +235,7 @@ def test_the_data_set_chosen_is_the_one_read(composed: Compose) -> None:
         assert settle(cfg) == cfg
 
 
-def test_another_data_set_is_another_run(do: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Figure, "savefig", lambda *args, **kwargs: None)  # most of the time of such short runs
+def test_another_data_set_is_another_run(do: Run) -> None:
     short = ["task=ic", "optimizer=sgd", "epochs=1", "batch_size=200", "task.width=1"]
     ten, _ = do(*short)
     hundred, _ = do(*short, "task.dataset=cifar100")
@@ -279,8 +275,7 @@ def test_a_tiny_set_is_read_by_pickle_and_by_torchvision_alike(cls: type[CIFAR],
         test_list = [[name, None] for name, _ in theirs.test_list]
         meta = theirs.meta | {"md5": None}
 
-    cls.write_tiny(tmp_path, np.random.default_rng(0))
-    data = cls(tmp_path)
+    data = tiny(cls, tmp_path)
     assert data.counts() == cls.tiny_counts
     for split in ("train", "test"):
         images, labels = data.read(split)
@@ -319,7 +314,7 @@ def test_rows_are_red_green_and_blue_planes_of_32_lines(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cls", [CIFAR10, CIFAR100])
 def test_a_missing_file_tells_the_data_set_and_how_to_get_it(cls: type[CIFAR], tmp_path: Path) -> None:
-    cls.write_tiny(tmp_path, np.random.default_rng(0))
+    tiny(cls, tmp_path)
     path = tmp_path / cls.batches["test"][0]
     path.unlink()
     with pytest.raises(DataError, match=f"^{cls.folder}: no {path}\n") as error:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Compose, Run, real_data
+from helpers import count
 from PIL import Image
 from scipy.linalg import sqrtm
 from test_run import assert_same, curves, weights
@@ -18,6 +19,7 @@ from test_tasks import build
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms import v2
+from web import tiny
 
 from tmbench.config.settle import settle
 from tmbench.errors import ConfigError, DataError
@@ -29,10 +31,6 @@ from tmbench.tasks.ig.sneakers import Sneakers
 from tmbench.tasks.ig.task import PROGRESS, as_bytes, discriminator, fixed_noise, generator, initialize, moments
 from tmbench.training.evaluation import Evaluation
 from tmbench.training.loader import TestLoader, TrainLoader
-
-
-def count(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
 
 
 @pytest.fixture
@@ -137,7 +135,8 @@ def test_an_epoch_is_a_step_of_d_then_one_of_g_on_every_batch_each_at_its_rate(
 
     In float32 either way is up to 5e-4 off after this epoch: rounding that later steps take further.
     """
-    words = ["optimizer=sgd", "epochs=1", "batch_size=64", "lr=0.05", "task.lr_d=0.002", "task.samples=8"]
+    words = ["optimizer=sgd", "epochs=1", "batch_size=64", "lr=0.05", "task.lr_d=0.002", "task.samples=8",
+             "task.width=2"]  # fmt: skip
     _, folder = do("task=ig", *words)
     task, _ = build(composed, "ig", *words)
     seed_all("epoch", 0, 0, 0)
@@ -162,17 +161,10 @@ def test_an_epoch_is_a_step_of_d_then_one_of_g_on_every_batch_each_at_its_rate(
     assert (float(row["lr_d"]), float(row["lr_g"])) == (0.002, 0.05)
 
 
+@pytest.mark.draws
 def test_a_schedule_scales_both_rates(do: Run) -> None:
-    words = [
-        "optimizer=adam",
-        "epochs=3",
-        "batch_size=192",
-        "lr=0.01",
-        "task.lr_d=0",
-        "task.lr_g=0.004",
-        "task.samples=8",
-    ]
-    _, folder = do("task=ig", *words, "schedule=cosine")
+    words = ["task=ig", "optimizer=adam", "epochs=3", "batch_size=192", "lr=0.01", "task.lr_d=0", "task.lr_g=0.004"]
+    _, folder = do(*words, "task.samples=8", "task.width=2", "schedule=cosine")
     factors = [(1 + math.cos(math.pi * step / 3)) / 2 for step in range(3)]
     assert [float(row["lr_d"]) for row in curves(folder)] == pytest.approx([0.01 * f for f in factors])
     assert [float(row["lr_g"]) for row in curves(folder)] == pytest.approx([0.004 * f for f in factors])
@@ -545,8 +537,7 @@ def test_pictures_are_decoded_once_for_each_content_of_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, runs = tmp_path / "data", tmp_path / "runs"
-    root.mkdir()
-    Sneakers.write_tiny(root, np.random.default_rng(0))
+    tiny(Sneakers, root)
     decoded, own = [], Sneakers.picture
     monkeypatch.setattr(Sneakers, "picture", staticmethod(lambda path: decoded.append(path) or own(path)))
     first = opened(root, runs).read()

@@ -1,14 +1,15 @@
 """MultistepSGD: which formulas it takes and refuses, and that it follows the ones it takes."""
 
+import itertools
 import math
 import re
 from collections.abc import Callable
 from fractions import Fraction
-from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from helpers import pairwise
 from torch import Tensor
 
 from tmbench.optim import TMSGD, MultistepSGD
@@ -187,7 +188,7 @@ class TestConvergence:
             for i, key in enumerate(difference_names(len(PRESETS[name]) - 1)):
                 optimizer.state[w][key] = torch.full_like(w, w_at(-i * h) - w_at(-(i + 1) * h))
             errors.append(abs(self.end(w, optimizer, gradient, n) - w_at(1)))
-        for coarse, fine in pairwise(errors):
+        for coarse, fine in itertools.pairwise(errors):
             assert math.log2(coarse / fine) == pytest.approx(optimizer.order, abs=0.1)
 
     @pytest.mark.parametrize("name", THIRD_ORDER)
@@ -197,7 +198,7 @@ class TestConvergence:
             w = one()
             optimizer = MultistepSGD([w], 1 / n, preset=name, switch_step=len(PRESETS[name]) - 1)
             errors.append(abs(self.end(w, optimizer, lambda x: x, n) - math.exp(-1)))
-        for coarse, fine in pairwise(errors):
+        for coarse, fine in itertools.pairwise(errors):
             assert math.log2(coarse / fine) == pytest.approx(2, abs=0.15)
 
     def end(self, w: Tensor, optimizer: torch.optim.Optimizer, gradient: Callable[[Tensor], Tensor], n: int) -> float:
@@ -207,9 +208,7 @@ class TestConvergence:
         return w.item()
 
 
-@pytest.mark.parametrize("history", ["true", "zero"])
-@pytest.mark.parametrize("switch", [0, 2, 5, 12, None])
-@pytest.mark.parametrize("name", ACCEPTED)
+@pairwise(name=ACCEPTED, switch=[0, 2, 5, 12, None], history=["true", "zero"])
 def test_it_equals_the_weights_form_of_its_formula(name: str, switch: int | None, history: str) -> None:
     """In plain Python floats; weights from before the start, and with "zero" before the switch, equal the first."""
     a = list(map(float, PRESETS[name]))
@@ -238,51 +237,46 @@ def test_it_equals_the_weights_form_of_its_formula(name: str, switch: int | None
     assert weights == pytest.approx(expected, rel=1e-10, abs=1e-11)
 
 
-@pytest.mark.parametrize("foreach", [None, True, False])
-@pytest.mark.parametrize("maximize", [False, True])
-@pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS)
-@pytest.mark.parametrize("switch", [0, 10, None])
+@pairwise(direction=DIRECTIONS, switch=[0, 10, None], foreach=[None, True, False], maximize=[False, True])
 def test_euler_equals_torch_sgd_bitwise(
-    switch: int | None, direction: dict[str, Any], maximize: bool, foreach: bool | None
+    direction: str, switch: int | None, foreach: bool | None, maximize: bool
 ) -> None:
-    settings = {"lr": 0.02, "weight_decay": 0.1, "maximize": maximize, "foreach": foreach, **direction}
+    settings = {"lr": 0.02, "weight_decay": 0.1, "maximize": maximize, "foreach": foreach, **DIRECTIONS[direction]}
     expected = noisy_path(lambda p: torch.optim.SGD(p, **settings))
     assert torch.equal(noisy_path(lambda p: MultistepSGD(p, preset="euler", switch_step=switch, **settings)), expected)
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS)
-@pytest.mark.parametrize("decoupled", [False, True])
-@pytest.mark.parametrize("foreach", [None, True, False])
-class TestAgainstOthers:
-    def settings(self, direction: dict[str, Any], decoupled: bool, foreach: bool | None) -> dict[str, Any]:
-        return {"lr": 0.1, "weight_decay": 0.1, "decoupled": decoupled, "foreach": foreach, **direction}
+SETTINGS: dict[str, Any] = {"direction": DIRECTIONS, "decoupled": [False, True], "foreach": [None, True, False]}
 
-    @pytest.mark.parametrize(("name", "c"), [("paper", 0.5), ("third", 1 / 3)])
-    @pytest.mark.parametrize("history", ["true", "zero"])
-    @pytest.mark.parametrize("switch", [0, 1, 10, None])
-    def test_paper_and_third_follow_tmsgd(
-        self, switch: int | None, history: str, name: str, c: float,
-        direction: dict[str, Any], decoupled: bool, foreach: bool | None,
-    ) -> None:  # fmt: skip
-        settings = {**self.settings(direction, decoupled, foreach), "switch_step": switch, "history": history}
-        multistep = noisy_path(lambda p: MultistepSGD(p, preset=name, **settings), dtype=torch.float64)
-        tm = noisy_path(lambda p: TMSGD(p, c=c, **settings), dtype=torch.float64)
-        torch.testing.assert_close(multistep, tm, rtol=1e-12, atol=1e-13)
 
-    @pytest.mark.parametrize("name", ACCEPTED)
-    def test_all_at_once_equals_one_by_one_and_a_reload_continues_bitwise(
-        self, name: str, direction: dict[str, Any], decoupled: bool, foreach: bool | None
-    ) -> None:
-        """At a small lr: the third-order formulas with momentum diverge soon."""
+@pairwise(name=["paper", "third"], switch=[0, 1, 10, None], history=["true", "zero"], **SETTINGS)
+def test_paper_and_third_follow_tmsgd(
+    name: str, switch: int | None, history: str, direction: str, decoupled: bool, foreach: bool | None
+) -> None:
+    settings = {
+        "lr": 0.1, "weight_decay": 0.1, "decoupled": decoupled, "foreach": foreach, "switch_step": switch,
+        "history": history, **DIRECTIONS[direction],
+    }  # fmt: skip
+    c = {"paper": 0.5, "third": 1 / 3}[name]
+    multistep = noisy_path(lambda p: MultistepSGD(p, preset=name, **settings), dtype=torch.float64)
+    tm = noisy_path(lambda p: TMSGD(p, c=c, **settings), dtype=torch.float64)
+    torch.testing.assert_close(multistep, tm, rtol=1e-12, atol=1e-13)
 
-        def make(params: Any, foreach: bool | None = foreach) -> MultistepSGD:
-            settings = {**self.settings(direction, decoupled, foreach), "lr": 0.01, "switch_step": 10}
-            return MultistepSGD(params, preset=name, **settings)
 
-        whole = noisy_path(make)
-        assert torch.equal(whole, noisy_path(lambda p: make(p, False)))
-        for reload_at in (4, 8, 10, 30):
-            assert torch.equal(whole, noisy_path(make, reload_at)), f"reload_at={reload_at}"
+@pairwise(name=ACCEPTED, **SETTINGS)
+def test_all_at_once_equals_one_by_one_and_a_reload_continues_bitwise(
+    name: str, direction: str, decoupled: bool, foreach: bool | None
+) -> None:
+    """At a small lr: the third-order formulas with momentum diverge soon."""
+
+    def make(params: Any, foreach: bool | None = foreach) -> MultistepSGD:
+        settings = {"lr": 0.01, "weight_decay": 0.1, "decoupled": decoupled, "foreach": foreach, "switch_step": 10}
+        return MultistepSGD(params, preset=name, **settings, **DIRECTIONS[direction])
+
+    whole = noisy_path(make)
+    assert torch.equal(whole, noisy_path(lambda p: make(p, False)))
+    for reload_at in (4, 8, 10, 30):
+        assert torch.equal(whole, noisy_path(make, reload_at)), f"reload_at={reload_at}"
 
 
 def test_a_checkpoint_of_it_can_be_loaded_with_weights_only(tmp_path: Any) -> None:

@@ -1,17 +1,18 @@
 """TMSGD against its theory, torch.optim.SGD and a slow reference; and what every optimizer YAML promises."""
 
+import itertools
 import math
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from conftest import Compose, choices, saved_and_loaded
+from helpers import pairwise
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -109,9 +110,17 @@ class TestTheory:
         weights = path(403, lr=1.0, switch_step=0)
         assert weights[-8:] == pytest.approx([0.6, -0.2, -0.6, 0.2] * 2, rel=1e-9)
 
-    @pytest.mark.parametrize(("q", "least", "most"), [(0.999, 0.0, 0.0115), (1.001, 30.75, 30.85)])
-    def test_tmsgd_shrinks_just_below_its_limit_and_grows_just_above(self, q: float, least: float, most: float) -> None:
-        assert least < max(map(abs, path(20_000, lr=q, switch_step=0)[-4:])) < most
+    def test_tmsgd_shrinks_just_below_its_limit_and_grows_just_above(self) -> None:
+        w = torch.ones(2, dtype=torch.float64, requires_grad=True)
+        optimizer, q = TMSGD([w], 1.0, foreach=False), torch.tensor([0.999, 1.001])
+        last = []
+        for _ in range(20_000):
+            w.grad = q * w.detach()
+            optimizer.step()
+            last = [*last[-3:], w.detach().abs().clone()]
+        below, above = torch.stack(last).amax(0).tolist()
+        assert 0 < below < 0.0115
+        assert 30.75 < above < 30.85
 
     @pytest.mark.parametrize(
         ("gradient", "exact"), [(lambda x: x, math.exp(-1)), (lambda x: x * x, 0.5)], ids=["linear", "quadratic"]
@@ -124,7 +133,7 @@ class TestTheory:
     ) -> None:
         steps = (40, 80, 160, 320, 640)
         errors = [abs(path(n, gradient, lr=1 / n, switch_step=switch_step, c=c)[-1] - exact) for n in steps]
-        for coarse, fine in pairwise(errors):
+        for coarse, fine in itertools.pairwise(errors):
             assert math.log2(coarse / fine) == pytest.approx(order, abs=0.1)
 
     @pytest.mark.parametrize(("switch_step", "error"), [(2, 3.02e-7), (None, 5.756e-4)], ids=["tm", "sgd"])
@@ -135,13 +144,9 @@ class TestTheory:
         ("switch_step", "momentum", "limit"),
         [
             (0, 0.0, 1.0),
-            (0, 0.1, 0.839404),
-            (0, 0.3, 0.654993),
             (0, 0.5, 0.560660),
-            (0, 0.7, 0.515502),
             (0, 0.9, 0.500780),
             (None, 0.0, 2.0),
-            (None, 0.5, 3.0),
             (None, 0.9, 3.8),
         ],
     )
@@ -149,7 +154,7 @@ class TestTheory:
         def diverges_at(q: Tensor) -> list[bool]:
             """By the mean square over 200 steps, early and 2000 steps later; one weight for each curvature."""
             w = torch.ones_like(q, requires_grad=True)
-            optimizer = TMSGD([w], lr=1.0, momentum=momentum, switch_step=switch_step)
+            optimizer = TMSGD([w], lr=1.0, momentum=momentum, switch_step=switch_step, foreach=False)
             early, late = torch.zeros_like(q), torch.zeros_like(q)
             for step in range(2800):
                 w.grad = q * w.detach()
@@ -191,11 +196,10 @@ class TestTheory:
         assert off.index(max(off)) == 3
 
 
-@pytest.mark.parametrize("maximize", [False, True])
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("history", ["true", "zero"])
-@pytest.mark.parametrize("switch", [0, 1, 2, SWITCH])
+@pairwise(
+    switch=[0, 1, 2, SWITCH], history=["true", "zero"], momentum=[0.0, 0.9], weight_decay=[0.0, 0.1],
+    maximize=[False, True],
+)  # fmt: skip
 def test_tmsgd_equals_the_weights_form_of_eq_8(
     switch: int, history: str, momentum: float, weight_decay: float, maximize: bool
 ) -> None:
@@ -226,16 +230,16 @@ def test_tmsgd_equals_the_weights_form_of_eq_8(
     torch.testing.assert_close(torch.stack(weights), torch.stack(expected), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS)
-@pytest.mark.parametrize("decoupled", [False, True])
-@pytest.mark.parametrize("c", [0.5, 1 / 3, 0.8])
-@pytest.mark.parametrize("history", ["true", "zero"])
-@pytest.mark.parametrize("switch", [0, 1, SWITCH, None])
+@pairwise(
+    switch=[0, 1, SWITCH, None], direction=DIRECTIONS, history=["true", "zero"], c=[0.5, 1 / 3, 0.8],
+    decoupled=[False, True],
+)  # fmt: skip
 def test_tmsgd_equals_a_slow_reference_with_every_setting(
-    switch: int | None, history: str, c: float, decoupled: bool, direction: dict[str, Any]
+    switch: int | None, direction: str, history: str, c: float, decoupled: bool
 ) -> None:
     """One weight in plain Python floats. Decoupled: W <- (1 - lr decay) W + d, with d driven by gradients alone."""
-    momentum, dampening = direction.get("momentum", 0.0), direction.get("dampening", 0.0)
+    given = DIRECTIONS[direction]
+    momentum, dampening = given.get("momentum", 0.0), given.get("dampening", 0.0)
     lr, decay, curvature = 0.05, 0.3, 2.0
     noise = torch.randn(60, generator=torch.Generator().manual_seed(0), dtype=torch.float64).tolist()
 
@@ -246,7 +250,7 @@ def test_tmsgd_equals_a_slow_reference_with_every_setting(
         g = u = curvature * W + noise[k] + (0 if decoupled else decay * W)
         if momentum:
             v = g if v is None else momentum * v + (1 - dampening) * g
-            u = g + momentum * v if direction.get("nesterov") else v
+            u = g + momentum * v if given.get("nesterov") else v
         tm = switch is not None and k >= switch
         d = [(3 * c - 1) * d[0] - c * d[1] - (2 - 2 * c) * lr * u if tm else -lr * u, d[0]]
         W = (1 - lr * decay if decoupled else 1) * W + d[0]
@@ -254,7 +258,7 @@ def test_tmsgd_equals_a_slow_reference_with_every_setting(
 
     w = torch.ones(1, dtype=torch.float64, requires_grad=True)
     optimizer = TMSGD(
-        [w], lr, **direction, c=c, weight_decay=decay, decoupled=decoupled, switch_step=switch, history=history
+        [w], lr, **given, c=c, weight_decay=decay, decoupled=decoupled, switch_step=switch, history=history
     )
     weights = []
     for k in range(60):
@@ -281,15 +285,12 @@ def test_only_lr_and_momentum_may_be_given_by_position() -> None:
 
 
 class TestAgainstTorch:
-    @pytest.mark.parametrize("foreach", [None, True, False])
-    @pytest.mark.parametrize("maximize", [False, True])
-    @pytest.mark.parametrize("weight_decay", [0.0, 1e-2])
-    @pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS)
+    @pairwise(direction=DIRECTIONS, foreach=[None, True, False], weight_decay=[0.0, 1e-2], maximize=[False, True])
     def test_before_the_switch_tmsgd_equals_torch_sgd(
-        self, direction: dict[str, Any], weight_decay: float, maximize: bool, foreach: bool | None
+        self, direction: str, weight_decay: float, maximize: bool, foreach: bool | None
     ) -> None:
         settings: dict[str, Any] = {
-            "lr": 0.01, "weight_decay": weight_decay, "maximize": maximize, "foreach": foreach, **direction
+            "lr": 0.01, "weight_decay": weight_decay, "maximize": maximize, "foreach": foreach, **DIRECTIONS[direction]
         }  # fmt: skip
         expected = mlp_path(partial(torch.optim.SGD, **settings), 80)
         for switch_step in (None, 80):
@@ -301,13 +302,11 @@ class TestAgainstTorch:
         tm = mlp_path(partial(TMSGD, lr=0.1, switch_step=SWITCH), 20)
         assert (tm == sgd).all(dim=1).tolist() == [True] * SWITCH + [False] * 10
 
-    @pytest.mark.parametrize("history", ["true", "zero"])
-    @pytest.mark.parametrize("maximize", [False, True])
-    @pytest.mark.parametrize("decoupled", [False, True])
-    @pytest.mark.parametrize("c", [0.5, 0.3])
-    @pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS)
+    @pairwise(
+        direction=DIRECTIONS, c=[0.5, 0.3], decoupled=[False, True], maximize=[False, True], history=["true", "zero"]
+    )
     def test_one_by_one_equals_all_at_once_across_the_switch(
-        self, direction: dict[str, Any], c: float, decoupled: bool, maximize: bool, history: str
+        self, direction: str, c: float, decoupled: bool, maximize: bool, history: str
     ) -> None:
         def run(foreach: bool | None) -> Tensor:
             def new(params: Iterator[Tensor]) -> TMSGD:
@@ -318,7 +317,7 @@ class TestAgainstTorch:
                     {"params": [bias], "lr": 0.01, "momentum": 0.5, "switch_step": 4, "c": 0.7},
                 ]
                 return TMSGD(
-                    groups, 0.05, **direction, c=c, weight_decay=1e-2, decoupled=decoupled,
+                    groups, 0.05, **DIRECTIONS[direction], c=c, weight_decay=1e-2, decoupled=decoupled,
                     switch_step=SWITCH, history=history, maximize=maximize, foreach=foreach,
                 )  # fmt: skip
 
@@ -358,17 +357,15 @@ class TestAgainstTorch:
             lr.fill_(0.25)
 
 
-@pytest.mark.parametrize("reload_at", PHASES.values(), ids=PHASES)
-@pytest.mark.parametrize("history", ["true", "zero"])
-@pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS)
-@pytest.mark.parametrize("decoupled", [False, True])
+@pairwise(phase=PHASES, direction=DIRECTIONS, history=["true", "zero"], decoupled=[False, True])
 def test_a_loaded_state_dict_continues_bitwise_in_every_phase(
-    decoupled: bool, direction: dict[str, Any], history: str, reload_at: int
+    phase: str, direction: str, history: str, decoupled: bool
 ) -> None:
     new = partial(
-        TMSGD, lr=0.05, **direction, weight_decay=1e-2, decoupled=decoupled, c=0.4, switch_step=SWITCH, history=history
-    )
-    assert torch.equal(mlp_path(new, 40, reload_at), mlp_path(new, 40))
+        TMSGD, lr=0.05, **DIRECTIONS[direction], weight_decay=1e-2, decoupled=decoupled, c=0.4, switch_step=SWITCH,
+        history=history,
+    )  # fmt: skip
+    assert torch.equal(mlp_path(new, 40, PHASES[phase]), mlp_path(new, 40))
 
 
 def test_a_state_dict_from_before_a_setting_existed_continues_with_the_constructors() -> None:
@@ -394,18 +391,17 @@ def test_a_loaded_state_dict_brings_its_settings() -> None:
     assert loaded.param_groups == saved.param_groups
 
 
-@pytest.mark.parametrize("foreach", [True, False])
-@pytest.mark.parametrize("maximize", [False, True])
-@pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS)
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-@pytest.mark.parametrize("switch_step", [0, 4])
+@pairwise(
+    direction=DIRECTIONS, switch_step=[0, 4], weight_decay=[0.0, 0.1], maximize=[False, True], foreach=[True, False]
+)
 def test_gradients_are_left_unchanged_in_every_phase(
-    switch_step: int, weight_decay: float, direction: dict[str, Any], maximize: bool, foreach: bool
+    direction: str, switch_step: int, weight_decay: float, maximize: bool, foreach: bool
 ) -> None:
     params = [torch.randn(3, 2).requires_grad_(), torch.randn(4).requires_grad_()]
     optimizer = TMSGD(
-        params, 0.1, **direction, weight_decay=weight_decay, switch_step=switch_step, maximize=maximize, foreach=foreach
-    )
+        params, 0.1, **DIRECTIONS[direction], weight_decay=weight_decay, switch_step=switch_step, maximize=maximize,
+        foreach=foreach,
+    )  # fmt: skip
     given, copies = [], []
     for _ in range(8):
         for p in params:
@@ -417,9 +413,7 @@ def test_gradients_are_left_unchanged_in_every_phase(
         assert all(map(torch.equal, given, copies)), "this step's gradients, and those of all steps before"
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("foreach", [True, False])
-@pytest.mark.parametrize("phase", PHASES)
+@pairwise(phase=PHASES, foreach=[True, False], momentum=[0.0, 0.9])
 def test_a_parameter_without_gradient_keeps_its_weight_and_history(phase: str, foreach: bool, momentum: float) -> None:
     """Two weights in one group; the second one's gradient is None for three steps."""
     w, idle = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
@@ -627,7 +621,7 @@ class TestUnsupportedTensors:
             TMSGD([w], 0.1, switch_step=switch_step)
 
 
-@pytest.mark.parametrize("name", choices("optimizer"))
+@pytest.mark.parametrize("name", choices("optimizer"), scope="class")
 class TestEveryOptimizerYaml:
     """Over 100 steps of a noisy quadratic, with the switch, if the optimizer has one, at step 50."""
 
@@ -640,19 +634,22 @@ class TestEveryOptimizerYaml:
         "newton_cg": ["lr=0.5"],
     }
 
-    @pytest.fixture
-    def cfg(self, composed: Compose, name: str) -> DictConfig:
-        return settle(composed("task=tc", f"optimizer={name}", *self.SETTINGS.get(name, [])))
+    @pytest.fixture(scope="class")
+    @classmethod
+    def cfg(cls, composed: Compose, name: str) -> DictConfig:
+        return settle(composed("task=tc", f"optimizer={name}", *cls.SETTINGS.get(name, [])))
 
-    def closure(self, optimizer: torch.optim.Optimizer, w: Tensor, noise: Tensor) -> Tensor:
+    @classmethod
+    def closure(cls, optimizer: torch.optim.Optimizer, w: Tensor, noise: Tensor) -> Tensor:
         optimizer.zero_grad()
-        loss = (0.5 * self.CURVATURE * w * w + noise * w).sum()
+        loss = (0.5 * cls.CURVATURE * w * w + noise * w).sum()
         if not hasattr(optimizer, "differentiates"):
             loss.backward()
         return loss
 
+    @classmethod
     def quadratic(
-        self, cfg: DictConfig, seed: int = 0, switch_step: int | None = 50, reload_at: int | None = None
+        cls, cfg: DictConfig, seed: int = 0, switch_step: int | None = 50, reload_at: int | None = None
     ) -> Tensor:
         """The weights before the first and after every step, one row each; reload_at as in mlp_path."""
         new_optimizer = optimizer_of(cfg, switch_step)
@@ -667,27 +664,31 @@ class TestEveryOptimizerYaml:
                 optimizer.load_state_dict(state)
             noise = 0.1 * torch.randn(20, generator=random)
             before = w.detach().clone()
-            optimizer.step(partial(self.closure, optimizer, w, noise))
+            optimizer.step(partial(cls.closure, optimizer, w, noise))
             if cfg.optimizer._target_.startswith("tmbench.optim."):
-                assert torch.allclose(w.grad, self.CURVATURE * before + noise), "step() must leave p.grad unchanged"
+                assert torch.allclose(w.grad, cls.CURVATURE * before + noise), "step() must leave p.grad unchanged"
             weights.append(w.detach().clone())
         return torch.stack(weights)
 
-    def test_lowers_a_quadratic_and_leaves_gradients_unchanged(self, cfg: DictConfig) -> None:
-        losses = (self.CURVATURE * self.quadratic(cfg) ** 2).sum(dim=1)
+    @pytest.fixture(scope="class")
+    @classmethod
+    def once(cls, cfg: DictConfig) -> Tensor:
+        return cls.quadratic(cfg)
+
+    def test_lowers_a_quadratic_and_leaves_gradients_unchanged(self, once: Tensor) -> None:
+        losses = (self.CURVATURE * once**2).sum(dim=1)
         assert losses[-1] < 0.1 * losses[0]
 
-    def test_repeats_bitwise_with_a_seed(self, cfg: DictConfig) -> None:
-        once = self.quadratic(cfg, seed=1)
-        assert torch.equal(once, self.quadratic(cfg, seed=1))
+    def test_repeats_bitwise_with_a_seed(self, cfg: DictConfig, once: Tensor) -> None:
+        assert torch.equal(once, self.quadratic(cfg))
         assert not torch.equal(once, self.quadratic(cfg, seed=2))
 
     @pytest.mark.parametrize("reload_at", [30, 50])
-    def test_resumes_identically_from_its_state_dict(self, cfg: DictConfig, reload_at: int) -> None:
-        assert torch.equal(self.quadratic(cfg, reload_at=reload_at), self.quadratic(cfg))
+    def test_resumes_identically_from_its_state_dict(self, cfg: DictConfig, once: Tensor, reload_at: int) -> None:
+        assert torch.equal(self.quadratic(cfg, reload_at=reload_at), once)
 
-    def test_changes_at_the_switch_exactly_if_it_has_one(self, cfg: DictConfig) -> None:
-        same = (self.quadratic(cfg) == self.quadratic(cfg, switch_step=None)).all(dim=1)
+    def test_changes_at_the_switch_exactly_if_it_has_one(self, cfg: DictConfig, once: Tensor) -> None:
+        same = (once == self.quadratic(cfg, switch_step=None)).all(dim=1)
         assert same[:51].all()
         assert same[52:].tolist() == ["switch_step" not in cfg.optimizer] * 49  # a new momentum begins as SGD
 

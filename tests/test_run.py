@@ -271,6 +271,7 @@ def test_switch_beyond_the_end_is_legal_noted_and_recorded(do: Run) -> None:
     assert any("it never switched" in note for note in result.notes)
 
 
+@pytest.mark.draws
 def test_result_holds_what_a_reader_needs(do: Run) -> None:
     result, folder = do("task=tc", "optimizer=tmsgd", "epochs=2", "switch_epoch=1")
     saved = json.loads((folder / "result.json").read_text())

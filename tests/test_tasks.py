@@ -182,6 +182,7 @@ def test_metrics_start_anew_each_time_the_test_split_is_evaluated(name: str, com
     assert values[0] == values[1]
 
 
+@pytest.mark.draws
 @pytest.mark.parametrize("name", choices("task"))
 @pytest.mark.parametrize("optimizer", ["sgd", "sgdm", "adam", "tmsgd"])
 @pytest.mark.slow

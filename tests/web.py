@@ -9,9 +9,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import numpy as np
@@ -22,6 +23,8 @@ from tmbench.data.catalogue import Entry, File, catalogue
 from tmbench.files import MANIFEST
 from tmbench.tasks.seg.masks import VOCSegmentation
 from tmbench.tasks.tc.r8 import R8
+
+T = TypeVar("T", bound=Dataset)
 
 
 class Web(ThreadingHTTPServer):
@@ -132,10 +135,19 @@ def tree(root: Path) -> dict[str, bytes]:
     return {f.relative_to(root).as_posix(): f.read_bytes() for f in files}
 
 
+@cache
 def tiny_files(cls: type[Dataset]) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         cls.write_tiny(Path(folder), np.random.default_rng(0))
         return tree(Path(folder))
+
+
+def tiny(cls: type[T], root: Path) -> T:
+    """The tiny set, written under root."""
+    for name, content in tiny_files(cls).items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return cls(root)
 
 
 def sha256(content: bytes) -> str:
