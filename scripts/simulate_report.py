@@ -1,19 +1,17 @@
-"""How often a report gives a false verdict: studies whose truth is known, made in memory, through the whole report.
+"""How often a report gives a false verdict: studies whose truth is known go through the whole report, in memory.
 
-    python scripts/simulate_report.py [--studies 2000] [--most 0.055] [--seed 0]
+    python scripts/simulate_report.py [studies=2000] [most=0.055] [seed=0]
 
 A study is 2 to 4 methods on one problem whose score counts test examples (k of N, as float32), with seeds that are good
 or bad for all, runs that diverge (each by itself, or all of a seed together, as runs of one trunk may), with a baseline
 or without, and seeds that some methods lack. Half of the studies are of `equal` methods, where better and worse are
 false; in the others, `apart`, all but the reference are a little more than the margin away, where equivalent, "by less
-than matters" and the wrong direction are false. All methods diverge equally often: what no seed has shown, no test of
-these seeds can see. A study counts once, however many of its verdicts are false. Prints the shares, in all and by what
-the studies differ in; exits with 1 if one of the two shares in all is larger than --most.
+than the margin" and the wrong direction are false. All methods diverge equally often: what no seed has shown, no test
+of these seeds can see. A study counts once, however many of its verdicts are false. Prints the shares, in all and by
+what the studies differ in; exits with 1 if one of the two shares in all is larger than `most`.
 """
 
-import argparse
 import copy
-import gc
 import sys
 from typing import Any
 
@@ -21,11 +19,14 @@ import numpy as np
 
 from tmbench.config.compose import composed
 from tmbench.config.settle import Settings, settled
-from tmbench.report.__main__ import parsed
+from tmbench.config.values import Setting
+from tmbench.report.__main__ import main as report_command
 from tmbench.report.answers import report
-from tmbench.report.numbers import Contest
-from tmbench.report.read import Record, read
+from tmbench.report.comparisons import Comparison
+from tmbench.report.folders import Record
+from tmbench.report.read import read
 from tmbench.result import Result, versions
+from tmbench.verbs import Values, Verb
 
 KEY, MARGIN, RATE = "test/accuracy", 0.005, 0.1
 OPTIMIZERS = ("sgd", "sgd", "tmsgd", "adam", "sgdm")
@@ -45,7 +46,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 
 
 def configurations() -> dict[str, Settings]:
-    return {name: settled(composed(["task=tc", f"optimizer={name}", "data=full"])) for name in set(OPTIMIZERS)}
+    names = set(OPTIMIZERS)
+    return {name: settled(composed(["task=tc", f"optimizer={name}", "data=full"])) for name in names}
 
 
 def records(study: dict[str, Any], configs: dict[str, Settings], rng: np.random.Generator) -> list[Record]:
@@ -86,45 +88,56 @@ def result(score: float, status: str, study: dict[str, Any], config: Settings) -
     )  # fmt: skip
 
 
-def is_false(contest: Contest, gap: float) -> bool:
+def is_false(comparison: Comparison, gap: float) -> bool:
     """Whether a verdict is false if the true difference of the two methods is this, or 0."""
+    verdict = comparison.verdict
     if gap:
-        wrong = contest.verdict.startswith("worse" if gap > 0 else "better")
-        return wrong or contest.verdict == "equivalent" or "less than matters" in contest.verdict
-    return contest.verdict.startswith(("better", "worse"))
+        is_wrong_way = verdict.startswith("worse" if gap > 0 else "better")
+        return is_wrong_way or verdict == "equivalent" or "less than the margin" in verdict
+    return verdict.startswith(("better", "worse"))
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--studies", type=int, default=2000, help="of each truth")
-    parser.add_argument("--most", type=float, default=0.055, help="the largest share of studies with a false verdict")
-    parser.add_argument("--seed", type=int, default=0, help="of the studies")
-    asked = parser.parse_args()
-    rng, configs = np.random.default_rng(asked.seed), configurations()
-    outcomes: dict[tuple[str, Any], dict[str, list[bool]]] = {
-        (key, value): {truth: [] for truth in CHOICES["truth"]} for key, values in CHOICES.items() for value in values
-    }
-    gc.freeze()  # statsmodels collects garbage at each adjustment of p values
-    for number in range(2 * asked.studies):
-        study = {key: values[rng.integers(len(values))] for key, values in CHOICES.items()}
-        study["truth"] = CHOICES["truth"][number % 2]
-        settings, _ = parsed([f"against={study['against']}", f"test={study['test']}"])
-        contests = report(read(records(study, configs, rng), "last", []), settings).contests
-        is_wrong = any(
-            is_false(c, study["gap"] * (is_reference(study, c.b.config) - is_reference(study, c.a.config)))
-            for c in contests
+def has_false_verdict(study: dict[str, Any], configs: dict[str, Settings], rng: np.random.Generator) -> bool:
+    settings, _ = report_command.parse([f"against={study['against']}", f"test={study['test']}"])
+    comparisons = report(read(records(study, configs, rng), "last", []), settings).comparisons
+    return any(
+        is_false(
+            c, study["gap"] * (is_reference(study, c.reference.config) - is_reference(study, c.method.config))
         )
+        for c in comparisons
+    )  # fmt: skip
+
+
+def simulate(values: Values, _: list[str]) -> int:
+    rng, configs = np.random.default_rng(values["seed"]), configurations()
+    outcomes: dict[tuple[str, Any], dict[str, list[bool]]] = {
+        (key, choice): {truth: [] for truth in CHOICES["truth"]} for key in CHOICES for choice in CHOICES[key]
+    }
+    for number in range(2 * values["studies"]):
+        study = {key: choices[rng.integers(len(choices))] for key, choices in CHOICES.items()}
+        study["truth"] = CHOICES["truth"][number % 2]
+        is_wrong = has_false_verdict(study, configs, rng)
         for key in CHOICES:
             outcomes[key, study[key]][study["truth"]].append(is_wrong)
     print(f"{'studies with a false verdict':30}{'equal':>16}{'apart':>16}")
-    for (key, value), own in outcomes.items():
+    for (key, choice), by_truth in outcomes.items():
         if key != "truth":
-            shares = [f"{np.mean(wrong):.2%} of {len(wrong)}" if wrong else "-" for wrong in own.values()]
-            print(f"{f'{key} {value}':30}{shares[0]:>16}{shares[1]:>16}")
+            shares = [f"{np.mean(wrong):.2%} of {len(wrong)}" if wrong else "-" for wrong in by_truth.values()]
+            print(f"{f'{key} {choice}':30}{shares[0]:>16}{shares[1]:>16}")
     shares_in_all = [float(np.mean(outcomes["truth", truth][truth])) for truth in CHOICES["truth"]]
-    print(f"{'all':30}" + "".join(f"{f'{share:.2%} of {asked.studies}':>16}" for share in shares_in_all))
-    return int(max(shares_in_all) > asked.most)
+    in_all = [f"{share:.2%} of {values['studies']}" for share in shares_in_all]
+    print(f"{'all':30}{in_all[0]:>16}{in_all[1]:>16}")
+    return int(max(shares_in_all) > values["most"])
 
+
+main = Verb(
+    "simulate_report", "Says how often a report gives a false verdict.", simulate,
+    {
+        "studies": Setting("a whole number > 0", "of each truth", 2000),
+        "most": Setting("a number between 0 and 1", "the largest share of studies with a false verdict", 0.055),
+        "seed": Setting("a whole number >= 0", "of the studies", 0),
+    },
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

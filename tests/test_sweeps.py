@@ -11,7 +11,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from tmbench.config.compose import composed
-from tmbench.config.settle import Settings, conf_dir
+from tmbench.config.settle import Settings
+from tmbench.config.table import conf_dir
 from tmbench.errors import ConfigError
 from tmbench.sweeps.compose import JobComposer, combinations
 

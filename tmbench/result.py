@@ -18,7 +18,8 @@ from .files import digest_of_text, write
 
 NUMERIC = ("torch", "torchvision", "pytorch-lightning", "torchmetrics")  # whose versions may change the numbers
 FINAL = ("completed", "diverged")  # not repeated unless forced
-SHARES = ("accuracy", "top5_accuracy", "miou")  # metrics that a person reads in percent
+SHARES = ("accuracy", "top5_accuracy", "miou", "map")  # metrics that a person reads in percent
+BOUNDED = (*SHARES, "auc")  # metrics between 0 and 1
 
 
 @dataclass

@@ -1,6 +1,5 @@
-"""`python -m tmbench.numerics`: measures what theory says of the Taylor methods; figures, tables and one JSON."""
+"""The command line: `tmbench numerics` measures what theory says of the Taylor methods."""
 
-import argparse
 import importlib
 import json
 import math
@@ -9,12 +8,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, UsageError
+from ..verbs import JSON, Values, Verb, out_dir
 
 EXPERIMENTS = {
     "order": "global error against step size, and where a stiff system blows up",
     "regions": "stability regions in the complex plane, and the limit under momentum",
-    "noise": "what gradient noise makes of the weights",
+    "noise": "what gradient noise does to the weights",
     "start": "the first steps, and the steps after a switch, with and without a history",
     "limit": "lr * curvature just under and over the limit, on a quadratic",
     "edge": "the top Hessian eigenvalue of small networks beside 1/lr and 2/lr",
@@ -22,44 +22,24 @@ EXPERIMENTS = {
 FILE = "numerics.json"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line of this module; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tmbench.numerics", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Measures what theory says of the Taylor methods: prints tables, writes a figure for each "
-        f"experiment\nand {FILE} with every number. All of them take about a minute.",
-        epilog="\n".join(["experiments:", *(f"  {name:<8}  {about}" for name, about in EXPERIMENTS.items())]),
-    )  # fmt: skip
-    parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help="which ones (all)")
-    parser.add_argument("--out", type=Path, default=Path("numerics"), metavar="DIR", help="default: ./numerics")
-    asked = parser.parse_args(arguments)
-    try:
-        names = chosen(asked.experiments)
-        folder(asked.out)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print("\n\n".join(run(names, asked.out)))
-    return 0
-
-
-def chosen(words: list[str]) -> list[str]:
-    """The experiments asked for, in the order of the page.
+def do(values: Values, words: list[str]) -> int:
+    """Prints the tables of the experiments, and writes their figures and numbers.
 
     Raises:
-        ConfigError: there is no such experiment.
+        UsageError: there is no such experiment.
+        ConfigError: the folder cannot be made.
     """
     for word in words:
         if word not in EXPERIMENTS:
-            raise ConfigError(f"{word}: expected experiments among {', '.join(EXPERIMENTS)}")
-    return [name for name in EXPERIMENTS if name in words or not words]
-
-
-def folder(out: Path) -> None:
+            raise UsageError(f"{word}: expected experiments among {', '.join(EXPERIMENTS)}")
+    out = Path(values["out"])
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"--out: expected a folder that can be made, got {out} ({error.strerror})") from None
+        raise ConfigError(f"out: expected a folder that can be made, got {out} ({error.strerror})") from None
+    lines = run([name for name in EXPERIMENTS if name in words or not words], out)
+    print((out / FILE).read_text(encoding="utf-8") if values["json"] else "\n\n".join(lines))
+    return 0
 
 
 def run(names: list[str], out: Path) -> list[str]:
@@ -72,8 +52,8 @@ def run(names: list[str], out: Path) -> list[str]:
     from ..result import versions
 
     numbers: dict[str, Any] = {}
-    seconds, threads, worked = {}, torch.get_num_threads(), time.process_time()
-    torch.set_num_threads(1)  # tensors this small only wait for more; and no number depends on how many there are
+    seconds, threads, cpu_start = {}, torch.get_num_threads(), time.process_time()
+    torch.set_num_threads(1)  # more would only wait for tensors this small; and the numbers do not depend on it
     try:
         for name in names:
             print(f"{name}: {EXPERIMENTS[name]}", file=sys.stderr)
@@ -84,11 +64,11 @@ def run(names: list[str], out: Path) -> list[str]:
             seconds[name] = round(time.perf_counter() - started, 1)
     finally:
         torch.set_num_threads(threads)
-    cpu = round(time.process_time() - worked, 1)
+    cpu = round(time.process_time() - cpu_start, 1)
     made = {"seconds": seconds, "cpu_seconds": cpu, "versions": versions(), "hardware": f"{cpu_model()}, one thread"}
     lines = [f'"{key}": {json.dumps(value, allow_nan=False)}' for key, value in {"made": made, **numbers}.items()]
     write(out / FILE, "{\n" + ",\n".join(lines) + "\n}\n")
-    took = f"{sum(seconds.values()):.0f} s, {cpu:.0f} s of them at work"
+    took = f"{sum(seconds.values()):.0f} s, of which the processor worked {cpu:.0f} s"
     return [*tables(numbers), f"{took}; figures and {FILE} are in {out}"]
 
 
@@ -100,7 +80,7 @@ def tables(numbers: dict[str, Any]) -> list[str]:
 
 
 def rounded(x: Any) -> Any:
-    """Numbers to six digits; what is not finite, which JSON cannot say, to None."""
+    """Numbers to six digits; None for one that is not finite, which JSON does not know."""
     if isinstance(x, dict):
         return {key: rounded(value) for key, value in x.items()}
     if isinstance(x, list | tuple):
@@ -109,6 +89,14 @@ def rounded(x: Any) -> Any:
         return float(f"{x:.6g}") if math.isfinite(x) else None
     return x
 
+
+main = Verb(
+    "numerics",
+    f"Measures what theory says of the Taylor methods: prints tables, writes a figure for each experiment and {FILE}\n"
+    "with every number. All experiments take about a minute:\n\n"
+    + "\n".join(f"  {name:<8}  {text}" for name, text in EXPERIMENTS.items()),
+    do, {"out": out_dir("./numerics"), "json": JSON}, "[EXPERIMENT ...]",
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

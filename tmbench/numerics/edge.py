@@ -1,4 +1,4 @@
-"""At the edge of stability: full-batch training drives the top Hessian eigenvalue up until the optimizer stops it.
+"""The edge of stability: full-batch training drives the top Hessian eigenvalue up until the optimizer limits it.
 
 Networks of several seeds are trained side by side: their losses are summed, and no weight is shared.
 
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..optim import TMSGD, stability
-from .formulas import Look, markdown
+from .formulas import LineStyle, markdown
 
 LR = 0.05
 SEEDS, HIDDEN, EXAMPLES, DEGREE = 3, 40, 20, 4
@@ -32,19 +32,19 @@ class Arm:
 
     label: str
     settings: dict[str, Any]
-    look: Look
+    style: LineStyle
     factor: float = 1.0  # of the learning rate
     branches: bool = True
 
 
 ARMS = {
-    "sgd": Arm("SGD", {"switch_step": None}, Look(), branches=False),
-    "tm": Arm("TM, c = 1/2", {"switch_step": 2}, Look("#D55E00", "-"), branches=False),
-    "third": Arm("TM, c = 1/3", {"switch_step": 2, "c": 1 / 3}, Look("#0072B2", "--"), branches=False),
-    "to_tm": Arm("to TM, c = 1/2", {}, Look("#D55E00", "-")),
-    "to_tm_half": Arm("to TM, c = 1/2, lr/2", {}, Look("#E69F00", "-."), 0.5),
-    "to_third": Arm("to TM, c = 1/3", {"c": 1 / 3}, Look("#0072B2", "--")),
-    "to_half": Arm("to SGD, lr/2", {"switch_step": None}, Look("#009E73", ":"), 0.5),
+    "sgd": Arm("SGD", {"switch_step": None}, LineStyle(), branches=False),
+    "tm": Arm("TM, c = 1/2", {"switch_step": 2}, LineStyle("#D55E00", "-"), branches=False),
+    "third": Arm("TM, c = 1/3", {"switch_step": 2, "c": 1 / 3}, LineStyle("#0072B2", "--"), branches=False),
+    "to_tm": Arm("to TM, c = 1/2", {}, LineStyle("#D55E00", "-")),
+    "to_tm_half": Arm("to TM, c = 1/2, lr/2", {}, LineStyle("#E69F00", "-."), 0.5),
+    "to_third": Arm("to TM, c = 1/3", {"c": 1 / 3}, LineStyle("#0072B2", "--")),
+    "to_half": Arm("to SGD, lr/2", {"switch_step": None}, LineStyle("#009E73", ":"), 0.5),
 }
 
 
@@ -144,10 +144,10 @@ def measure(steps: int = STEPS, switch: int = SWITCH) -> dict[str, Any]:
         else:
             params = initial(SEEDS, HIDDEN)
             optimizer = TMSGD(params, lr, **arm.settings)
-        own = train(params, optimizer, switch if arm.branches else 0, steps)
-        late = np.array(own["eigenvalue"])[np.array(own["step"]) >= switch + (steps - switch) / 3]
+        record = train(params, optimizer, switch if arm.branches else 0, steps)
+        late = np.array(record["eigenvalue"])[np.array(record["step"]) >= switch + (steps - switch) / 3]
         numbers["arms"][name] = {
-            **own, "lr": lr, "limit": stability(optimizer).limit, "late": (lr * late.mean(0)).tolist()
+            **record, "lr": lr, "limit": stability(optimizer).limit, "late": (lr * late.mean(0)).tolist()
         }  # fmt: skip
     return numbers
 
@@ -155,9 +155,9 @@ def measure(steps: int = STEPS, switch: int = SWITCH) -> dict[str, Any]:
 def table(numbers: dict[str, Any]) -> str:
     columns = {"late": "lr * top eigenvalue, late", "worst_loss": "worst loss", "end_loss": "loss at the end"}
     rows = []
-    for name, own in numbers["arms"].items():
-        cells = [", ".join(_shown(x, what) for x in own[what]) for what in columns]
-        rows.append([ARMS[name].label, f"{own['lr']:g}", f"{own['limit']:g}", *cells])
+    for name, record in numbers["arms"].items():
+        cells = [", ".join(_shown(x, what) for x in record[what]) for what in columns]
+        rows.append([ARMS[name].label, f"{record['lr']:g}", f"{record['limit']:g}", *cells])
     return markdown(["optimizer", "lr", "limit", *columns.values()], rows)
 
 
@@ -173,11 +173,11 @@ def draw(numbers: dict[str, Any]) -> Figure:
         for name, arm in ARMS.items():
             if arm.branches != branches and name != "sgd":
                 continue
-            own = numbers["arms"][name]
-            shown = [i for i, step in enumerate(own["step"]) if not branches or step >= numbers["switch"] - 500]
+            record = numbers["arms"][name]
+            shown = [i for i, step in enumerate(record["step"]) if not branches or step >= numbers["switch"] - 500]
             for row, what in enumerate(("eigenvalue", "loss")):
-                values = np.array(own[what], dtype=float)[shown]
-                axes[row, column].plot(np.array(own["step"])[shown], values[:, 0], label=arm.label, **arm.look.line)
+                values = np.array(record[what], dtype=float)[shown]
+                axes[row, column].plot(np.array(record["step"])[shown], values[:, 0], label=arm.label, **arm.style.line)
         for divisor, limit in ((1, "1/lr"), (2, "2/lr")):
             axes[0, column].axhline(divisor / numbers["lr"], color="grey", linewidth=0.8)
             axes[0, column].annotate(

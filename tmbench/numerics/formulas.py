@@ -34,8 +34,8 @@ class AdamsBashforth2(torch.optim.Optimizer):
 
 
 @dataclass(frozen=True)
-class Look:
-    """How figures show something: a colour, and a line and a marker that tell it apart in grey, too."""
+class LineStyle:
+    """How figures draw a method: its colour, and the line and marker that show which it is in grey, too."""
 
     colour: str = "black"
     ls: Any = "-"
@@ -61,7 +61,7 @@ class Method:
     label: str
     cls: Any
     settings: dict[str, Any] = field(default_factory=dict)
-    look: Look = Look()
+    style: LineStyle = LineStyle()
     order: int = 2
 
     def optimizer(self, w: Tensor, lr: float, first: int = 0) -> torch.optim.Optimizer:
@@ -94,19 +94,19 @@ class Method:
 
 
 DASHES = (0, (5, 1, 1, 1, 1, 1))
-# Okabe and Ito's colours; the third-order formulas in shades of one.
+# Okabe and Ito's colours; the third-order formulas have shades of one.
 METHODS = {
     "euler": Method("Euler (SGD)", SGD, order=1),
-    "ab2": Method("Adams-Bashforth 2", AdamsBashforth2, look=Look("#009E73", ":", "x")),
-    "tm": Method("TM, c = 1/2 (paper)", TMSGD, {"c": 0.5}, Look("#D55E00", "-", "o")),
-    "tm_0.4": Method("TM, c = 0.4", TMSGD, {"c": 0.4}, Look("#E69F00", "-.", "v")),
-    "tm_third": Method("TM, c = 1/3", TMSGD, {"c": 1 / 3}, Look("#0072B2", "--", "^")),
-    "tm_0.2": Method("TM, c = 0.2", TMSGD, {"c": 0.2}, Look("#56B4E9", DASHES, "<")),
-    "five_point": Method("five points", MultistepSGD, {"preset": "five_point"}, Look("#CC79A7", "-", "d"), 3),
+    "ab2": Method("Adams-Bashforth 2", AdamsBashforth2, style=LineStyle("#009E73", ":", "x")),
+    "tm": Method("TM, c = 1/2 (paper)", TMSGD, {"c": 0.5}, LineStyle("#D55E00", "-", "o")),
+    "tm_0.4": Method("TM, c = 0.4", TMSGD, {"c": 0.4}, LineStyle("#E69F00", "-.", "v")),
+    "tm_third": Method("TM, c = 1/3", TMSGD, {"c": 1 / 3}, LineStyle("#0072B2", "--", "^")),
+    "tm_0.2": Method("TM, c = 0.2", TMSGD, {"c": 0.2}, LineStyle("#56B4E9", DASHES, "<")),
+    "five_point": Method("five points", MultistepSGD, {"preset": "five_point"}, LineStyle("#CC79A7", "-", "d"), 3),
     "five_point_best": Method(
-        "five points, best", MultistepSGD, {"preset": "five_point_best"}, Look("#8F5A78", "--", "p"), 3
+        "five points, best", MultistepSGD, {"preset": "five_point_best"}, LineStyle("#8F5A78", "--", "p"), 3
     ),
-    "six_point": Method("six points", MultistepSGD, {"preset": "six_point"}, Look("#5D3A4E", ":", "*"), 3),
+    "six_point": Method("six points", MultistepSGD, {"preset": "six_point"}, LineStyle("#5D3A4E", ":", "*"), 3),
 }
 
 
@@ -147,7 +147,7 @@ def largest_step(method: Method, gradient: Field, low: float, high: float, size:
                 late_B += w_BD.detach().square().sum(-1)
         grows_B = ~((late_B <= early_B) & late_B.isfinite())
         if not grows_B.any() or grows_B[0]:
-            return float("nan")  # not between low and high
+            return float("nan")  # it is not between low and high
         i = int(grows_B.int().argmax())
         low, high = h_B1[i - 1].item(), h_B1[i].item()
     return (low * high) ** 0.5
@@ -160,6 +160,6 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(map(str.ljust, cells, widths)) + " |" for cells in lines)
 
 
-def beside(measured: list[float], theory: list[float]) -> list[str]:
-    """Cells that tell both."""
+def measured_and_theory(measured: list[float], theory: list[float]) -> list[str]:
+    """Cells that show both."""
     return [f"{m:.3f} ({t:.3f})" for m, t in zip(measured, theory, strict=True)]

@@ -1,4 +1,4 @@
-"""Just under and just over the limit of lr * curvature, on a quadratic; and the limit itself, by bisection.
+"""What happens just under and just over the limit of lr * curvature on a quadratic; and the limit, by bisection.
 
 Shapes: Q curvatures, a weight each.
 """
@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from .formulas import METHODS, Look, Method, markdown
+from .formulas import METHODS, LineStyle, Method, markdown
 
 RELATIVE = (0.95, 0.999, 1.001, 1.05)  # of the theoretical limit
 STEPS, WINDOW = 20_000, 20
-LOOKS = (Look("#0072B2", "-"), Look("#56B4E9", "--"), Look("#E69F00", "-."), Look("#D55E00", ":"))
+STYLES = (LineStyle("#0072B2", "-"), LineStyle("#56B4E9", "--"), LineStyle("#E69F00", "-."), LineStyle("#D55E00", ":"))
 TRAINED = ("euler", "tm", "tm_third")
 BISECTIONS, TRIAL = 12, 2000
 OUTSIDE = 1e12  # of the figure
@@ -72,19 +72,18 @@ def table(numbers: dict[str, Any]) -> str:
     ]
     rows = []
     for key in TRAINED:
-        own = numbers[key]
-        last = ["overflow" if x is None else f"{x:.2g}" if x > 1e-300 else "0" for x in own["last"]]
-        rows.append([METHODS[key].label, f"{own['theory']:.3f}", f"{own['bisected']:.3f}", *last])
+        of_method = numbers[key]
+        last = ["overflow" if x is None else f"{x:.2g}" if x > 1e-300 else "0" for x in of_method["last"]]
+        rows.append([METHODS[key].label, *(f"{of_method[k]:.3f}" for k in ("theory", "bisected")), *last])
     return markdown(head, rows)
 
 
 def draw(numbers: dict[str, Any]) -> Figure:
     figure, axes = plt.subplots(1, len(TRAINED), figsize=(11, 3.8), layout="constrained", sharey=True)
     for ax, key in zip(axes, TRAINED, strict=True):
-        own = numbers[key]
-        for q, amplitude, look in zip(own["q"], own["amplitude"], LOOKS, strict=True):
+        for q, amplitude, style in zip(numbers[key]["q"], numbers[key]["amplitude"], STYLES, strict=True):
             known = [min(a, OUTSIDE) if a is not None else OUTSIDE for a in amplitude]
-            ax.plot(numbers["steps"], known, label=f"lr * curvature = {q:.4g}", **look.line)
+            ax.plot(numbers["steps"], known, label=f"lr * curvature = {q:.4g}", **style.line)
         ax.set(title=METHODS[key].label, xlabel="steps", xscale="log", yscale="log", ylim=(1e-8, 1e8))
         ax.grid(alpha=0.3)
         ax.legend(fontsize="small", loc="lower left")

@@ -1,4 +1,4 @@
-"""What gradient noise makes of the weights: how far they spread around a minimum, and how they wander where it is flat.
+"""What gradient noise does to the weights: how far they spread around a minimum, and on flat ground.
 
 Shapes: Q values of q = lr * curvature, N independent walkers.
 """
@@ -13,7 +13,7 @@ from matplotlib.ticker import FormatStrFormatter
 from torch import Tensor
 
 from ..optim import TMSGD
-from .formulas import METHODS, SGD, Method, beside, markdown
+from .formulas import METHODS, SGD, Method, markdown, measured_and_theory
 
 MOMENTUM = 0.9
 PLAIN = (0.01, 0.1, 0.3, 0.5, 0.7, 0.9)
@@ -64,7 +64,7 @@ def simulated(methods: list[Method], qs: tuple[float, ...], walkers: int, burn_i
     return sums
 
 
-def walk(walkers: int) -> dict[str, Any]:
+def random_walk(walkers: int) -> dict[str, Any]:
     """Without curvature: Var(W_n - W_0) beside SGD's, and the variance of a step beside that of SGD's."""
     steps = WALK[-1]
     numbers: dict[str, Any] = {}
@@ -88,9 +88,9 @@ def walk(walkers: int) -> dict[str, Any]:
             "gain_theory": float((h**2).sum()),
         }  # fmt: skip
     sgd = numbers.pop("euler")["measured"]
-    for own in numbers.values():
-        own["measured"] = [x / s for x, s in zip(own["measured"], sgd, strict=True)]
-        own["theory"] = [x / n for x, n in zip(own["theory"], WALK, strict=True)]
+    for of_method in numbers.values():
+        of_method["measured"] = [x / s for x, s in zip(of_method["measured"], sgd, strict=True)]
+        of_method["theory"] = [x / n for x, n in zip(of_method["theory"], WALK, strict=True)]
     return {"n": WALK, **numbers}
 
 
@@ -122,29 +122,29 @@ def measure(walkers: int = 4000, burn_in: int = 1000, steps: int = 1500) -> dict
                 "curve_q": fine.tolist(),
                 "curve": [variance(method, q) / variance(sgd, q) for q in fine],
             }
-    return {**numbers, "walk": walk(50 * walkers)}
+    return {**numbers, "walk": random_walk(50 * walkers)}
 
 
 def table(numbers: dict[str, Any]) -> str:
-    told = []
-    for name, title in (("plain", "variance beside SGD's, at q ="), ("heavy_ball", "with momentum 0.9, at q =")):
-        own = numbers[name]
-        told.append((title, own["q"], own, ("ratio_measured", "ratio_theory")))
-    own = numbers["walk"]
-    told.append(("flat: Var(W_n - W_0) beside SGD's, at n =", own["n"], own, ("measured", "theory")))
+    parts = [  # title, columns, numbers by method, keys of the measured and the theoretical ones
+        (title, numbers[name]["q"], numbers[name], ("ratio_measured", "ratio_theory"))
+        for name, title in (("plain", "variance beside SGD's, at q ="), ("heavy_ball", "with momentum 0.9, at q ="))
+    ]
+    walk = numbers["walk"]
+    parts.append(("flat: Var(W_n - W_0) beside SGD's, at n =", walk["n"], walk, ("measured", "theory")))
     tables = [
         markdown(
             [title, *map(str, columns)],
             [
-                [f"{METHODS[key].label}: measured (theory)", *beside(*(own[key][what] for what in pair))]
+                [f"{METHODS[key].label}: measured (theory)", *measured_and_theory(*(methods[key][k] for k in pair))]
                 for key in ("tm", "tm_third")
-                if key in own
+                if key in methods
             ],
         )
-        for title, columns, own, pair in told
+        for title, columns, methods, pair in parts
     ]
-    keys = [key for key in own if key in METHODS]
-    gains = beside(*([own[key][what] for key in keys] for what in ("gain", "gain_theory")))
+    keys = [key for key in walk if key in METHODS]
+    gains = measured_and_theory(*([walk[key][k] for key in keys] for k in ("gain", "gain_theory")))
     head = ["flat: variance of one step beside SGD's", *(METHODS[key].label for key in keys)]
     return "\n\n".join([*tables, markdown(head, [["measured (theory)", *gains]])])
 
@@ -153,19 +153,19 @@ def draw(numbers: dict[str, Any]) -> Figure:
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.8), layout="constrained")
     for ax, name in zip(axes, PAIRS, strict=False):
         for key in PAIRS[name][1]:
-            own, look = numbers[name][key], METHODS[key].look
-            ax.plot(own["curve_q"], own["curve"], **look.line)
-            ax.plot(numbers[name]["q"], own["ratio_measured"], **look.marks)
+            of_method, style = numbers[name][key], METHODS[key].style
+            ax.plot(of_method["curve_q"], of_method["curve"], **style.line)
+            ax.plot(numbers[name]["q"], of_method["ratio_measured"], **style.marks)
         ax.set(yscale="log", xlabel="q = lr * curvature", ylim=(0.5, 30))
         ax.axhline(1, color="black", linewidth=0.8)
         ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes[0].set(title="variance beside SGD's")
     axes[1].set(title=f"the same, momentum {numbers['momentum']}")
-    own = numbers["walk"]
+    walk = numbers["walk"]
     for key in ("tm", "tm_third"):
-        axes[2].plot(own["n"], own[key]["theory"], **METHODS[key].look.line)
-        axes[2].plot(own["n"], own[key]["measured"], **METHODS[key].look.marks)
-        axes[2].plot([], [], label=METHODS[key].label, **METHODS[key].look.both)
+        axes[2].plot(walk["n"], walk[key]["theory"], **METHODS[key].style.line)
+        axes[2].plot(walk["n"], walk[key]["measured"], **METHODS[key].style.marks)
+        axes[2].plot([], [], label=METHODS[key].label, **METHODS[key].style.both)
     axes[2].axhline(1, color="black", linewidth=0.8, label="SGD")
     axes[2].set(title="without curvature: spread beside SGD's", xlabel="steps", xscale="log")
     axes[2].xaxis.set_major_formatter(FormatStrFormatter("%g"))

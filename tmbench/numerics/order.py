@@ -57,7 +57,7 @@ def measure() -> dict[str, Any]:
     for name, problem in PROBLEMS.items():
         numbers[name] = {"h": [1 / n for n in problem.steps]}
         for key, method in METHODS.items():
-            own: dict[str, Any] = {}
+            of_method: dict[str, Any] = {}
             # An Euler step leaves an error O(h^2), whatever comes after it; shown once.
             orders = (
                 {"exact": method.order, "euler": min(2, method.order)} if name == "linear" else {"exact": method.order}
@@ -67,8 +67,8 @@ def measure() -> dict[str, Any]:
                     (follow(method, problem.slope, 1 / n, n, problem.exact, start) - problem.exact(1.0)).norm().item()
                     for n in problem.steps
                 ]
-                own[start] = {"errors": errors, "order": fitted_order(problem.steps, errors), "theory": theory}
-            numbers[name][key] = own
+                of_method[start] = {"errors": errors, "order": fitted_order(problem.steps, errors), "theory": theory}
+            numbers[name][key] = of_method
     numbers["blow_up"] = {
         key: {
             "theory": method.limit / STIFF,
@@ -112,7 +112,7 @@ def draw(numbers: dict[str, Any]) -> Figure:
         h = np.array(numbers[name]["h"])
         for key, method in METHODS.items():
             errors = [OUTSIDE if e is None else min(e, OUTSIDE) for e in numbers[name][key]["exact"]["errors"]]
-            ax.loglog(h, errors, label=method.label, **method.look.both)
+            ax.loglog(h, errors, label=method.label, **method.style.both)
         for order in (1, 2, 3):
             guide = 10.0 ** (0.5 - 1.5 * order) * (h / h[0]) ** order
             ax.loglog(h, guide, color="grey", linewidth=0.6)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..optim import TMSGD
 from ..optim.stability import roots
-from .formulas import METHODS, SGD, Look, Method, beside, largest_step, markdown
+from .formulas import METHODS, SGD, LineStyle, Method, largest_step, markdown, measured_and_theory
 
 SECOND = ("euler", "ab2", "tm", "tm_third")
 THIRD = ("tm", "five_point", "five_point_best", "six_point")
@@ -21,10 +21,10 @@ ANGLES = 480
 BETAS = (0.0, 0.3, 0.5, 0.7, 0.9)
 MOMENTUM = {
     "sgdm": Method("SGD-M", SGD),
-    "nag": Method("NAG", SGD, {"nesterov": True}, Look("#009E73", ":", "x")),
-    "tmsgdm": Method("TM-SGD-M, c = 1/2", TMSGD, {}, Look("#D55E00", "-", "o")),
-    "tmnag": Method("TM-NAG, c = 1/2", TMSGD, {"nesterov": True}, Look("#E69F00", "-.", "v")),
-    "tm_third": Method("TM-SGD-M, c = 1/3", TMSGD, {"c": 1 / 3}, Look("#0072B2", "--", "^")),
+    "nag": Method("NAG", SGD, {"nesterov": True}, LineStyle("#009E73", ":", "x")),
+    "tmsgdm": Method("TM-SGD-M, c = 1/2", TMSGD, {}, LineStyle("#D55E00", "-", "o")),
+    "tmnag": Method("TM-NAG, c = 1/2", TMSGD, {"nesterov": True}, LineStyle("#E69F00", "-.", "v")),
+    "tm_third": Method("TM-SGD-M, c = 1/3", TMSGD, {"c": 1 / 3}, LineStyle("#0072B2", "--", "^")),
 }
 
 
@@ -76,8 +76,8 @@ def _with(key: str, beta: float) -> Method:
 
 def table(numbers: dict[str, Any]) -> str:
     rows = [
-        [f"{MOMENTUM[key].label}: measured (theory)", *beside(own["measured"], own["theory"])]
-        for key, own in numbers["momentum"].items()
+        [f"{MOMENTUM[key].label}: measured (theory)", *measured_and_theory(limits["measured"], limits["theory"])]
+        for key, limits in numbers["momentum"].items()
     ]
     return markdown(["largest lr * curvature at momentum", *(f"{beta:g}" for beta in BETAS)], rows)
 
@@ -86,22 +86,22 @@ def draw(numbers: dict[str, Any]) -> Figure:
     figure, axes = plt.subplots(1, 3, figsize=(11, 4.6), layout="constrained")
     for ax, keys, title in ((axes[0], SECOND, "orders 1 and 2"), (axes[1], THIRD, "order 3 beside the paper's")):
         for key in keys:
-            own, look = numbers["formulas"][key], METHODS[key].look
-            re, im = (np.array([0.0, *own[part]]) for part in ("re", "im"))
+            formula, style = numbers["formulas"][key], METHODS[key].style
+            re, im = (np.array([0.0, *formula[part]]) for part in ("re", "im"))
             re, im = np.append(re, re[::-1]), np.append(im, -im[::-1])
-            ax.plot(re, im, label=METHODS[key].label, **look.line)
-            ax.fill(re, im, color=look.colour, alpha=0.08)
+            ax.plot(re, im, label=METHODS[key].label, **style.line)
+            ax.fill(re, im, color=style.colour, alpha=0.08)
         ax.axhline(0, color="grey", linewidth=0.5)
         ax.axvline(0, color="grey", linewidth=0.5)
         ax.set(title=title, xlabel="Re hλ", aspect="equal")
         ax.grid(alpha=0.3)
     axes[0].set_ylabel("Im hλ")
     axes[1].set_ylim(-0.85, 0.85)
-    for key, own in numbers["momentum"].items():
-        look = MOMENTUM[key].look
-        axes[2].plot(own["curve_beta"], own["curve"], **look.line)
-        axes[2].plot(own["beta"], own["measured"], **look.marks)
-        axes[2].plot([], [], label=MOMENTUM[key].label, **look.both)
+    for key, limits in numbers["momentum"].items():
+        style = MOMENTUM[key].style
+        axes[2].plot(limits["curve_beta"], limits["curve"], **style.line)
+        axes[2].plot(limits["beta"], limits["measured"], **style.marks)
+        axes[2].plot([], [], label=MOMENTUM[key].label, **style.both)
     axes[2].set(title="limit under momentum", xlabel="momentum", ylabel="lr * curvature", ylim=(0, 4.2))
     axes[2].grid(alpha=0.3)
     for ax in axes:

@@ -1,4 +1,4 @@
-"""The first steps: what a method with a past does before it has one, and after a switch from SGD."""
+"""The first steps: what a method that needs a history does without one, and after a switch from SGD."""
 
 import math
 from typing import Any
@@ -9,23 +9,23 @@ import torch
 from matplotlib.figure import Figure
 
 from ..optim import TMSGD
-from .formulas import DASHES, METHODS, Look, markdown
+from .formulas import DASHES, METHODS, LineStyle, markdown
 from .noise import impulse
 
 Q = 0.1  # lr * curvature
 STEPS = 40
 SWITCH = 10
 SWITCH_Q = (0.1, 0.01)
-CASES: dict[str, tuple[str, dict[str, Any], Look]] = {
-    "sgd": ("SGD", {"switch_step": None}, Look("black", ":", "s")),
-    "cold": ("TM, c = 1/2, no history", {}, Look("#D55E00", "-", "o")),
-    "euler": ("TM, c = 1/2, after two SGD steps", {"switch_step": 2}, Look("#0072B2", "--", "^")),
-    "third_cold": ("c = 1/3, no history", {"c": 1 / 3}, Look("#56B4E9", "-.", "<")),
-    "third_euler": ("c = 1/3, after two SGD steps", {"c": 1 / 3, "switch_step": 2}, Look("#009E73", DASHES, "v")),
+CASES: dict[str, tuple[str, dict[str, Any], LineStyle]] = {
+    "sgd": ("SGD", {"switch_step": None}, LineStyle("black", ":", "s")),
+    "cold": ("TM, c = 1/2, no history", {}, LineStyle("#D55E00", "-", "o")),
+    "euler": ("TM, c = 1/2, after two SGD steps", {"switch_step": 2}, LineStyle("#0072B2", "--", "^")),
+    "third_cold": ("c = 1/3, no history", {"c": 1 / 3}, LineStyle("#56B4E9", "-.", "<")),
+    "third_euler": ("c = 1/3, after two SGD steps", {"c": 1 / 3, "switch_step": 2}, LineStyle("#009E73", DASHES, "v")),
 }
 HISTORIES = {
-    "true": ("SGD's last two steps as history", Look("#0072B2", "--", "^")),
-    "zero": ("no history", Look("#D55E00", "-", "o")),
+    "true": ("SGD's last two steps as history", LineStyle("#0072B2", "--", "^")),
+    "zero": ("no history", LineStyle("#D55E00", "-", "o")),
 }
 
 
@@ -52,16 +52,16 @@ def measure() -> dict[str, Any]:
     }
     for q in SWITCH_Q:
         for history in HISTORIES:
-            after = path(SWITCH + STEPS, q, switch_step=SWITCH, history=history)[SWITCH:]
-            flow = [after[0] * math.exp(-q * k) for k in range(STEPS + 1)]
-            deviation = [(w - f) / after[0] for w, f in zip(after, flow, strict=True)]
+            weights = path(SWITCH + STEPS, q, switch_step=SWITCH, history=history)[SWITCH:]
+            flow = [weights[0] * math.exp(-q * k) for k in range(STEPS + 1)]
+            deviation = [(w - f) / weights[0] for w, f in zip(weights, flow, strict=True)]
             numbers["switch"][f"{history} {q}"] = {"deviation": deviation, "worst": max(map(abs, deviation))}
     return numbers
 
 
 def table(numbers: dict[str, Any]) -> str:
     steps = (0, 1, 2, 3, 4, 5, 6, 8, 10, 20)
-    paths = {"gradient flow": numbers["flow"], **{CASES[case][0]: own for case, own in numbers["paths"].items()}}
+    paths = {"gradient flow": numbers["flow"], **{CASES[case][0]: path for case, path in numbers["paths"].items()}}
     rows = [[label, *(f"{weights[k]:.4f}" for k in steps)] for label, weights in paths.items()]
     off = [
         [label, *(f"{100 * numbers['switch'][f'{history} {q}']['worst']:.3f} %" for q in SWITCH_Q)]
@@ -82,11 +82,11 @@ def draw(numbers: dict[str, Any]) -> Figure:
         title=f"the first steps, q = {numbers['q']}", xlabel="steps", ylabel="off the flow, % of the first weight"
     )
     for key, response in numbers["impulse"].items():
-        axes[1].plot(range(1, len(response) + 1), response, label=METHODS[key].label, **METHODS[key].look.both)
+        axes[1].plot(range(1, len(response) + 1), response, label=METHODS[key].label, **METHODS[key].style.both)
     axes[1].set(title="answer to one gradient", xlabel="steps", ylabel="moved so far, in units of lr")
-    for history, (label, look) in HISTORIES.items():
+    for history, (label, style) in HISTORIES.items():
         deviation = numbers["switch"][f"{history} {numbers['q']}"]["deviation"]
-        axes[2].plot([100 * d for d in deviation], label=label, **look.both)
+        axes[2].plot([100 * d for d in deviation], label=label, **style.both)
     axes[2].set(title=f"after a switch from SGD, q = {numbers['q']}", xlabel="steps since the switch",
                 ylabel="off the flow, % of the weight then")  # fmt: skip
     for ax in axes:

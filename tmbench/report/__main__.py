@@ -1,186 +1,171 @@
-"""The command line: `python -m tmbench.report [RUN | FOLDER | GLOB | KEY=VALUE ...]`."""
+"""The command line: `tmbench report [RUN | FOLDER | GLOB | KEY=VALUE ...]`."""
 
+import json
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
-from ..config.settle import Settings
 from ..config.table import conf_dir
-from ..config.values import is_number, is_whole
-from ..errors import ConfigError, DataError
+from ..config.values import Setting
+from ..errors import ConfigError
+from ..verbs import JSON, Values, Verb
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .numbers import Report
-    from .read import Runs
+    from .contents import Report
+    from .problems import Runs
 
-USAGE = """\
-usage: python -m tmbench.report [RUN | FOLDER | GLOB | KEY=VALUE ...]
-
-Says what runs show: which optimizer is better, by how much, how sure that is, what it cost.
-
-Runs are those under ./runs, or under the folders and globs that are named; filters choose among them:
-status=completed,diverged  task=tc  optimizer=sgd,tmsgd  profile=full  lr=0.1  seed=0,1,2
-
-  python -m tmbench.report                                all runs under ./runs, into ./report
-  python -m tmbench.report task=tc profile=full out=r8    some of them
-  python -m tmbench.report 'old/*' runs against=all       several folders; each method with each
-  python -m tmbench.report plan=0.003 task=tc             how many seeds would find a difference of 0.003?
-  python -m tmbench.report plan=0.003 sd=0.002 comparisons=28
-  python -m tmbench.report source=wandb project=tmbench   the runs of a W&B project
-  python -m tmbench.report logger=wandb                   the report to W&B as well
-
-Settings (conf/report.yaml, which says more):
-"""
-
-
-def parsed(words: list[str]) -> tuple[Settings, list[str]]:
-    """The settings, and the words that choose runs.
-
-    Raises:
-        ConfigError: a value is of the wrong kind.
-    """
-    settings: Settings = yaml.safe_load((conf_dir() / "report.yaml").read_text(encoding="utf-8"))
-    rest = []
-    for word in words:
-        key, equals, text = word.partition("=")
-        top, _, metric = key.partition(".")
-        if not equals or top not in settings:
-            rest.append(word)
-            continue
-        try:
-            value = text if key in WORDS else yaml.safe_load(text)
-            if isinstance(value, str) and (metric or key in NUMBERS):  # 1e-3, to YAML a word
-                value = float(value)
-        except (yaml.YAMLError, ValueError):
-            value = text
-        if metric and isinstance(settings[top], dict):
-            settings[top] = settings[top] | {metric: value}
-        else:
-            settings[key] = value
-    for key, (is_right, expected) in RULES.items():
-        if not is_right(settings[key]):
-            raise ConfigError(f"{key}: expected {expected}, got {settings[key]!r}")
-    return settings, rest
+# What each setting of conf/report.yaml must be, and what it does; its default, and more of the why, are there.
+MEANINGS = {
+    "source": ("one of runs, wandb", "where the runs are: in folders, or in a W&B project"),
+    "runs_dir": ("a folder", "where the runs are"),
+    "out": ("a folder", "where the files go: report.html, report.md, report.json, tables/, figures/"),
+    "metric": ("one of last, best", "the value after the last epoch, or the best epoch's"),
+    "against": ("a word", "the optimizer that all others are compared with, or all: each with each"),
+    "test": ("one of permutation, wilcoxon", "the two-sided test, paired by seed"),
+    "level": ("a number between 0 and 1", "error level of all tests together, and of the intervals"),
+    "power": ("a number between 0 and 1", "the probability with which planned seeds find a difference"),
+    "margin": ("settings", "by metric, the largest difference that does not matter: margin.accuracy=0.01"),
+    "relative_margin": ("a number > 0", "the same for any other metric, as a share of the reference's value"),
+    "target": ("a number, or null", "the value for the time to target; null: the median that `against` ends with"),
+    "note": ("a sentence, or null", "a sentence of yours for the reader"),
+    "predictions": ("true or false", "show what the trained networks predict for the same examples; needs their data"),
+    "plan": ("a number > 0, or null", "how many seeds find this difference, given the spread that the runs show?"),
+    "sd": ("a number > 0, or null", "for plan: the spread of paired differences, in place of runs"),
+    "comparisons": ("a whole number > 0, or null", "for plan: tests that share the level; null: those of the runs"),
+    "logger": ("one of none, wandb", "wandb: send the report to W&B as well, as a run of type report"),
+    "project": ("a word", "the project of W&B"),
+    "entity": ("a word, or null", "the user or team of W&B"),
+    "mode": ("one of online, offline, or null", "of W&B; null: online with an account, else offline"),
+}  # fmt: skip
 
 
-def _positive(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
+def _settings() -> dict[str, Setting]:
+    defaults = yaml.safe_load((conf_dir() / "report.yaml").read_text(encoding="utf-8"))
+    return {key: Setting(*MEANINGS[key], default) for key, default in defaults.items()} | {"json": JSON}
 
 
-def _share(value: Any) -> bool:
-    return _positive(value) and value < 1
-
-
-WORDS = ("runs_dir", "out", "against", "note", "project", "entity")  # whatever YAML would make of them
-NUMBERS = ("level", "power", "relative_margin", "target", "plan", "sd")
-RULES: dict[str, tuple[Any, str]] = {
-    "source": (lambda v: v in ("runs", "wandb"), "runs or wandb"),
-    "metric": (lambda v: v in ("last", "best"), "last or best"),
-    "test": (lambda v: v in ("permutation", "wilcoxon"), "permutation or wilcoxon"),
-    "against": (lambda v: isinstance(v, str) and v, "an optimizer, or all"),
-    "level": (_share, "a number between 0 and 1"),
-    "power": (_share, "a number between 0 and 1"),
-    "relative_margin": (_positive, "a number > 0"),
-    "margin": (lambda v: isinstance(v, dict) and all(map(_positive, v.values())), "numbers > 0: margin.accuracy=0.01"),
-    "plan": (lambda v: v is None or _positive(v), "a difference > 0 in units of the metric, such as 0.003"),
-    "sd": (lambda v: v is None or _positive(v), "a number > 0"),
-    "comparisons": (lambda v: v is None or is_whole(v, 1), "a whole number > 0"),
-    "target": (lambda v: v is None or is_number(v), "a value of the metric"),
-    "predictions": (lambda v: isinstance(v, bool), "true or false"),
-    "logger": (lambda v: v in ("none", "wandb", None), "none or wandb"),
-}
-
-
-def runs_of(settings: Settings, words: list[str]) -> "Runs":
-    """The runs that are meant, read into tables."""
+def runs_of(settings: Values, words: list[str]) -> "Runs":
+    """The runs that the words mean, read into tables."""
     if settings["source"] == "wandb":
-        from .online import fetched
+        from .wandb_project import fetched
 
-        found, notes = fetched(settings, words)
+        runs, notes = fetched(settings, words)
     else:
-        from .read import opened, records
+        from .folders import opened, records
 
-        found, notes = records(opened(words, Path(settings["runs_dir"])))
+        runs, notes = records(opened(words, Path(settings["runs_dir"])))
     from .read import read
 
-    return read(found, settings["metric"], notes)
+    return read(runs, settings["metric"], notes)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line of this module; returns the exit code."""
-    words = sys.argv[1:] if arguments is None else arguments
-    if set(words) & {"-h", "--help"}:
-        print(USAGE + (conf_dir() / "report.yaml").read_text(encoding="utf-8"), end="")
-        return 0
-    try:
-        settings, rest = parsed(words)
-        if settings["plan"] is not None:
-            return _plan(settings, rest)
-        from ..runs import show
-        from .answers import report
+def do(settings: Values, words: list[str]) -> int:
+    """Writes the report, or says how many seeds a difference needs.
 
-        found = report(runs_of(settings, rest), settings)
-        return _write(found, shlex.join(["python", "-m", "tmbench.report", *words]), show.console())
-    except (ConfigError, DataError) as error:
-        print(error, file=sys.stderr)
-        return 1
-
-
-def _plan(settings: Settings, words: list[str]) -> int:
+    Raises:
+        ConfigError: a setting does not fit the runs, or there are none.
+    """
+    for metric, value in settings["margin"].items():
+        Setting("a number > 0", "").checked(f"margin.{metric}", value)
     from ..runs import show
-    from . import answers, formats
+    from . import answers, formats, planning
 
-    found = None if settings["sd"] is not None else answers.report(runs_of(settings, words), settings)
-    for table in answers.plan(settings, found):
-        formats.console(table, show.console())
+    if settings["plan"] is not None:
+        shown = None if settings["sd"] is not None else answers.report(runs_of(settings, words), settings)
+        tables = planning.plan(settings, shown)
+        if settings["json"]:
+            print(formats.as_json({"tables": [formats.table_content(table) for table in tables]}), end="")
+        for table in () if settings["json"] else tables:
+            formats.console(table, show.console())
+        return 0
+    report = answers.report(runs_of(settings, words), settings)
+    notes = _write(report, _command(settings, words))
+    if settings["json"]:
+        print(formats.as_json(formats.content(report)), end="")
+    else:
+        _print(report, notes, show.console())
     return 0
 
 
-def _write(found: "Report", command: str, console: "Console") -> int:
-    from rich.markup import escape
+def _command(settings: Values, words: list[str]) -> str:
+    """What a person types to get this report."""
+    changed = []
+    for key, setting in main.settings.items():
+        value = settings[key]
+        if isinstance(value, dict):
+            changed += [f"{key}.{name}={one}" for name, one in value.items() if one != setting.default.get(name)]
+        elif value != setting.default and key != "json":
+            changed.append(f"{key}={value if isinstance(value, str) else json.dumps(value)}")
+    return shlex.join(["tmbench", "report", *words, *changed])
 
+
+def _write(report: "Report", command: str) -> list[str]:
+    """Writes all files, and sends W&B what it is to get; returns what a person should know of that."""
     from ..files import write
     from . import formats
+    from .figures import figures, predictions
     from .page import page
 
-    out = Path(found.settings["out"])
+    settings = report.settings
+    out = Path(settings["out"])
     try:
         for folder in (out / "tables", out / "figures"):
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"out: expected a folder to write to, got {out} ({error.strerror})") from None
-    from .figures import figures, predictions
-
-    drawn = list(figures(found))
-    pictures = predictions(found, out / "figures") if found.settings["predictions"] else {}
-    for name, _, svg in drawn:
-        write(out / "figures" / f"{name}.svg", svg)
-    for table in found.tables:
+    drawings = list(figures(report))
+    pictures = predictions(report, out / "figures") if settings["predictions"] else {}
+    for drawing in drawings:
+        write(out / "figures" / f"{drawing.name}.svg", drawing.svg)
+    for table in report.tables:
         write(out / "tables" / f"{table.key}.csv", formats.comma(table))
         write(out / "tables" / f"{table.key}.tex", formats.latex(table))
-    write(out / "report.md", formats.pages(found, drawn, pictures))
-    write(out / "report.json", formats.as_json(found))
-    write(out / "report.html", page(found, drawn, pictures, command))
-    for table in found.tables:
+    write(out / "report.md", formats.pages(report, drawings, pictures))
+    write(out / "report.json", formats.as_json(formats.content(report)))
+    write(out / "report.html", page(report, drawings, pictures, command))
+    if settings["logger"] != "wandb":
+        return []
+    from .wandb_project import sent
+
+    return sent(report, drawings, out)
+
+
+def _print(report: "Report", notes: list[str], console: "Console") -> None:
+    from rich.markup import escape
+
+    from . import formats
+
+    for table in report.tables:
         formats.console(table, console)
     console.print()
-    for sentence in found.sentences:
+    for sentence in report.sentences:
         console.print(escape(sentence), highlight=False)
-    for note in found.notes:
+    for note in [*report.notes, *notes]:
         console.print(f"[yellow]note[/yellow]  {escape(note)}", highlight=False)
-    if found.settings["logger"] == "wandb":
-        from .online import sent
+    page = Path(report.settings["out"]) / "report.html"
+    console.print(f"\n{len(report.runs.runs)} runs; {page}", highlight=False, soft_wrap=True)
 
-        for note in sent(found, drawn, out):
-            console.print(f"[yellow]note[/yellow]  {escape(note)}", highlight=False)
-    console.print(f"\n{len(found.runs.runs)} runs; {out / 'report.html'}", highlight=False, soft_wrap=True)
-    return 0
 
+EXAMPLES = """
+tmbench report                                all runs under ./runs, into ./report
+tmbench report task=tc profile=full out=r8    some of them; filters are status, profile and all settings of a run
+tmbench report optimizer=sgd,tmsgd seed=0,1,2 a filter may have several values
+tmbench report 'old/*' runs against=all       several folders; each method with each
+tmbench report plan=0.003 task=tc             how many seeds find a difference of 0.003?
+tmbench report plan=0.003 sd=0.002 comparisons=28
+tmbench report source=wandb project=tmbench   the runs of a W&B project
+tmbench report logger=wandb                   the report to W&B as well
+"""
+
+main = Verb(
+    "report", "Says which optimizer is better, by how much, how sure that is, and what it cost.", do,
+    settings=_settings(), takes="[RUN | FOLDER | GLOB | KEY=VALUE ...]", examples=EXAMPLES,
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

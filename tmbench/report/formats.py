@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from .numbers import Report
+from .contents import Drawing, Report
 from .words import Cell, Table
 
 _LATEX = {
@@ -26,14 +26,14 @@ def is_number(cell: Cell) -> bool:
     return cell.text[:1].isdigit() or (cell.text[:1] in "+-" and (len(cell.text) == 1 or cell.text[1].isdigit()))
 
 
-def numeric(table: Table) -> list[bool]:
+def are_numbers(table: Table) -> list[bool]:
     """Of each column whether its entries are numbers."""
     return [bool(table.rows) and all(is_number(row[i]) for row in table.rows) for i in range(len(table.columns))]
 
 
 def console(table: Table, out: Console) -> None:
     lines = RichTable(title=escape(table.title), title_justify="left")
-    for name, right in zip(table.columns, numeric(table), strict=True):
+    for name, right in zip(table.columns, are_numbers(table), strict=True):
         lines.add_column(escape(name), justify="right" if right else "left")
     for row in table.rows:
         lines.add_row(*(escape(cell.text) for cell in row))
@@ -47,7 +47,7 @@ def markdown(table: Table) -> str:
     def line(words: list[str]) -> str:
         return "| " + " | ".join(words) + " |"
 
-    rule = ["--:" if right else "---" for right in numeric(table)]
+    rule = ["--:" if right else "---" for right in are_numbers(table)]
     rows = [line([_markdown(cell.text) for cell in row]) for row in table.rows]
     head = [f"### {_markdown(table.title)}", "", line([_markdown(name) for name in table.columns]), line(rule)]
     return "\n".join([*head, *rows, *(f"\n{_markdown(note)}" for note in table.notes)]) + "\n"
@@ -59,7 +59,7 @@ def _markdown(text: str) -> str:
 
 def latex(table: Table) -> str:
     """A tabular for \\input; needs \\usepackage{booktabs}."""
-    columns = "".join("r" if right else "l" for right in numeric(table))
+    columns = "".join("r" if right else "l" for right in are_numbers(table))
 
     def line(words: list[str]) -> str:
         return " & ".join(map(_latex, words)) + r" \\"
@@ -90,40 +90,51 @@ def comma(table: Table) -> str:
             if span:
                 values += cell.value if isinstance(cell.value, list) else ["", ""]
             else:
-                values.append(_plain(cell))
+                values.append(plain(cell))
         writer.writerow(values)
     return text.getvalue()
 
 
-def _plain(cell: Cell) -> Any:
+def plain(cell: Cell) -> Any:
+    """The value of a cell; its text where that is all it has."""
     return cell.value if cell.value is not None else "" if cell.text == "-" else cell.text
 
 
-def as_json(report: Report) -> str:
-    """All tables with plain values, the sentences and the notes; no NaN, which JSON does not know."""
-    content = {
+def content(report: Report) -> dict[str, Any]:
+    """The report for another program: all tables with plain values, the sentences, the notes, and the runs."""
+    return {
         "settings": report.settings, "sentences": report.sentences, "notes": report.notes,
-        "tables": [
-            {
-                "key": table.key, "title": table.title, "columns": table.columns, "notes": table.notes,
-                "rows": [[_plain(cell) for cell in row] for row in table.rows],
-            }
-            for table in report.tables
+        "tables": [table_content(table) for table in report.tables],
+        "problems": [
+            {"index": p.index, "label": p.label, "task": p.task, **p.outcome._asdict()} for p in report.runs.problems
+        ],
+        "methods": [
+            {"index": m.index, "problem": m.problem, "label": m.label, "name": m.name, "optimizer": m.optimizer}
+            for m in report.runs.methods
         ],
         "runs": report.runs.runs.to_dicts(),
     }  # fmt: skip
+
+
+def table_content(table: Table) -> dict[str, Any]:
+    rows = [[plain(cell) for cell in row] for row in table.rows]
+    return {"key": table.key, "title": table.title, "columns": table.columns, "notes": table.notes, "rows": rows}
+
+
+def as_json(content: dict[str, Any]) -> str:
+    """JSON text; null for a number that is not finite, which JSON does not know."""
     return json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _finite(own) for key, own in value.items()}
+        return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(own) for own in value]
+        return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def pages(report: Report, drawn: list[tuple[str, str, str]], pictures: dict[Path, str]) -> str:
+def pages(report: Report, drawings: list[Drawing], pictures: dict[Path, str]) -> str:
     """The whole report as Markdown, with its figures beside it."""
     profiles = ", ".join(dict.fromkeys(problem.profile for problem in report.runs.problems))
     parts = [
@@ -131,7 +142,7 @@ def pages(report: Report, drawn: list[tuple[str, str, str]], pictures: dict[Path
         "\n".join(f"- {_markdown(sentence)}" for sentence in report.sentences),
         "\n".join(f"> **Note** {_markdown(note)}\n" for note in report.notes),
         *(markdown(table) for table in report.tables),
-        *(f"![{_markdown(text)}](figures/{name}.svg)" for name, text, _ in drawn),
+        *(f"![{_markdown(drawing.text)}](figures/{drawing.name}.svg)" for drawing in drawings),
         *(f"![{_markdown(caption)}](figures/{picture.name})" for picture, caption in pictures.items()),
     ]  # fmt: skip
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"

@@ -1,6 +1,6 @@
 "use strict";
 
-// Tables: a heading sorts its column, numbers by value and words by letters; what is no number goes last.
+// Tables: a heading sorts its column, numbers by value, words by letters, numbers before words.
 const order = new Intl.Collator(undefined, { numeric: true });
 
 function value(row, column) {
@@ -51,26 +51,26 @@ filter.addEventListener("input", () => { method = null; show(); });
 const details = JSON.parse(document.getElementById("details").textContent);
 const dialog = document.getElementById("run");
 
-function tell(run) {
-  const [its, seed, id, status, ...facts] = details.runs[run];
+function showRun(run) {
+  const [methodIndex, seed, id, status, ...facts] = details.runs[run];
   document.getElementById("run-title").textContent = id;
   const list = document.getElementById("run-facts");
   list.replaceChildren();
   [["status", status], ["seed", seed], ...details.keys.map((key, i) => [key, facts[i]])]
     .filter(([key, fact]) => key !== "command" && fact !== null)
     .forEach(([key, fact]) => {
-      const [name, said] = [document.createElement("dt"), document.createElement("dd")];
-      [name.textContent, said.textContent] = [key.replaceAll("_", " "), fact];
-      list.append(name, said);
+      const [name, value] = [document.createElement("dt"), document.createElement("dd")];
+      [name.textContent, value.textContent] = [key.replaceAll("_", " "), fact];
+      list.append(name, value);
     });
-  document.getElementById("run-command").textContent = facts[details.keys.indexOf("command")] ?? "not known";
-  document.getElementById("run-config").textContent = `seed: ${seed}\n${details.configs[its]}`;
+  document.getElementById("run-command").textContent = facts[details.keys.indexOf("command")] ?? "unknown";
+  document.getElementById("run-config").textContent = `seed: ${seed}\n${details.configs[methodIndex]}`;
   dialog.showModal();
 }
 
 function follow() {
   const [, kind, number] = location.hash.match(/^#(run|method)-(\d+)$/) ?? [];
-  if (kind === "run" && number in details.runs) tell(number);
+  if (kind === "run" && number in details.runs) showRun(number);
   if (kind === "method") {
     [method, filter.value] = [number, ""];
     show();

@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs no network, no other file, and no trust in what runs are called."""
+"""The report as one HTML file, which needs no network and no other file, and treats all that runs say as text."""
 
 import base64
 import hashlib
@@ -12,22 +12,22 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from .. import __version__
-from .formats import is_number, numeric
-from .numbers import Report
+from ..config.table import METHOD, PROBLEM, kind_of
+from .contents import Drawing, Report
+from .formats import are_numbers, is_number
 from .words import number, score
 
 HERE = Path(__file__).parent
-APART = ("seed", "data_dir", "runs_dir", "force", "logger", "plan", "trunk_gib")  # not of the method, or of no matter
 
 
-def page(report: Report, drawn: list[tuple[str, str, str]], pictures: dict[Path, str], command: str) -> str:
+def page(report: Report, drawings: list[Drawing], pictures: dict[Path, str], command: str) -> str:
     """The page's HTML.
 
     Args:
-        report: what to tell.
-        drawn: name, description and SVG of each figure.
+        report: what to show.
+        drawings: its figures.
         pictures: PNG files of predictions, and their captions.
-        command: what a person would type for it.
+        command: what a person types to get this report.
     """
     script = (HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -37,8 +37,9 @@ def page(report: Report, drawn: list[tuple[str, str, str]], pictures: dict[Path,
     images = [(caption, base64.b64encode(path.read_bytes()).decode()) for path, caption in pictures.items()]
     return environment.get_template("page.html").render(
         report=report, command=command, version=__version__, script=Markup(script), digest=digest, images=images,
-        figures=[(name, text, Markup(_inline(svg))) for name, text, svg in drawn],  # matplotlib escapes its texts
-        numeric=numeric, is_number=is_number, runs=_runs(report), details=_details(report),
+        # matplotlib escapes its texts.
+        figures=[(drawing.name, drawing.text, Markup(_inline(drawing.svg))) for drawing in drawings],
+        are_numbers=are_numbers, is_number=is_number, runs=_runs(report), details=_details(report),
     )  # fmt: skip
 
 
@@ -62,7 +63,7 @@ def _runs(report: Report) -> list[dict[str, Any]]:
         rows.append(
             row | {
                 "problem_label": problem.label, "profile": problem.profile, "method_label": labels[row["method"]],
-                "metric": problem.measure, "score_text": score(problem, row["score"]),
+                "split": problem.split, "metric": problem.metric, "score_text": score(problem, row["score"]),
                 "best_text": score(problem, row["best"]), "seconds_text": number(row["seconds"]),
                 "order": (row["problem"], place[row["method"]], row["seed"]),
             }
@@ -71,9 +72,14 @@ def _runs(report: Report) -> list[dict[str, Any]]:
 
 
 def _details(report: Report) -> dict[str, Any]:
-    """What the page shows of a run when asked: its command and configuration; the latter once a method."""
-    own = {m.index: {k: v for k, v in m.config.items() if k not in APART} for m in report.runs.methods}
-    configs = {index: yaml.dump(config, sort_keys=False, Dumper=yaml.CSafeDumper) for index, config in own.items()}
+    """What the page shows of a run on a click: its command and configuration; the latter once a method."""
+    configs = {
+        method.index: yaml.dump(
+            {key: value for key, value in method.config.items() if kind_of(key) in (METHOD, PROBLEM)},
+            sort_keys=False, Dumper=yaml.CSafeDumper,
+        )
+        for method in report.runs.methods
+    }  # fmt: skip
     keys = ("command", "folder", "hardware", "versions", "git_commit", "started", "error", "steps", "parameters",
             "peak_memory_bytes", "from_trunk", "diverged_epoch")  # fmt: skip
     runs = {

@@ -1,293 +1,103 @@
-"""Runs, read into tables: one row a run, one row an epoch.
+"""Runs, read into tables: one row a run, one row an epoch."""
 
-Two runs are of one **problem** if all is the same that does not belong to the method: task, data files, epochs, batch
-size, precision, the share held out for validation. A **method** is an optimizer with its settings, its rate and its
-switch; its runs differ by seed.
-"""
-
-import glob
-import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
-import yaml
 
-from ..config.identity import SCHEMA, effective_switch, identity
-from ..config.settle import Settings, flat
+from ..config.identity import SCHEMA
 from ..errors import ConfigError
-from ..files import read_sealed_text
 from ..result import FINAL, Result
-from ..runs import Run, distinguishing_words, find, fitting
+from .folders import Record
+from .problems import Method, Outcome, Problem, Runs, digest_of, label, method_facts, problem_facts
 
-# What makes the method, of the settings that make a run; but for the seed, all others make the problem.
-OF_METHOD = ("optimizer", "lr", "schedule", "clip_norm", "clip_value", "ema", "switch_epoch")
-ENVIRONMENT = ("hardware", "git_commit", "versions")
-# As they should stand in a table: the paper's five in its order, then by name.
-ORDER = ("sgd", "tmsgd", "sgdm", "adam", "apollo")
+ENVIRONMENT = {"hardware": "hardware", "git_commit": "commits", "versions": "versions"}  # columns, and their words
 
 
-@dataclass
-class Runs:
-    """What a report is made of.
-
-    runs: run (its row), run_id, folder, problem, method (indices), optimizer, seed, status, score (of the headline
-        metric; null unless completed), best, baseline, seconds, epochs, from_trunk, ... ; see read.
-    curves: run, epoch (trained so far, from 1), step, seconds, loss, metric.
-    problems, methods: what the indices stand for.
-    notes: what a reader should know of how they came together.
-    """
-
-    runs: pl.DataFrame
-    curves: pl.DataFrame
-    problems: list["Problem"]
-    methods: list["Method"]
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def content(self) -> str:
-        """How many runs of how many methods on how many problems; a method is one on however many problems."""
-        counts = {"run": len(self.runs), "method": len({m.name for m in self.methods}), "problem": len(self.problems)}
-        runs, methods, problems = (f"{n} {word}{'' if n == 1 else 's'}" for word, n in counts.items())
-        return f"{runs} of {methods} on {problems}"
-
-
-class Outcome(NamedTuple):
-    """What a result adds to the settings to make the problem."""
-
-    profile: str
-    data_digest: str
-    headline: str  # test/accuracy
-    higher_is_better: bool
-    schema: int  # numbers of another version of the results are not these
-
-
-@dataclass
-class Problem:
-    index: int
-    task: str
-    outcome: Outcome
-    config: Settings  # of one of its runs
-    label: str = ""
-
-    @property
-    def profile(self) -> str:
-        return self.outcome.profile
-
-    @property
-    def headline(self) -> str:
-        return self.outcome.headline
-
-    @property
-    def higher_is_better(self) -> bool:
-        return self.outcome.higher_is_better
-
-    @property
-    def split(self) -> str:
-        """What is judged: test, or validation."""
-        return self.headline.partition("/")[0]
-
-    @property
-    def metric(self) -> str:
-        """The headline metric, whatever the split."""
-        return self.headline.partition("/")[2]
-
-    @property
-    def measure(self) -> str:
-        """The metric, with the split where that is not the test split."""
-        return self.metric if self.split == "test" else f"{self.split} {self.metric}"
-
-    @property
-    def kind(self) -> str:
-        """What may be seen together: the profile, with the split and the version of the results where these differ."""
-        version = "" if self.outcome.schema == SCHEMA else f"schema {self.outcome.schema}"
-        return " ".join(filter(None, (self.profile, self.split.removeprefix("test"), version)))
-
-    @property
-    def sign(self) -> int:
-        return 1 if self.higher_is_better else -1
-
-
-@dataclass
-class Method:
-    index: int
-    problem: int
-    optimizer: str
-    config: Settings
-    name: str = ""  # the same on all problems: the optimizer, and the settings in which its methods differ on one
-    label: str = ""  # the name, with its rate and switch where other methods on the problem have others
-
-    @property
-    def switch(self) -> int | None:
-        """The epoch of its switch; None if it has none, or none in this run."""
-        return effective_switch(self.config)
-
-
-def opened(words: list[str], runs_dir: Path) -> list[Run]:
-    """The runs that words mean: folders of runs, or of one, or globs of either, or run ids under runs_dir; all filters.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    places, filters = [w for w in words if "=" not in w], [w for w in words if "=" in w]
-    if not places and not runs_dir.is_dir():
-        raise ConfigError(f"{runs_dir}: no such folder; name one, or say runs_dir=DIR")
-    runs: dict[Path, Run] = {}
-    for place in places or [str(runs_dir)]:
-        paths = [Path(path) for path in sorted(glob.glob(place)) if Path(path).is_dir()]
-        folders = [
-            folder for path in paths
-            for folder in ([path] if (path / "config.yaml").is_file() else _below(path))
-        ]  # fmt: skip
-        if not paths:
-            if not runs_dir.is_dir():
-                raise ConfigError(f"{place}: no such folder")
-            folders = [run.folder for run in find(runs_dir, [place])]
-        runs |= {folder.resolve(): Run.open(folder) for folder in folders if folder.resolve() not in runs}
-    return fitting(list(runs.values()), filters)
-
-
-def _below(folder: Path) -> list[Path]:
-    return sorted(path.parent for path in folder.glob("[!.]*/config.yaml"))
-
-
-@dataclass
-class Record:
-    """One run as it was told: in its folder, or by W&B."""
-
-    name: str
-    folder: str
-    status: str
-    config: Settings
-    result: Result | None
-    curves: str  # CSV
-
-
-def records(runs: list[Run]) -> tuple[list[Record], list[str]]:
-    """The runs' files, and what is wrong with some; runs that differ by seed alone share the parsed configuration."""
-    parsed: dict[str, Settings] = {}
-    found, notes = [], []
-    for run in runs:
-        try:
-            text = read_sealed_text(run.folder / "config.yaml")
-            # The seed is a line of its own, and all that differs in most of many runs.
-            key = "\n".join(line for line in text.splitlines() if not line.startswith("seed: "))
-            seed = next((line[6:] for line in text.splitlines() if line.startswith("seed: ")), "")
-            if key not in parsed:
-                parsed[key] = run.config
-            config = parsed[key] | {"seed": int(seed)} if seed else run.config
-            csv = run.curves
-        except (OSError, ValueError) as error:
-            notes.append(f"{run.folder}: left out, {error}")
-            continue
-        if missing := [key for key in ("task", "optimizer", "epochs", "seed", "data") if key not in config]:
-            notes.append(f"{run.folder}: left out, its config.yaml has no {', '.join(missing)}")
-            continue
-        found.append(Record(run.folder.name, str(run.folder), run.status, config, run.result, csv))
-    return found, notes
-
-
-def read(found: Iterable[Record], metric: str, notes: list[str]) -> Runs:
-    """Tables of the runs, told apart into problems and methods.
+def read(records: Iterable[Record], metric: str, notes: list[str]) -> Runs:
+    """Tables of the runs, sorted into problems and methods.
 
     Args:
-        found: the runs.
+        records: the runs.
         metric: last or best.
-        notes: known of them already.
+        notes: what is known of the runs already.
+
+    Raises:
+        ConfigError: there is no run to report on.
     """
-    found = list(found)
+    records = list(records)
+    # Runs that share a parsed configuration share its facts.
+    configs = {id(record.config["task"]): record.config for record in records}
+    facts = {key: (problem_facts(config), method_facts(config)) for key, config in configs.items()}
+    digests = {key: (digest_of(of_problem), digest_of(of_method)) for key, (of_problem, of_method) in facts.items()}
+    usual = _usual_outcomes([(digests[id(r.config["task"])][0], r.result) for r in records if r.result])
+    of_task = {record.result.task: record.result for record in records if record.result}
     problems: dict[tuple[str, Outcome], Problem] = {}
     methods: dict[tuple[int, str], Method] = {}
-    # Runs that share a parsed configuration share its facts.
-    configs = {id(record.config["task"]): record.config for record in found}
-    facts = {key: (_digest(_problem_facts(own)), _digest(_method_facts(own))) for key, own in configs.items()}
-    outcomes, of_task = _outcomes([(facts[id(r.config["task"])][0], r.result) for r in found if r.result])
     rows: list[dict[str, Any]] = []
-    texts: list[tuple[int, str, str]] = []
-    for record in found:
-        config = record.config
-        of_problem, of_method = facts[id(config["task"])]
-        if record.result:
-            outcome = _outcome(record.result)
-        elif of_problem in outcomes:
-            outcome = outcomes[of_problem]
-        elif config["task"]["name"] in of_task:
-            metric_, higher_is_better = of_task[config["task"]["name"]]
-            split = "test" if config.get("validation") is None else "validation"
-            outcome = Outcome(config["data"]["profile"], "", f"{split}/{metric_}", higher_is_better, SCHEMA)
-        else:
-            notes.append(f"{record.name}: {record.status}, and nothing is known of its task's metric; not in a table")
+    files: list[CurveFile] = []
+    for record in records:
+        config, key = record.config, id(record.config["task"])
+        (of_problem, of_method), (problem_digest, method_digest) = facts[key], digests[key]
+        outcome = _outcome(record, usual.get(problem_digest), of_task)
+        if outcome is None:
+            notes.append(f"{record.name}: {record.status}; the metric of its task is not known, so no table has it")
             continue
         problem = problems.setdefault(
-            (of_problem, outcome), Problem(len(problems), config["task"]["name"], outcome, config)
+            (problem_digest, outcome), Problem(len(problems), config["task"]["name"], config, of_problem, outcome)
         )
         method = methods.setdefault(
-            (problem.index, of_method), Method(len(methods), problem.index, config["optimizer"]["name"], config)
+            (problem.index, method_digest),
+            Method(len(methods), problem.index, config["optimizer"]["name"], config, of_method),
         )
-        rows.append(_row(len(rows), record, problem, method, metric))
         if record.curves:
-            texts.append((len(rows) - 1, problem.headline, record.curves))
+            files.append(CurveFile(len(rows), record.folder, problem.key, record.curves))
+        rows.append(_row(len(rows), record, problem, method, metric))
     if not rows:
-        raise ConfigError("no runs to report on: none fits, or none has come to a result")
-    tables = Runs(
-        pl.DataFrame(rows, infer_schema_length=None), _curves(texts, rows, notes), list(problems.values()),
-        list(methods.values()), notes,
-    )  # fmt: skip
-    _label(tables)
-    tables.runs = _replicates(tables)
-    return tables
+        raise ConfigError("no runs to report on: none fits the words, or none has a result")
+    label(list(problems.values()), list(methods.values()))
+    table = _with_counts(pl.DataFrame(rows, infer_schema_length=None), notes)
+    return Runs(table, curves(files, notes), list(problems.values()), list(methods.values()), notes)
 
 
-def _problem_facts(config: Settings) -> Settings:
-    facts = {key: v for key, v in identity(config, "").items() if key not in (*OF_METHOD, "seed", "schema")}
-    return facts | {"data": config["data"]["profile"]}
+def _outcome_of(result: Result) -> Outcome:
+    return Outcome(
+        result.profile, result.data_digest, result.split, result.metric, result.higher_is_better, result.schema_version
+    )
 
 
-def _method_facts(config: Settings) -> Settings:
-    facts = identity(config, "") | {"lr": config["lr"]}
-    return {key: facts[key] for key in OF_METHOD if key in facts}
+def _usual_outcomes(results: list[tuple[str, Result]]) -> dict[str, Outcome]:
+    """By the digest of a problem's facts, the outcome that most of its runs have."""
+    counts: dict[str, Counter[Outcome]] = {}
+    for digest, result in results:
+        counts.setdefault(digest, Counter())[_outcome_of(result)] += 1
+    return {digest: counter.most_common(1)[0][0] for digest, counter in counts.items()}
 
 
-def _digest(facts: Settings) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _outcome(result: Result) -> Outcome:
-    return Outcome(result.profile, result.data_digest, result.headline, result.higher_is_better, result.schema_version)
-
-
-def _outcomes(known: list[tuple[str, Result]]) -> tuple[dict[str, Outcome], dict[str, tuple[str, bool]]]:
-    """What runs without a result are taken for.
-
-    Returns:
-        By the problem's facts, what most of its runs came to; by the task, its metric and whether higher is better.
-    """
-    seen: dict[str, Counter[Outcome]] = {}
-    for of_problem, result in known:
-        seen.setdefault(of_problem, Counter())[_outcome(result)] += 1
-    of_task = {result.task: (result.headline.partition("/")[2], result.higher_is_better) for _, result in known}
-    return {key: counter.most_common(1)[0][0] for key, counter in seen.items()}, of_task
+def _outcome(record: Record, usual: Outcome | None, of_task: dict[str, Result]) -> Outcome | None:
+    """The outcome of a run; of one without a result what runs with its settings, or else of its task, have."""
+    if record.result:
+        return _outcome_of(record.result)
+    like = of_task.get(record.config["task"]["name"])
+    if usual or like is None:
+        return usual
+    split = "test" if record.config.get("validation") is None else "validation"
+    return Outcome(record.config["data"]["profile"], "", split, like.metric, like.higher_is_better, SCHEMA)
 
 
 def _row(run: int, record: Record, problem: Problem, method: Method, metric: str) -> dict[str, Any]:
-    result, key = record.result, problem.headline
+    result, key = record.result, problem.key
     row: dict[str, Any] = {
         "run": run, "run_id": record.name, "folder": record.folder, "problem": problem.index, "method": method.index,
         "optimizer": method.optimizer, "seed": int(record.config["seed"]), "status": record.status,
     }  # fmt: skip
-    blank: dict[str, Any] = {
-        "score": None, "best": None, "best_epoch": None, "baseline": None, "seconds": None, "epochs": None,
-        "from_trunk": None, "steps": None, "parameters": None, "peak_memory_bytes": None, "hardware": None,
-        "versions": None, "git_commit": None, "command": None, "started": None, "error": None, "diverged_epoch": None,
-    }  # fmt: skip
     if result is None:
-        return row | blank
+        return row | dict.fromkeys((
+            "score", "best", "best_epoch", "baseline", "seconds", "epochs", "from_trunk", "steps", "parameters",
+            "peak_memory_bytes", "hardware", "versions", "git_commit", "command", "started", "error", "diverged_epoch",
+        ))  # fmt: skip
     best = result.metrics["best"]
     return row | {
         "score": _finite(result.metrics[metric].get(key)) if record.status == "completed" else None,
@@ -296,127 +106,104 @@ def _row(run: int, record: Record, problem: Problem, method: Method, metric: str
         "epochs": int(result.epochs["trained"]), "from_trunk": int(result.epochs["from_trunk"]),
         "steps": int(result.steps), "parameters": int(result.parameters),
         "peak_memory_bytes": int(result.peak_memory_bytes), "hardware": result.hardware,
-        "versions": " ".join(f"{name} {made}" for name, made in result.versions.items()),
+        "versions": " ".join(f"{name} {version}" for name, version in result.versions.items()),
         "git_commit": result.git_commit, "command": result.command, "started": result.started, "error": result.error,
         "diverged_epoch": _finite((result.diverged_at or {}).get("epoch")),
     }  # fmt: skip
 
 
 def _finite(value: Any) -> float | None:
-    """The number; None of none, and of one that is not finite: it compares with nothing."""
+    """The number; None of None, and of one that is not finite: it compares with nothing."""
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-def _curves(texts: list[tuple[int, str, str]], rows: list[dict[str, Any]], notes: list[str]) -> pl.DataFrame:
-    """All curves as one table; files with the same head are parsed at once.
+def _with_counts(runs: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
+    """The table with the column `counts`: whether a run is the newest of its method and seed; others are no evidence.
 
-    What is not finite becomes null: to polars a NaN is larger than every number.
+    Args:
+        notes: a word on the others is added to it.
     """
-    groups: dict[tuple[str, str], list[tuple[int, str]]] = {}
-    for run, headline, text in texts:
-        head, _, body = text.partition("\n")
-        if body.strip():
-            groups.setdefault((head.strip(), headline), []).append((run, body if body.endswith("\n") else body + "\n"))
-    tables = [pl.DataFrame(schema=CURVES)]
-    for (head, headline), files in groups.items():
-        names = head.split(",")
-        if not {"epoch", "step", "seconds"} <= set(names):
-            notes.append(f"{rows[files[0][0]]['folder']}/curves.csv: not ours, its columns are {head}")
-            continue
-        try:
-            table = _parsed(names, files)
-        except (pl.exceptions.PolarsError, ValueError):  # one of them is broken: which?
-            good = []
-            for file in files:
-                try:
-                    _parsed(names, [file])
-                    good.append(file)
-                except (pl.exceptions.PolarsError, ValueError) as error:
-                    notes.append(f"{rows[file[0]]['folder']}/curves.csv: left out, {str(error).splitlines()[0]}")
-            if not good:
-                continue
-            table = _parsed(names, good)
-        tables.append(
-            table.select(
-                "run",
-                (pl.col("epoch") + 1).cast(pl.Int64),
-                pl.col("step").cast(pl.Int64),
-                "seconds",
-                (pl.col("train/loss") if "train/loss" in names else pl.lit(None, pl.Float64)).alias("loss"),
-                (pl.col(headline) if headline in names else pl.lit(None, pl.Float64)).alias("metric"),
-            )
+    runs = runs.with_columns(final=pl.col("status").is_in(FINAL))
+    newest = (
+        runs.sort(["final", "started", "run"], descending=[True, True, True], nulls_last=True)
+        .group_by(["method", "seed"], maintain_order=True).first().select("run")
+    )  # fmt: skip
+    runs = runs.with_columns(counts=pl.col("run").is_in(newest["run"].implode()))
+    others = runs.filter(~pl.col("counts"))
+    if len(others):
+        names = ", ".join(others["folder"].head(3).to_list()) + (", ..." if len(others) > 3 else "")
+        notes.append(
+            f"{len(others)} runs repeat the method and seed of another and are no further evidence; the newest counts, "
+            f"not {names}."
         )
-    seen = pl.col("loss", "metric")
-    return pl.concat(tables).with_columns(pl.when(seen.is_finite()).then(seen))
+    return runs.drop("final")
 
 
-CURVES = {
+# ---- curves
+
+COLUMNS = {
     "run": pl.Int64, "epoch": pl.Int64, "step": pl.Int64, "seconds": pl.Float64, "loss": pl.Float64,
     "metric": pl.Float64,
 }  # fmt: skip
 
 
-def _parsed(names: list[str], files: list[tuple[int, str]]) -> pl.DataFrame:
-    table = pl.read_csv(
-        "".join(body for _, body in files).encode(), has_header=False, schema=dict.fromkeys(names, pl.Float64)
-    )
-    runs = [run for run, body in files for _ in range(body.count("\n"))]
-    return table.with_columns(pl.Series("run", runs, pl.Int64))
+class CurveFile(NamedTuple):
+    run: int  # its row in the table of runs
+    folder: str
+    key: str  # the column of the problem's metric
+    text: str  # CSV
 
 
-def _label(tables: Runs) -> None:
-    """Names problems and methods by what tells them apart."""
-    problems, methods = tables.problems, tables.methods
-    own = [flat(_problem_facts(p.config)) | {"data": p.profile, "schema": p.outcome.schema} for p in problems]
-    for problem, words in zip(problems, distinguishing_words([p.task for p in problems], own), strict=True):
-        words = words.replace("task.", "")
-        problem.label = f"{problem.task} {words}".strip()
-    same = Counter(problem.label for problem in problems)
-    for problem in problems:  # the same settings on other files
-        if same[problem.label] > 1:
-            problem.label += f" (data {problem.index})"
-    own = [flat(_method_facts(method.config)) for method in methods]
-    for method, words in zip(
-        methods, distinguishing_words([f"{m.problem} {m.optimizer}" for m in methods], own), strict=True
-    ):
-        method.name = f"{method.optimizer} {words.replace('optimizer.', '')}".strip()
-    namesakes = Counter((method.problem, method.name) for method in methods)
-    for method in methods:  # words leave out the places that a rate was filled into
-        if namesakes[method.problem, method.name] > 1:
-            method.name += f" (method {method.index})"
-    for problem in problems:
-        rivals = [m for m in methods if m.problem == problem.index]
-        shown = [
-            key
-            for key in ("lr", "switch_epoch")
-            if len({_method_facts(m.config).get(key) for m in rivals} - {None}) > 1
-        ]
-        for method in rivals:
-            facts = _method_facts(method.config)
-            more = [f"{key}={facts[key]}" for key in shown if key in facts and f" {key}=" not in method.name]
-            method.label = " ".join([method.name, *more])
+def curves(files: list[CurveFile], notes: list[str]) -> pl.DataFrame:
+    """All curves as one table; files with the same head are parsed at once.
+
+    What is not finite becomes null: to polars a NaN is larger than every number.
+
+    Args:
+        notes: what is wrong with some of the files is added to it.
+    """
+    groups: dict[tuple[str, str], list[CurveFile]] = {}
+    for file in files:
+        head, _, body = file.text.partition("\n")
+        if body.strip():
+            body = body if body.endswith("\n") else body + "\n"
+            groups.setdefault((head.strip(), file.key), []).append(file._replace(text=body))
+    tables = [pl.DataFrame(schema=COLUMNS)]
+    for (head, key), alike in groups.items():
+        names = head.split(",")
+        if not {"epoch", "step", "seconds"} <= set(names):
+            notes.append(f"{alike[0].folder}/curves.csv: left out, expected epoch, step and seconds, got {head}")
+        elif (table := _parsed(names, alike, notes)) is not None:
+            tables.append(_selected(table, key))
+    numbers = pl.col("loss", "metric")
+    return pl.concat(tables).with_columns(pl.when(numbers.is_finite()).then(numbers))
 
 
-def _replicates(tables: Runs) -> pl.DataFrame:
-    """Marks the run that stands for its (method, seed): `counts`. A second one is no replicate, and said so."""
-    runs = tables.runs.with_columns(final=pl.col("status").is_in(FINAL))
-    chosen = (
-        runs.sort(["final", "started", "run"], descending=[True, True, True], nulls_last=True)
-        .group_by(["method", "seed"], maintain_order=True).first().select("run")
+def _selected(table: pl.DataFrame, key: str) -> pl.DataFrame:
+    def column(name: str) -> Any:
+        return pl.col(name) if name in table.columns else pl.lit(None, pl.Float64)
+
+    return table.select(
+        "run", (pl.col("epoch") + 1).cast(pl.Int64), pl.col("step").cast(pl.Int64), "seconds",
+        column("train/loss").alias("loss"), column(key).alias("metric"),
     )  # fmt: skip
-    runs = runs.with_columns(counts=pl.col("run").is_in(chosen["run"].implode()))
-    twice = runs.filter(~pl.col("counts"))
-    if len(twice):
-        names = ", ".join(twice["folder"].head(3).to_list()) + (", ..." if len(twice) > 3 else "")
-        tables.notes.append(
-            f"{len(twice)} runs repeat the method and seed of another and are no further evidence; the newest counts, "
-            f"not {names}"
-        )
-    return runs.drop("final")
 
 
-@cache
-def paper() -> Any:
-    """What the paper printed: paper_results.yaml."""
-    path = Path(__file__).parent / "paper_results.yaml"
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+def _parsed(names: list[str], files: list[CurveFile], notes: list[str]) -> pl.DataFrame | None:
+    """The files as one table, without those that are broken; None if all are."""
+    try:
+        return _parsed_at_once(names, files)
+    except (pl.exceptions.PolarsError, ValueError) as error:
+        if len(files) == 1:
+            notes.append(f"{files[0].folder}/curves.csv: left out, {str(error).splitlines()[0]}")
+            return None
+    tables = [table for file in files if (table := _parsed(names, [file], notes)) is not None]
+    return pl.concat(tables) if tables else None
+
+
+def _parsed_at_once(names: list[str], files: list[CurveFile]) -> pl.DataFrame:
+    table = pl.read_csv(
+        "".join(file.text for file in files).encode(), has_header=False, schema=dict.fromkeys(names, pl.Float64)
+    )
+    runs = [file.run for file in files for _ in range(file.text.count("\n"))]
+    return table.with_columns(pl.Series("run", runs, pl.Int64))

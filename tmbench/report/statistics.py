@@ -1,4 +1,4 @@
-"""How sure one can be of a difference: intervals, exact tests, equivalence, ranks and how many seeds would tell.
+"""How sure one can be of a difference between two methods: intervals, exact tests, equivalence.
 
 The seed is the replicate: two methods are compared on the same seeds, d = a - b of each. Runs that share a trunk share
 its noise, which the difference takes out; they are never counted as replicates of each other.
@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +24,8 @@ EXACT_UP_TO = 13  # seeds: 2^13 changes of sign are fewer than RESAMPLES
 # examples has few values to differ by. See scripts/simulate_report.py.
 LEAST_TO_EQUATE = 3
 # Scores come as float32 (a share k/N is rounded once, by up to 2^-24 of itself), so two differences of scores that are
-# equal in truth are this close, relative to the larger of their own scores: a run that ended with 1e6 blurs no other.
+# equal in truth are this close, relative to the larger of their own scores. So a run that ended with 1e6 does not make
+# the differences on other seeds less exact.
 RESOLUTION = 2.0**-22
 
 Values = NDArray[np.float64]
@@ -56,10 +56,10 @@ def _is_finite(value: float | None) -> bool:
 
 
 @dataclass
-class Comparison:
-    """Of a with b over the seeds that both have; differences are a - b, in units of the metric.
+class Difference:
+    """Of a and b over the seeds that both have: a - b, in units of the metric.
 
-    Where a run diverged and has no value, differences have no size: mean, sd and intervals are nan, and p is that of
+    Where a run diverged and has no value, the difference has no size: mean, sd and intervals are nan, and p is that of
     the signed ranks.
     """
 
@@ -86,15 +86,15 @@ class Comparison:
 
 def compare(
     a: Sequence[float], b: Sequence[float], margin: float, level: float, test: str, bound: float = math.inf,
-    void: Sequence[bool] | None = None,
-) -> Comparison:  # fmt: skip
-    """Compares two methods; a[i] and b[i] are of the same seed. The Holm values are left to adjust.
+    both_diverged: Sequence[bool] | None = None,
+) -> Difference:  # fmt: skip
+    """The difference of two methods; a[i] and b[i] are of the same seed. The Holm values are left to adjust.
 
     Args:
         a, b: scores; -inf or inf of a diverged run that has no value and is worse than every other.
         bound: the largest difference that the metric allows: 1 for a share. Student's interval ends there.
-        void: of each seed whether both runs diverged. They come out the same then, which is no evidence that the
-            methods are: equivalence is tested on the other seeds.
+        both_diverged: of each seed whether both runs diverged. They come out the same then, which is no evidence that
+            the methods are: equivalence is tested on the other seeds.
     """
     a_S, b_S = np.asarray(a, float), np.asarray(b, float)
     with np.errstate(invalid="ignore"):
@@ -102,24 +102,22 @@ def compare(
     near_S = tolerance(a_S, b_S)
     d[np.abs(d) <= near_S] = 0.0
     near_S[d == 0] = 0.0
-    n, is_known = len(d), bool(np.isfinite([a_S, b_S]).all())
-    test = test if is_known else "wilcoxon"
-    spreads = not is_known or has_spread(d, near_S)
-    p = exact_p(d, test, near_S) if spreads else 1.0
+    n, is_finite, nan = len(d), bool(np.isfinite([a_S, b_S]).all()), math.nan
+    test = test if is_finite else "wilcoxon"
+    is_spread = not is_finite or has_spread(d, near_S)
+    p = exact_p(d, test, near_S) if is_spread else 1.0
     tested, slack_S = _tested(d, test, near_S)
     direction = 0 if abs(tested.sum()) <= slack_S.sum() else int(np.sign(tested.sum()))
-    if not is_known:
-        nan = math.nan
-        return Comparison(n, nan, nan, direction, True, nan, nan, "none", nan, nan, p, 1.0, margin)
-    telling = np.ones(n, bool) if void is None else ~np.asarray(void, bool)
+    if not is_finite:
+        return Difference(n, nan, nan, direction, True, nan, nan, "none", nan, nan, p, 1.0, margin)
+    informative = np.ones(n, bool) if both_diverged is None else ~np.asarray(both_diverged, bool)
     low, high = t_interval(d, level)
-    student, boot = (max(low, -bound), min(high, bound)), bootstrap_interval(d, level)
-    quoted = boot if n >= ENOUGH_TO_BOOTSTRAP else student
-    return Comparison(
-        n, 0.0 if abs(d.sum()) <= near_S.sum() else float(d.mean()), spread(d), direction, spreads, *quoted,
-        "bootstrap" if n >= ENOUGH_TO_BOOTSTRAP else "t", *boot, p,
-        equivalence_p(d[telling], margin) if has_spread(d[telling], near_S[telling]) else 1.0, margin,
-    )  # fmt: skip
+    student, bootstrap = (max(low, -bound), min(high, bound)), bootstrap_interval(d, level)
+    name, quoted = ("bootstrap", bootstrap) if n >= ENOUGH_TO_BOOTSTRAP else ("t", student)
+    mean = 0.0 if abs(d.sum()) <= near_S.sum() else float(d.mean())
+    is_informed = has_spread(d[informative], near_S[informative])
+    p_equivalent = equivalence_p(d[informative], margin) if is_informed else 1.0
+    return Difference(n, mean, spread(d), direction, is_spread, *quoted, name, *bootstrap, p, p_equivalent, margin)
 
 
 def tolerance(*scores: Values) -> Values:
@@ -154,8 +152,8 @@ def bootstrap_interval(d: Values, level: float) -> tuple[float, float]:
         return float(d[0]), float(d[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # of 2 seeds; it comes out as nan
-        found = stats.bootstrap((d,), np.mean, confidence_level=1 - level, n_resamples=RESAMPLES, rng=0)
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+        drawn = stats.bootstrap((d,), np.mean, confidence_level=1 - level, n_resamples=RESAMPLES, rng=0)
+    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 
 def exact_p(d: Values, test: str = "permutation", near: float | Values = 0.0) -> float:
@@ -201,9 +199,9 @@ def tied(values: Values, near: float | Values) -> Values:
         starts = np.r_[
             True, ~((ordered[1:] == ordered[:-1]) | (np.diff(ordered) <= np.maximum(near_S[1:], near_S[:-1])))
         ]
-    found = np.empty_like(values)
-    found[order] = ordered[starts][np.cumsum(starts) - 1]
-    return found
+    equal = np.empty_like(values)
+    equal[order] = ordered[starts][np.cumsum(starts) - 1]
+    return equal
 
 
 def equivalence_p(d: Values, margin: float) -> float:
@@ -219,123 +217,19 @@ def equivalence_p(d: Values, margin: float) -> float:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p values of tests that are made together, adjusted (Holm 1979, statsmodels')."""
-    from statsmodels.stats.multitest import multipletests
+    """p values of tests that are made together, adjusted (Holm 1979).
 
-    return [float(value) for value in multipletests(p, method="holm")[1]] if len(p) else []
-
-
-def adjust(comparisons: Sequence[Comparison]) -> None:
-    """Fills in the Holm values of comparisons that are reported together."""
-    for one, p, q in zip(
-        comparisons, holm([c.p for c in comparisons]), holm([c.p_equivalent for c in comparisons]), strict=True
-    ):
-        one.p_holm, one.p_equivalent_holm = p, q
-
-
-def attainable_p(n: int) -> float:
-    """The smallest two-sided p of a paired test with n seeds, whatever the difference: exact, or of a sample."""
-    return min(1.0, max(2.0 ** (1 - n), 1 / (RESAMPLES + 1) if n > EXACT_UP_TO else 0.0))
-
-
-def seeds_to_attain(level: float, comparisons: int = 1) -> int | None:
-    """The fewest seeds whose test can fall below the level as the first of so many comparisons (Holm).
-
-    None if no number of seeds can: the comparisons are too many for a sample of RESAMPLES.
+    statsmodels has it, too, but collects all garbage at each call, which takes longer than a whole report.
     """
-    return next((n for n in range(1, EXACT_UP_TO + 10) if attainable_p(n) <= level / comparisons), None)
+    order = np.argsort(p)
+    adjusted = np.maximum.accumulate(np.asarray(p, float)[order] * np.arange(len(p), 0, -1))
+    values = np.empty(len(p))
+    values[order] = np.minimum(adjusted, 1.0)
+    return [float(value) for value in values]
 
 
-@cache
-def seeds_to_find(difference: float, sd: float, level: float, power: float, comparisons: int = 1) -> int | None:
-    """How many seeds would find a true mean difference with this power, if paired differences have this spread.
-
-    By the power of Student's paired test (statsmodels'), at the level that Holm leaves the first of so many
-    comparisons; at least as many as the exact test needs. None if a million would not do, or no number can.
-    """
-    from statsmodels.stats.power import TTestPower
-
-    attaining = seeds_to_attain(level, comparisons)
-    if attaining is None:
-        return None
-    least = max(2, attaining)
-    if not sd > 0:
-        return least
-    effect, alpha = abs(difference) / sd, level / comparisons
-
-    def is_enough(n: int) -> bool:
-        found = float(TTestPower().power(effect, n, alpha))
-        return found >= power or (math.isnan(found) and effect > 1)  # so sure that it underflows
-
-    high = least
-    while not is_enough(high):
-        high *= 2
-        if high > 1_000_000:
-            return None
-    low = max(least, high // 2)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if is_enough(middle) else (middle + 1, high)
-    return high
-
-
-def improvement(samples: Sequence[tuple[Sequence[float], Sequence[float]]], level: float) -> tuple[float, float, float]:
-    """The probability that a run of a beats one of b on a problem, averaged over problems, with a bootstrap interval.
-
-    Args:
-        samples: for each problem the values of a and of b, the higher the better; ties count half. -inf is allowed.
-
-    After Agarwal et al. 2021 (Mann-Whitney's U over the number of pairs; runs are resampled within each problem).
-    """
-    arrays = []
-    for a, b in samples:
-        both = np.asarray([*a, *b], float)
-        ranks_of_both = stats.rankdata(tied(both, tolerance(both)))
-        arrays += [ranks_of_both[: len(a)], ranks_of_both[len(a) :]]
-
-    def statistic(*drawn: Values, axis: int = -1) -> Any:
-        shares = [
-            (np.sign(a[..., :, None] - b[..., None, :]).mean((-1, -2)) + 1) / 2
-            for a, b in zip(drawn[::2], drawn[1::2], strict=True)
-        ]
-        return np.mean(shares, axis=0)
-
-    value = float(statistic(*arrays))
-    if min(map(len, arrays)) < 2:
-        return value, math.nan, math.nan
-    found = stats.bootstrap(
-        arrays, statistic, confidence_level=1 - level, n_resamples=1999, batch=500, method="percentile", rng=0
-    )
-    return value, float(found.confidence_interval.low), float(found.confidence_interval.high)
-
-
-def ranks(scores_BM: Values) -> Values:
-    """Ranks (1 is best, ties share) of methods in each block; the higher a score the better. -inf is allowed."""
-    return np.array([stats.rankdata(-tied(row, tolerance(row))) for row in scores_BM])
-
-
-def critical_difference(methods: int, blocks: int, level: float) -> float:
-    """How far apart two mean ranks must be to differ (Nemenyi; Demsar 2006, section 3.2.2)."""
-    q = float(stats.studentized_range.ppf(1 - level, methods, np.inf)) / math.sqrt(2)
-    return q * math.sqrt(methods * (methods + 1) / (6 * blocks))
-
-
-def friedman_p(ranks_BM: Values) -> float:
-    """Friedman's p that the methods do not differ in rank; nan for fewer than 3 methods or 2 blocks."""
-    if ranks_BM.shape[0] < 2 or ranks_BM.shape[1] < 3:
-        return math.nan
-    if all(np.ptp(row) == 0 for row in ranks_BM):
-        return 1.0
-    return float(stats.friedmanchisquare(*ranks_BM.T).pvalue)
-
-
-def profile(times_BM: Values, ratios: Values) -> Values:
-    """For each ratio and method, the share of problems that it brings to their target in so many times the least time.
-
-    After Dahl et al. 2023 (AlgoPerf), section 4.3. A time is inf where the target was never reached; a problem
-    whose target nobody reached counts against all.
-    """
-    least = times_BM.min(1, keepdims=True)
-    with np.errstate(invalid="ignore"):
-        relative = np.where(np.isfinite(times_BM), times_BM / least, np.inf)
-    return np.asarray((relative[None] <= ratios[:, None, None]).mean(1))
+def adjust(differences: Sequence[Difference]) -> None:
+    """Fills in the Holm values of differences that are reported together."""
+    adjusted = holm([d.p for d in differences]), holm([d.p_equivalent for d in differences])
+    for one, p, p_equivalent in zip(differences, *adjusted, strict=True):
+        one.p_holm, one.p_equivalent_holm = p, p_equivalent

@@ -4,11 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ..result import SHARES
-from .read import Problem
+from .problems import Problem
 
-PERCENT = (*SHARES, "map")  # what the paper prints in percent
-BOUNDED = (*PERCENT, "auc")  # between 0 and 1
 DASH = "-"  # nothing there
 
 
@@ -33,10 +30,6 @@ def file_name(*words: str) -> str:
     return "-".join(words).replace(" ", "-")
 
 
-def scale(problem: Problem) -> float:
-    return 100.0 if problem.metric in PERCENT else 1.0
-
-
 def number(value: float | None, digits: int = 3) -> str:
     """A plain number with so many significant digits."""
     if value is None or not math.isfinite(value):
@@ -44,17 +37,25 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
+def numeric(value: float | None) -> Cell:
+    return Cell(number(value), value)
+
+
+def unit(problem: Problem) -> str:
+    """What follows a score of this problem in a sentence."""
+    return " %" if problem.is_percent else ""
+
+
 def score(problem: Problem, value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return DASH
-    return f"{100 * value:.2f}" if scale(problem) == 100 else f"{value:.4g}"
+    return f"{100 * value:.2f}" if problem.is_percent else f"{value:.4g}"
 
 
 def difference(problem: Problem, value: float, sign: bool = False) -> str:
     """A difference of two values, in words."""
-    if scale(problem) == 100:
-        return f"{100 * value:{'+' if sign else ''}.2f} points"
-    return f"{value:{'+' if sign else ''}.3g}"
+    plus = "+" if sign else ""
+    return f"{100 * value:{plus}.2f} points" if problem.is_percent else f"{value:{plus}.3g}"
 
 
 def spread(problem: Problem, mean: float | None, sd: float | None) -> str:
@@ -62,13 +63,14 @@ def spread(problem: Problem, mean: float | None, sd: float | None) -> str:
         return DASH
     if sd is None or not math.isfinite(sd):
         return score(problem, mean)
-    places = 2 if scale(problem) == 100 else max(0, 1 - math.floor(math.log10(sd))) if sd else 4
-    return f"{scale(problem) * mean:.{places}f} ± {scale(problem) * sd:.{places}f}"
-
-
-def printed_as(value: float, sd: float | None) -> str:
-    return f"{value:g} ± {sd:g}" if sd else f"{value:g}"
+    places = 2 if problem.is_percent else max(0, 1 - math.floor(math.log10(sd))) if sd else 4
+    return f"{problem.scale * mean:.{places}f} ± {problem.scale * sd:.{places}f}"
 
 
 def signed(problem: Problem, value: float) -> str:
-    return f"{100 * value:+.2f}" if scale(problem) == 100 else f"{value:+.3g}"
+    return difference(problem, value, sign=True).removesuffix(" points")
+
+
+def count(n: int, word: str) -> str:
+    """1 seed, 2 seeds."""
+    return f"{n:,} {word}{'' if n == 1 else 's'}"

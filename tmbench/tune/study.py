@@ -501,7 +501,7 @@ class Study:
 
     def _limits(self) -> tuple[float, float]:
         """Between which values the mean of the headline metric must be."""
-        from ..report.words import BOUNDED
+        from ..result import BOUNDED
 
         assert self.example is not None
         return (0.0, 1.0) if self.example.headline.split("/")[-1] in BOUNDED else (-math.inf, math.inf)

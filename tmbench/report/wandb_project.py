@@ -1,4 +1,4 @@
-"""Reports and W&B: runs read back from a project through its API, and a report told there."""
+"""Reports and W&B: runs that are read from a project through its API, and a report that is sent to one."""
 
 import csv
 import io
@@ -11,11 +11,16 @@ from ..config.settle import Settings
 from ..errors import ConfigError
 from ..result import Result
 from ..runs import Run, fitting
-from .numbers import Report
-from .read import Record
+from .contents import Drawing, Report
+from .folders import Record
 
 ROWS = 100_000  # of a history; W&B gives a sample if there are more
-GONE = {"crashed": "failed", "failed": "failed", "killed": "failed", "running": "running"}  # W&B's states
+STATUS = {
+    "crashed": "failed",
+    "failed": "failed",
+    "killed": "failed",
+    "running": "running",
+}  # by W&B's state, of a run without a result
 
 
 def fetched(settings: Settings, words: list[str]) -> tuple[list[Record], list[str]]:
@@ -26,30 +31,31 @@ def fetched(settings: Settings, words: list[str]) -> tuple[list[Record], list[st
     """
     import wandb
 
-    if named := [word for word in words if "=" not in word]:
-        raise ConfigError(f"source=wandb: expected filters such as task=tc, got {' '.join(named)}")
+    if places := [word for word in words if "=" not in word]:
+        raise ConfigError(f"source=wandb: expected filters such as task=tc, got {' '.join(places)}")
     path = "/".join(filter(None, (settings["entity"], settings["project"])))
     try:
-        told = [run for run in wandb.Api(timeout=60).runs(path, lazy=False) if run.job_type != "report"]
+        entries = [entry for entry in wandb.Api(timeout=60).runs(path, lazy=False) if entry.job_type != "report"]
     except Exception as error:  # its kinds are many, and none of them ours
         raise ConfigError(f"source=wandb: {path}: {error}; is it there, and WANDB_API_KEY set?") from None
     notes: list[str] = []
-    runs: dict[str, tuple[Run, Any]] = {}
-    for one in told:
-        config, result = dict(one.config), _result(one.summary_metrics)
+    runs: list[tuple[Run, Any]] = []
+    for entry in entries:
+        config, result = dict(entry.config), _result(entry.summary_metrics)
         if not {"task", "optimizer", "data", "epochs", "seed"} <= config.keys():
-            notes.append(f"{path}/{one.id}: left out, not a run of tmbench")
+            notes.append(f"{path}/{entry.id}: left out, not a run of tmbench")
             continue
-        if result is None and one.state not in GONE:
-            notes.append(f"{path}/{one.id}: left out, its summary has no result of this version")
+        if result is None and entry.state not in STATUS:
+            notes.append(f"{path}/{entry.id}: left out, its summary has no result of this version")
             continue
-        run = Run(Path(one.name or one.id), result, result.status if result else GONE[one.state])
+        run = Run(Path(entry.name or entry.id), result, result.status if result else STATUS[entry.state])
         run.config = config
-        runs[one.id] = run, one
-    chosen = {id(run) for run in fitting([run for run, _ in runs.values()], words)}
+        runs.append((run, entry))
+    fit = {id(run) for run in fitting([run for run, _ in runs], words)}
     return [
-        Record(run.folder.name, one.url, run.status, run.config, run.result, _curves(one.history(ROWS, pandas=False)))
-        for run, one in runs.values() if id(run) in chosen
+        Record(run.folder.name, entry.url, run.status, run.config, run.result,
+               _curves(entry.history(ROWS, pandas=False)))
+        for run, entry in runs if id(run) in fit
     ], notes  # fmt: skip
 
 
@@ -61,7 +67,7 @@ def _result(summary: dict[str, Any]) -> Result | None:
 
 
 def _curves(history: list[dict[str, Any]]) -> str:
-    """The epochs in a history as the CSV that a run folder has; a resumed run has told some of them again."""
+    """The epochs in a history as the CSV that a run folder has; a resumed run has sent some of them twice."""
     rows = {row["epoch"]: row for row in history if row.get("epoch") is not None and "step" in row}
     names = [key for key in dict.fromkeys(key for row in rows.values() for key in row) if not key.startswith("_")]
     names = [key for key in names if not key.startswith("figures/")]
@@ -72,11 +78,11 @@ def _curves(history: list[dict[str, Any]]) -> str:
     return text.getvalue() if rows else ""
 
 
-def sent(report: Report, drawn: list[tuple[str, str, str]], out: Path) -> list[str]:
-    """Tells W&B the report: a run of type `report` with its tables and figures, and the page as an artifact.
+def sent(report: Report, drawings: list[Drawing], out: Path) -> list[str]:
+    """Sends W&B the report: a run of type `report` with its tables and figures, and the page as an artifact.
 
     Returns:
-        What a person should know of it; a W&B that fails costs the report nothing.
+        What a person should know of it. If W&B fails, the report's folder is complete all the same.
     """
     import wandb
 
@@ -92,8 +98,8 @@ def sent(report: Report, drawn: list[tuple[str, str, str]], out: Path) -> list[s
             for table in report.tables:
                 rows = [[cell.text for cell in row] for row in table.rows]
                 run.log({f"tables/{table.key}": wandb.Table(columns=[*table.columns], data=[*rows])})
-            for name, _, svg in drawn:
-                run.log({f"figures/{name}": wandb.Html(svg, inject=False)})
+            for drawing in drawings:
+                run.log({f"figures/{drawing.name}": wandb.Html(drawing.svg, inject=False)})
             run.summary.update({"sentences": report.sentences, "notes": report.notes})
             artifact = wandb.Artifact("report", type="report")
             artifact.add_file(str(out / "report.html"))

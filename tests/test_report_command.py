@@ -1,0 +1,156 @@
+"""`tmbench report`: its words, its files, plans, and what goes to W&B."""
+
+import base64
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import Compose, Run
+from made_runs import Make
+
+from tmbench.config.table import conf_dir
+from tmbench.report.__main__ import MEANINGS, main
+
+
+@pytest.fixture
+def make(composed: Compose, tmp_path: Path) -> Make:
+    return Make(composed, tmp_path / "runs")
+
+
+@pytest.fixture
+def pair(make: Make) -> None:
+    make.seeds("sgd", (0.80, 0.82, 0.81), "epochs=4")
+    make.seeds("tmsgd", (0.83, 0.86, 0.82), "epochs=4", "switch_epoch=2")
+
+
+@pytest.mark.usefixtures("pair")
+def test_command_writes_all_forms_and_imports_no_torch(make: Make, tmp_path: Path) -> None:
+    code = (
+        "import sys; from tmbench.report.__main__ import main; code = main(); "
+        "assert not {'torch', 'pytorch_lightning', 'wandb'} & set(sys.modules); sys.exit(code)"
+    )
+    out = tmp_path / "out"
+    command = [sys.executable, "-W", "error", "-c", code, str(make.folder), f"out={out}", "note=two words"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "tmsgd is 2.67 points better than sgd" in done.stdout.replace("\n", " ")
+    names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert {"report.html", "report.md", "report.json", "figures/curves-0-tc-tiny.svg", "tables/comparisons.csv",
+            "tables/comparisons.tex"} <= names  # fmt: skip
+    content = json.loads((out / "report.json").read_text(), parse_constant=lambda word: pytest.fail(word))
+    assert len(content["runs"]) == 6
+    assert [(p["split"], p["metric"]) for p in content["problems"]] == [("test", "accuracy")]
+    assert content["notes"] == ["two words"]
+    for link in ("figures/curves-0-tc-tiny.svg", "figures/ranks-tiny.svg"):
+        assert f"]({link})" in (out / "report.md").read_text()
+    html = (out / "report.html").read_text()
+    assert f"tmbench report {make.folder} out={out} &#39;note=two words&#39;</code>" in html
+
+
+@pytest.mark.usefixtures("pair")
+def test_json_is_that_of_the_file(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"runs_dir={make.folder}", f"out={tmp_path}", "--json"]) == 0
+    assert capsys.readouterr().out == (tmp_path / "report.json").read_text()
+
+
+def test_help_names_each_setting_and_starts_without_what_is_slow() -> None:
+    code = "import sys; from tmbench.report.__main__ import main; main(['--help']); print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    text, _, modules = done.stdout.rpartition("\n[")
+    assert not {"torch", "polars", "matplotlib", "scipy", "pandas"} & set(modules.replace("'", "").split(", "))
+    assert yaml.safe_load((conf_dir() / "report.yaml").read_text()).keys() == MEANINGS.keys()
+    assert all(f"\n  {key}=" in text for key in MEANINGS)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["level=2"], 2, "level: expected a number between 0 and 1, got 2"),
+        (["metric=first"], 2, "metric: expected one of last, best, got 'first'"),
+        (["plan=-1"], 2, "plan: expected a number > 0, or null, got -1"),
+        (["margin.accuracy=x"], 2, "margin.accuracy: expected a number, got 'x'"),
+        (["margin.accuracy=-1"], 1, "margin.accuracy: expected a number > 0, got -1"),
+        (["no-such-run"], 1, "no-such-run: no run in"),
+        (["optimiser=sgd"], 1, "optimiser: expected status, profile or a setting"),
+        (["seed=9"], 1, "no runs to report on"),
+    ],
+)
+@pytest.mark.usefixtures("pair")
+def test_wrong_words_get_an_answer(
+    words: list[str], status: int, message: str, make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([f"runs_dir={make.folder}", f"out={tmp_path / 'out'}", *words]) == status
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("pair")
+def test_a_file_in_place_of_the_folder_is_refused(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").write_text("mine")
+    assert main([f"runs_dir={make.folder}", f"out={tmp_path / 'out'}"]) == 1
+    assert "out: expected a folder to write to, got " in capsys.readouterr().err
+
+
+def test_plan_says_what_is_attainable_and_needed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan=0.5", "sd=1", "comparisons=28"]) == 0
+    printed = capsys.readouterr().out
+    assert "34" in printed
+    assert any(line.split("│")[1:4] and "11" in line and "yes" in line for line in printed.splitlines())
+    assert main(["plan=0.5", "sd=1", "json=true"]) == 0
+    attainable, seeds = json.loads(capsys.readouterr().out)["tables"]
+    assert (attainable["key"], seeds["rows"][0][4]) == ("attainable", 34)
+    assert main(["plan=0.5", "sd=0"]) == 2
+
+
+@pytest.mark.usefixtures("pair")
+def test_plan_takes_the_spread_from_runs(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan=0.01", f"runs_dir={make.folder}"]) == 0
+    assert "tmsgd - sgd" in capsys.readouterr().out
+    assert main(["plan=0.01", f"runs_dir={make.folder}", "optimizer=sgd"]) == 1
+    assert "plan: the spread is not known" in capsys.readouterr().err
+
+
+def test_false_verdicts_are_as_rare_as_the_level_through_the_whole_report() -> None:
+    """A few of the studies that scripts/simulate_report.py makes: with ties, divergence and unequal seeds."""
+    script = conf_dir().parent / "scripts" / "simulate_report.py"
+    assert runpy.run_path(str(script))["main"](["studies=40", "most=0.08"]) == 0
+
+
+def test_predictions_of_real_runs_stand_in_page_and_markdown(do: Run, composed: Compose, tmp_path: Path) -> None:
+    """Each method's, of the seed that both have, and of no other."""
+    for optimizer in ("sgd", "sgdm"):
+        result, _ = do("task=fkpd", "epochs=1", f"optimizer={optimizer}")
+    like: dict[str, Any] = {"metric": result.metric, "higher_is_better": False, "data_digest": result.data_digest}
+    Make(composed, tmp_path)("sgd", 1, 0.5, "task=fkpd", "epochs=1", **like)  # which has no weights to predict with
+    out = tmp_path / "report"
+    assert main([str(tmp_path), f"out={out}", "predictions=true"]) == 0
+    (picture,) = (out / "figures").glob("fkpd-*.png")
+    caption = "Predictions on fkpd, tiny data, a run of seed=0 of each method"
+    assert f"![{caption}](figures/{picture.name})" in (out / "report.md").read_text()
+    html = (out / "report.html").read_text()
+    assert caption in html
+    assert base64.b64encode(picture.read_bytes()).decode() in html
+
+
+@pytest.mark.usefixtures("pair")
+def test_report_goes_to_wandb_as_a_run_with_tables_figures_and_the_page(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from test_wandb import read_back, records
+
+    out = tmp_path / "out"
+    assert main([f"runs_dir={make.folder}", f"out={out}", "logger=wandb", "mode=offline"]) == 0
+    assert "to send it: wandb sync" in capsys.readouterr().out.replace("\n", " ")
+    sent = read_back(out)
+    assert sent["about"].job_type == "report"
+    keys = {key for row in sent["history"] for key in row}
+    assert {"tables/comparisons", "figures/curves-0-tc-tiny"} <= {"/".join(key.split("/")[:2]) for key in keys}
+    file = next(out.glob("wandb/*/*.wandb"))
+    artifacts = [record.artifact for record in records(file) if record.WhichOneof("record_type") == "artifact"]
+    assert any(artifact.type == "report" for artifact in artifacts)

@@ -1,0 +1,222 @@
+"""What several problems say together: mean ranks, the probability of improvement, the time to reach a target."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from scipy import stats
+
+from ..config.settle import Settings
+from ..result import FINAL
+from .problems import Problem, Runs
+from .scores import by_seed, table_order
+from .statistics import RESOLUTION, Values, tied, tolerance
+
+Profile = tuple[list[str], dict[str, np.ndarray[Any, Any]]]  # names; times (problem x method) in steps and in seconds
+
+
+@dataclass
+class Ranking:
+    """Mean ranks of methods (1 is best) over blocks, of which there are at least two: problems, or seeds of one."""
+
+    kind: str  # of the problems; see Problem.kind
+    names: list[str]
+    mean: list[float]
+    range_without_one: list[tuple[float, float]]  # lowest and highest mean rank if any one block is left out
+    blocks: list[str]
+    unit: str  # what a block is: problem or seed
+    critical_difference: float
+    p: float  # Friedman's
+
+
+def common(runs: Runs, kind: str) -> tuple[list[Problem], list[str]]:
+    """The problems of a kind, and the names of the methods that have runs on all of them."""
+    problems = [p for p in runs.problems if p.kind == kind]
+    names = set.intersection(*({m.name for m in runs.methods_of(p)} for p in problems)) if problems else set()
+    first = [m for m in runs.methods_of(problems[0]) if m.name in names] if problems else []
+    return problems, [m.name for m in sorted(first, key=table_order)]
+
+
+def indices(runs: Runs) -> dict[tuple[int, str], int]:
+    """By problem and name, the method."""
+    return {(m.problem, m.name): m.index for m in runs.methods}
+
+
+def rankings_of(runs: Runs, values: pl.DataFrame, settings: Settings) -> list[Ranking]:
+    """Of each kind of problems that has at least two methods and two blocks."""
+    scores, index, rankings = by_seed(values), indices(runs), []
+    for kind in runs.kinds():
+        problems, names = common(runs, kind)
+        names = [name for name in names if all(scores.get(index[p.index, name]) for p in problems)]
+        if len(names) < 2:
+            continue
+        of_problems = {p.label: [scores[index[p.index, name]] for name in names] for p in problems}
+        blocks, rows = _blocks(problems, of_problems)
+        if len(blocks) > 1:
+            unit = "seed" if len(problems) == 1 else "problem"
+            rankings.append(_ranking(kind, names, blocks, np.array(rows), unit, settings["level"]))
+    return rankings
+
+
+def _blocks(problems: list[Problem], scores: dict[str, list[dict[int, float]]]) -> tuple[list[str], list[Any]]:
+    """Names of the blocks, and of each one value a method, the higher the better.
+
+    Args:
+        scores: by the problem's label, for each method the score of each seed.
+    """
+    blocks: list[str] = []
+    rows: list[Any] = []
+    for problem in problems:
+        methods = scores[problem.label]
+        seeds = sorted(set.intersection(*({*of_seeds} for of_seeds in methods)))
+        scores_SM = np.array([[problem.sign * of_seeds[seed] for of_seeds in methods] for seed in seeds])
+        if len(problems) == 1:
+            rows, blocks = [*scores_SM], [f"{problem.label} seed={seed}" for seed in seeds]
+        elif seeds:
+            # Without a mean the order on the problem is that of the mean ranks.
+            has_mean = np.isfinite(scores_SM).all()
+            rows.append(scores_SM.mean(0) if has_mean else -ranks(scores_SM).mean(0))
+            blocks.append(problem.label)
+    return blocks, rows
+
+
+def _ranking(kind: str, names: list[str], blocks: list[str], scores_BM: Any, unit: str, level: float) -> Ranking:
+    ranks_BM = ranks(scores_BM)
+    without_BM = np.array([np.delete(ranks_BM, i, 0).mean(0) for i in range(len(blocks))])
+    ranges = list(zip(without_BM.min(0).tolist(), without_BM.max(0).tolist(), strict=True))
+    critical = critical_difference(len(names), len(blocks), level)
+    p = friedman_p(ranks_BM)
+    return Ranking(kind, names, ranks_BM.mean(0).tolist(), ranges, blocks, unit, critical, p)
+
+
+# ---- the time to reach a target
+
+
+def targets_of(runs: Runs, values: pl.DataFrame, settings: Settings) -> dict[int, float]:
+    """The value to be reached on each problem: as set, or the median of what the reference's runs end with.
+
+    Of several settings of the reference the one with the best median; where it has no run, all runs. Of an even number
+    of runs the worse of the two in the middle, which more than half of them reach. No target where that run diverged.
+    """
+    if settings["target"] is not None:
+        return {problem.index: float(settings["target"]) for problem in runs.problems}
+    targets = {}
+    for problem in runs.problems:
+        of = values.filter((pl.col("problem") == problem.index) & pl.col("value").is_not_null())
+        rows = of.select("method", "optimizer", "value", "lost").rows()
+        of_reference = [row for row in rows if row[1] == settings["against"]]
+        ends: dict[int | None, list[float]] = {}
+        for method, _, value, lost in of_reference or rows:
+            end = -math.inf if lost else problem.sign * value
+            ends.setdefault(method if of_reference else None, []).append(end)
+        best = max((sorted(end)[(len(end) - 1) // 2] for end in ends.values()), default=-math.inf)
+        if math.isfinite(best):
+            targets[problem.index] = problem.sign * best
+    return targets
+
+
+def times_of(runs: Runs, targets: dict[int, float]) -> pl.DataFrame:
+    """Of each counting run when it first reached its problem's target: epoch, step, seconds; null if it never did."""
+    signs = {problem.index: problem.sign for problem in runs.problems}
+    counting = runs.runs.filter(pl.col("counts") & pl.col("status").is_in(FINAL)).select(
+        "run", "method", "problem", "seed",
+        target=pl.col("problem").replace_strict(targets, default=None, return_dtype=pl.Float64),
+        sign=pl.col("problem").replace_strict(signs, return_dtype=pl.Int64),
+    )  # fmt: skip
+    target = pl.col("target") * pl.col("sign") - RESOLUTION * pl.col("target").abs()
+    reached = (
+        runs.curves.join(counting.select("run", "target", "sign"), on="run", maintain_order="left")
+        .filter(pl.col("metric") * pl.col("sign") >= target)
+        .sort("run", "epoch").group_by("run", maintain_order=True).first().select("run", "epoch", "step", "seconds")
+    )  # fmt: skip
+    return counting.join(reached, on="run", how="left", maintain_order="left")
+
+
+def profiles_of(runs: Runs, times: pl.DataFrame) -> dict[str, Profile]:
+    """Of each kind with several problems that have a target, the median times of the methods that all of them have."""
+    index, profiles = indices(runs), {}
+    medians = times.with_columns(pl.col("step", "seconds").cast(pl.Float64).fill_null(math.inf)).group_by(
+        "method", maintain_order=True
+    ).agg(pl.col("step", "seconds").median())  # fmt: skip
+    known = {method: {"steps": step, "seconds": seconds} for method, step, seconds in medians.rows()}
+    with_target = set(times.filter(pl.col("target").is_not_null())["problem"])
+    for kind in runs.kinds():
+        problems, names = common(runs, kind)
+        problems = [p for p in problems if p.index in with_target]
+        if len(problems) < 2 or len(names) < 2:
+            continue
+        times_BM = {
+            unit: np.array([[known.get(index[p.index, name], {}).get(unit, math.inf) for name in names]
+                            for p in problems])
+            for unit in ("steps", "seconds")
+        }  # fmt: skip
+        profiles[kind] = (names, times_BM)
+    return profiles
+
+
+# ---- statistics
+
+
+def improvement(samples: Sequence[tuple[Sequence[float], Sequence[float]]], level: float) -> tuple[float, float, float]:
+    """The probability that a run of a beats one of b on a problem, averaged over problems, with a bootstrap interval.
+
+    Args:
+        samples: for each problem the values of a and of b, the higher the better; ties count half. -inf is allowed.
+
+    After Agarwal et al. 2021 (Mann-Whitney's U over the number of pairs; runs are resampled within each problem).
+    """
+    arrays = []
+    for a, b in samples:
+        both = np.asarray([*a, *b], float)
+        ranks_of_both = stats.rankdata(tied(both, tolerance(both)))
+        arrays += [ranks_of_both[: len(a)], ranks_of_both[len(a) :]]
+
+    def statistic(*drawn: Values, axis: int = -1) -> Any:
+        shares = [
+            (np.sign(a[..., :, None] - b[..., None, :]).mean((-1, -2)) + 1) / 2
+            for a, b in zip(drawn[::2], drawn[1::2], strict=True)
+        ]
+        return np.mean(shares, axis=0)
+
+    value = float(statistic(*arrays))
+    if min(map(len, arrays)) < 2:
+        return value, math.nan, math.nan
+    drawn = stats.bootstrap(
+        arrays, statistic, confidence_level=1 - level, n_resamples=1999, batch=500, method="percentile", rng=0
+    )
+    return value, float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
+
+
+def ranks(scores_BM: Values) -> Values:
+    """Ranks (1 is best, ties share) of methods in each block; the higher a score the better. -inf is allowed."""
+    return np.array([stats.rankdata(-tied(row, tolerance(row))) for row in scores_BM])
+
+
+def critical_difference(methods: int, blocks: int, level: float) -> float:
+    """How far apart two mean ranks must be to differ (Nemenyi; Demsar 2006, section 3.2.2)."""
+    q = float(stats.studentized_range.ppf(1 - level, methods, np.inf)) / math.sqrt(2)
+    return q * math.sqrt(methods * (methods + 1) / (6 * blocks))
+
+
+def friedman_p(ranks_BM: Values) -> float:
+    """Friedman's p that the methods do not differ in rank; nan for fewer than 3 methods or 2 blocks."""
+    if ranks_BM.shape[0] < 2 or ranks_BM.shape[1] < 3:
+        return math.nan
+    if all(np.ptp(row) == 0 for row in ranks_BM):
+        return 1.0
+    return float(stats.friedmanchisquare(*ranks_BM.T).pvalue)
+
+
+def profile(times_BM: Values, ratios: Values) -> Values:
+    """For each ratio and method, the share of problems that it brings to their target in so many times the least time.
+
+    After Dahl et al. 2023 (AlgoPerf), section 4.3. A time is inf where the target was never reached; a problem
+    whose target nobody reached counts against all.
+    """
+    least = times_BM.min(1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        relative = np.where(np.isfinite(times_BM), times_BM / least, np.inf)
+    return np.asarray((relative[None] <= ratios[:, None, None]).mean(1))
