@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Compose
-from made_runs import Make, maker
+from made_runs import Make
 
 from tmbench.errors import ConfigError
 from tmbench.files import locked, sealed_text
@@ -27,7 +27,7 @@ Command = Callable[..., tuple[int, str, str]]
 def made(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three runs, one of them diverged, and one that was stopped before its first result."""
     folder = tmp_path_factory.mktemp("made")
-    make, words = maker(composed, folder), ["epochs=2", "batch_size=8"]
+    make, words = Make(composed, folder), ["epochs=2", "batch_size=8"]
     make("sgd", 0, 0.8, *words)
     make("tmsgd", 0, 0.7, *words, "switch_epoch=1", switch={"requested": 1, "effective": 1, "step": 100})
     make("sgd", 0, 0.1, *words, "lr=1e38", status="diverged", diverged_at={"epoch": 0, "step": 1})
@@ -250,7 +250,7 @@ def test_words_distinguish_the_settings_of_a_group() -> None:
 @pytest.fixture
 def make(composed: Compose, tmp_path: Path) -> Make:
     (tmp_path / "runs").mkdir()
-    return maker(composed, tmp_path / "runs")
+    return Make(composed, tmp_path / "runs")
 
 
 def test_compare_names_what_differs_and_from_which_epoch(make: Make, tmp_path: Path, command: Command) -> None:
