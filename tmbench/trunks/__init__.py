@@ -55,10 +55,11 @@ def trunk_of(cfg: Mapping[Any, Any], data_digest: str) -> "Trunk | None":
 
 @cache
 def _source(*targets: str) -> str:
-    """A digest of our own source and of the packages that hold these: changed code trains its own trunks."""
+    """A digest of our own source and of the packages that these classes are from: changed code trains its own trunks."""
     files: set[Path] = set()
-    for module in ("tmbench", "tmbench.tasks", *(target.rpartition(".")[0] for target in targets)):
-        spec = find_spec(module)
+    for target in ("tmbench.trunks.Trunk", *targets):
+        module = target.rpartition(".")[0]
+        spec = find_spec(module.rpartition(".")[0] or module)
         if spec and spec.origin:
             path = Path(spec.origin)
             files |= set(path.parent.rglob("*.py")) if path.name == "__init__.py" else {path}
