@@ -105,7 +105,7 @@ def test_killed_and_then_interrupted_run_ends_by_the_same_command_bitwise_like_o
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert "interrupted" in output
-    assert "went on from its last checkpoint" in output
+    assert "resumed from its last checkpoint" in output
     stopped = Result.load(folder)
     assert stopped
     assert stopped.status == "interrupted"
@@ -371,7 +371,7 @@ def test_results_of_another_shape_are_refused_with_their_path(tmp_path: Path) ->
     from tmbench.errors import DataError
 
     (tmp_path / "result.json").write_text('{"status": "completed"}')
-    with pytest.raises(DataError, match="not a result of this version"):
+    with pytest.raises(DataError, match="not a result of this program"):
         Result.load(tmp_path)
 
 

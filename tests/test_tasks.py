@@ -282,7 +282,7 @@ def test_missing_weights_offline_name_the_file_and_the_way_out(monkeypatch: pyte
     from urllib.error import URLError
 
     from tmbench.errors import DataError
-    from tmbench.tasks import seg
+    from tmbench.tasks.seg import task as seg
 
     def offline(*args: Any, **kwargs: Any) -> None:
         raise URLError("no route")

@@ -114,91 +114,54 @@ class Result:
         return cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content})
 
 
-@dataclass
-class Measured:
-    """What a training measured, on the rank that writes the result. Fields without a comment are the result's."""
-
-    status: str
-    started: str
-    split: str
-    metric: str
-    higher_is_better: bool
-    parameters: int
-    baseline: dict[str, float]
-    rows: list[dict[str, float]]  # of curves.csv, one an epoch
-    best: dict[str, float]  # row
-    seconds: float
-    evaluation_seconds: float
-    from_trunk: int  # epochs that another run trained
-    steps_an_epoch: int
-    examples_an_epoch: int
-    switched_at: int | None  # the step
-    peak_memory_bytes: int
-    hardware: str
-    git_commit: str | None
-    diverged_at: dict[str, int] | None
-    divergence: str | None  # what is no longer finite
-    nondeterministic: list[str]
-    notes: list[str]  # of the training; `finished` adds those that follow from its numbers
-    error: str | None
-    curves_sha256: str | None
-    overhead_seconds: float = 0.0
-
-
 def finished(
-    cfg: Mapping[Any, Any], folder: Path, profile: str, data_digest: str, command: str, measured: Measured
-) -> Result:
+    cfg: Mapping[Any, Any], folder: Path, rows: list[dict[str, float]], *, steps_an_epoch: int, examples_an_epoch: int,
+    from_trunk: int, switched_at: int | None, divergence: str | None, notes: list[str], **measured: Any,
+) -> Result:  # fmt: skip
     """The result of a run that has ended, however it ended.
 
     Args:
         cfg: settled.
         folder: the run's.
-        profile: of its data: tiny, full or subset.
-        command: what a person would type for it.
+        rows: of its curves, one an epoch.
+        from_trunk: epochs that another run trained.
+        switched_at: the step at which the method changed.
+        divergence: what is no longer finite.
+        notes: of the training; those that follow from its numbers are added.
+        measured: the other fields of the result, as they are.
     """
-    m, trained = measured, len(measured.rows)
-    newest = {key: value for row in m.rows for key, value in row.items()}  # a metric's may be of an earlier epoch
-    same = {f.name for f in fields(Result)} & {f.name for f in fields(Measured)} - {"notes"}
-    return Result(
+    newest = {key: value for row in rows for key, value in row.items()}  # a metric's may be of an earlier epoch
+    seconds, trained = measured["seconds"], len(rows)
+    result = Result(
         run_id=folder.name,
         task=cfg["task"]["name"],
         optimizer=cfg["optimizer"]["name"],
         seed=cfg["seed"],
-        profile=profile,
         protocol=cfg["protocol"]["name"],
-        metrics={"last": {key: value for key, value in newest.items() if "/" in key}, "best": m.best},
-        epochs={"asked": cfg["epochs"], "trained": trained, "from_trunk": m.from_trunk},
-        steps=trained * m.steps_an_epoch,
-        examples_per_second=trained * m.examples_an_epoch / m.seconds if m.seconds else 0.0,
+        metrics={"last": {key: value for key, value in newest.items() if "/" in key}, "best": measured.pop("best")},
+        epochs={"asked": cfg["epochs"], "trained": trained, "from_trunk": from_trunk},
+        steps=trained * steps_an_epoch,
+        examples_per_second=trained * examples_an_epoch / seconds if seconds else 0.0,
         switch={
             "requested": cfg["switch_epoch"] if reads_switch(cfg) else None,
-            "effective": None if m.switched_at is None else m.switched_at // m.steps_an_epoch,
-            "step": m.switched_at,
+            "effective": None if switched_at is None else switched_at // steps_an_epoch,
+            "step": switched_at,
         },
         versions=versions(),
-        data_digest=data_digest,
-        command=command,
-        notes=_notes(cfg, profile, m),
-        **{name: getattr(m, name) for name in same},
+        **measured,
     )
-
-
-def _notes(cfg: Mapping[Any, Any], profile: str, measured: Measured) -> list[str]:
-    """What a person should know of the numbers."""
-    notes = []
-    if profile == "subset":
-        notes.append("the data files are not the published set: labelled subset, not comparable with full")
     switch, epochs = cfg["switch_epoch"], cfg["epochs"]
+    if result.profile == "subset":
+        result.notes.append("the data files are not the published set: labelled subset, not comparable with full")
     if reads_switch(cfg) and switch != "never" and switch >= epochs:
-        notes.append(f"switch_epoch={switch} is not before the end ({epochs} epochs): it never switched")
-    notes += measured.notes
-    if measured.divergence:
-        notes.append(f"diverged: {measured.divergence}")
-    headline = f"{measured.split}/{measured.metric}"
-    evaluated = [int(row["epoch"]) + 1 for row in measured.rows if headline in row]
-    if evaluated and (measured.divergence or evaluated[-1] < len(measured.rows)):
-        notes.append(f"the last metrics are those after epoch {evaluated[-1]}")
-    return notes
+        result.notes.append(f"switch_epoch={switch} is not before the end ({epochs} epochs): it never switched")
+    result.notes += notes
+    if divergence:
+        result.notes.append(f"diverged: {divergence}")
+    evaluated = [int(row["epoch"]) + 1 for row in rows if result.headline in row]
+    if evaluated and (divergence or evaluated[-1] < trained):
+        result.notes.append(f"the last metrics are those after epoch {evaluated[-1]}")
+    return result
 
 
 @cache

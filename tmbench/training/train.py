@@ -13,7 +13,7 @@ from rich.console import Console
 from ..errors import ConfigError, DataError
 from ..files import digest_of, flush
 from ..plan import Plan
-from ..result import Measured, Result, finished
+from ..result import Result, finished
 from ..task import Task
 from ..trunks import state_to_start_from
 from ..trunks.lock import Reservation
@@ -50,9 +50,8 @@ def train(plan: Plan, reservation: Reservation | None = None, until: int | None 
     (plan.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     parts = _parts(plan, reservation, until)
     end = _fit(plan, parts)
-    measured = _measured(plan, parts, end, started)
-    measured.overhead_seconds = time.perf_counter() - start - parts.record.seconds_here
-    result = finished(plan.cfg, plan.folder, plan.profile, plan.data_digest, plan.command, measured)
+    result = _result(plan, parts, end, started)
+    result.overhead_seconds = time.perf_counter() - start - parts.record.seconds_here
     if parts.trainer.is_global_zero:
         result.save(plan.folder)  # now, whatever W&B may do
         _close_mirrors(plan.folder, parts, result)
@@ -162,37 +161,40 @@ def _finite(baseline: dict[str, float], split: str, plan: Plan) -> dict[str, flo
     return {f"{split}/{key}": value for key, value in baseline.items()}
 
 
-def _measured(plan: Plan, parts: _Parts, end: _End, started: str) -> Measured:
-    """What the result says of this training."""
+def _result(plan: Plan, parts: _Parts, end: _End, started: str) -> Result:
     task, trainer, record, diverged = parts.task, parts.trainer, parts.record, end.diverged
     curves = plan.folder / "curves.csv"
-    has_curves = trainer.is_global_zero and curves.is_file()
-    if has_curves:
+    if has_curves := trainer.is_global_zero and curves.is_file():
         flush(curves)
-    return Measured(
+    return finished(
+        plan.cfg,
+        plan.folder,
+        record.rows,
+        steps_an_epoch=parts.train_loader.steps,
+        examples_an_epoch=parts.train_loader.count,
+        from_trunk=record.from_trunk,
+        switched_at=_switched_at(plan, parts),
+        divergence=str(diverged) if diverged else None,
+        notes=parts.precision.notes + (parts.publisher.notes if parts.publisher else []),
         status=end.status,
-        started=started,
+        profile=plan.profile,
         split=task.split,
         metric=task.headline,
         higher_is_better=task.higher_is_better,
-        parameters=sum(p.numel() for p in task.parameters() if p.requires_grad),
-        baseline=end.baseline,
-        rows=record.rows,
         best=record.best,
         seconds=record.seconds,
         evaluation_seconds=record.evaluation_seconds,
-        from_trunk=record.from_trunk,
-        steps_an_epoch=parts.train_loader.steps,
-        examples_an_epoch=parts.train_loader.count,
-        switched_at=_switched_at(plan, parts),
         peak_memory_bytes=peak_memory(trainer.strategy.root_device),
+        parameters=sum(p.numel() for p in task.parameters() if p.requires_grad),
         hardware=hardware(trainer),
         git_commit=git_commit(),
+        data_digest=plan.data_digest,
+        command=plan.command,
+        started=started,
         diverged_at={"epoch": diverged.epoch, "step": diverged.step} if diverged else None,
-        divergence=str(diverged) if diverged else None,
         nondeterministic=end.operations,
-        notes=parts.precision.notes + (parts.publisher.notes if parts.publisher else []),
         error=f"{type(end.error).__name__}: {end.error}" if end.error else None,
+        baseline=end.baseline,
         curves_sha256=digest_of(curves) if has_curves else None,
     )
 

@@ -25,12 +25,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from ..config.identity import before_switch, digest, effective_switch, identity
 from ..config.machine import cpu_model, gpu_names
 from ..errors import DataError
 from ..files import digest_of, flush, read_sealed, write_sealed
 from ..result import versions
-from .lock import HolderWatch, Reservation, TrunkLock
+from .lock import HolderWatch, Reservation, is_acquired
 from .store import GIB, STORE, remove, remove_leftovers_of, shrink
 
 FETCHED = ".trunk"  # under a run's folder
@@ -197,12 +199,12 @@ class Trunk:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.switches:
             self.request(self.end, self.differences)
-        lock, watch = TrunkLock(self.folder / ".lock"), None
-        while not (locked := lock.acquire()):
+        lock, watch = FileLock(self.folder / ".lock", fallback_to_soft=False), None
+        while not (locked := is_acquired(lock)):
             if self.states().get(self.end, -1) >= self.differences and self.fetch(self.end, into):
                 yield Reservation(self.end)
                 return
-            watch = watch or HolderWatch(lock.path)
+            watch = watch or HolderWatch(self.folder / ".lock")
             if locked is None or watch.is_futile(self.end):
                 break
             time.sleep(0.1)

@@ -7,32 +7,20 @@ import threading
 import time
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 PATIENCE = 60.0  # seconds without a sign of life after which others no longer wait for the holder of a lock
 
 
-class TrunkLock:
-    """The lock of whoever trains a trunk. Its file says how far they have come; a dead holder lets go."""
-
-    def __init__(self, path: Path) -> None:
-        from filelock import FileLock
-
-        self.path = path
-        self._lock = FileLock(path, blocking=False, fallback_to_soft=False)
-
-    def acquire(self) -> bool | None:
-        """Whether we hold the lock now; None where the file system has no locks."""
-        from filelock import Timeout
-
-        try:
-            self._lock.acquire()
-        except Timeout:
-            return False
-        except OSError:
-            return None
-        return True
-
-    def release(self) -> None:
-        self._lock.release()
+def is_acquired(lock: FileLock) -> bool | None:
+    """Whether we hold the lock now, whose holder's death releases it; None where the file system has no locks."""
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 class Reservation:
@@ -41,11 +29,11 @@ class Reservation:
     The holder of the lock touches its file now and then, and writes into it how many epochs it has trained.
     """
 
-    def __init__(self, start: int | None, lock: TrunkLock | None = None) -> None:
+    def __init__(self, start: int | None, lock: FileLock | None = None) -> None:
         self.start, self._lock = start, lock
         self._released = threading.Event()
         if lock is not None:
-            threading.Thread(target=self._show_life, args=(lock.path,), daemon=True).start()
+            threading.Thread(target=self._show_life, args=(Path(lock.lock_file),), daemon=True).start()
 
     @property
     def is_held(self) -> bool:
@@ -59,7 +47,7 @@ class Reservation:
     def reached(self, epoch: int) -> None:
         """Tells those who wait that the requested states up to this epoch are published."""
         if self._lock is not None:
-            self._lock.path.write_text(str(epoch))
+            Path(self._lock.lock_file).write_text(str(epoch))
 
     def release(self) -> None:
         """Lets others train on: the run has come to its end of the trunk."""
