@@ -15,8 +15,8 @@ from conftest import Compose, Run
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-import tmbench.__main__
 import tmbench.run
+from tmbench.__main__ import train
 from tmbench.config.compose import composed as composed_of
 from tmbench.config.identity import SCHEMA, run_id
 from tmbench.config.overrides import check_words, keep
@@ -26,7 +26,7 @@ from tmbench.data import __main__ as data_command
 from tmbench.errors import ConfigError
 from tmbench.files import sealed_text
 from tmbench.run import run
-from tmbench.sweeps.plan import Job, Recognizer, arms
+from tmbench.sweeps.plan import Job, RunFinder, words_of_arms
 
 SHORT = ["task=tc", "epochs=1", "batch_size=80"]
 
@@ -77,8 +77,8 @@ def saved(composed: Compose, tmp_path: Path) -> Callable[..., Path]:
 def arm(composed: Compose, name: str, *words: str) -> list[str]:
     """The words of a study's arm."""
     job = Job(0, list(words), OmegaConf.to_container(composed(*words, "study=switch")))  # type: ignore[arg-type]
-    Recognizer(download=False).recognize(job)
-    return arms(job)[name]
+    RunFinder(download=False).find(job)
+    return words_of_arms(job)[name]
 
 
 CHANGES = [
@@ -333,7 +333,7 @@ def test_such_a_word_is_refused_by_runs_and_sweeps(composed: Compose) -> None:
     with pytest.raises(ConfigError, match="say optimizer=adam"):
         run(composed(*words), words=words)
     job = Job(0, words, OmegaConf.to_container(composed(*words)))  # type: ignore[arg-type]
-    Recognizer(download=False).recognize(job)
+    RunFinder(download=False).find(job)
     assert job.state == "wrong"
     assert "say optimizer=adam" in job.error
 
@@ -419,12 +419,10 @@ def test_every_command_line_keeps_what_was_asked_for(
     own.mkdir(parents=True)
     (own / "mine.yaml").write_text((conf_dir() / "optimizer" / "sgd.yaml").read_text().replace("sgd", "mine"))
     words = ["--config-dir", "mine", *SHORT, "optimizer=mine"]
-    for name, more in (("one", []), ("serial", ["-m"]), ("joblib", ["launcher=joblib", "-m"])):
+    for name, more in (("one", []), ("serial", ["-m"]), ("local", ["launcher=local", "-m"])):
         monkeypatch.chdir(home)
-        monkeypatch.setattr(sys, "argv", ["tmbench", *words, f"runs_dir={name}", *more])
-        with pytest.raises(SystemExit) as end:
-            tmbench.__main__.main()
-        assert end.value.code == 0
+        monkeypatch.setattr(sys, "argv", ["tmbench"])  # which Hydra reads
+        assert train([*words, f"runs_dir={name}", *more]) == 0
         monkeypatch.chdir(tmp_path)
         (folder,) = (home / name).glob("tc-mine-*")
         expected = [f'hydra.searchpath=["file://{own.parent}"]', *SHORT, "optimizer=mine", f"runs_dir={name}"]

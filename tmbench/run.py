@@ -44,7 +44,7 @@ def run(
         command: what a person would type for it; kept in the result.
         until: stop after this many epochs, as if interrupted.
         asks: the states that other runs want of its trunk: (epoch, number of differences).
-        words: Hydra's overrides that the configuration was composed of, which a change of it starts from; see asked.py.
+        words: Hydra's overrides that the configuration was composed of, which a change of it starts from.
 
     Returns:
         Its result, its folder, and how it came: `new`, `resumed` or `shown`.
