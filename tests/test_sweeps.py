@@ -11,11 +11,18 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from tmbench.config.compose import composed
-from tmbench.config.settle import Settings, conf_dir
+from tmbench.config.settle import Settings
+from tmbench.config.table import conf_dir
 from tmbench.errors import ConfigError
 from tmbench.sweeps.compose import JobComposer, combinations
 
 GROUPS = {"task", "optimizer"}
+
+
+def test_no_private_module_of_hydra_is_imported() -> None:
+    root = conf_dir().parent
+    files = [*(root / "tmbench").rglob("*.py"), *(root / "hydra_plugins").rglob("*.py")]
+    assert [file.name for file in files if "hydra._" in file.read_text()] == []
 
 
 def jobs(*words: str) -> list[list[str]]:
