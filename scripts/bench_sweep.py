@@ -1,13 +1,12 @@
-"""What sharing beginnings saves, and how fast known runs are recognized; all in one run, as ratios.
+"""How much sharing trunks saves, and how fast known runs are recognized; all in one run, as ratios.
 
-    python scripts/bench_sweep.py                    # tiny data
-    python scripts/bench_sweep.py --data-dir DIR     # the real R8 (some 20 minutes on 2 cores)
+    python scripts/bench_sweep.py                           # tiny data
+    python scripts/bench_sweep.py data=full data_dir=DIR    # the real R8 (some 20 minutes on 2 cores)
 
 Does the same sweep twice, with shared trunks and without, in an unkind order (sgd first, late switches before early
 ones), compares the results bit by bit, and counts the epochs trained against the least possible.
 """
 
-import argparse
 import csv
 import json
 import subprocess
@@ -33,7 +32,7 @@ def sweep(folder: Path, *words: str) -> float:
 
 
 def content(folder: Path) -> tuple[Any, ...]:
-    """What must not depend on who trained the beginning: metrics, curves but for the seconds, weights."""
+    """What must not depend on who trained the trunk: metrics, curves but for the seconds, weights."""
     with (folder / "curves.csv").open() as f:
         rows = [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(f)]
     states = [
@@ -55,7 +54,7 @@ def same(a: Any, b: Any) -> bool:
 
 def epochs(folder: Path) -> int:
     counts = [json.loads(path.read_text())["epochs"] for path in folder.glob("*/result.json")]
-    return sum(own["trained"] - own["from_trunk"] for own in counts)
+    return sum(count["trained"] - count["from_trunk"] for count in counts)
 
 
 def recognize(folder: Path, words: list[str]) -> float:
@@ -83,17 +82,14 @@ from tmbench.config.identity import run_id
 from tmbench.config.settle import settled
 from tmbench.data import open_dataset
 cfg = composed(sys.argv[2:])
-digest = open_dataset(OmegaConf.create(settled(cfg)), get_class(cfg["task"]["data"]))[2]
+digest = open_dataset(OmegaConf.create(settled(cfg)), get_class(settled(cfg)["task"]["data"]))[2]
 for seed in range(int(sys.argv[1])):
     print(run_id(settled(cfg | {"seed": seed}), digest))
 """
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data-dir", help="a folder with r8/; without it, tiny data")
-    where = parser.parse_args().data_dir
-    data = ["data=full", f"data_dir={where}"] if where else []
+    data = sys.argv[1:]
     points, seeds = ",".join(map(str, POINTS)), ",".join(map(str, SEEDS))
     words = ["task=tc", "optimizer=sgd,tmsgd", f"switch_epoch={points}", f"seed={seeds}", f"epochs={EPOCHS}", *data]
     with tempfile.TemporaryDirectory() as scratch:
@@ -103,13 +99,13 @@ def main() -> None:
         runs = sorted(path.parent.name for path in alone.glob("*/result.json"))
         unequal = [name for name in runs if not same(content(shared / name), content(alone / name))]
         least = len(SEEDS) * (EPOCHS + sum(EPOCHS - point for point in POINTS))
-        print(f"tc on {'R8' if where else 'tiny data'}: {len(runs)} runs of {EPOCHS} epochs; {torch.__version__}, CPU")
+        print(f"tc on {' '.join(data) or 'tiny data'}: {len(runs)} runs of {EPOCHS} epochs; {torch.__version__}, CPU")
         print(f"results    {len(runs) - len(unequal)} of {len(runs)} bitwise equal with trunk=off")
         print(f"epochs     {epochs(shared)} trained (the least possible: {least}), {epochs(alone)} with trunk=off")
         ratio = seconds["shared"] / seconds["alone"]
         print(f"wall time  {seconds['shared']:.0f} s, {seconds['alone']:.0f} s with trunk=off: ratio {ratio:.2f}")
         print(f"           {again:.1f} s once all are known")
-        if not where:
+        if not data:
             known = recognize(shared, ["task=tc", "optimizer=tmsgd", "epochs=5"])
             print(f"known      {KNOWN} completed runs are recognized and listed in {known:.1f} s")
         if unequal or epochs(shared) != least:

@@ -19,6 +19,12 @@ from tmbench.sweeps.compose import JobComposer, combinations
 GROUPS = {"task", "optimizer"}
 
 
+def test_no_private_module_of_hydra_is_imported() -> None:
+    root = conf_dir().parent
+    files = [*(root / "tmbench").rglob("*.py"), *(root / "hydra_plugins").rglob("*.py")]
+    assert [file.name for file in files if "hydra._" in file.read_text()] == []
+
+
 def jobs(*words: str) -> list[list[str]]:
     return combinations(OverridesParser.create().parse_overrides(list(words)))
 

@@ -57,7 +57,7 @@ def trunk_of(cfg: Mapping[Any, Any], data_digest: str) -> "Trunk | None":
 
 @cache
 def _source(*targets: str) -> str:
-    """A digest of our own source and of the packages that these classes are from: changed code trains its own trunks."""
+    """A digest of our own source and of the packages of these classes: changed code trains its own trunks."""
     files: set[Path] = set()
     for target in ("tmbench.trunks.Trunk", *targets):
         module = target.rpartition(".")[0]

@@ -39,7 +39,7 @@ class Launcher:
     """Where jobs run. A subclass starts them.
 
     Args:
-        settings: of conf/launcher/<name>.yaml.
+        settings: of conf/launcher/<name>.yaml, which says what each must be.
 
     Raises:
         ConfigError: a setting is not what it must be, or a package is missing.
@@ -54,8 +54,8 @@ class Launcher:
         name = settings["name"]
         if self.package and find_spec(self.package) is None:
             raise ConfigError(f"launcher={name}: needs the package {self.package}; pip install 'tmbench[{name}]'")
-        for key, setting in keys("launcher", name).items():
-            setting.checked(f"launcher.{key}", settings[key])
+        for key, declared in keys("launcher", name).items():
+            declared.checked(f"launcher.{key}", settings.get(key))
 
     def threads(self) -> int:
         """How many each job has."""
