@@ -1,5 +1,6 @@
 """The certificate: each defect is caught by the check that is about it, and sound optimizers get a clean bill."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from tmbench.certify import CHECKS, Finding, certify, main
+from tmbench.certify import CHECKS, Finding, certify
+from tmbench.certify.__main__ import OPTIMIZERS, main
+from tmbench.certify.battery import FUNCTIONS
 from tmbench.optim import TMSGD
 
 torch_sgd, torch_adam = torch.optim.SGD, torch.optim.Adam
@@ -247,7 +250,8 @@ def test_every_check_is_seen_to_catch_something() -> None:
         mark.args[1]
         for mark in test_each_defect_is_caught_by_the_check_that_is_about_it.pytestmark  # type: ignore[attr-defined]
     )
-    assert set.union(*(checks for _, checks in caught)) == {name for name, _ in CHECKS}
+    assert set.union(*(checks for _, checks in caught)) == set(CHECKS.values())
+    assert list(FUNCTIONS) == list(CHECKS)
 
 
 SOUND: list[tuple[Callable[..., Optimizer], set[str]]] = [
@@ -257,7 +261,7 @@ SOUND: list[tuple[Callable[..., Optimizer], set[str]]] = [
     (partial(torch.optim.AdamW, lr=0.1, weight_decay=0.1), {MODES}),
     (partial(torch.optim.RMSprop, lr=0.01), {MODES}),
     (
-        partial(torch.optim.LBFGS, lr=0.02, max_iter=4, history_size=10, line_search_fn="strong_wolfe"),
+        partial(torch.optim.LBFGS, lr=0.02, max_iter=3, history_size=10, line_search_fn="strong_wolfe"),
         {REFERENCE, PATHS, NUMBER, GROUP, MODES},
     ),
     (partial(TMSGD, lr=0.1, switch_step=6), {MODES}),
@@ -292,15 +296,16 @@ def test_limits_of_torchs_own_in_float16_are_found(new: Callable[..., Optimizer]
 
 
 def test_a_function_of_the_parameters_alone_has_its_paths_compared_too() -> None:
-    findings = {f.check: f for f in certify(lambda params: ForeachIsAnother(params, lr=0.1), devices=["cpu"])}
-    assert findings[PATHS].verdict == "does not"
+    findings = certify(lambda params: ForeachIsAnother(params, lr=0.1), devices=["cpu"], checks=["paths"])
+    assert failed(findings) == {PATHS}
 
 
 def test_tmsgd_that_never_switches_agrees_bitwise_with_torchs_sgd() -> None:
     new, reference = partial(TMSGD, lr=0.1, momentum=0.9, switch_step=None), partial(torch_sgd, lr=0.1, momentum=0.9)
-    findings = {f.check: f.detail for f in certify(new, reference, devices=["cpu"])}
+    findings = {f.check: f.detail for f in certify(new, reference, ["cpu"], ["reference"])}
     assert findings[REFERENCE] == "the given SGD, 20 steps: bitwise"
-    assert REFERENCE in failed(certify(partial(TMSGD, lr=0.1, switch_step=6), reference, devices=["cpu"]))
+    switching = certify(partial(TMSGD, lr=0.1, switch_step=6), reference, ["cpu"], ["reference"])
+    assert failed(switching) == {REFERENCE}
 
 
 def test_an_optimizer_that_takes_no_step_fails_once_and_says_why() -> None:
@@ -316,63 +321,93 @@ def test_an_optimizer_that_takes_no_step_fails_once_and_says_why() -> None:
 
 def test_certify_leaves_random_state_and_threads_as_they_were() -> None:
     random, threads = torch.get_rng_state(), torch.get_num_threads()
-    certify(Unseeded, devices=["cpu"])
+    certify(Unseeded, devices=["cpu"], checks=["repeats", "modes"])
     assert torch.equal(random, torch.get_rng_state())
     assert threads == torch.get_num_threads()
 
 
-def test_certify_needs_torch_alone() -> None:
-    code = "import sys, tmbench.certify; print(*sys.modules)"
+def packages_after(code: str) -> tuple[str, set[str]]:
+    """What a new process prints, and which packages it has loaded then."""
+    code += "; import sys; print('\\n--', *sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
-    packages = {module.split(".")[0] for module in done.stdout.split()}
+    printed, _, modules = done.stdout.rpartition("\n-- ")
+    return printed, {module.split(".")[0] for module in modules.split()}
+
+
+def test_certify_needs_torch_alone() -> None:
+    code = "import torch; from tmbench.certify import certify; print(certify(torch.optim.SGD, checks=['repeats']))"
+    printed, packages = packages_after(code)
+    assert "20 steps, bitwise" in printed
     assert not packages & {"hydra", "omegaconf", "rich", "pytorch_lightning", "wandb", "torchmetrics"}
 
 
+def test_help_lists_optimizers_and_checks_without_torch() -> None:
+    printed, packages = packages_after("from tmbench.certify.__main__ import main; main(['--help'])")
+    assert printed.startswith("usage: tmbench certify")
+    assert " ".join(OPTIMIZERS) in printed
+    assert all(key in printed and sentence in printed for key, sentence in CHECKS.items())
+    assert not packages & {"torch", "numpy", "rich"}
+
+
 class TestCommandLine:
-    def test_prints_a_table_and_exits_zero(self) -> None:
-        command = [sys.executable, "-m", "tmbench.certify", "optimizer=tmsgdm", "lr=0.01"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        assert not done.stderr
-        assert "tmsgdm  tmbench.optim.tmsgd.TMSGD\nlr=0.01, momentum=0.9" in done.stdout
-        assert all(name in done.stdout for name, _ in CHECKS)
-        assert "eq. 8 in its weights form" in done.stdout
-        assert done.stdout.strip().endswith("16 hold, 0 do not, 1 not applicable")
+    def test_prints_a_table_and_exits_zero(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["optimizer=tmsgdm", "lr=0.01"]) == 0
+        shown = capsys.readouterr()
+        assert not shown.err
+        assert "tmsgdm  tmbench.optim.tmsgd.TMSGD\nlr=0.01, momentum=0.9" in shown.out
+        assert all(name in shown.out for name in CHECKS.values())
+        assert "eq. 8 in its weights form" in shown.out
+        assert shown.out.strip().endswith("16 hold, 0 do not, 1 not applicable")
+
+    def test_does_the_named_checks_and_writes_what_it_prints(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["optimizer=sgd", "checks=none,order", f"out={tmp_path / 'new'}", "json=true"]) == 0
+        printed = capsys.readouterr().out
+        content = json.loads(printed)
+        names = ["takes a step", CHECKS["none"], CHECKS["order"]]
+        assert [finding["check"] for finding in content["findings"]] == names
+        assert {finding["verdict"] for finding in content["findings"]} == {"holds"}
+        assert content["class"] == "torch.optim.sgd.SGD"
+        assert (tmp_path / "new" / "certificate.json").read_text() == printed
 
     def test_takes_any_class_by_its_name(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main([f"target={__name__}.ScalesTheGradient", "lr=0.1"]) == 1
+        assert main([f"target={__name__}.ScalesTheGradient", "lr=0.1", "checks=gradients"]) == 1
         assert "changed p.grad of tensor 1 by 0.5 of its size" in capsys.readouterr().out
 
     def test_takes_a_class_in_place_of_a_yamls(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["optimizer=sgd", "optimizer._target_=torch.optim.RMSprop", "lr=0.001"]) == 0
+        assert main(["optimizer=sgd", "optimizer._target_=torch.optim.RMSprop", "lr=0.001", "checks=reference"]) == 0
         assert "RMSprop written out, 20 steps" in capsys.readouterr().out
 
     def test_takes_a_persons_own_yaml(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "optimizer").mkdir()
         yaml = f"name: mine\n_target_: {__name__}.DropsTheLoss\n_partial_: true\nlr: ${{lr}}\n"
         (tmp_path / "optimizer" / "mine.yaml").write_text(yaml)
-        assert main(["--config-dir", str(tmp_path), "optimizer=mine"]) == 1
+        assert main(["--config-dir", str(tmp_path), "optimizer=mine", "checks=closure"]) == 1
         assert "step(closure) returned None" in capsys.readouterr().out
 
     def test_compares_with_another_yaml(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["optimizer=tmsgd", "switch_epoch=never", "reference=sgd", "lr=0.3"]) == 0
+        assert main(["optimizer=tmsgd", "switch_epoch=never", "reference=sgd", "lr=0.3", "checks=reference"]) == 0
         assert "the given SGD, 20 steps: bitwise" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
         ("words", "told"),
         [
-            ([], "usage: python -m tmbench.certify"),
+            ([], "expected optimizer=NAME or target=my.module.Class, got neither"),
             (["optimizer=tmgd"], "Could not find 'optimizer/tmgd'"),
             (["optimizer=sgd", "optimizer.momentm=1"], "there is no such setting; did you mean momentum?"),
-            (["optimzer=sgd"], "did you mean optimizer?"),
-            (["sgd"], "expected key=value, got sgd"),
+            (["optimzer=sgd"], "expected optimizer=NAME or target=my.module.Class, got optimzer=sgd"),
+            (["optimizer=sgd", "target=torch.optim.SGD"], "got both"),
+            (["optimizer=sgd", "adam"], "adam"),
+            (["optimizer=sgd", "checks=order,colour"], "checks: expected names among quadratic, "),
+            (["--optimzer", "sgd"], "did you mean optimizer?"),
             (["optimizer=sgd", "lr=x"], "lr: expected a number > 0, got 'x'"),
             (["optimizer=tmsgd", "optimizer.momentum=1.1"], "momentum must be in [0, 1), got 1.1"),
             (["target=torch.optim.Adm"], "torch.optim.Adm cannot be used"),
             (["target=torch.optim.Adam", "rate=1"], "unexpected keyword argument 'rate'"),
             (["target=torch.nn.ParameterList"], "expected a torch.optim.Optimizer, got a ParameterList"),
             (["optimizer=sgd", "reference=nobody"], "Could not find 'optimizer/nobody'"),
-            (["--config-dir", "no/such", "optimizer=sgd"], "--config-dir: expected a folder, got no/such"),
+            (["--config-dir", "no/such", "optimizer=sgd"], "no/such: no such folder"),
         ],
     )
     def test_bad_words_get_one_clear_message(

@@ -12,6 +12,7 @@ import torch
 from conftest import Compose
 from torch import Tensor
 
+from tmbench.certify.formulas import FORMULAS
 from tmbench.config.settle import settle
 from tmbench.training.build import optimizer_of
 
@@ -34,14 +35,10 @@ def gradients(weights: list[Tensor], random: torch.Generator) -> list[Tensor]:
 
 def walked(composed: Compose, name: str, steps: int, *words: str, decay: float = DECAY) -> list[Tensor]:
     """Where an optimizer's YAML leads to."""
-    common = [
-        "task=tc",
-        f"optimizer={name}",
-        f"task.weight_decay={decay}",
-        *([] if name == "prodigy" else [f"lr={LR}"]),
-    ]
+    rate = [] if name == "prodigy" else [f"lr={LR}"]
+    cfg = settle(composed("task=tc", f"optimizer={name}", f"task.weight_decay={decay}", *rate, *words))
     weights = [w.requires_grad_() for w in start()]
-    optimizer: Any = optimizer_of(settle(composed(*common, *words)), None)(weights)
+    optimizer: Any = optimizer_of(cfg, None)(weights)
     random = torch.Generator().manual_seed(1)
     for _ in range(steps):
         for w, g in zip(weights, gradients([w.detach() for w in weights], random), strict=True):
@@ -101,17 +98,16 @@ def adabelief(w: Tensor, g: Tensor, step: int, s: State) -> Tensor:
     return w - LR * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-16)
 
 
-def adagrad(w: Tensor, g: Tensor, step: int, s: State) -> Tensor:
-    """Duchi et al. 2011, eq. 1 with a diagonal matrix."""
-    g = g + DECAY * w
-    s["sum"] = s.get("sum", 0) + g**2
-    return w - LR * g / (s["sum"].sqrt() + 1e-10)
+def written_out(name: str, **options: Any) -> Rule:
+    """The formula by which certify judges torch's class of this name."""
+    formula = FORMULAS[name][0]
+    return lambda w, g, step, s: formula(w, g, step - 1, {"lr": LR, "weight_decay": DECAY, **options}, s)
 
 
-def rmsprop(w: Tensor, g: Tensor, step: int, s: State) -> Tensor:
-    """Hinton 2012, lecture 6e."""
-    g = g + DECAY * w
-    return w - LR * g / (mean(s, "v", 0.99, g**2).sqrt() + 1e-8)
+# Duchi et al. 2011, eq. 1 with a diagonal matrix; Hinton 2012, lecture 6e; Loshchilov and Hutter 2019, Algorithm 2.
+adagrad = written_out("Adagrad", lr_decay=0.0, initial_accumulator_value=0.0, eps=1e-10)
+rmsprop = written_out("RMSprop", alpha=0.99, momentum=0.0, eps=1e-8)
+adamw_of_muon = written_out("AdamW", betas=(0.9, 0.95), eps=1e-10)
 
 
 def apollo(w: Tensor, g: Tensor, step: int, s: State) -> Tensor:
@@ -136,12 +132,6 @@ def schedule_free(w: Tensor, g: Tensor, step: int, s: State) -> Tensor:
     x = s["evaluated"] = (1 - 1 / step) * s.get("evaluated", w) + z / step
     s["z"] = z
     return 0.1 * z + 0.9 * x
-
-
-def adamw_of_muon(w: Tensor, g: Tensor, step: int, s: State) -> Tensor:
-    w = w - LR * DECAY * w
-    m, v = mean(s, "m", 0.9, g) / (1 - 0.9**step), mean(s, "v", 0.95, g**2) / (1 - 0.95**step)
-    return w - LR * m / (v.sqrt() + 1e-10)
 
 
 def muon(w: Tensor, g: Tensor, step: int, s: State) -> Tensor:

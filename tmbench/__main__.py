@@ -16,7 +16,7 @@ from .verbs import ERROR, INTERRUPTED, USAGE, did_you_mean, explain, leave
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-VERBS = {name: f"{name}.__main__" for name in ("runs", "report", "tune", "data", "numerics")} | {"certify": "certify"}
+VERBS = {name: f"{name}.__main__" for name in ("runs", "report", "tune", "certify", "data", "numerics")}
 
 
 def job(cfg: "DictConfig") -> float | None:

@@ -27,6 +27,7 @@ Values = dict[str, Any]
 
 RUNS_DIR = Setting("a folder", "where the runs are", "./runs")
 DATA_DIR = Setting("a folder, or null", "where the data sets are; null: where the run found them")
+CONFIG_DIR = Setting("a folder, or null", "your own YAML files: task/, optimizer/, space/ ...")
 JSON = Setting("true or false", "print JSON for another program in place of a table", False)
 
 

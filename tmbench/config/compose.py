@@ -1,5 +1,6 @@
 """The configuration that words of the command line ask for, composed of conf/ and a person's own YAML files."""
 
+import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import cast
@@ -31,6 +32,13 @@ def composed(words: list[str], name: str = "config") -> Settings:
             return plain(compose(name, words))
     except ValueError as error:  # Hydra's, for a group's value that is no word
         raise ConfigError(str(error)) from None
+
+
+def own_files(folder: str | None) -> list[str]:
+    """The word that lets Hydra find a person's own folder of YAML files as well; no word without one."""
+    return (
+        [] if folder is None else [f"{SEARCH}={json.dumps([f'file://{Path(folder).resolve()}'], ensure_ascii=False)}"]
+    )
 
 
 def _check_folders(search: list[str]) -> None:

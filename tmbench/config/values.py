@@ -63,10 +63,15 @@ def is_whole(value: Any, least: float = -math.inf) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
+def _are_seeds(value: Any) -> bool:
+    return isinstance(value, list) and all(is_whole(seed, 0) for seed in value) and 0 < len(value) == len(set(value))
+
+
 _KINDS: dict[str, Check] = {
     "true or false": lambda value: isinstance(value, bool),
     "a list": lambda value: isinstance(value, list),
     "settings": lambda value: isinstance(value, dict),
+    "a count or a list of seeds": lambda value: is_whole(value, 1) or _are_seeds(value),
     "anything": lambda value: True,
 }
 _NUMBER = re.compile(r"a (whole )?number(?: (>=?) (\S+)(?: and (<=?) (\S+))?| between (\S+) and (\S+))?")
@@ -77,8 +82,9 @@ def check_of(expects: str) -> Check:
     """Whether a value is what such words say.
 
     They are one of: `true or false`, `a word`, `a folder`, `a file`, `a sentence`, `a list`, `settings`, `anything`,
-    `one of a, b, c`, `a number` or `a whole number`, perhaps with `> 0`, `>= 0`, `>= 0 and < 1` or `between 0 and 1`
-    (both ends excluded). Further values that are allowed follow, each after `, or `; null is None.
+    `a count or a list of seeds`, `one of a, b, c`, `a number` or `a whole number`, perhaps with `> 0`, `>= 0`,
+    `>= 0 and < 1` or `between 0 and 1` (both ends excluded). Further values that are allowed follow, each after
+    `, or `; null is None.
 
     Raises:
         ValueError: they say nothing that this function knows; a mistake of the program.

@@ -1,22 +1,25 @@
 """What is tuned: the values that each setting may take, as a file of conf/space declares them. Torch-free."""
 
-import difflib
+import json
 from collections.abc import Mapping
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..config.identity import reads_switch
 from ..config.settle import Settings, plain, select, settled
 from ..config.table import NEVER
 from ..config.values import is_number, is_whole
 from ..errors import ConfigError
-
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
+from ..verbs import did_you_mean
 
 TUNABLE = ("lr", "batch_size", "switch_epoch", "clip_norm", "clip_value", "ema")  # and what is in these groups:
 GROUPS = ("optimizer", "task", "schedule")
 Space = dict[str, Settings]  # setting -> {low, high, log} or {choices}
+
+
+def as_word(key: str, value: Any) -> str:
+    """A setting as a word of the command line."""
+    return f"{key}={value}" if isinstance(value, str) else f"{key}={json.dumps(value)}"
 
 
 def space_of(declared: Settings, raw: Settings) -> Space:
@@ -24,29 +27,29 @@ def space_of(declared: Settings, raw: Settings) -> Space:
 
     Args:
         declared: the content of a file of conf/space.
-        raw: the configuration of its runs, as composed.
+        raw: the configuration of the optimizer's runs, as composed.
 
     Raises:
-        ConfigError: there is nothing declared for the optimizer, or something that cannot be.
+        ConfigError: nothing is declared for the optimizer, or a declared value is not possible.
     """
     name, cfg = declared.get("name"), settled(raw)
     optimizer = cfg["optimizer"]["name"]
     if unknown := declared.keys() - {"name", "common", "optimizers"}:
         raise ConfigError(f"space={name}: expected common and optimizers, got {', '.join(sorted(unknown))}")
-    own = declared.get("optimizers") or {}
-    if optimizer not in own:
+    optimizers = declared.get("optimizers") or {}
+    if optimizer not in optimizers:
         raise ConfigError(
-            f"space={name}: nothing is declared for optimizer={optimizer}, only for {', '.join(own)}\n"
+            f"space={name}: nothing is declared for optimizer={optimizer}, only for {', '.join(optimizers)}\n"
             f"  add it under optimizers; {optimizer}: {{}} if the common part is all"
         )
     space = {}
-    for key, values in ((declared.get("common") or {}) | (own[optimizer] or {})).items():
+    for key, values in ((declared.get("common") or {}) | (optimizers[optimizer] or {})).items():
         where = f"space={name}, {key} of {optimizer}"
         _check_key(key, where, raw, reads_switch(cfg))
         whole = key == "switch_epoch" or is_whole(select(cfg, key), 0)
-        space[key] = _checked(values, where, whole)
+        space[key] = _range_or_choices(values, where, whole)
         if key == "switch_epoch":
-            space[key] = _of_switch(space[key], where, cfg["epochs"])
+            space[key] = _in_whole_epochs(space[key], where, cfg["epochs"])
         for value in space[key].get("choices") or (space[key]["low"], space[key]["high"]):
             try:
                 settled(with_values(raw, {key: value}))
@@ -67,33 +70,19 @@ def with_values(raw: Settings, values: Mapping[str, Any]) -> Settings:
     return raw
 
 
-def distributions(space: Space) -> "dict[str, BaseDistribution]":
-    """The space as Optuna has it; a choice that is no plain value goes by its place among the choices."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    found: dict[str, BaseDistribution] = {}
-    for key, spec in space.items():
-        if "choices" in spec:
-            found[key] = CategoricalDistribution(range(len(spec["choices"])))
-        else:
-            kind = IntDistribution if isinstance(spec["low"], int) else FloatDistribution
-            found[key] = kind(spec["low"], spec["high"], log=spec["log"])
-    return found
-
-
 def values_of(space: Space, params: Mapping[str, Any]) -> Settings:
-    """What Optuna drew, as values of the settings."""
+    """The values of the settings at a point of the space, in which a choice is its position among the choices."""
     return {key: spec["choices"][params[key]] if "choices" in spec else params[key] for key, spec in space.items()}
 
 
 def all_of(space: Space) -> list[dict[str, Any]]:
-    """Every point of a space, as Optuna has it.
+    """Every point of a space.
 
     Raises:
-        ConfigError: there is no end of them.
+        ConfigError: the space is not finite.
     """
     if endless := [key for key, spec in space.items() if isinstance(spec.get("low"), float)]:
-        raise ConfigError(f"sampler=grid: expected choices or whole numbers, {', '.join(endless)} can be any between")
+        raise ConfigError(f"sampler=grid: expected choices or whole numbers, but {', '.join(endless)} is continuous")
     each = [range(len(s["choices"])) if "choices" in s else range(s["low"], s["high"] + 1) for s in space.values()]
     return [dict(zip(space, point, strict=True)) for point in product(*each)]
 
@@ -103,18 +92,16 @@ def _check_key(key: str, where: str, raw: Settings, has_switch: bool) -> None:
     for part in key.split("."):
         names = list(node) if isinstance(node, dict) else []
         if part not in names:
-            near = difflib.get_close_matches(part, names, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"{where}: there is no such setting{hint}")
+            raise ConfigError(f"{where}: there is no such setting{did_you_mean(part, names)}")
         node = node[part]
     if key not in TUNABLE and ("." not in key or key.split(".")[0] not in GROUPS):
         groups = ", ".join(f"{group}.*" for group in GROUPS)
         raise ConfigError(f"{where}: expected something to tune, one of {', '.join(TUNABLE)}, {groups}")
     if key == "switch_epoch" and not has_switch:
-        raise ConfigError(f"{where}: this optimizer does not read it, trials would be wasted; remove it there")
+        raise ConfigError(f"{where}: this optimizer does not read it, so trials would be wasted; remove it there")
 
 
-def _checked(values: Any, where: str, whole: bool) -> Settings:
+def _range_or_choices(values: Any, where: str, whole: bool) -> Settings:
     """In one form; a range is of whole numbers if both of its ends are, and the setting itself is one."""
     if isinstance(values, list):
         if not values or any(value in values[:i] for i, value in enumerate(values)):
@@ -134,8 +121,8 @@ def _checked(values: Any, where: str, whole: bool) -> Settings:
     return {"low": low, "high": high, "log": log}
 
 
-def _of_switch(spec: Settings, where: str, epochs: int) -> Settings:
-    """With shares of the run as whole epochs that are in it."""
+def _in_whole_epochs(spec: Settings, where: str, epochs: int) -> Settings:
+    """The space of switch_epoch, in which a share of the run becomes a whole epoch inside the run."""
     if epochs < 2:
         raise ConfigError(f"{where}: expected a run of 2 epochs or more, to switch inside it, got epochs={epochs}")
 

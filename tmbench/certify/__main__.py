@@ -1,0 +1,177 @@
+"""The command line: `tmbench certify`, or `python -m tmbench.certify`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config.compose import composed, own_files
+from ..config.identity import reads_switch
+from ..config.settle import settled
+from ..config.table import NEVER, conf_dir
+from ..config.values import Setting
+from ..errors import ConfigError, UsageError
+from ..verbs import CONFIG_DIR, EXPECTED, JSON, Values, Verb, explain, leave
+from . import CHECKS, Finding, certify
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from .descent import NewOptimizer
+
+OPTIMIZERS = sorted(path.stem for path in (conf_dir() / "optimizer").glob("*.yaml"))
+SETTINGS = {
+    "optimizer": Setting("a word, or null", "a file of conf/optimizer; its settings follow as optimizer.KEY=VALUE"),
+    "target": Setting("a word, or null", "any class instead, from the current folder too; key=value are its arguments"),
+    "reference": Setting("a word, or null", "a file of conf/optimizer that it must agree with, at the same lr"),
+    "checks": Setting("a word", "names from the list above, separated by commas", "all"),
+    "out": Setting("a folder, or null", "where certificate.json goes; null: none is written"),
+    "json": JSON,
+    "config_dir": CONFIG_DIR,
+}
+COLOURS = {"holds": "green", "does not": "bold red", "not applicable": "dim"}
+
+
+def do(values: Values, words: list[str]) -> int:
+    """Certifies what the words ask for and prints it; 1 if a check failed."""
+    checks = [*CHECKS] if values["checks"] == "all" else values["checks"].split(",")
+    if unknown := [check for check in checks if check not in CHECKS]:
+        raise UsageError(f"checks: expected names among {', '.join(CHECKS)}, got {', '.join(unknown)}")
+    try:
+        title, new, reference = requested(values, words)
+        optimizer = _made(title, new)
+    except EXPECTED as error:
+        raise UsageError(explain(error)) from None
+    findings = certify(new, reference, checks=checks)
+    content = json.dumps(_certificate(title, optimizer, findings), indent=2) + "\n"
+    if values["out"] is not None:
+        folder = Path(values["out"])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "certificate.json").write_text(content)
+    if values["json"]:
+        print(content, end="")
+    else:
+        show(title, optimizer, findings)
+    return int(any(finding.verdict == "does not" for finding in findings))
+
+
+def requested(values: Values, words: list[str]) -> tuple[str, "NewOptimizer", "NewOptimizer | None"]:
+    """The optimizer that the words ask for: its name, what makes it, and what makes its reference.
+
+    Raises:
+        ConfigError, HydraException: there is no such optimizer, or it cannot have such settings.
+    """
+    files, target, name = own_files(values["config_dir"]), values["target"], values["optimizer"]
+    if (target is None) == (name is None):
+        got = "both" if name else " ".join(words) or "neither"
+        raise ConfigError(f"expected optimizer=NAME or target=my.module.Class, got {got}; --help lists the names")
+    of_both = [word for word in words if word.startswith("lr=") or not (target or word.startswith("optimizer"))]
+    reference = values["reference"] and _from_files([*files, f"optimizer={values['reference']}", *of_both])[1]
+    if target is None:
+        return *_from_files([*files, f"optimizer={name}", *words]), reference
+    from omegaconf import OmegaConf
+
+    arguments: Any = OmegaConf.to_container(OmegaConf.from_dotlist(words))
+    return target, _partial({"_target_": target, "_partial_": True, **arguments}), reference
+
+
+def _from_files(words: list[str]) -> tuple[str, "NewOptimizer"]:
+    from .descent import SWITCH_STEP
+
+    cfg = settled(composed(words))
+    settings = cfg["optimizer"]
+    name = settings.pop("name") if "_target_" in settings else ""
+    settings.pop("trunk", None)  # for the run alone
+    if reads_switch(cfg) and settings["switch_step"] is None and cfg["switch_epoch"] != NEVER:
+        settings["switch_step"] = SWITCH_STEP
+    return name, _partial(settings)
+
+
+def _partial(settings: dict[str, Any]) -> "NewOptimizer":
+    from hydra.errors import HydraException
+    from hydra.utils import instantiate
+
+    try:
+        new: NewOptimizer = instantiate(settings, _convert_="all")
+    except HydraException as error:
+        raise ConfigError(f"{settings['_target_']} cannot be used: {error.__cause__ or error}") from None
+    return new
+
+
+def _made(title: str, new: "NewOptimizer") -> "Optimizer":
+    import torch
+
+    from .descent import summary_of
+
+    try:
+        optimizer = new([torch.zeros(2, requires_grad=True)])
+    except Exception as error:
+        raise ConfigError(f"{title} cannot be made: {summary_of(error)}") from None
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigError(f"{title}: expected a torch.optim.Optimizer, got a {type(optimizer).__name__}")
+    return optimizer
+
+
+def _certificate(title: str, optimizer: "Optimizer", findings: list[Finding]) -> dict[str, Any]:
+    from ..result import versions
+
+    return {
+        "optimizer": title, "class": _class_of(optimizer), "settings": _settings_of(optimizer), "versions": versions(),
+        "findings": [asdict(finding) for finding in findings],
+    }  # fmt: skip
+
+
+def _class_of(optimizer: "Optimizer") -> str:
+    return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+
+
+def _settings_of(optimizer: "Optimizer") -> dict[str, str]:
+    group = optimizer.param_groups[0]
+    return {k: str(v) for k, v in group.items() if k not in ("params", "step") and v is not None}
+
+
+def show(title: str, optimizer: "Optimizer", findings: list[Finding]) -> None:
+    """Prints a table for each device."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    from ..runs.show import console
+
+    out = console()
+    out.print(f"\n[bold]{escape(title)}[/bold]  {_class_of(optimizer)}", highlight=False)
+    settings = ", ".join(f"{key}={value}" for key, value in _settings_of(optimizer).items())
+    out.print(escape(settings), style="dim", highlight=False)
+    for device in dict.fromkeys(finding.device for finding in findings):
+        table = Table("check", "verdict", "detail", title=f"on {device}", title_justify="left", box=box.SIMPLE_HEAD)
+        table.columns[0].no_wrap = table.columns[1].no_wrap = True
+        for finding in (f for f in findings if f.device == device):
+            colour = COLOURS[finding.verdict]
+            table.add_row(finding.check, f"[{colour}]{finding.verdict}[/{colour}]", escape(finding.detail))
+        out.print(table)
+    counts = [sum(f.verdict == verdict for f in findings) for verdict in COLOURS]
+    out.print(f"{counts[0]} hold, {counts[1]} do not, {counts[2]} not applicable", highlight=False)
+
+
+def _help() -> str:
+    width = max(map(len, CHECKS))
+    checks = "\n".join(f"  {key:<{width}}  {sentence}" for key, sentence in CHECKS.items())
+    return (
+        "Says what a person can rely on in an optimizer, by short checks that take some seconds.\n"
+        "Exit status: 0 if no check failed, 1 if one did, 2 if the optimizer could not be made.\n\n"
+        f"Optimizers:\n  {' '.join(OPTIMIZERS)}\n\nChecks:\n{checks}"
+    )
+
+
+main = Verb(
+    "certify",
+    _help(),
+    do,
+    SETTINGS,
+    takes="[KEY=VALUE ...]",
+    examples="tmbench certify optimizer=tmsgd optimizer.momentum=0.9 reference=sgd lr=0.1\n"
+    "tmbench certify target=my.module.Class lr=0.01 weight_decay=0.1",
+)
+
+if __name__ == "__main__":
+    leave(main())

@@ -1,0 +1,72 @@
+"""Well-known optimizers written out, slow and close to their papers, to hold faster code against."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Options = dict[str, Any]
+Formula = Callable[[Tensor, Tensor, int, Options, Options], Tensor]
+"""(weights, gradient, step from 0, options of the parameter group, state that it keeps) -> the next weights"""
+
+
+def _sgd_direction(w: Tensor, g: Tensor, step: int, o: Options, s: Options) -> Tensor:
+    g = g + o["weight_decay"] * w
+    if o["momentum"]:
+        s["v"] = o["momentum"] * s["v"] + (1 - o.get("dampening", 0)) * g if "v" in s else g
+        return g + o["momentum"] * s["v"] if o.get("nesterov") else s["v"]
+    return g
+
+
+def _sgd(w: Tensor, g: Tensor, step: int, o: Options, s: Options) -> Tensor:
+    return w - o["lr"] * _sgd_direction(w, g, step, o, s)
+
+
+def _tmsgd(w: Tensor, g: Tensor, step: int, o: Options, s: Options) -> Tensor:
+    """Eq. 8 in the weights: w+ = 3c w + (1 - 4c) w1 + c w2 - (2 - 2c) lr v, with c = 1/2; SGD before the switch."""
+    v = _sgd_direction(w, g, step, o, s)
+    w1, w2, c = s.get("w1", w), s.get("w2", s.get("w1", w)), o.get("c", 0.5)
+    switch = o["switch_step"]
+    if switch is not None and step == switch and o["history"] == "zero":
+        w1 = w2 = w
+    s["w1"], s["w2"] = w, w1
+    if switch is None or step < switch:
+        return w - o["lr"] * v
+    return 3 * c * w + (1 - 4 * c) * w1 + c * w2 - (2 - 2 * c) * o["lr"] * v
+
+
+def _adam(w: Tensor, g: Tensor, step: int, o: Options, s: Options, decoupled: bool = False) -> Tensor:
+    if decoupled:
+        w = w - o["lr"] * o["weight_decay"] * w
+    else:
+        g = g + o["weight_decay"] * w
+    one, two = o["betas"]
+    s["m"] = one * s.get("m", torch.zeros_like(w)) + (1 - one) * g
+    s["v"] = two * s.get("v", torch.zeros_like(w)) + (1 - two) * g**2
+    m, v = s["m"] / (1 - one ** (step + 1)), s["v"] / (1 - two ** (step + 1))
+    return w - o["lr"] * m / (v.sqrt() + o["eps"])
+
+
+def _rmsprop(w: Tensor, g: Tensor, step: int, o: Options, s: Options) -> Tensor:
+    g = g + o["weight_decay"] * w
+    s["v"] = o["alpha"] * s.get("v", torch.zeros_like(w)) + (1 - o["alpha"]) * g**2
+    s["b"] = o["momentum"] * s.get("b", torch.zeros_like(w)) + g / (s["v"].sqrt() + o["eps"])
+    return w - o["lr"] * s["b"]
+
+
+def _adagrad(w: Tensor, g: Tensor, step: int, o: Options, s: Options) -> Tensor:
+    g = g + o["weight_decay"] * w
+    s["v"] = s.get("v", torch.full_like(w, o["initial_accumulator_value"])) + g**2
+    return w - o["lr"] / (1 + step * o["lr_decay"]) * g / (s["v"].sqrt() + o["eps"])
+
+
+FORMULAS: dict[str, tuple[Formula, str, tuple[str, ...]]] = {  # and the options it does not know
+    "SGD": (_sgd, "SGD written out", ()),
+    "Adam": (_adam, "Adam written out", ("amsgrad", "decoupled_weight_decay")),
+    "AdamW": (partial(_adam, decoupled=True), "AdamW written out", ("amsgrad",)),
+    "RMSprop": (_rmsprop, "RMSprop written out", ("centered",)),
+    "Adagrad": (_adagrad, "Adagrad written out", ()),
+    "TMSGD": (_tmsgd, "eq. 8 in its weights form", ("decoupled",)),
+}
