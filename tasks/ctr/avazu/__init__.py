@@ -68,11 +68,11 @@ class Avazu(Columns):
         """A split, mapped into memory; prepared under the runs_dir of the run that has opened these files."""
         assert self.opened is not None, "only a run knows where to"
         folder = self.prepared(*self.opened, **settings)
-        told = json.loads((folder / "fields.json").read_text())
+        saved = json.loads((folder / "fields.json").read_text())
         # Copy on write: nobody writes, but torch warns of arrays that cannot be written to.
         arrays = {path.stem: np.load(path, mmap_mode="c") for path in folder.glob(f"{split}_*.npy")}
         groups = [arrays[f"{split}_{dtype}"] for dtype in WIDTHS if f"{split}_{dtype}" in arrays]
-        return Table(told["sizes"], told["names"], groups, arrays[f"{split}_click"])
+        return Table(saved["sizes"], saved["names"], groups, arrays[f"{split}_click"])
 
     def prepared(self, runs_dir: Path, digests: dict[str, str] | None = None, **settings: Any) -> Path:
         if unknown := settings.keys() - SETTINGS.keys():

@@ -49,27 +49,28 @@ class Indexing:
             counts = self._deal()
             values = dict(zip(fields, pool.map(self._values, fields), strict=True))
             most = self.settings["buckets"] or 2**31
-            sizes = {name: min(1 + len(own), most) for name, own in values.items()}
+            sizes = {name: min(1 + len(known), most) for name, known in values.items()}
             groups: dict[np.dtype[Any], list[str]] = {
                 dtype: [name for name in fields if below < sizes[name] <= most]
                 for below, (dtype, most) in zip((0, *WIDTHS.values()), WIDTHS.items(), strict=False)
             }
             self._write(counts, groups, values, sizes, pool)
         names = [name for group in groups.values() for name in group]
-        told = {"names": names, "sizes": [sizes[name] for name in names], "rows": counts, "settings": self.settings}
-        (self.out / "fields.json").write_text(json.dumps(told, indent=1))
+        sizes_in_order = [sizes[name] for name in names]
+        description = {"names": names, "sizes": sizes_in_order, "rows": counts, "settings": self.settings}
+        (self.out / "fields.json").write_text(json.dumps(description, indent=1))
         for name in self.names:
             (self.out / f"{name}.split").unlink()
 
     def _deal(self) -> dict[str, int]:
         """Writes the split of each row, one byte each; returns the rows of each split."""
         counts = np.zeros((len(SPLITS), 2), int)
-        asked, total, days = self.settings["rows"], sum(self.rows.values()), self._days()
+        wanted, total, days = self.settings["rows"], sum(self.rows.values()), self._days()
         for i, name in enumerate(self.names):
             here = left = self.rows[name]
             if self.settings["rows"]:  # each file's share; what rounding leaves over is the last's
-                left = round(asked * here / total)
-                asked, total = asked - left, total - here
+                left = round(wanted * here / total)
+                wanted, total = wanted - left, total - here
             with (self.out / f"{name}.split").open("wb") as f:
                 for block, clicks in enumerate(blocks(self.columns / f"{name}.{self.data.label}", np.uint8)):
                     rng = np.random.default_rng((self.settings["split_seed"], i, block))
@@ -107,9 +108,9 @@ class Indexing:
             splits[taken] = np.where(day == days[-1], 2, np.where(day == days[-2], 1, 0))[taken]
         else:  # the same share of the clicks and of the rest, block by block
             for click in (0, 1):
-                own = rng.permutation(np.flatnonzero(taken & (clicks == click)))
-                train, valid = round(0.8 * len(own)), round(0.9 * len(own))
-                splits[own[:train]], splits[own[train:valid]], splits[own[valid:]] = 0, 1, 2
+                rows_of_kind = rng.permutation(np.flatnonzero(taken & (clicks == click)))
+                train, valid = round(0.8 * len(rows_of_kind)), round(0.9 * len(rows_of_kind))
+                splits[rows_of_kind[:train]], splits[rows_of_kind[train:valid]], splits[rows_of_kind[valid:]] = 0, 1, 2
         return splits
 
     def _days(self) -> np.ndarray:
@@ -130,12 +131,12 @@ class Indexing:
             return keys
         hours = distinct(keys)
         moments = [moment(int(hour)) for hour in hours]
-        own = {
+        parts = {
             "hour": [m.hour for m in moments if m],
             "weekday": [m.weekday() for m in moments if m],
             "weekend": [int(m.weekday() >= 5) for m in moments if m],
         }
-        return np.array(own[field], np.uint32)[_places(keys, hours)]
+        return np.array(parts[field], np.uint32)[_places(keys, hours)]
 
     def _values(self, field: str) -> np.ndarray:
         """The values of a field that are frequent enough in the training rows, sorted."""
@@ -175,9 +176,9 @@ class Indexing:
 
                     list(pool.map(fill, range(len(names))))
                 for i, split in enumerate(SPLITS):
-                    own = np.flatnonzero(splits == i)
+                    in_split = np.flatnonzero(splits == i)
                     for kind, array in arrays.items():
-                        array.take(own, axis=0).tofile(files[split, kind])
+                        array.take(in_split, axis=0).tofile(files[split, kind])
         finally:
             for file in files.values():
                 file.close()
