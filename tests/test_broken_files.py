@@ -106,6 +106,23 @@ def picture(mode: str, size: tuple[int, int], kind: str) -> Callable[[Path], Non
     return lambda path: Image.new(mode, size).save(path, kind)
 
 
+def turned(mask: Path) -> None:
+    with Image.open(mask) as picture:
+        ids = picture.transpose(Image.Transpose.ROTATE_90)
+    ids.save(mask)
+
+
+def class_id(number: int) -> Callable[[Path], None]:
+    """One pixel of a mask is of this class."""
+
+    def do(mask: Path) -> None:
+        with Image.open(mask) as picture:
+            picture.putpixel((2, 4), number)
+            picture.save(mask)
+
+    return do
+
+
 def png_bomb(path: Path) -> None:
     """A few bytes that would unpack to 10 GB."""
     Image.new("1", (9, 9)).save(path, "PNG")
@@ -293,6 +310,7 @@ BREAKS: dict[str, dict[str, Broken]] = {
         **{f"image {case}": Broken(IMAGE, do, told) for case, (do, told) in COMMON.items()},
         **{f"mask {case}": Broken(MASK, do, told) for case, (do, told) in COMMON.items()},
         "empty list": Broken(LIST, lambda p: p.write_bytes(b""), "{}: expected image names"),
+        "blank list": Broken(LIST, lambda p: p.write_text(" \n\n"), "{}: expected image names"),
         "UTF-16 list": Broken(LIST, lambda p: p.write_text("000001", "utf-16"), "{}: expected UTF-8 text"),
         "oversized list": Broken(LIST, huge, "{}: expected at most"),
         "list of what is not there": Broken(LIST, lambda p: p.write_text("000001\n999999"), "named in {}, line 2"),
@@ -310,6 +328,10 @@ BREAKS: dict[str, dict[str, Broken]] = {
         "image of another size": Broken(IMAGE, picture("RGB", (9, 9), "JPEG"), "expected the image's size"),
         "mask of another size": Broken(MASK, picture("P", (9, 9), "PNG"), "{}: expected the image's size"),
         "mask in colours": Broken(MASK, picture("RGB", (9, 9), "PNG"), "{}: expected a palette PNG"),
+        "text named .jpg": Broken(IMAGE, lambda p: p.write_text("not a picture"), "{}: not a readable picture"),
+        "turned mask": Broken(MASK, turned, "{}: expected the image's size ("),
+        **{f"class id {n}": Broken(MASK, class_id(n), f"{{}}: expected class ids 0-20 or 255, got {n}")
+           for n in (21, 30, 254)},
         "image bomb": Broken(IMAGE, png_bomb, "{}: not a readable picture"),
         "mask bomb": Broken(MASK, png_bomb, "{}: not a readable picture"),
         "large image": Broken(IMAGE, picture("1", (9000, 8000), "PNG"), "{}: not a readable picture (9000x8000"),

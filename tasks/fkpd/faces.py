@@ -101,7 +101,9 @@ def _differs(header: list[str]) -> str:
     if len(header) != len(HEADER):
         return f"got {len(header)} columns of {len(HEADER)}"
     return next(
-        f"got {h[:60]!r} in column {i + 1}" for i, (h, own) in enumerate(zip(header, HEADER, strict=True)) if h != own
+        f"got {h[:60]!r} in column {i + 1}"
+        for i, (h, expected) in enumerate(zip(header, HEADER, strict=True))
+        if h != expected
     )
 
 

@@ -209,9 +209,9 @@ class FKPD(Task):
             len(tasks), PICTURES, figsize=(1.7 * PICTURES, 0.3 + 2 * len(tasks)), squeeze=False, layout="constrained"
         )
         for row, (label, task) in zip(axes, tasks.items(), strict=True):
-            own = cast(FKPD, task)
-            images_BSS, points_BK2 = (t[:PICTURES] for t in own.examples("test").tensors)
-            guesses_BK2 = own.pixels(own.guess(images_BSS.to(own.device)).float()).cpu()
+            fkpd = cast(FKPD, task)
+            images_BSS, points_BK2 = (t[:PICTURES] for t in fkpd.examples("test").tensors)
+            guesses_BK2 = fkpd.pixels(fkpd.guess(images_BSS.to(fkpd.device)).float()).cpu()
             if len(tasks) > 1:
                 row[0].set_title(label, loc="left", fontsize="medium")
             for ax in row:

@@ -138,11 +138,11 @@ class CIFAR100(CIFAR):
 
 def _value(path: Path, values: dict[Any, Any], key: bytes) -> Any:
     """The value of a key, which is bytes as Python 2 wrote it, or the same word as Python 3 does."""
-    own = [values[k] for k in (key, key.decode()) if k in values]
-    if len(own) != 1:
+    named = [values[k] for k in (key, key.decode()) if k in values]
+    if len(named) != 1:
         found = ", ".join(sorted(_short(k) for k in values))[:200]
         raise DataError(f"{path}: expected a value {key.decode()!r}, there are {found or 'none'}")
-    return own[0]
+    return named[0]
 
 
 def _short(value: Any) -> str:

@@ -141,8 +141,8 @@ def load(file: Path) -> dict[str, Tensor]:
 
 
 def unfit(file: Path, error: Exception) -> DataError:
-    told = " ".join(str(error).split())[:200]
-    return DataError(f"{file}: not the published weights ({told}); remove it, to have it downloaded again")
+    reason = " ".join(str(error).split())[:200]
+    return DataError(f"{file}: not the published weights ({reason}); remove it, to have it downloaded again")
 
 
 class Given(nn.Module):

@@ -59,16 +59,16 @@ class Detection(Dataset):
     def prepare(self, out: Path, **settings: Any) -> None:
         """Regions of each image that may hold an object, of the selective search; Fast R-CNN looks at nothing else."""
         pairs = {(one, split): one.pairs(split) for one in self.sets for split in one.splits}
-        files = [image for own in pairs.values() for image, _ in own]
+        files = [image for listed in pairs.values() for image, _ in listed]
         if "published" not in settings:
             selective_search.write(out, self.root, files)
             return
         found = [
-            selective_search.read_published(one.regions_file(split), [image.stem for image, _ in own])
-            for (one, split), own in pairs.items()
+            selective_search.read_published(one.regions_file(split), [image.stem for image, _ in listed])
+            for (one, split), listed in pairs.items()
         ]
         names = [file.relative_to(self.root).as_posix() for file in files]
-        selective_search.store(out, names, [boxes for own in found for boxes in own])
+        selective_search.store(out, names, [boxes for part in found for boxes in part])
 
     def regions(self, source: str) -> Path:
         """The folder of what `prepare` writes: `opencv` computes the regions, `published` takes the authors' files.
@@ -133,11 +133,11 @@ class VOC0712(Detection):
         return {split: sum(each.get(split, 0) for each in counts) for split in counts[0]}
 
     def is_official(self, digests: dict[str, str]) -> bool:
-        own: dict[str, dict[str, str]] = {one.folder: {} for one in self.sets}
+        by_folder: dict[str, dict[str, str]] = {one.folder: {} for one in self.sets}
         for name, digest in digests.items():
             folder, _, rest = name.partition("/")
-            own[folder][rest] = digest
-        return all(one.is_official(own[one.folder]) for one in self.sets)
+            by_folder[folder][rest] = digest
+        return all(one.is_official(by_folder[one.folder]) for one in self.sets)
 
     def download(self) -> None:
         for one in self.sets:
@@ -167,6 +167,24 @@ def read_objects(path: Path, width: int, height: int) -> Objects:
     Raises:
         DataError: it is no such file; names the object, counted from 1, that has no known class or no real box.
     """
+    top = _parsed(path)
+    for parent in top.iter():
+        for child in parent:  # an object that is not read would be one that is not there
+            name = child.tag.rpartition("}")[2]
+            if name.lower() == "object" and (parent is not top or child.tag != "object"):
+                where = f"<{child.tag[:40]}> in <{parent.tag[:40]}>"
+                raise DataError(f"{path}: expected each <object> directly in <annotation>, got {where}")
+    elements = enumerate(top.findall("object"), 1)
+    read = [_read_object(element, width, height, f"{path}, object {number}") for number, element in elements]
+    return Objects(
+        np.array([box for box, _, _ in read], dtype=np.float32).reshape(-1, 4),
+        np.array([label for _, label, _ in read], dtype=np.int64),
+        np.array([difficult for _, _, difficult in read], bool),
+    )
+
+
+def _parsed(path: Path) -> ET.Element:
+    """The root of an annotation's XML."""
     content = read_bytes(path)
     if len(content) > MAX_XML:
         raise DataError(f"{path}: expected at most {MAX_XML:,} bytes of XML, got {len(content):,}")
@@ -178,39 +196,31 @@ def read_objects(path: Path, width: int, height: int) -> Objects:
         raise DataError(f"{path}: not a readable annotation ({error})") from None
     if top.tag != "annotation":
         raise DataError(f"{path}: expected an <annotation>, got <{top.tag[:40]}>")
-    for parent in top.iter():
-        for child in parent:  # an object that is not read would be one that is not there
-            name = child.tag.rpartition("}")[2]
-            if name.lower() == "object" and (parent is not top or child.tag != "object"):
-                where = f"<{child.tag[:40]}> in <{parent.tag[:40]}>"
-                raise DataError(f"{path}: expected each <object> directly in <annotation>, got {where}")
-    boxes, labels, difficult = [], [], []
-    for number, found in enumerate(top.findall("object"), 1):
-        name = (found.findtext("name") or "").strip()
-        where = f"{path}, object {number} ({name[:40] or 'no name'})"
-        for part in ("name", "bndbox"):
-            if (count := len(found.findall(part))) > 1:
-                raise DataError(f"{where}: expected one <{part}>, got {count}")
-        if name not in CLASSES[1:]:
-            raise DataError(f"{where}: expected one of the 20 classes, such as {CLASSES[1]} or {CLASSES[-1]}")
-        hard = (found.findtext("difficult") or "0").strip()
-        if hard not in ("0", "1"):
-            raise DataError(f"{where}: expected difficult to be 0 or 1, got {hard[:40]!r}")
-        words = [(found.findtext(f"bndbox/{corner}") or "").strip() for corner in CORNERS]
-        try:
-            x1, y1, x2, y2 = box = [float(word.replace("_", " ")) for word in words]  # Python would take 1_0 for 10
-        except ValueError:
-            told = ", ".join(f"{corner} {word[:20]!r}" for corner, word in zip(CORNERS, words, strict=True))
-            raise DataError(f"{where}: expected a bndbox of four numbers, got {told}") from None
-        told = f"({', '.join(word[:20] for word in words)})"
-        # Not cut to the image, and not left out: either would train on something else than what was annotated.
-        if not (x1 >= 1 and y1 >= 1 and x2 <= width and y2 <= height):
-            raise DataError(f"{where}: expected a box inside the image, 1-{width} by 1-{height}, got {told}")
-        if not (x1 < x2 and y1 < y2):
-            raise DataError(f"{where}: expected a box with an area, xmin < xmax and ymin < ymax, got {told}")
-        boxes.append([v - 1 for v in box])
-        labels.append(CLASSES.index(name))
-        difficult.append(hard == "1")
-    return Objects(
-        np.array(boxes, dtype=np.float32).reshape(-1, 4), np.array(labels, dtype=np.int64), np.array(difficult, bool)
-    )
+    return top
+
+
+def _read_object(element: ET.Element, width: int, height: int, where: str) -> tuple[list[float], int, bool]:
+    """The box, in pixels from 0, the label, and whether it is difficult."""
+    name = (element.findtext("name") or "").strip()
+    where = f"{where} ({name[:40] or 'no name'})"
+    for part in ("name", "bndbox"):
+        if (count := len(element.findall(part))) > 1:
+            raise DataError(f"{where}: expected one <{part}>, got {count}")
+    if name not in CLASSES[1:]:
+        raise DataError(f"{where}: expected one of the 20 classes, such as {CLASSES[1]} or {CLASSES[-1]}")
+    hard = (element.findtext("difficult") or "0").strip()
+    if hard not in ("0", "1"):
+        raise DataError(f"{where}: expected difficult to be 0 or 1, got {hard[:40]!r}")
+    words = [(element.findtext(f"bndbox/{corner}") or "").strip() for corner in CORNERS]
+    try:
+        x1, y1, x2, y2 = box = [float(word.replace("_", " ")) for word in words]  # Python would take 1_0 for 10
+    except ValueError:
+        got = ", ".join(f"{corner} {word[:20]!r}" for corner, word in zip(CORNERS, words, strict=True))
+        raise DataError(f"{where}: expected a bndbox of four numbers, got {got}") from None
+    got = f"({', '.join(word[:20] for word in words)})"
+    # Not cut to the image, and not left out: either would train on something else than what was annotated.
+    if not (x1 >= 1 and y1 >= 1 and x2 <= width and y2 <= height):
+        raise DataError(f"{where}: expected a box inside the image, 1-{width} by 1-{height}, got {got}")
+    if not (x1 < x2 and y1 < y2):
+        raise DataError(f"{where}: expected a box with an area, xmin < xmax and ymin < ymax, got {got}")
+    return [v - 1 for v in box], CLASSES.index(name), hard == "1"

@@ -200,9 +200,9 @@ def statistics(codes_R4: Tensor, labels_R: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the codes of each class, (K, 4) each; 0 and 1 where that says nothing."""
     mean_K4, std_K4 = torch.zeros(len(CLASSES), 4), torch.ones(len(CLASSES), 4)
     for label in sorted(set(labels_R.tolist())):
-        own = codes_R4[labels_R == label].double()
-        mean_K4[label] = own.mean(0)
-        std = own.std(0, correction=0)
+        codes_of_label_R4 = codes_R4[labels_R == label].double()
+        mean_K4[label] = codes_of_label_R4.mean(0)
+        std = codes_of_label_R4.std(0, correction=0)
         std_K4[label] = torch.where(std > 1e-6, std, 1)
     return mean_K4, std_K4
 

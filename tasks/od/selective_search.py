@@ -47,13 +47,13 @@ def write(out: Path, root: Path, image_files: Iterable[Path]) -> None:
     from rich.progress import track
 
     paths = sorted(set(image_files))
-    told = {"description": "selective search", "total": len(paths), "console": Console(stderr=True)}
+    progress = {"description": "selective search", "total": len(paths), "console": Console(stderr=True)}
     if len(paths) <= INLINE:
         found = [search(path) for path in paths]
     else:
         # Not forked: beside the threads of whoever asks, that may hang.
         with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-            found = list(track(pool.imap(search, paths, chunksize=4), **told))  # type: ignore[arg-type]
+            found = list(track(pool.imap(search, paths, chunksize=4), **progress))  # type: ignore[arg-type]
     store(out, [path.relative_to(root).as_posix() for path in paths], found)
 
 
@@ -98,13 +98,15 @@ def read_published(path: Path, names: list[str]) -> list[np.ndarray]:
     try:
         values = loadmat(path, variable_names=["boxes", "images"])
         cells = [np.asarray(cell, dtype=np.float64) for cell in values["boxes"].ravel()]
-        own = [str(np.asarray(cell).ravel()[0]) for cell in values["images"].ravel()] if "images" in values else names
+        listed = (
+            [str(np.asarray(cell).ravel()[0]) for cell in values["images"].ravel()] if "images" in values else names
+        )
     except Exception as error:  # a broken file raises nearly anything
-        told = " ".join(str(error).split())[:200]
-        raise DataError(f"{path}: not a file of regions ({type(error).__name__}: {told})") from None
-    if len(own) != len(cells):
-        raise DataError(f"{path}: expected the regions of {len(own):,} images, got {len(cells):,}")
-    known = dict(zip(own, cells, strict=True))
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: not a file of regions ({type(error).__name__}: {reason})") from None
+    if len(listed) != len(cells):
+        raise DataError(f"{path}: expected the regions of {len(listed):,} images, got {len(cells):,}")
+    known = dict(zip(listed, cells, strict=True))
     found = []
     for name in names:
         if name not in known:

@@ -142,20 +142,20 @@ class Entry:
         left = {path for path, digest in read.items() if unpacked.get(path) != digest}
         for file in self.files:
             here = file.under(root)
-            own = [path for path in here if path in read]
+            matching = [path for path in here if path in read]
             if file.digest:  # of all that are there, of which a run may read only some
                 known = len(here) == file.files and file.digest == _digest_of_pattern(here, read)
             elif file.sha256:
-                known = all(read[path] == file.sha256 for path in own)
+                known = all(read[path] == file.sha256 for path in matching)
             elif file.md5:
-                known = not any(file.wrong(path) for path in own if path in left)
+                known = not any(file.wrong(path) for path in matching if path in left)
             elif self.by_count:
-                known = not any(file.wrong_count(path) for path in own)
+                known = not any(file.wrong_count(path) for path in matching)
             else:  # the archive alone can tell
                 continue
             if not known:
                 return False
-            left.difference_update(own)
+            left.difference_update(matching)
         return bool(digests) and not left
 
     @property

@@ -1,4 +1,7 @@
-"""Gets what is missing of a data set: downloads that resume, are checked, and land whole or not at all."""
+"""Gets what is missing of a data set: downloads that resume, are checked, and land whole or not at all.
+
+Ours, since torchvision's and pooch's downloads start again from the first byte after a cut.
+"""
 
 import http.client
 import os
@@ -68,14 +71,14 @@ def _is_done(entry: Entry, root: Path) -> bool:
 
 
 def _explained(entry: Entry, root: Path, path: Path, error: DataError) -> DataError:
-    told = [line for line in str(error).splitlines() if line.strip()]
-    return missing(path, entry.word, *told, *entry.advice(root)[1:])  # the first is what has just been tried
+    reasons = [line for line in str(error).splitlines() if line.strip()]
+    return missing(path, entry.word, *reasons, *entry.advice(root)[1:])  # the first is what has just been tried
 
 
 def _keep_own(entry: Entry, root: Path) -> None:
     """Refuses to mix the published files with a person's own, unless they put the archive beside theirs."""
-    own = [file.path for file in entry.files if file.under(root)]
-    if own and entry.archives and not any((root / a.path).exists() or manifest(root, a) for a in entry.archives):
+    present = [file.path for file in entry.files if file.under(root)]
+    if present and entry.archives and not any((root / a.path).exists() or manifest(root, a) for a in entry.archives):
         archive = entry.archives[0]
         raise missing(
             root / entry.absent(root)[0].path,
@@ -112,7 +115,7 @@ def download(file: File, target: Path, say: Say = print) -> None:
     Raises:
         DataError: no address has it, or what came is not the published file.
     """
-    told = []
+    failures = []
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     for url in file.urls:
@@ -120,8 +123,8 @@ def download(file: File, target: Path, say: Say = print) -> None:
         try:
             return _from(url, file, target)
         except DataError as error:
-            told.append(str(error))
-    raise DataError("\n".join(told))
+            failures.append(str(error))
+    raise DataError("\n".join(failures))
 
 
 def _from(url: str, file: File, target: Path) -> None:

@@ -274,5 +274,5 @@ def read_pickle(path: Path) -> dict[Any, Any]:
         values = _Restricted(io.BytesIO(content), encoding="bytes").load()
         return {key: value.array() if isinstance(value, _Array) else value for key, value in values.items()}
     except Exception as error:  # a broken pickle raises nearly anything
-        told = " ".join(str(error).split())[:200]
-        raise DataError(f"{path}: not a pickle that can be trusted ({type(error).__name__}: {told})") from None
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: not a pickle that can be trusted ({type(error).__name__}: {reason})") from None

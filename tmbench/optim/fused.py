@@ -46,8 +46,8 @@ class Coefficients:
     @property
     def scalars(self) -> tuple[float, ...]:
         """In the kernels' order."""
-        look, own = (self.momentum, 1.0) if self.nesterov else (1.0, 0.0)
-        return self.sign, self.decay, self.momentum, self.fresh, look, own, self.shrink, self.rate
+        buffer_share, gradient_share = (self.momentum, 1.0) if self.nesterov else (1.0, 0.0)
+        return self.sign, self.decay, self.momentum, self.fresh, buffer_share, gradient_share, self.shrink, self.rate
 
 
 def fused_update(rows: list[list[Tensor]], by: Coefficients, buffered: bool = False) -> None:
@@ -62,10 +62,10 @@ def fused_update(rows: list[list[Tensor]], by: Coefficients, buffered: bool = Fa
     sizes = [row[0].numel() for row in rows]
     pointers = []
     for row in rows:
-        own = [t.data_ptr() for t in row]
+        addresses = [t.data_ptr() for t in row]
         if not buffered:
-            own.insert(2, 0)
-        pointers += own
+            addresses.insert(2, 0)
+        pointers += addresses
     if first.is_cuda:
         from .fused_cuda import launch
 

@@ -21,13 +21,6 @@ from .stability import recurrence, roots, stability
 
 Number = int | float | str | Fraction
 TOLERANCE = Fraction(1, 10**9)  # for coefficients that were rounded; exact ones meet every condition exactly
-
-
-def _best_five_point(b: Fraction) -> tuple[Fraction, ...]:
-    """All third-order formulas on five points; zero-stable for 2 < b < 2.4."""
-    return 4 - 11 * b / 6, 3 * b - 6, 4 - 3 * b / 2, b / 3 - 1
-
-
 F = Fraction
 PRESETS: dict[str, tuple[Fraction, ...]] = {
     "euler": (F(1),),
@@ -36,7 +29,8 @@ PRESETS: dict[str, tuple[Fraction, ...]] = {
     "third": (F(1), F(-1, 3), F(1, 3)),
     "lagrange": (F(-3, 2), F(3), F(-1, 2)),  # refused: a root of modulus 2.686
     "five_point": (F(-1, 8), F(6, 8), F(5, 8), F(-2, 8)),
-    "five_point_best": _best_five_point(F("2.286")),
+    # Third order: (4 - 11 b/6, 3 b - 6, 4 - 3 b/2, b/3 - 1), zero-stable for 2 < b < 2.4; the best b is 2.286.
+    "five_point_best": (F("-0.191"), F("0.858"), F("0.571"), F("-0.238")),
     "six_point": (F(6, 13), F(2, 13), F(4, 13), F(3, 13), F(-2, 13)),
 }
 

@@ -263,12 +263,12 @@ class SwitchOptimizer(Optimizer):
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
         inner = self.active.state_dict()
-        own = {
+        progress = {
             "steps": self._steps, "switched_at": self.switched_at, "average": self._average,
             "first_lrs": list(self._first_lrs), "scales": list(self._scales),
             "rest": {key: value for key, value in inner.items() if key not in ("state", "param_groups")},
         }  # fmt: skip
-        state = {"state": inner["state"], "param_groups": inner["param_groups"], "switch": own}
+        state = {"state": inner["state"], "param_groups": inner["param_groups"], "switch": progress}
         for after in self._optimizer_state_dict_post_hooks.values():
             changed = after(self, state)
             state = state if changed is None else changed
@@ -283,17 +283,17 @@ class SwitchOptimizer(Optimizer):
         if "switch" not in state_dict:
             keys = ", ".join(map(str, state_dict))
             raise ValueError(f"switch: state_dict: expected one that a SwitchOptimizer saved, got one with {keys}")
-        own = state_dict["switch"]
+        progress = state_dict["switch"]
         active = self.active
-        if (own["switched_at"] is None) != (self.switched_at is None):
-            active = self._build("first" if own["switched_at"] is None else "second")
+        if (progress["switched_at"] is None) != (self.switched_at is None):
+            active = self._build("first" if progress["switched_at"] is None else "second")
         active.load_state_dict(
-            {"state": state_dict["state"], "param_groups": state_dict["param_groups"], **own["rest"]}
+            {"state": state_dict["state"], "param_groups": state_dict["param_groups"], **progress["rest"]}
         )
         self.active = active
-        self._steps, self.switched_at, self._average = own["steps"], own["switched_at"], own["average"]
-        self._first_lrs = list(own["first_lrs"])
-        self._scales = [None if scale is None else (scale[0], scale[1]) for scale in own["scales"]]
+        self._steps, self.switched_at, self._average = progress["steps"], progress["switched_at"], progress["average"]
+        self._first_lrs = list(progress["first_lrs"])
+        self._scales = [None if scale is None else (scale[0], scale[1]) for scale in progress["scales"]]
         self._link()
         self._switch_if_due()  # the state may come from one that was to switch later
         for after in self._optimizer_load_state_dict_post_hooks.values():

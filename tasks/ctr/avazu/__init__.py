@@ -10,7 +10,7 @@ Legend: N rows, F fields.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ from tmbench.files import locked
 from .columns import Columns
 from .indexing import OF_HOUR, SPLITS, WIDTHS, Indexing
 from .kinds import CLICK, CLICKED, COLUMNS, HEX, HEXADECIMAL, HOUR, ID, INDEX, WHOLE, Kind
-from .tiny import TINY_ROWS, tiny_columns, write_csv
 
+TINY_ROWS, TINY_DAYS = 6000, 4
 SETTINGS: dict[str, Any] = {
     "split": "random", "split_seed": 0, "rows": 0, "sample": "random", "min_count": 1, "buckets": 0,
 }  # fmt: skip
@@ -68,11 +68,11 @@ class Avazu(Columns):
         """A split, mapped into memory; prepared under the runs_dir of the run that has opened these files."""
         assert self.opened is not None, "only a run knows where to"
         folder = self.prepared(*self.opened, **settings)
-        told = json.loads((folder / "fields.json").read_text())
+        saved = json.loads((folder / "fields.json").read_text())
         # Copy on write: nobody writes, but torch warns of arrays that cannot be written to.
         arrays = {path.stem: np.load(path, mmap_mode="c") for path in folder.glob(f"{split}_*.npy")}
         groups = [arrays[f"{split}_{dtype}"] for dtype in WIDTHS if f"{split}_{dtype}" in arrays]
-        return Table(told["sizes"], told["names"], groups, arrays[f"{split}_click"])
+        return Table(saved["sizes"], saved["names"], groups, arrays[f"{split}_click"])
 
     def prepared(self, runs_dir: Path, digests: dict[str, str] | None = None, **settings: Any) -> Path:
         if unknown := settings.keys() - SETTINGS.keys():
@@ -148,3 +148,34 @@ class AvazuX1(AvazuX4):
             indices[f"feat_{i}"] = [str(last + 1 + int(v)) for v in inverse]  # each field goes on where another ends
             last += 1 + int(inverse.max())
         cls._write_splits(root, indices)
+
+
+def write_csv(path: Path, columns: Mapping[str, Iterable[str]]) -> None:
+    rows = map(",".join, zip(*columns.values(), strict=True))
+    path.write_text("\n".join([",".join(columns), *rows]) + "\n", encoding="utf-8")
+
+
+def tiny_columns(rng: np.random.Generator) -> dict[str, list[str]]:
+    """Rows in which site, place, model and hour decide much, a sixth of them clicked; all else is noise."""
+    count = TINY_ROWS
+    columns: dict[str, list[str]] = {
+        "id": sorted(str(i) for i in rng.integers(10**18, 2**64, count, np.uint64)),  # as Kaggle's: by their text
+        "click": [],
+    }
+    hours = np.sort(rng.integers(0, 24 * TINY_DAYS, count))
+    columns["hour"] = [f"1410{21 + h // 24}{h % 24:02d}" for h in hours]
+    logit = np.where(hours % 24 < 8, -1.5, 0.5)
+    sizes = {"C1": 5, "banner_pos": 4, "device_ip": 2000, "device_id": 400, "C14": 100, "C17": 40, "C20": 60}
+    for name in COLUMNS[3:]:
+        size = sizes.get(name, 12)
+        chosen = np.minimum(rng.geometric(3 / size, count) - 1, size - 1)
+        if name in ("site_id", "app_category", "banner_pos", "device_model", "C21"):
+            logit += rng.normal(0, 2, size)[chosen]
+        if name in HEXADECIMAL:
+            words = [f"{v:08x}" for v in rng.choice(2**32, size, replace=False)]
+        else:
+            words = [str(v) for v in rng.choice(1000, size, replace=False) - (name == "C20")]
+        columns[name] = [words[v] for v in chosen]
+    logit -= np.quantile(logit, 5 / 6)
+    columns["click"] = [str(int(v)) for v in rng.random(count) < 1 / (1 + np.exp(-2 * logit))]
+    return {name: columns[name] for name in COLUMNS}

@@ -14,7 +14,7 @@ from tmbench.data import Dataset
 from tmbench.data.files import progress, writing
 from tmbench.errors import DataError
 
-from . import blocks
+from . import kinds
 from .kinds import HOUR, ID, Kind, as_integers
 
 CHUNK = 2**21  # bytes of text
@@ -142,9 +142,7 @@ class Columns(Dataset):
         parts = 1 + sum(path.stat().st_size for path in stored.values()) // 8 // 2**25
         for part in range(parts):
             some = [
-                ids[ids % parts == part] if parts > 1 else ids
-                for path in stored.values()
-                for ids in blocks.blocks(path)
+                ids[ids % parts == part] if parts > 1 else ids for path in stored.values() for ids in kinds.blocks(path)
             ]
             ids = np.concatenate(some) if some else np.empty(0, np.uint64)
             ids.sort()
@@ -153,8 +151,8 @@ class Columns(Dataset):
                 continue
             lines = []
             for name, path in stored.items():
-                for block, ids in enumerate(blocks.blocks(path)):
-                    lines += [(paths[name], 2 + block * blocks.BLOCK + int(i)) for i in np.flatnonzero(ids == again[0])]
+                for block, ids in enumerate(kinds.blocks(path)):
+                    lines += [(paths[name], 2 + block * kinds.BLOCK + int(i)) for i in np.flatnonzero(ids == again[0])]
             (path, line), (other, earlier) = lines[1], lines[0]
             where = f"line {earlier}" if other == path else f"{other}, line {earlier}"
             raise DataError(f"{path}, line {line}, id: expected each id once, {again[0]} is on {where} already")

@@ -12,8 +12,7 @@ import numpy as np
 from tmbench.data.files import progress, writing
 from tmbench.errors import ConfigError, DataError
 
-from . import blocks
-from .kinds import moment
+from .kinds import blocks, count_blocks, distinct, moment, read_block
 
 if TYPE_CHECKING:
     from . import Avazu
@@ -50,29 +49,30 @@ class Indexing:
             counts = self._deal()
             values = dict(zip(fields, pool.map(self._values, fields), strict=True))
             most = self.settings["buckets"] or 2**31
-            sizes = {name: min(1 + len(own), most) for name, own in values.items()}
+            sizes = {name: min(1 + len(known), most) for name, known in values.items()}
             groups: dict[np.dtype[Any], list[str]] = {
                 dtype: [name for name in fields if below < sizes[name] <= most]
                 for below, (dtype, most) in zip((0, *WIDTHS.values()), WIDTHS.items(), strict=False)
             }
             self._write(counts, groups, values, sizes, pool)
         names = [name for group in groups.values() for name in group]
-        told = {"names": names, "sizes": [sizes[name] for name in names], "rows": counts, "settings": self.settings}
-        (self.out / "fields.json").write_text(json.dumps(told, indent=1))
+        sizes_in_order = [sizes[name] for name in names]
+        description = {"names": names, "sizes": sizes_in_order, "rows": counts, "settings": self.settings}
+        (self.out / "fields.json").write_text(json.dumps(description, indent=1))
         for name in self.names:
             (self.out / f"{name}.split").unlink()
 
     def _deal(self) -> dict[str, int]:
         """Writes the split of each row, one byte each; returns the rows of each split."""
         counts = np.zeros((len(SPLITS), 2), int)
-        asked, total, days = self.settings["rows"], sum(self.rows.values()), self._days()
+        wanted, total, days = self.settings["rows"], sum(self.rows.values()), self._days()
         for i, name in enumerate(self.names):
             here = left = self.rows[name]
             if self.settings["rows"]:  # each file's share; what rounding leaves over is the last's
-                left = round(asked * here / total)
-                asked, total = asked - left, total - here
+                left = round(wanted * here / total)
+                wanted, total = wanted - left, total - here
             with (self.out / f"{name}.split").open("wb") as f:
-                for block, clicks in enumerate(blocks.blocks(self.columns / f"{name}.{self.data.label}", np.uint8)):
+                for block, clicks in enumerate(blocks(self.columns / f"{name}.{self.data.label}", np.uint8)):
                     rng = np.random.default_rng((self.settings["split_seed"], i, block))
                     here -= len(clicks)
                     splits = self._splits(i, block, clicks, days, rng, left, here)
@@ -104,13 +104,13 @@ class Indexing:
         if self.settings["split"] == "given":
             splits[taken] = i
         elif self.settings["split"] == "day":
-            day = blocks.read(self.columns / f"{self.names[i]}.hour", np.uint32, block) // 100
+            day = read_block(self.columns / f"{self.names[i]}.hour", np.uint32, block) // 100
             splits[taken] = np.where(day == days[-1], 2, np.where(day == days[-2], 1, 0))[taken]
         else:  # the same share of the clicks and of the rest, block by block
             for click in (0, 1):
-                own = rng.permutation(np.flatnonzero(taken & (clicks == click)))
-                train, valid = round(0.8 * len(own)), round(0.9 * len(own))
-                splits[own[:train]], splits[own[train:valid]], splits[own[valid:]] = 0, 1, 2
+                rows_of_kind = rng.permutation(np.flatnonzero(taken & (clicks == click)))
+                train, valid = round(0.8 * len(rows_of_kind)), round(0.9 * len(rows_of_kind))
+                splits[rows_of_kind[:train]], splits[rows_of_kind[train:valid]], splits[rows_of_kind[valid:]] = 0, 1, 2
         return splits
 
     def _days(self) -> np.ndarray:
@@ -118,38 +118,38 @@ class Indexing:
         if self.settings["split"] != "day":
             return np.empty(0, np.uint32)
         path = self.columns / f"{self.names[0]}.hour"
-        days = np.unique(np.concatenate([blocks.distinct(hours // 100) for hours in blocks.blocks(path, np.uint32)]))
+        days = np.unique(np.concatenate([distinct(hours // 100) for hours in blocks(path, np.uint32)]))
         if len(days) < 2:
             raise ConfigError(f"task.split=day: all rows are of one day, {days[0]}; use task.split=random")
         return days if len(days) > 2 else np.array([days[0], days[1] + 1, days[1]])  # a day that no row has
 
     def _keys(self, name: str, field: str, block: int) -> np.ndarray:
         """What a block of rows has in a field, as integers that are equal where its values are."""
-        keys = blocks.read(self.columns / f"{name}.{'hour' if field in OF_HOUR else field}", np.uint32, block)
+        keys = read_block(self.columns / f"{name}.{'hour' if field in OF_HOUR else field}", np.uint32, block)
         self.advance(keys.nbytes)
         if field not in OF_HOUR:
             return keys
-        hours = blocks.distinct(keys)
+        hours = distinct(keys)
         moments = [moment(int(hour)) for hour in hours]
-        own = {
+        parts = {
             "hour": [m.hour for m in moments if m],
             "weekday": [m.weekday() for m in moments if m],
             "weekend": [int(m.weekday() >= 5) for m in moments if m],
         }
-        return np.array(own[field], np.uint32)[_places(keys, hours)]
+        return np.array(parts[field], np.uint32)[_places(keys, hours)]
 
     def _values(self, field: str) -> np.ndarray:
         """The values of a field that are frequent enough in the training rows, sorted."""
         values, counts = np.empty(0, np.uint32), np.empty(0, np.int64)
         for name, block in self._all_blocks():
-            keys = self._keys(name, field, block)[blocks.read(self.out / f"{name}.split", np.uint8, block) == 0]
+            keys = self._keys(name, field, block)[read_block(self.out / f"{name}.split", np.uint8, block) == 0]
             more, their = np.unique(keys, return_counts=True)
             values, inverse = np.unique(np.concatenate([values, more]), return_inverse=True)
             counts = np.bincount(inverse, np.concatenate([counts, their])).astype(np.int64)
         return values[counts >= self.settings["min_count"]]
 
     def _all_blocks(self) -> Iterable[tuple[str, int]]:
-        return ((name, block) for name in self.names for block in range(blocks.count(self.rows[name])))
+        return ((name, block) for name in self.names for block in range(count_blocks(self.rows[name])))
 
     def _write(
         self, counts: dict[str, int], groups: dict[np.dtype[Any], list[str]], values: dict[str, np.ndarray],
@@ -163,9 +163,9 @@ class Indexing:
                     files[split, str(dtype)] = npy_file(self.out / f"{split}_{dtype}.npy", dtype, (rows, len(names)))
                 files[split, "click"] = npy_file(self.out / f"{split}_click.npy", np.dtype(np.uint8), (rows,))
             for name, block in self._all_blocks():
-                splits = blocks.read(self.out / f"{name}.split", np.uint8, block)
+                splits = read_block(self.out / f"{name}.split", np.uint8, block)
                 arrays: dict[str, np.ndarray] = {
-                    "click": blocks.read(self.columns / f"{name}.{self.data.label}", np.uint8, block)
+                    "click": read_block(self.columns / f"{name}.{self.data.label}", np.uint8, block)
                 }
                 for dtype, names in used.items():
                     indices_NF = arrays[str(dtype)] = np.empty((len(splits), len(names)), dtype)
@@ -176,9 +176,9 @@ class Indexing:
 
                     list(pool.map(fill, range(len(names))))
                 for i, split in enumerate(SPLITS):
-                    own = np.flatnonzero(splits == i)
+                    in_split = np.flatnonzero(splits == i)
                     for kind, array in arrays.items():
-                        array.take(own, axis=0).tofile(files[split, kind])
+                        array.take(in_split, axis=0).tofile(files[split, kind])
         finally:
             for file in files.values():
                 file.close()

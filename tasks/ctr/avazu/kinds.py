@@ -1,14 +1,14 @@
-"""How the values of Avazu's columns are written, and the integers that stand for them."""
+"""How the values of Avazu's columns are written, the integers that stand for them, and the files these lie in."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from .blocks import distinct
 
 HEXADECIMAL = (
     "site_id", "site_domain", "site_category", "app_id", "app_domain", "app_category", "device_id", "device_ip",
@@ -18,6 +18,7 @@ COLUMNS = (
     "id", "click", "hour", "C1", "banner_pos", *HEXADECIMAL, "device_type", "device_conn_type", "C14", "C15", "C16",
     "C17", "C18", "C19", "C20", "C21",
 )  # fmt: skip
+BLOCK = 2**21  # rows
 
 
 class Refused(ValueError):  # noqa: N818 (the reader catches it)
@@ -106,3 +107,25 @@ def from_hex(words_N: np.ndarray) -> np.ndarray:
     for bits, mask in ((4, 0x00FF00FF00FF00FF), (8, 0x0000FFFF0000FFFF), (16, 0x00000000FFFFFFFF)):
         digit = (digit | (digit >> np.uint64(bits))) & np.uint64(mask)
     return digit.astype(np.uint32)
+
+
+def count_blocks(rows: int) -> int:
+    """How many blocks so many rows fill."""
+    return -(-rows // BLOCK)
+
+
+def read_block(path: Path, dtype: Any, block: int) -> np.ndarray:
+    """The values (rows,) of a block; fewer at the end of the file."""
+    # Not mapped: pages of a mapped file would count as this process's memory.
+    return np.fromfile(path, dtype, BLOCK, offset=block * BLOCK * np.dtype(dtype).itemsize)
+
+
+def blocks(path: Path, dtype: Any = np.uint64) -> Iterator[np.ndarray]:
+    """The values of a file, block by block."""
+    rows = path.stat().st_size // np.dtype(dtype).itemsize
+    return (read_block(path, dtype, block) for block in range(count_blocks(rows)))
+
+
+def distinct(keys: np.ndarray) -> np.ndarray:
+    """The values that there are, sorted; quick where equal ones follow one another."""
+    return np.unique(keys[np.flatnonzero(np.diff(keys, prepend=~keys[:1]))])
