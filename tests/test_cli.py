@@ -153,15 +153,15 @@ def test_typo_in_a_sweep_is_told_before_any_job(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("tc-*"))
 
 
-@pytest.mark.slow
 def test_a_persons_own_yaml_files_are_found_elsewhere(tmp_path: Path) -> None:
-    """Another folder, no copy of ours, nothing of ours changed."""
+    """Another folder, no copy of ours, nothing of ours changed; by every job of a sweep."""
     (tmp_path / "conf" / "optimizer").mkdir(parents=True)
     text = (conf_dir() / "optimizer" / "sgd.yaml").read_text().replace("name: sgd", "name: mine")
     (tmp_path / "conf" / "optimizer" / "mine.yaml").write_text(text)
-    done = tmbench("--config-dir", "conf", "task=tc", "optimizer=mine", "epochs=1", cwd=tmp_path)
+    words = ["task=tc", "optimizer=mine", "batch_size=80", "epochs=1", "seed=0,1"]
+    done = tmbench("-m", "--config-dir", "conf", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert list((tmp_path / "runs").glob("tc-mine-0-*/result.json"))
+    assert len(list((tmp_path / "runs").glob("tc-mine-*/result.json"))) == 2
 
 
 @pytest.mark.slow

@@ -358,14 +358,9 @@ WAYS = {
 WORDS = ["task=tc", "optimizer=sgd,tmsgd,tmsgdm", "batch_size=4"]
 SHORT, LONG = [*WORDS, "switch_epoch=3,1", "epochs=4"], [*WORDS, "switch_epoch=4", "epochs=16"]
 OWN = (
-    "seconds",
-    "evaluation_seconds",
-    "overhead_seconds",
-    "examples_per_second",
-    "peak_memory_bytes",
-    "started",
-    "curves_sha256",
-)  # the curves have seconds, too
+    "seconds", "evaluation_seconds", "overhead_seconds", "examples_per_second", "peak_memory_bytes", "started",
+    "curves_sha256",  # the curves have seconds, too
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -89,16 +89,6 @@ def test_a_plan_of_many_runs_whose_data_are_not_here(tmp_path: Path) -> None:
     assert "the data are not here yet" in done.stdout
 
 
-def test_files_of_ones_own_are_found_by_every_job(tmp_path: Path) -> None:
-    (tmp_path / "conf" / "optimizer").mkdir(parents=True)
-    text = (conf_dir() / "optimizer" / "sgd.yaml").read_text().replace("name: sgd", "name: mine")
-    (tmp_path / "conf" / "optimizer" / "mine.yaml").write_text(text)
-    words = ["-m", "--config-dir", "conf", "task=tc", "optimizer=sgd,mine", "seed=0,1", "plan=true", "epochs=1"]
-    done = tmbench(*words, "data=full", "data_dir=/nowhere", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "4 to do" in done.stdout
-
-
 @pytest.mark.parametrize("word", ["plan=true", "study=switch"])
 def test_plan_and_study_ask_for_a_sweep(word: str, tmp_path: Path) -> None:
     done = tmbench("task=tc", word, f"runs_dir={tmp_path}")

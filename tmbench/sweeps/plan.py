@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from ..config.identity import run_id
 from ..config.machine import cpu_model
 from ..config.overrides import check_words
-from ..config.settle import Settings, select, settled
+from ..config.settle import Settings, flat, settled
 from ..data import open_dataset
 from ..errors import ConfigError, DataError
 from ..files import read_sealed_text
@@ -159,13 +159,13 @@ def words_of_arms(job: Job) -> dict[str, list[str]]:
     arms: dict[str, list[str]] = {}
     if job.cfg is None or job.shared_prefix is None or not job.shared_prefix.switches:
         return arms
+    settings = flat(job.cfg)
     for name, words in study.get("arms", {}).items():
-        changes = dict(_filled(word, job.cfg).split("=", 1) for word in words)
+        changes = dict(_filled(word, settings).split("=", 1) for word in words)
         other = "optimizer" in changes
-        if not other and any(not _has(job.cfg, key) for key in changes):
-            continue
-        kept = [w for w in job.overrides if w.split("=")[0] not in changes and not (other and _of_optimizer(w))]
-        arms[name] = kept + [f"{key}={value}" for key, value in changes.items()]
+        if other or changes.keys() <= settings.keys():
+            kept = [w for w in job.overrides if w.split("=")[0] not in changes and not (other and _of_optimizer(w))]
+            arms[name] = kept + [f"{key}={value}" for key, value in changes.items()]
     return arms
 
 
@@ -173,16 +173,8 @@ def _of_optimizer(word: str) -> bool:
     return word.lstrip("+~").startswith(("optimizer.", "optimizer="))
 
 
-def _filled(word: str, cfg: Settings) -> str:
-    return re.sub(r"\$\{([\w.]+)\}", lambda found: str(select(cfg, found[1])).lower(), word)
-
-
-def _has(cfg: Settings, key: str) -> bool:
-    try:
-        select(cfg, key)
-    except (KeyError, TypeError):
-        return False
-    return True
+def _filled(word: str, settings: Settings) -> str:
+    return re.sub(r"\$\{([\w.]+)\}", lambda found: str(settings[found[1]]).lower(), word)
 
 
 @dataclass(frozen=True)
