@@ -15,8 +15,8 @@ from conftest import Compose, Run
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-import tmbench.__main__
 import tmbench.run
+from tmbench.__main__ import train
 from tmbench.config.compose import composed as composed_of
 from tmbench.config.identity import SCHEMA, run_id
 from tmbench.config.overrides import check_words, keep
@@ -421,10 +421,8 @@ def test_every_command_line_keeps_what_was_asked_for(
     words = ["--config-dir", "mine", *SHORT, "optimizer=mine"]
     for name, more in (("one", []), ("serial", ["-m"]), ("local", ["launcher=local", "-m"])):
         monkeypatch.chdir(home)
-        monkeypatch.setattr(sys, "argv", ["tmbench", *words, f"runs_dir={name}", *more])
-        with pytest.raises(SystemExit) as end:
-            tmbench.__main__.main()
-        assert end.value.code == 0
+        monkeypatch.setattr(sys, "argv", ["tmbench"])  # which Hydra reads
+        assert train([*words, f"runs_dir={name}", *more]) == 0
         monkeypatch.chdir(tmp_path)
         (folder,) = (home / name).glob("tc-mine-*")
         expected = [f'hydra.searchpath=["file://{own.parent}"]', *SHORT, "optimizer=mine", f"runs_dir={name}"]
