@@ -127,19 +127,6 @@ def test_a_value_that_nobody_may_have_is_told_by_key(composed: Compose) -> None:
     assert settled(plain(composed("task=tc", "trunk=off")))["trunk"] == "off"
 
 
-def test_a_settled_task_is_not_given_a_data_set_that_it_does_not_read(composed: Compose) -> None:
-    for task, key, value in (
-        ("ic", "dataset", "cifar100"),
-        ("od", "mode", "paper_number"),
-        ("ctr", "dataset", "avazu_x4"),
-    ):
-        cfg = settled(plain(composed(f"task={task}", "trainer=cpu")))
-        assert settled(cfg) == cfg
-        cfg["task"][key] = value
-        with pytest.raises(ConfigError, match=rf"task\.{key}: expected the data set that .* reads, got '{value}'"):
-            settled(cfg)
-
-
 def test_interpolations_are_resolved_as_omegaconf_resolves_them(
     composed: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
