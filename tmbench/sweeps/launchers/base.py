@@ -11,17 +11,17 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from rich.console import Console
 
+from ...config.declared import keys
 from ...config.settle import Settings
-from ...config.values import Setting
 from ...errors import ConfigError
 from ...training.ranks import python_path
 from ...verbs import INTERRUPTED
@@ -36,7 +36,7 @@ Ended = tuple[Path, int | None]  # a job's file, and its exit status; None if th
 
 
 class Launcher:
-    """Where jobs run. A subclass says what it expects of its settings, and starts the jobs.
+    """Where jobs run. A subclass starts them.
 
     Args:
         settings: of conf/launcher/<name>.yaml.
@@ -47,7 +47,6 @@ class Launcher:
 
     package = ""  # that must be installed; the extra is called like the launcher
     elsewhere = True  # whether jobs run on other machines
-    expects: ClassVar[Mapping[str, str]] = {}  # of the settings, as in values.py; the YAML says what each does
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -55,8 +54,8 @@ class Launcher:
         name = settings["name"]
         if self.package and find_spec(self.package) is None:
             raise ConfigError(f"launcher={name}: needs the package {self.package}; pip install 'tmbench[{name}]'")
-        for key, expects in self.expects.items():
-            Setting(expects, "").checked(f"launcher.{key}", settings[key])
+        for key, setting in keys("launcher", name).items():
+            setting.checked(f"launcher.{key}", settings[key])
 
     def threads(self) -> int:
         """How many each job has."""

@@ -19,7 +19,6 @@ from .base import Ended, Launcher, start
 
 class Local(Launcher):
     elsewhere = False
-    expects = dict.fromkeys(("n_jobs", "threads"), "a whole number >= 1, or null") | {"gpus": "a list, or null"}
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)

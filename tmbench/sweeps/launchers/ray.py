@@ -16,7 +16,6 @@ from .base import Ended, Launcher, RemoteJob
 
 class Ray(Launcher):
     package = "ray"
-    expects = {"num_cpus": "a whole number >= 1", "num_gpus": "a number >= 0"}
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)

@@ -21,13 +21,6 @@ SUBMITITS = ("timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node")  # by it
 
 class Slurm(Launcher):
     package = "submitit"
-    expects = {
-        "cluster": "one of slurm, local",
-        **dict.fromkeys(
-            ("timeout_min", "cpus_per_task", "array_parallelism", "signal_delay_s"), "a whole number >= 1"
-        ),
-        **dict.fromkeys(("gpus_per_node", "max_num_timeout"), "a whole number >= 0"),
-    }  # fmt: skip
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
