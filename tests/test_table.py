@@ -161,7 +161,7 @@ class Driver:
         return 0, ordinal
 
     def cuDeviceGetName(self, size: int, device: int) -> tuple[int, bytes]:  # noqa: N802
-        return 0, self.names[device].ljust(size, b"\0")
+        return 0, (self.names[device] + b"\0\0").ljust(size)  # as cuda-bindings 13.3 does
 
 
 class NoDriver(Driver):

@@ -29,7 +29,7 @@ def gpu_names() -> list[str]:
     except (ImportError, RuntimeError):  # not installed; no driver
         return []
     names = (driver.cuDeviceGetName(256, driver.cuDeviceGet(ordinal)[1])[1] for ordinal in range(count))
-    return [name.rstrip(b"\0").decode(errors="replace") for name in names]
+    return [name.partition(b"\0")[0].decode(errors="replace") for name in names]
 
 
 @cache
