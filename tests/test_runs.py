@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Compose
-from made_runs import Make, maker
+from made_runs import Make
 
 from tmbench.errors import ConfigError
 from tmbench.files import locked, sealed_text
@@ -26,7 +26,7 @@ Command = Callable[..., tuple[int, str, str]]
 def make_all(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
     """make_all(folder): three runs, one of them diverged, and one that was stopped before its first result."""
     folder = tmp_path_factory.mktemp("made")
-    make = maker(composed, folder)
+    make = Make(composed, folder)
     words = ["epochs=2", "batch_size=8"]
     make("sgd", 0, 0.8, *words)
     make("tmsgd", 0, 0.7, *words, "switch_epoch=1", switch={"requested": 1, "effective": 1, "step": 100})
@@ -250,7 +250,7 @@ def test_words_distinguish_the_settings_of_a_group() -> None:
 @pytest.fixture
 def make(composed: Compose, tmp_path: Path) -> Make:
     (tmp_path / "runs").mkdir()
-    return maker(composed, tmp_path / "runs")
+    return Make(composed, tmp_path / "runs")
 
 
 def test_compare_names_what_differs_and_from_which_epoch(make: Make, tmp_path: Path, command: Command) -> None:
@@ -274,5 +274,5 @@ def test_compare_names_what_differs_and_from_which_epoch(make: Make, tmp_path: P
 def test_compare_gives_a_difference_of_percents_in_points(
     split: str, make: Make, tmp_path: Path, command: Command
 ) -> None:
-    a, b = (make("sgd", seed, score, headline=f"{split}/accuracy") for seed, score in enumerate((0.8, 0.8225)))
+    a, b = (make("sgd", seed, score, split=split) for seed, score in enumerate((0.8, 0.8225)))
     assert "+2.25 points" in command(tmp_path, "compare", str(a), str(b))[1]

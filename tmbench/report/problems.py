@@ -17,7 +17,7 @@ from ..config.identity import SCHEMA, effective_switch, identity
 from ..config.settle import Settings, flat
 from ..config.table import METHOD, NUMBERS, kind_of
 from ..result import BOUNDED, SHARES
-from ..runs import told_apart
+from ..runs import distinguishing_words
 
 
 class Outcome(NamedTuple):
@@ -152,7 +152,7 @@ def digest_of(facts: Settings) -> str:
 def label(problems: list[Problem], methods: list[Method]) -> None:
     """Names problems and methods by the settings in which they differ."""
     facts = [flat(p.facts) | {"data": p.profile, "schema": p.schema} for p in problems]
-    for problem, words in zip(problems, told_apart([p.task for p in problems], facts), strict=True):
+    for problem, words in zip(problems, distinguishing_words([p.task for p in problems], facts), strict=True):
         problem.label = f"{problem.task} {words.replace('task.', '')}".strip()
     uses = Counter(problem.label for problem in problems)
     for problem in problems:  # the same settings on other files
@@ -160,7 +160,7 @@ def label(problems: list[Problem], methods: list[Method]) -> None:
             problem.label += f" (data {problem.index})"
     groups = [f"{method.problem} {method.optimizer}" for method in methods]
     facts = [flat(method.facts) for method in methods]
-    for method, words in zip(methods, told_apart(groups, facts), strict=True):
+    for method, words in zip(methods, distinguishing_words(groups, facts), strict=True):
         method.name = f"{method.optimizer} {words.replace('optimizer.', '')}".strip()
     names = Counter((method.problem, method.name) for method in methods)
     for method in methods:  # the words leave out the places that a rate was filled into
