@@ -78,8 +78,8 @@ def bench(values: Values, _: list[str]) -> int:
         gib = used.ru_maxrss / 2**20
         page = (Path(scratch) / "report" / "report.html").stat().st_size / 1e6
         cpu = used.ru_utime + used.ru_stime
-        cores, count = len(os.sched_getaffinity(0)), len(list(runs.iterdir()))
-        print(f"{count:,} runs of {values['epochs']} epochs: {seconds:.1f} s ({cpu:.1f} s of processor), {gib:.2f} GiB, "
+        cores, n = len(os.sched_getaffinity(0)), len(list(runs.iterdir()))
+        print(f"{n:,} runs of {values['epochs']} epochs: {seconds:.1f} s ({cpu:.1f} s of processor), {gib:.2f} GiB, "
               f"a page of {page:.1f} MB (on {cores} cores)")  # fmt: skip
         print(done.stdout[-600:])
         if seconds >= SECONDS or gib >= GIB:
