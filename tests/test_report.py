@@ -305,7 +305,7 @@ def test_no_spread_between_seeds_decides_nothing(seeds: int, gap: float, make: M
     report = make.report()
     comparison, sentence = only(report)
     assert comparison.verdict == "undecided: no spread between seeds"
-    assert "every difference is the same, and no spread between seeds is no evidence." in sentence
+    assert "every difference is the same; without spread between seeds there is no evidence." in sentence
     assert (comparison.difference.p, comparison.difference.p_equivalent) == (1.0, 1.0)
     assert rows(table(report, "comparisons"))["adam"]["95 % interval"] == ""
 

@@ -27,7 +27,8 @@ Command = Callable[..., tuple[int, str, str]]
 def made(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three runs, one of them diverged, and one that was stopped before its first result."""
     folder = tmp_path_factory.mktemp("made")
-    make, words = Make(composed, folder), ["epochs=2", "batch_size=8"]
+    make = Make(composed, folder)
+    words = ["epochs=2", "batch_size=8"]
     make("sgd", 0, 0.8, *words)
     make("tmsgd", 0, 0.7, *words, "switch_epoch=1", switch={"requested": 1, "effective": 1, "step": 100})
     make("sgd", 0, 0.1, *words, "lr=1e38", status="diverged", diverged_at={"epoch": 0, "step": 1})
@@ -274,7 +275,7 @@ def test_compare_names_what_differs_and_from_which_epoch(make: Make, tmp_path: P
 def test_compare_gives_a_difference_of_percents_in_points(
     split: str, make: Make, tmp_path: Path, command: Command
 ) -> None:
-    a, b = (make("sgd", seed, score, headline=f"{split}/accuracy") for seed, score in enumerate((0.8, 0.8225)))
+    a, b = (make("sgd", seed, score, split=split) for seed, score in enumerate((0.8, 0.8225)))
     assert "+2.25 points" in command(tmp_path, "compare", str(a), str(b))[1]
 
 

@@ -118,11 +118,13 @@ def learning(report: Report, problem: Problem, methods: list[Method]) -> Figure 
         of = bands.filter(pl.col("method") == method.index)
         for row, (key, scale) in enumerate((("metric", problem.scale), ("loss", 1.0))):
             _draw_band(axes[row], of.filter(pl.col(key).is_not_null()), key, scale, method, styles[method.name])
-        if method.switch:
-            for ax in axes[:, 0]:
-                ax.axvline(method.switch, color=GREY, linewidth=0.8, linestyle=":")
-            axes[0, 0].annotate("switch", (method.switch, 1), xycoords=("data", "axes fraction"), ha="center",
-                                va="bottom", fontsize="x-small", color=GREY)  # fmt: skip
+    switch_epochs = sorted({method.switch for method in methods if method.switch})
+    for ax in axes[:, 0]:
+        for epoch in switch_epochs:
+            ax.axvline(epoch, color=GREY, linewidth=0.8, linestyle=":")
+    for epoch in switch_epochs[:1]:
+        axes[0, 0].annotate("switch", (epoch, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom",
+                            fontsize="x-small", color=GREY)  # fmt: skip
     for ax, name in zip(axes[1], ("epochs", "steps", "seconds of training"), strict=True):
         ax.set_xlabel(name)
     axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -77,7 +77,9 @@ def _evidence(comparison: Comparison, settings: Settings, comparisons: int) -> s
     if gap.n == 1:
         return "Undecided: one seed shows no spread between seeds."
     if not gap.has_spread:
-        return f"Undecided: with {seeds}, every difference is the same, and no spread between seeds is no evidence."
+        return (
+            f"Undecided: with {seeds}, every difference is the same; without spread between seeds there is no evidence."
+        )
     low, high = sorted((problem.sign * gap.low, problem.sign * gap.high))
     share = f"{100 * (1 - settings['level']):g} %"
     interval = f"With {seeds}, the {share} interval is {signed(problem, low)} to {difference(problem, high, sign=True)}"
