@@ -376,8 +376,8 @@ class TestCommandLine:
         assert "changed p.grad of tensor 1 by 0.5 of its size" in capsys.readouterr().out
 
     def test_takes_a_class_in_place_of_a_yamls(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["optimizer=sgd", "optimizer._target_=torch.optim.RMSprop", "lr=0.001", "checks=reference"]) == 0
-        assert "RMSprop written out, 20 steps" in capsys.readouterr().out
+        assert main(["optimizer=adam", "optimizer._target_=torch.optim.AdamW", "checks=reference"]) == 0
+        assert "AdamW written out, 20 steps" in capsys.readouterr().out
 
     def test_takes_a_persons_own_yaml(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "optimizer").mkdir()

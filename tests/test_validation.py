@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from test_run import SHORT, assert_same, weights
 from torch.utils.data import TensorDataset
 
-import tmbench.run
+import tmbench.plan
 from tmbench.config.identity import run_id
 from tmbench.config.settle import plain, settle
 from tmbench.data import open_dataset
@@ -165,7 +165,7 @@ def without_test_files(monkeypatch: pytest.MonkeyPatch, name: str, root: Path) -
         move_without_test_files(data, name, root)
         return data, label, digest
 
-    monkeypatch.setattr(tmbench.run, "open_dataset", open_and_remove)
+    monkeypatch.setattr(tmbench.plan, "open_dataset", open_and_remove)
 
 
 @pytest.mark.parametrize("name", [n if n == "tc" else pytest.param(n, marks=pytest.mark.slow) for n in choices("task")])
