@@ -17,11 +17,10 @@ from conftest import Compose
 from matplotlib.figure import Figure
 from test_run import assert_same, curves, weights
 
-from tmbench import checkpoint
+from tmbench import checkpoint, runs
 from tmbench.errors import DataError
 from tmbench.result import Result, epochs_done
 from tmbench.run import run
-from tmbench.runs import __main__ as runs
 from tmbench.runs import figures
 from tmbench.trunks import Trunk
 

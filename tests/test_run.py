@@ -92,7 +92,7 @@ def test_killed_and_then_interrupted_run_ends_by_the_same_command_bitwise_like_o
     task: str, number: signal.Signals, do: Run, composed: Compose, tmp_path: Path
 ) -> None:
     # Enough epochs that both come before the end.
-    words = [f"task={task}", "optimizer=tmsgd", "switch_epoch=2", *SHORT.get(task, []), "epochs=20"]
+    words = [f"task={task}", "optimizer=tmsgd", "switch_epoch=2", *SHORT.get(task, []), "epochs=12"]
     process = start(tmp_path / "stopped", *words)
     folder = wait_for_epochs(tmp_path / "stopped", 1)
     process.kill()
@@ -109,7 +109,7 @@ def test_killed_and_then_interrupted_run_ends_by_the_same_command_bitwise_like_o
     stopped = Result.load(folder)
     assert stopped
     assert stopped.status == "interrupted"
-    assert killed_after < stopped.epochs["trained"] < 20
+    assert killed_after < stopped.epochs["trained"] < 12
     resumed, same_folder, how = run(composed(*words, f"runs_dir={tmp_path / 'stopped'}"))
     assert (same_folder, how, resumed.status) == (folder, "resumed", "completed")
     assert resumed == Result.load(folder)
