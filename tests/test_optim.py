@@ -142,13 +142,7 @@ class TestTheory:
 
     @pytest.mark.parametrize(
         ("switch_step", "momentum", "limit"),
-        [
-            (0, 0.0, 1.0),
-            (0, 0.5, 0.560660),
-            (0, 0.9, 0.500780),
-            (None, 0.0, 2.0),
-            (None, 0.9, 3.8),
-        ],
+        [(0, 0.0, 1.0), (0, 0.5, 0.560660), (0, 0.9, 0.500780), (None, 0.0, 2.0), (None, 0.9, 3.8)],
     )
     def test_stability_limit_is_the_derived_one(self, switch_step: int | None, momentum: float, limit: float) -> None:
         def diverges_at(q: Tensor) -> list[bool]:

@@ -142,10 +142,7 @@ class MultistepSGD(SGDThenFormula):
     ) -> None:
         a = _chosen(coefficients, b, preset)
         # Floats, which a checkpoint can hold; `exact` finds the fractions again.
-        formula = {
-            "coefficients": tuple(map(float, a)),
-            "b": float(first_order_b(a) if b is None else exact(b)),
-        }
+        formula = {"coefficients": tuple(map(float, a)), "b": float(first_order_b(a) if b is None else exact(b))}
         super().__init__(params, formula, lr, momentum, history=history, **others)
 
     @property
