@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 from tmbench.config.compose import composed
 from tmbench.config.settle import settled
 from tmbench.run import run
-from tmbench.tasks.tc import TC
 from tmbench.tasks.tc.r8 import LABELS, R8
+from tmbench.tasks.tc.task import TC
 
 EPOCHS = 2  # through the runner in a round; the first warms up and is left out
 

@@ -27,16 +27,14 @@ from torchvision import datasets, transforms
 from tmbench.config.compose import composed
 from tmbench.config.settle import settled
 from tmbench.task import Task
-from tmbench.tasks.fkpd import FKPD
 from tmbench.tasks.fkpd.faces import Faces
-from tmbench.tasks.fkpd.task import FRAME
-from tmbench.tasks.ic import IC
+from tmbench.tasks.fkpd.task import FKPD, FRAME
 from tmbench.tasks.ic.cifar import CIFAR10, SHAPE, write_pickle
-from tmbench.tasks.ic.task import PAD
-from tmbench.tasks.ig import IG
+from tmbench.tasks.ic.task import IC, PAD
 from tmbench.tasks.ig.sneakers import SIZE, Sneakers
-from tmbench.tasks.tc import TC
+from tmbench.tasks.ig.task import IG
 from tmbench.tasks.tc.r8 import R8
+from tmbench.tasks.tc.task import TC
 from tmbench.training.loader import TrainLoader
 
 WORKERS = 2

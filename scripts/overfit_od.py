@@ -25,11 +25,11 @@ from tmbench.config.compose import composed
 from tmbench.config.settle import settled
 from tmbench.seeds import seed_all
 from tmbench.task import mean
-from tmbench.tasks.od import OD
 from tmbench.tasks.od.boxes import VOCDetection
 from tmbench.tasks.od.fast_rcnn import OBJECT
 from tmbench.tasks.od.metric import overlaps
 from tmbench.tasks.od.selective_search import search
+from tmbench.tasks.od.task import OD
 from tmbench.training.evaluation import Evaluation
 from tmbench.training.loader import TestLoader, TrainLoader
 

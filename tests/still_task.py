@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from tmbench.tasks.seg import Seg
+from tmbench.tasks.seg.task import Seg
 from tmbench.tasks.voc import BORDER
 
 

@@ -25,10 +25,10 @@ from tmbench.config.settle import settle
 from tmbench.errors import ConfigError, DataError
 from tmbench.seeds import seed_all
 from tmbench.task import mean
-from tmbench.tasks.ig import IG, distances, sneakers
+from tmbench.tasks.ig import distances, sneakers
 from tmbench.tasks.ig.distances import Frechet, Kernel, PrecisionRecall, Random, share_within
 from tmbench.tasks.ig.sneakers import Sneakers
-from tmbench.tasks.ig.task import PROGRESS, as_bytes, discriminator, fixed_noise, generator, initialize, moments
+from tmbench.tasks.ig.task import IG, PROGRESS, as_bytes, discriminator, fixed_noise, generator, initialize, moments
 from tmbench.training.evaluation import Evaluation
 from tmbench.training.loader import TestLoader, TrainLoader
 

@@ -21,12 +21,11 @@ from tmbench.errors import ConfigError, DataError
 from tmbench.result import Result
 from tmbench.runs import show
 from tmbench.task import NotFinite
-from tmbench.tasks.ic import IC
+from tmbench.tasks.ic.task import IC
 from tmbench.tasks.ig.sneakers import Sneakers
 from tmbench.tasks.od.boxes import VOCDetection
 from tmbench.tasks.seg.masks import VOCSegmentation
-from tmbench.tasks.tc import TC
-from tmbench.tasks.tc.task import LSTMClassifier
+from tmbench.tasks.tc.task import TC, LSTMClassifier
 from tmbench.training.evaluation import Evaluation, hold_out
 from tmbench.training.loader import TestLoader
 from tmbench.training.module import mean_losses

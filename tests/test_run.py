@@ -214,7 +214,7 @@ def test_diverged_run_is_a_result_with_its_epoch_and_step(do: Run) -> None:
 def test_failed_run_keeps_its_error_and_is_tried_again(
     do: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from tmbench.tasks.tc import TC
+    from tmbench.tasks.tc.task import TC
 
     with monkeypatch.context() as patch:
         patch.setattr(TC, "evaluate", lambda self, batch: 1 / 0)

@@ -154,7 +154,7 @@ def test_unreachable_server_falls_back_to_offline(tmp_path: Path) -> None:
 
 
 def test_resumed_run_tells_wandb_all_its_epochs(composed: Compose, tmp_path: Path, monkeypatch: Any) -> None:
-    from tmbench.tasks.tc import TC
+    from tmbench.tasks.tc.task import TC
 
     cfg = composed("task=tc", "epochs=3", "logger=wandb", f"runs_dir={tmp_path}")
     pictures = TC.pictures

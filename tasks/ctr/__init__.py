@@ -1,5 +1,0 @@
-"""Click-through rate."""
-
-from .. import lazily
-
-__getattr__ = lazily(__name__, "CTR")

@@ -1,5 +1,0 @@
-"""Facial key points."""
-
-from .. import lazily
-
-__getattr__ = lazily(__name__, "FKPD")

@@ -1,5 +1,0 @@
-"""Image classification."""
-
-from .. import lazily
-
-__getattr__ = lazily(__name__, "IC")

@@ -1,5 +1,0 @@
-"""Image generation."""
-
-from .. import lazily
-
-__getattr__ = lazily(__name__, "IG")

@@ -1,5 +1,0 @@
-"""Segmentation."""
-
-from .. import lazily
-
-__getattr__ = lazily(__name__, "Seg")

@@ -1,5 +1,0 @@
-"""Text classification."""
-
-from .. import lazily
-
-__getattr__ = lazily(__name__, "TC")
