@@ -27,8 +27,8 @@ import numpy as np
 
 from tmbench.config.machine import cpu_model
 from tmbench.tasks.ctr.avazu import SETTINGS, Avazu
+from tmbench.tasks.ctr.avazu.columns import COLUMNS, HEXADECIMAL
 from tmbench.tasks.ctr.avazu.indexing import WIDTHS
-from tmbench.tasks.ctr.avazu.kinds import COLUMNS, HEXADECIMAL
 
 REAL_ROWS = 40_428_967
 # Values in the real file's field; those of the two that grow with the rows are in proportion.

@@ -149,9 +149,3 @@ class Task(nn.Module, ABC):
     def compare(cls, tasks: Mapping[str, "Task"]) -> Iterable[tuple[str, "Figure"]]:
         """The same for several trained tasks of this class side by side, each under its label."""
         return ()
-
-
-def majority(task: Task) -> float:
-    """The share of test examples in the most frequent class of the training split; of (input, label) tensors."""
-    train_N, test_N = (task.examples(split).tensors[-1] for split in ("train", "test"))
-    return float((test_N == train_N.mode().values).float().mean())

@@ -20,6 +20,7 @@ from tmbench.errors import DataError
 from tmbench.task import Loss, New, Task, finite
 from tmbench.training.mup import built, scaled
 
+from ..metrics import Ratio
 from .avazu import SETTINGS, Avazu
 
 if TYPE_CHECKING:
@@ -39,8 +40,7 @@ class WideDeep(nn.Module):
     Args:
         sizes: how many values each field has.
         embedding: E.
-        hidden: units of each layer.
-        dropout: after each.
+        hidden, dropout: units of each layer, and the dropout after it.
         init_std: of the embeddings and the linear weights.
         readout: class of the last layer.
     """
@@ -82,8 +82,8 @@ class AUC(Metric):
     logits: list[Tensor]
     clicks: list[Tensor]
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self) -> None:
+        super().__init__()
         for name in ("logits", "clicks"):
             self.add_state(name, [], dist_reduce_fx="cat")
 
@@ -103,47 +103,22 @@ class AUC(Metric):
         return twice.double() / (2 * hits_G[-1] * misses_G[-1])
 
 
-class CalibrationError(Metric):
+class CalibrationError(Ratio):
     """The mean, over examples, of how far their bin's mean probability is from its share of clicks.
 
-    The bins of probability are of equal width. Sums are kept, in float64: torchmetrics' own adds millions in float32.
+    The bins of probability are of equal width. torchmetrics' own adds millions in float32.
     """
 
-    sums: Tensor
-    count: Tensor
-
-    def __init__(self, bins: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.bins = bins
-        # Of each bin, what was said less what was clicked.
-        self.add_state("sums", torch.zeros(bins, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+    def __init__(self, bins: int) -> None:
+        super().__init__(bins)  # of each bin, what was said less what was clicked
 
     def update(self, logits_B: Tensor, clicks_B: Tensor) -> None:
-        said_B = logits_B.double().sigmoid()
-        self.sums.index_add_(0, (said_B * self.bins).long().clamp(max=self.bins - 1), said_B - clicks_B)
-        self.count += len(clicks_B)
-
-    def compute(self) -> Tensor:
-        return self.sums.abs().sum() / self.count
+        said_B, bins = logits_B.double().sigmoid(), len(self.above)
+        self.above.index_add_(0, (said_B * bins).long().clamp(max=bins - 1), said_B - clicks_B)
+        self.below += len(clicks_B)
 
 
-class _Mean(Metric):
-    """A sum over all examples divided by another; in float64, which is exact enough for any number of them."""
-
-    above: Tensor
-    below: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        for name in ("above", "below"):
-            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-
-    def compute(self) -> Tensor:
-        return self.above / self.below
-
-
-class LogLoss(_Mean):
+class LogLoss(Ratio):
     """The mean of -log of what was said to be the probability of what happened."""
 
     def update(self, logits_B: Tensor, clicks_B: Tensor) -> None:
@@ -151,7 +126,7 @@ class LogLoss(_Mean):
         self.below += len(clicks_B)
 
 
-class ClickRatio(_Mean):
+class ClickRatio(Ratio):
     """Clicks predicted over clicks observed; 1 if the probabilities are right on average."""
 
     def update(self, logits_B: Tensor, clicks_B: Tensor) -> None:
@@ -160,6 +135,7 @@ class ClickRatio(_Mean):
 
 
 class CTR(Task):
+    data: Avazu
     headline = "auc"
 
     def __init__(self, cfg: DictConfig, data: Avazu) -> None:
@@ -180,7 +156,6 @@ class CTR(Task):
         )  # fmt: skip
 
     def _table(self, split: str) -> Any:
-        assert isinstance(self.data, Avazu)
         return self.data.table(split, **{name: self.cfg[name] for name in SETTINGS})
 
     def examples(self, split: str) -> TensorDataset:

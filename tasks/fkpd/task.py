@@ -4,18 +4,20 @@ Legend: B batch, N images, S pixels of the square input, H and W of the images i
 """
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
-from torchmetrics import MeanSquaredError, Metric, MetricCollection
+from torchmetrics import MeanSquaredError, MetricCollection
 from torchvision.transforms import v2
 
 from tmbench.seeds import derive
 from tmbench.task import Loss, Task, finite
 
+from ..metrics import Ratio
+from ..pictures import padded
 from .faces import EYES, POINTS, Faces
 
 if TYPE_CHECKING:
@@ -83,28 +85,18 @@ def random_corners(sizes_B2: Tensor, size: int, generator: torch.Generator | Non
     return top_B, left_B
 
 
-class NormalisedMeanError(Metric):
+class NormalisedMeanError(Ratio):
     """Mean distance of key points over the distance of the outer eye corners, averaged over faces (as for 300-W)."""
-
-    total: Tensor
-    count: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, guesses_BK2: Tensor, points_BK2: Tensor) -> None:
         """Both in pixels; eyes less than a pixel apart count as one pixel apart."""
         eyes_B = (points_BK2[:, EYES[0]] - points_BK2[:, EYES[1]]).norm(dim=1).clamp(min=1)
-        self.total += ((guesses_BK2 - points_BK2).norm(dim=2).mean(1) / eyes_B).sum().to(self.total)
-        self.count += len(points_BK2)
-
-    def compute(self) -> Tensor:
-        return self.total / self.count
+        self.above += ((guesses_BK2 - points_BK2).norm(dim=2).mean(1) / eyes_B).sum().to(self.above)
+        self.below += len(points_BK2)
 
 
 class FKPD(Task):
+    data: Faces
     headline = "mse"
     higher_is_better = False
 
@@ -128,24 +120,14 @@ class FKPD(Task):
 
     def groups(self) -> list[str]:
         """Whose face it is, of the image's name: frames of one film are nearly the same."""
-        assert isinstance(self.data, Faces)
         return [path.stem.rpartition("_")[0] for path, _ in self.data.rows("train")]
 
     def _read(self, split: str, training: bool) -> TensorDataset:
-        assert isinstance(self.data, Faces)
         size, crop = self.cfg.size, self.cfg.crop
-        images, points = zip(
-            *(
-                resized(torch.from_numpy(self.data.read(path)), torch.from_numpy(points_K2), size, crop)
-                for path, points_K2 in self.data.rows(split)
-            ),
-            strict=True,
-        )
+        read = ((torch.from_numpy(self.data.read(path)), torch.from_numpy(k)) for path, k in self.data.rows(split))
+        images, points = zip(*(resized(image_HW, points_K2, size, crop) for image_HW, points_K2 in read), strict=True)
         sizes_N2 = torch.tensor([image_HW.shape for image_HW in images])
-        images_NHW = torch.zeros(len(images), *sizes_N2.amax(0).tolist(), dtype=torch.uint8)
-        for own_HW, image_HW in zip(images_NHW, images, strict=True):
-            own_HW[: len(image_HW), : image_HW.shape[1]] = image_HW
-        points_NK2 = torch.stack(points)
+        images_NHW, points_NK2 = padded(images, 0), torch.stack(points)
         if crop == "random" and training:
             return TensorDataset(images_NHW, points_NK2, sizes_N2)
         if crop == "random":  # the same places each time, or results could not be compared
@@ -174,9 +156,8 @@ class FKPD(Task):
         """Squared errors, over the coordinates of all key points."""
         images_BSS, points_BK2, *sizes = batch
         if sizes:
-            images_BSS, points_BK2 = cut(
-                images_BSS, points_BK2, *random_corners(sizes[0], self.cfg.size), self.cfg.size
-            )
+            corners = random_corners(sizes[0], self.cfg.size)
+            images_BSS, points_BK2 = cut(images_BSS, points_BK2, *corners, self.cfg.size)
         target_BD = self.target(points_BK2)
         return nn.functional.mse_loss(self.guess(images_BSS), target_BD, reduction="sum"), target_BD.numel()
 
@@ -194,9 +175,8 @@ class FKPD(Task):
         if sizes:  # in the middle, where random crops are on average
             points_NK2 = points_NK2 - ((sizes[0] - self.cfg.size) / 2).flip(1)[:, None]
         points_MK2 = self.examples("test").tensors[1]
-        metrics = MetricCollection(
-            {"mse": MeanSquaredError(sync_on_compute=False), "nme": NormalisedMeanError(sync_on_compute=False)}
-        )
+        alone = {"sync_on_compute": False}
+        metrics = MetricCollection({"mse": MeanSquaredError(**alone), "nme": NormalisedMeanError(**alone)})
         self._judge(metrics, self.target(points_NK2.mean(0, keepdim=True)).repeat(len(points_MK2), 1), points_MK2)
         return {key: float(value) for key, value in metrics.compute().items()}
 

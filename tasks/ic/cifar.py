@@ -32,11 +32,7 @@ class CIFAR(Dataset):
     tiny_counts: dict[str, int]
 
     def files(self) -> Iterable[Path]:
-        for name in (*self.batches["train"], *self.batches["test"], self.meta):
-            path = self.root / name
-            if not path.is_file():
-                raise self.missing(path)
-            yield path
+        return [self.file(name) for name in (*self.batches["train"], *self.batches["test"], self.meta)]
 
     def counts(self) -> dict[str, int]:
         self.names()
@@ -49,10 +45,8 @@ class CIFAR(Dataset):
             DataError: the file does not name each class once.
         """
         path = self.root / self.meta
-        key, names = self.names_key.decode(), _value(path, read_pickle(path), self.names_key)
-        if not isinstance(names, list) or len(names) != self.num_classes:
-            got = str(len(names)) if isinstance(names, list) else type(names).__name__
-            raise DataError(f"{path}: expected {key} to be a list of {self.num_classes} names, got {got}")
+        key = self.names_key.decode()
+        names = _listed(path, read_pickle(path), self.names_key, self.num_classes, f"{self.num_classes} names")
         for label, name in enumerate(names):
             if not isinstance(name, (bytes, str)) or not 0 < len(name) < 64 or not name.isascii():
                 raise DataError(f"{path}, {key}[{label}]: expected a class's name, got {_short(name)}")
@@ -77,14 +71,11 @@ class CIFAR(Dataset):
             raise DataError(f"{path}: expected data to be uint8 of shape (N, {ROW}), got {got}")
         if not len(rows):
             raise DataError(f"{path}: expected images, there are none")
-        key, labels = self.label_key.decode(), _value(path, values, self.label_key)
-        if not isinstance(labels, list) or len(labels) != len(rows):
-            got = str(len(labels)) if isinstance(labels, list) else type(labels).__name__
-            raise DataError(f"{path}: expected {key} to be a list of {len(rows)}, one for each image, got {got}")
+        labels = _listed(path, values, self.label_key, len(rows), f"{len(rows)}, one for each image")
         for n, label in enumerate(labels):
             if type(label) is not int or not 0 <= label < self.num_classes:
                 expected = f"a label 0-{self.num_classes - 1}"
-                raise DataError(f"{path}, {key}[{n}]: expected {expected}, got {_short(label)}")
+                raise DataError(f"{path}, {self.label_key.decode()}[{n}]: expected {expected}, got {_short(label)}")
         return rows.reshape(-1, *SHAPE), np.array(labels, dtype=np.int64)
 
     @classmethod
@@ -104,13 +95,11 @@ class CIFAR(Dataset):
     @classmethod
     def write_batch(cls, path: Path, images: np.ndarray, labels: np.ndarray) -> None:
         """Images (N, 3, 32, 32), uint8, and labels (N,) as one original batch file."""
-        values: dict[bytes, Any] = {
-            b"batch_label": path.name.encode(),
-            cls.label_key: [int(label) for label in labels],
-            b"data": images.reshape(-1, ROW),
-            b"filenames": [b"%s_%05d.png" % (path.name.encode(), i) for i in range(len(labels))],
-        }
-        write_pickle(path, values)
+        name = path.name.encode()
+        write_pickle(path, {
+            b"batch_label": name, cls.label_key: [int(label) for label in labels], b"data": images.reshape(-1, ROW),
+            b"filenames": [b"%s_%05d.png" % (name, i) for i in range(len(labels))],
+        })  # fmt: skip
 
 
 class CIFAR10(CIFAR):
@@ -143,6 +132,15 @@ def _value(path: Path, values: dict[Any, Any], key: bytes) -> Any:
         found = ", ".join(sorted(_short(k) for k in values))[:200]
         raise DataError(f"{path}: expected a value {key.decode()!r}, there are {found or 'none'}")
     return named[0]
+
+
+def _listed(path: Path, values: dict[Any, Any], key: bytes, count: int, expected: str) -> list[Any]:
+    """The value of a key, which must be a list of `count`."""
+    listed = _value(path, values, key)
+    if not isinstance(listed, list) or len(listed) != count:
+        got = str(len(listed)) if isinstance(listed, list) else type(listed).__name__
+        raise DataError(f"{path}: expected {key.decode()} to be a list of {expected}, got {got}")
+    return listed
 
 
 def _short(value: Any) -> str:

@@ -5,20 +5,20 @@ Legend: B batch, H and W pixels, C classes, N images.
 
 from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
-from torchmetrics import ConfusionMatrix, Metric, MetricCollection
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.models.vgg import cfgs, make_layers
 
-from tmbench.task import Loss, New, Task, finite, majority
-from tmbench.training.mup import built, scaled
+from tmbench.training.mup import built
 
+from ..classification import MOST_IN_MATRIX, Classifier
 from .cifar import CIFAR
 
 if TYPE_CHECKING:
@@ -92,28 +92,23 @@ def augmented(images_B3HW: Tensor) -> Tensor:
     return cropped_and_flipped(images_B3HW, top_B, left_B, torch.rand(count, device=device) < 0.5)
 
 
-class IC(Task):
-    headline = "accuracy"
+class IC(Classifier):
+    data: CIFAR
     mean: Tensor
     std: Tensor
 
     def __init__(self, cfg: DictConfig, data: CIFAR) -> None:
         super().__init__(cfg, data)
         self.model = built(cfg, partial(build_model, cfg.model, data.num_classes))
-        self.names = data.names()
-        metrics: dict[str, Metric | MetricCollection] = {}
-        metrics["accuracy"] = MulticlassAccuracy(data.num_classes, average="micro")
+        more: dict[str, Metric] = {}
         if data.num_classes > 10:
-            metrics["top5_accuracy"] = MulticlassAccuracy(data.num_classes, average="micro", top_k=5)
-        else:
-            self.confusion = ConfusionMatrix(task="multiclass", num_classes=data.num_classes)
-        self.metrics = MetricCollection(metrics, compute_groups=False)
+            more["top5_accuracy"] = MulticlassAccuracy(data.num_classes, average="micro", top_k=5)
+        self.set_classes(data.names(), **more)
         for name, values in (("mean", data.mean), ("std", data.std)):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
     def examples(self, split: str) -> TensorDataset:
         """Images (N, 3, 32, 32), uint8, and labels (N,): small enough to stay on the device as they are."""
-        assert isinstance(self.data, CIFAR)
         images, labels = self.data.read(split)
         return TensorDataset(torch.from_numpy(images), torch.from_numpy(labels))
 
@@ -124,24 +119,6 @@ class IC(Task):
         if training:
             images_B3HW = augmented(images_B3HW)
         return images_B3HW.float().div_(255).sub_(self.mean).div_(self.std)
-
-    def loss(self, batch: tuple[Tensor, Tensor]) -> Loss:
-        images_B3HW, labels_B = batch
-        logits_BC = self.model(self.preprocess(images_B3HW, training=True))
-        return nn.functional.cross_entropy(logits_BC, labels_B, reduction="sum"), len(labels_B)
-
-    def with_own_rates(self, new: Any) -> New:
-        return scaled(new) if self.cfg.get("mup") else new
-
-    def evaluate(self, batch: tuple[Tensor, Tensor]) -> None:
-        images_B3HW, labels_B = batch
-        logits_BC = finite("logits", self.model(self.preprocess(images_B3HW, training=False)))
-        self.metrics.update(logits_BC, labels_B)
-        if len(self.names) <= 10:
-            self.confusion.update(logits_BC, labels_B)
-
-    def baseline(self) -> dict[str, float]:
-        return {"accuracy": majority(self)}
 
     def pictures(self) -> Iterable[tuple[str, "Figure"]]:
         import matplotlib.pyplot as plt
@@ -160,8 +137,5 @@ class IC(Task):
         ax.set_axis_off()
         ax.set_title("the first test images; red: what it was taken for, and what it is", fontsize=10)
         yield "predictions", figure
-        if len(self.names) <= 10:
-            figure, axes = self.confusion.plot(labels=self.names, cmap="Blues")
-            axes.set(title="test images by class", xlabel="predicted", ylabel="true")
-            figure.set_size_inches(8, 7)
-            yield "confusion", figure
+        if len(self.names) <= MOST_IN_MATRIX:
+            yield "confusion", self.confusion_figure("test images by class", (8, 7))

@@ -5,8 +5,10 @@ N and M pictures.
 """
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlparse
 
 import torch
@@ -19,14 +21,14 @@ from torchvision.models import ResNet34_Weights, resnet34
 
 from tmbench.errors import ConfigError, DataError
 
+from ..pictures import MEAN, STD
+
 NEIGHBOURS = 3  # of Kynkaanniemi et al. (2019)
 BLOCK = 1024  # pictures whose distances to all others are in memory at once
 
 
-class Features(Protocol):
-    """What a network sees in pictures (B, 3, H, W), uint8: (B, D) for each kind of feature."""
-
-    def __call__(self, pictures_B3HW: Tensor) -> dict[str, Tensor]: ...
+# What a network sees in pictures (B, 3, H, W), uint8: (B, D) for each kind of feature.
+Features = Callable[[Tensor], dict[str, Tensor]]
 
 
 class Inception:
@@ -37,17 +39,15 @@ class Inception:
 
     Raises:
         ConfigError: torch-fidelity is not installed.
-        DataError: the weights are not here and cannot be downloaded.
+        DataError: as `weights_file`.
     """
 
     def __init__(self) -> None:
         try:
             from torch_fidelity import feature_extractor_inceptionv3 as fidelity
         except ImportError:
-            raise ConfigError(
-                "task.features=inception: torch-fidelity is not installed; pip install 'tmbench[fid]', "
-                "or use task.features=random"
-            ) from None
+            fix = "pip install 'tmbench[fid]', or use task.features=random"
+            raise ConfigError(f"task.features=inception: torch-fidelity is not installed; {fix}") from None
         # pytorch-fid publishes the same weights under another name.
         file = weights_file(fidelity.URL_INCEPTION_V3, "pt_inception-2015-12-05-6726825d.pth")
         load(file)  # before torch-fidelity does, which would run code that is in it
@@ -63,11 +63,7 @@ class Inception:
 
 
 class ResNet:
-    """`softmax`: the 1000 class probabilities of torchvision's ResNet-34, as in xuqiantong/GAN-Metrics@2fdcfdd.
-
-    Raises:
-        DataError: the weights are not here and cannot be downloaded.
-    """
+    """`softmax`: the 1000 class probabilities of torchvision's ResNet-34, as in xuqiantong/GAN-Metrics@2fdcfdd."""
 
     def __init__(self) -> None:
         file = weights_file(ResNet34_Weights.IMAGENET1K_V1.url)
@@ -79,9 +75,7 @@ class ResNet:
 
     def __call__(self, pictures_B3HW: Tensor) -> dict[str, Tensor]:
         device = pictures_B3HW.device
-        mean, std = (
-            torch.tensor(v, device=device)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-        )
+        mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (MEAN, STD))
         large_B3HW = nn.functional.interpolate(pictures_B3HW.float(), size=224, mode="bilinear")
         return {"softmax": self.net.to(device)((large_B3HW / 255 - mean) / std).softmax(1)}
 
@@ -94,12 +88,9 @@ class Random:
     """
 
     def __init__(self) -> None:
-        generator = torch.Generator().manual_seed(0)
+        draw = partial(torch.randn, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
         sizes = [(16, 3), (32, 16), (64, 32)]
-        self.weights = [
-            torch.randn(out, channels, 5, 5, generator=generator, dtype=torch.float32) * (2 / (25 * channels)) ** 0.5
-            for out, channels in sizes
-        ]
+        self.weights = [draw(out, channels, 5, 5) * (2 / (25 * channels)) ** 0.5 for out, channels in sizes]
 
     def __call__(self, pictures_B3HW: Tensor) -> dict[str, Tensor]:
         x = pictures_B3HW.float() / 127.5 - 1
@@ -212,10 +203,8 @@ class PrecisionRecall(Metric):
     def compute(self) -> dict[str, Tensor]:
         # float64: the squares of distances are differences of much larger numbers.
         real_ND, fake_MD = (dim_zero_cat(seen).double() for seen in (self.real, self.fake))
-        return {
-            f"{self.prefix}precision": share_within(fake_MD, real_ND),
-            f"{self.prefix}recall": share_within(real_ND, fake_MD),
-        }
+        values = {"precision": share_within(fake_MD, real_ND), "recall": share_within(real_ND, fake_MD)}
+        return {self.prefix + name: value for name, value in values.items()}
 
     def reset(self) -> None:
         real = list(self.real)  # reset empties the list itself
@@ -235,17 +224,13 @@ def share_within(points_MD: Tensor, centres_ND: Tensor) -> Tensor:
 def spaces(features: str, resnet: bool) -> tuple[list[Features], dict[str, tuple[str, Any]]]:
     """The networks of task.features, and the metrics by name: (the kind of feature that each reads, itself)."""
     if features == "random":
-        return [Random()], {
-            "random_frechet": ("random", Frechet(64)),
-            "random_manifold": ("random", PrecisionRecall("random_")),
-        }
+        judged = {"random_frechet": Frechet(64), "random_manifold": PrecisionRecall("random_")}
+        return [Random()], {name: ("random", metric) for name, metric in judged.items()}
     networks: list[Features] = [Inception()]
     metrics: dict[str, tuple[str, Any]] = {
-        "fid": ("2048", Frechet(2048)),
-        "fid64": ("64", Frechet(64)),
-        "kid": ("2048", Kernel(2048)),
+        "fid": ("2048", Frechet(2048)), "fid64": ("64", Frechet(64)), "kid": ("2048", Kernel(2048)),
         "manifold": ("2048", PrecisionRecall()),
-    }
+    }  # fmt: skip
     if resnet:
         networks.append(ResNet())
         metrics["softmax_fid"] = ("softmax", Frechet(1000, root=True))

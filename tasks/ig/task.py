@@ -36,12 +36,8 @@ def generator(width: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     channels = NOISE
     for stage, out in enumerate((8 * width, 4 * width, 2 * width, width)):
-        stride, padding = (2, 1) if stage else (1, 0)
-        layers += [
-            nn.ConvTranspose2d(channels, out, 4, stride, padding, bias=False),
-            nn.BatchNorm2d(out),
-            nn.ReLU(True),
-        ]
+        up = nn.ConvTranspose2d(channels, out, 4, *((2, 1) if stage else (1, 0)), bias=False)
+        layers += [up, nn.BatchNorm2d(out), nn.ReLU(True)]
         channels = out
     return nn.Sequential(*layers, nn.ConvTranspose2d(channels, 3, 4, 2, 1, bias=False), nn.Tanh())
 
@@ -103,10 +99,10 @@ class IG(Task):
         self.register_buffer("progress", torch.zeros(rows, columns, *SHAPE, dtype=torch.uint8))
         self.register_buffer("progress_epochs", torch.zeros(rows, dtype=torch.long))  # 0: not yet
         # No submodules: nobody trains, averages or saves what only looks.
-        self.networks, metrics = spaces(cfg.features, cfg.resnet34)
-        self.reads = {name: kind for name, (kind, _) in metrics.items()}
-        self.metrics = MetricCollection({name: metric for name, (_, metric) in metrics.items()}, compute_groups=False)
-        self.headline = next(iter(metrics))
+        self.networks, spaces_of = spaces(cfg.features, cfg.resnet34)
+        self.reads = {name: kind for name, (kind, _) in spaces_of.items()}
+        self.metrics = MetricCollection({name: metric for name, (_, metric) in spaces_of.items()}, compute_groups=False)
+        self.headline = next(iter(self.reads))
         self.saw_real = False
 
     def players(self) -> dict[str, Player]:
@@ -189,10 +185,8 @@ class IG(Task):
         """Takes the row of the progress picture that is due."""
         if epochs not in moments(of):
             return
-        row = moments(of).index(epochs)
-        self.progress[row] = as_bytes(
-            self.generate(fixed_noise("pictures", math.prod(GRID))[: PROGRESS[1]].to(self.device))
-        )
+        row, noise_NZ = moments(of).index(epochs), fixed_noise("pictures", math.prod(GRID))[: PROGRESS[1]]
+        self.progress[row] = as_bytes(self.generate(noise_NZ.to(self.device)))
         self.progress_epochs[row] = epochs
 
     def pictures(self) -> Iterable[tuple[str, "Figure"]]:

@@ -1,4 +1,4 @@
-"""What detectors read and say: examples, batches and detections, the same for all of them.
+"""What the detectors share: examples, batches, detections, and VGG16 (Simonyan and Zisserman 2014) to start from.
 
 Legend: B batch, H and W pixels, N objects of an image, P candidates and D detections in it, K classes (0: background).
 """
@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from torchvision import tv_tensors
+from torchvision.models import VGG16_Weights, vgg16
+from torchvision.models.vgg import cfgs, make_layers
 from torchvision.ops import batched_nms
 
 from tmbench.task import Loss
 
+from ..pictures import padded, with_weights
 from .boxes import Detection, Objects
 
 Target = dict[str, Tensor]  # of one image; what is in it is the detector's affair, see the two below
@@ -59,32 +61,20 @@ class Pictures(Dataset[tuple[Tensor, Target]]):
 
     def __getitem__(self, i: int) -> tuple[Tensor, Target]:
         image, objects = self.data.read(*self.pairs[i])
-        image_3HW = torch.from_numpy(image).permute(2, 0, 1)
-        return self.transform(self.pairs[i][0], image_3HW, truth(i, objects, (image.shape[0], image.shape[1])))
+        target = truth(i, objects, image.shape[:2])
+        return self.transform(self.pairs[i][0], torch.from_numpy(image).permute(2, 0, 1), target)
 
 
-def truth(i: int, objects: Objects, size: tuple[int, int]) -> Target:
+def truth(i: int, objects: Objects, size: tuple[int, ...]) -> Target:
     """What is known of image i: boxes (N, 4) in its pixels, labels (N,), difficult (N,), size (H, W), number."""
-    return {
-        "boxes": torch.from_numpy(objects.boxes), "labels": torch.from_numpy(objects.labels),
-        "difficult": torch.from_numpy(objects.difficult), "size": torch.tensor(size), "number": torch.tensor(i),
-    }  # fmt: skip
-
-
-def as_boxes(boxes_N4: Tensor, image_3HW: Tensor) -> tv_tensors.BoundingBoxes:
-    """The boxes as torchvision's transforms move them along with the image."""
-    height, width = image_3HW.shape[1:]
-    return tv_tensors.BoundingBoxes(boxes_N4, format="XYXY", canvas_size=(height, width))
+    known = {name: torch.from_numpy(getattr(objects, name)) for name in ("boxes", "labels", "difficult")}
+    return known | {"size": torch.tensor(size), "number": torch.tensor(i)}
 
 
 def collate(examples: list[tuple[Tensor, Target]]) -> Batch:
     """Images (B, 3, H, W), padded with 0 (the mean colour) at the right and below to the largest, and their targets."""
-    height = max(image.shape[1] for image, _ in examples)
-    width = max(image.shape[2] for image, _ in examples)
-    images_B3HW = torch.zeros(len(examples), 3, height, width)
-    for b, (image, _) in enumerate(examples):
-        images_B3HW[b, :, : image.shape[1], : image.shape[2]] = image
-    return images_B3HW, [target for _, target in examples]
+    images, targets = zip(*examples, strict=True)
+    return padded(images, 0), list(targets)
 
 
 def best_of(
@@ -97,11 +87,40 @@ def best_of(
         boxes_PK4: a box for each class.
         candidates: so many of a class are looked at, the best.
         overlap: intersection over union with a better one of its class, above which a candidate goes.
-        least: only scores above this are looked at.
-        limit: at most so many are left, the best.
+        least, limit: only scores above this are looked at; at most so many are left, the best.
     """
     best_CK, which_CK = scores_PK[:, 1:].topk(min(candidates, len(scores_PK)), dim=0)
     c, k = (best_CK > least).nonzero(as_tuple=True)
     boxes_D4, scores_D = boxes_PK4[which_CK[c, k], k + 1], best_CK[c, k]
     keep_D = batched_nms(boxes_D4, scores_D, k, overlap)[:limit]
     return Detections(boxes_D4[keep_D], scores_D[keep_D], k[keep_D] + 1)
+
+
+def published(chosen: VGG16_Weights) -> Any:
+    """torchvision's VGG16 with these weights; DataError if they are not here and cannot be downloaded."""
+    return with_weights("od", "imagenet", chosen, lambda: vgg16(weights=chosen))
+
+
+def scaled(channels: int, width: float) -> int:
+    """How many channels a layer of so many has in a network of this width."""
+    return max(8, round(channels * width))
+
+
+def random_features(width: float, batch_norm: bool, bn_momentum: float) -> nn.Sequential:
+    """The 13 convolutions with ReLU and the 5 poolings, with random weights."""
+    stages = [v if isinstance(v, str) else scaled(v, width) for v in cfgs["D"]]
+    layers: nn.Sequential = make_layers(stages, batch_norm=batch_norm)
+    for module in layers:
+        if isinstance(module, nn.Conv2d):
+            start(module)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.momentum = bn_momentum
+    return layers
+
+
+def start(module: nn.Module) -> None:
+    """Kaiming-normal weights by what a convolution gives out, zero biases; other layers stay as they are."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

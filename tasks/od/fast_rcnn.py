@@ -1,9 +1,7 @@
 """Fast R-CNN on VGG16 with proposals of the selective search, after rbgirshick/fast-rcnn@b612190.
 
-Ross Girshick: Fast R-CNN, ICCV 2015.
-
-Legend: B batch, C channels, H and W pixels, P proposals and N objects of an image, R regions of a step, K classes (21,
-background is 0).
+Ross Girshick: Fast R-CNN, ICCV 2015. Legend: B batch, C channels, H and W pixels, P proposals and N objects of an
+image, R regions of a step, K classes (21, background is 0).
 """
 
 from pathlib import Path
@@ -20,15 +18,13 @@ from torchvision.transforms import v2
 
 from tmbench.task import Loss, finite
 
+from ..pictures import MEAN, STD
 from ..voc import CLASSES
 from .boxes import Detection
-from .examples import Batch, Detections, Detector, Pictures, Target, best_of
+from .examples import Batch, Detections, Detector, Pictures, Target, best_of, published, random_features, scaled
 from .metric import overlaps
 from .selective_search import Proposals
-from .vgg import published, random_features, scaled
 
-# VGG16's weights of torchvision want these in place of the source's, whose weights read BGR pixels less their mean.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FROZEN = 4  # convolutions: conv1_1 to conv2_2
 OBJECT, BACKGROUND = 0.5, 0.1  # the least overlap of a region with an object to count as that, or as background
 OBJECTS = 0.25  # the most of a step's regions that are on objects
@@ -75,8 +71,8 @@ class FastRCNN(Detector):
         for last, std in ((self.score, 0.01), (self.codes, 0.001)):
             nn.init.normal_(last.weight, std=std)
             nn.init.zeros_(last.bias)
-        self.register_buffer("mean_K4", self.reader.mean_K4, persistent=False)
-        self.register_buffer("std_K4", self.reader.std_K4, persistent=False)
+        for name in ("mean_K4", "std_K4"):
+            self.register_buffer(name, getattr(self.reader, name), persistent=False)
 
     def forward(self, images_B3HW: Tensor, rois: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Logits (R, K) and normalised codes (R, K, 4) of the regions, in the input's pixels, of all images in turn."""
@@ -106,17 +102,14 @@ class FastRCNN(Detector):
         The source then leaves out what is not among the best 40 an image of a class, over the test set.
         """
         images_B3HW, targets = batch
-        counts = [len(target["rois"]) for target in targets]
-        found = self(images_B3HW, [target["rois"] for target in targets])
-        logits_RK, codes_RK4 = map(finite, ("logits", "boxes"), found)
-        scores_RK = logits_RK.softmax(1)
+        rois = [target["rois"] for target in targets]
+        logits_RK, codes_RK4 = map(finite, ("logits", "boxes"), self(images_B3HW, rois))
         codes_RK4 = codes_RK4 * self.std_K4 + self.mean_K4
         detections = []
-        images = zip(torch.split(scores_RK, counts), torch.split(codes_RK4, counts), targets, strict=True)
-        for scores_PK, codes_PK4, target in images:
+        by_image = (torch.split(values, list(map(len, rois))) for values in (logits_RK.softmax(1), codes_RK4))
+        for scores_PK, codes_PK4, target in zip(*by_image, targets, strict=True):
             boxes_PK4 = CODER.decode_single(codes_PK4.flatten(1), target["rois"] / target["scale"]).view_as(codes_PK4)
-            height, width = target["size"].tolist()
-            boxes_PK4 = clip_boxes_to_image(boxes_PK4, (height, width))
+            boxes_PK4 = clip_boxes_to_image(boxes_PK4, tuple(target["size"].tolist()))
             detections.append(best_of(scores_PK, boxes_PK4, CANDIDATES, NMS))
         return detections
 
@@ -174,6 +167,7 @@ class Reader:
         sides = image_3HW.shape[1:]
         scale = min(self.size / min(sides), self.size * 5 / 3 / max(sides))
         image_3HW = v2.functional.resize(image_3HW, [round(side * scale) for side in sides], antialias=False)
+        # As torchvision's VGG16 wants it; the source's weights read BGR pixels less their mean.
         return v2.functional.normalize(image_3HW.float() / 255, list(MEAN), list(STD)), scale
 
 

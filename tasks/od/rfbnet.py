@@ -26,8 +26,7 @@ from tmbench.task import Loss, finite
 
 from ..voc import CLASSES
 from .boxes import Detection
-from .examples import Batch, Detections, Detector, Pictures, Target, as_boxes, best_of
-from .vgg import published, random_features, scaled, start
+from .examples import Batch, Detections, Detector, Pictures, Target, best_of, published, random_features, scaled, start
 
 MEAN = (123, 117, 104)  # of red, green and blue in 0-255; the pixels are not divided
 SIZE = 300
@@ -176,9 +175,8 @@ class RFBNet(Detector):
         return found["cls_logits"], found["bbox_regression"]
 
     def examples(self, split: str, training: bool) -> Dataset[Any]:
-        if training:
-            return Pictures(self.data, split, partial(training_example, size=self.size, augments=self.augments))
-        return Pictures(self.data, split, partial(test_example, size=self.size))
+        read = partial(training_example, augments=self.augments) if training else test_example
+        return Pictures(self.data, split, partial(read, size=self.size))
 
     def loss(self, batch: Batch) -> Loss:
         """The multibox loss: smooth L1 of the matched priors' codes and cross-entropy, over the matches."""
@@ -203,9 +201,8 @@ class RFBNet(Detector):
         detections = []
         for scores_PK, codes_P4, target in zip(scores_BPK, codes_BP4, targets, strict=True):
             height, width = target["size"].tolist()
-            boxes_P4 = CODER.decode_single(codes_P4, corners_P4)
-            boxes_P4 = boxes_P4 * torch.tensor([width, height, width, height], device=boxes_P4.device)
-            boxes_P4 = clip_boxes_to_image(boxes_P4, (height, width))
+            sides_4 = torch.tensor([width, height, width, height], device=codes_P4.device)
+            boxes_P4 = clip_boxes_to_image(CODER.decode_single(codes_P4, corners_P4) * sides_4, (height, width))
             boxes_PK4 = boxes_P4[:, None].expand(-1, scores_PK.shape[1], -1)
             # Of each class the best 400, as in SSD (the source takes all): an untrained network finds every prior.
             detections.append(best_of(scores_PK, boxes_PK4, CANDIDATES, NMS, MIN_SCORE, DETECTIONS))
@@ -267,8 +264,10 @@ def training_example(
 
     Objects marked difficult are trained on like any other, as in the source.
     """
-    original = tv_tensors.Image(image_3HW), as_boxes(target["boxes"], image_3HW), target["labels"]
-    image, boxes, labels = original
+    height, width = image_3HW.shape[1:]
+    boxes = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=(height, width))
+    image, labels = tv_tensors.Image(image_3HW), target["labels"]
+    original = image, boxes, labels
     if augments and len(labels):  # a crop looks for an object until it has one
         image, boxes, labels = augmentation(size)(*original)
     if not augments or not len(labels):  # also if none is left

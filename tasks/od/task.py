@@ -40,6 +40,7 @@ class CocoMeanAP(MeanAveragePrecision):
 
 
 class OD(Task):
+    data: Detection
     headline = "map"
     collate = staticmethod(collate)
     padding = (0,)
@@ -65,10 +66,9 @@ class OD(Task):
 
     def judged(self, count: int) -> list[Any]:
         """The (image, annotation) files of the first images that are evaluated."""
-        data: Any = self.data
         if self.held_out_N is None:
-            return data.split("test")[:count]
-        pairs = data.split("train")
+            return self.data.split("test")[:count]
+        pairs = self.data.split("train")
         return [pairs[i] for i in self.held_out_N[:count]]
 
     def loss(self, batch: Batch) -> Loss:

@@ -21,14 +21,13 @@ from torchvision.transforms import v2
 from tmbench.errors import DataError
 from tmbench.task import Loss, Task, finite
 
+from ..pictures import MEAN, STD, padded, with_weights
 from ..voc import BORDER, CLASSES, palette
-from ..weights import with_weights
 from .masks import VOCSegmentation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 PICTURES = 6
 
 
@@ -65,22 +64,12 @@ class Pictures(Dataset[tuple[Tensor, Tensor]]):
 
 def collate(examples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Images (B, 3, H, W) padded with 0 and masks (B, H, W) padded with the border, to the largest of the batch."""
-    height = max(image.shape[1] for image, _ in examples)
-    width = max(image.shape[2] for image, _ in examples)
-    images_B3HW = torch.zeros(len(examples), 3, height, width)
-    masks_BHW = torch.full((len(examples), height, width), BORDER, dtype=torch.long)
-    for b, (image, mask) in enumerate(examples):
-        images_B3HW[b, :, : image.shape[1], : image.shape[2]] = image
-        masks_BHW[b, : mask.shape[0], : mask.shape[1]] = mask
-    return images_B3HW, masks_BHW
+    images, masks = zip(*examples, strict=True)
+    return padded(images, 0), padded(masks, BORDER)
 
 
 def build_model(weights: str, bn_momentum: float) -> nn.Module:
-    """torchvision's LR-ASPP with 21 classes; 3,221,538 parameters.
-
-    Raises:
-        DataError: the initial weights are not here and cannot be downloaded.
-    """
+    """torchvision's LR-ASPP with 21 classes; 3,221,538 parameters. Raises DataError as `with_weights`."""
     coco = LRASPP_MobileNet_V3_Large_Weights.COCO_WITH_VOC_LABELS_V1 if weights == "coco" else None
     backbone = MobileNet_V3_Large_Weights.IMAGENET1K_V1 if weights == "backbone" else None
     build = partial(lraspp_mobilenet_v3_large, weights=coco, weights_backbone=backbone, num_classes=len(CLASSES))
@@ -105,6 +94,7 @@ class MeanIoU(MulticlassConfusionMatrix):
 
 
 class Seg(Task):
+    data: VOCSegmentation
     headline = "miou"
     collate = staticmethod(collate)
     padding = (0, BORDER)
@@ -115,11 +105,9 @@ class Seg(Task):
         self.metrics = MetricCollection({"miou": MeanIoU(len(CLASSES), ignore_index=BORDER)}, compute_groups=False)
 
     def examples(self, split: str) -> Pictures:
-        assert isinstance(self.data, VOCSegmentation)
         return Pictures(self.data, split, self.cfg, training=split == "train")
 
     def as_evaluated(self) -> Pictures:
-        assert isinstance(self.data, VOCSegmentation)
         return Pictures(self.data, "train", self.cfg, training=False)
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Loss:

@@ -25,11 +25,7 @@ class R8(Dataset):
     entry = entry("r8", "tc")
 
     def files(self) -> Iterable[Path]:
-        for split in SPLITS:
-            path = self.root / f"{split}.txt"
-            if not path.is_file():
-                raise self.missing(path)
-            yield path
+        return [self.file(f"{split}.txt") for split in SPLITS]
 
     def counts(self) -> dict[str, int]:
         return {split: len(self.read(split)) for split in SPLITS}

@@ -5,20 +5,18 @@ Legend: B batch, T tokens of a document, E embedding, H LSTM units, C classes, N
 
 from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
-from torchmetrics import ConfusionMatrix, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
 
 from tmbench.errors import ConfigError
-from tmbench.task import Loss, New, Task, finite, majority
-from tmbench.training.mup import built, scaled
+from tmbench.training.mup import built
 
+from ..classification import Classifier
 from .r8 import LABELS, R8, Document
 
 if TYPE_CHECKING:
@@ -31,15 +29,9 @@ def vocabulary(train: list[Document], test: list[Document], kind: str) -> dict[s
     `train`: words of the training documents, after <pad> (0) and <unk> (1). `train_test`: the source's, words of
     both splits and its <eos> after the first document; its padding, index 0, is thus a real word too.
     """
-    if kind == "train":
-        words = {"<pad>": 0, "<unk>": 1}
-        for _, text in train:
-            for word in text:
-                words.setdefault(word, len(words))
-        return words
-    words = {}
-    for _, text in train + test:
-        for word in [*text, "<eos>"]:
+    words = {"<pad>": 0, "<unk>": 1} if kind == "train" else {}
+    for _, text in train if kind == "train" else train + test:
+        for word in text if kind == "train" else [*text, "<eos>"]:
             words.setdefault(word, len(words))
     return words
 
@@ -61,8 +53,8 @@ class LSTMClassifier(nn.Module):
         return self.head(outputs_BTH[:, -1])
 
 
-class TC(Task):
-    headline = "accuracy"
+class TC(Classifier):
+    data: R8
 
     def __init__(self, cfg: DictConfig, data: R8) -> None:
         super().__init__(cfg, data)
@@ -70,15 +62,11 @@ class TC(Task):
         test = self.read("test") if cfg.vocabulary == "train_test" else []
         self.words = vocabulary(self.documents["train"], test, cfg.vocabulary)
         self.model = built(cfg, partial(LSTMClassifier, len(self.words), cfg.embedding, len(LABELS)))
-        self.metrics = MetricCollection(
-            {"accuracy": MulticlassAccuracy(len(LABELS), average="micro")}, compute_groups=False
-        )
-        self.confusion = ConfusionMatrix(task="multiclass", num_classes=len(LABELS))
+        self.set_classes(LABELS)
 
     def read(self, split: str) -> list[Document]:
         """The split's documents, read when they are first wanted."""
         if split not in self.documents:
-            assert isinstance(self.data, R8)
             self.documents[split] = self.data.read(split, self.cfg.variant)
         return self.documents[split]
 
@@ -97,24 +85,5 @@ class TC(Task):
             tokens_NT[n, : len(ids)] = torch.tensor(ids, dtype=torch.long)
         return TensorDataset(tokens_NT, torch.tensor([label for label, _ in documents]))
 
-    def loss(self, batch: tuple[Tensor, Tensor]) -> Loss:
-        tokens_BT, labels_B = batch
-        return nn.functional.cross_entropy(self.model(tokens_BT), labels_B, reduction="sum"), len(labels_B)
-
-    def with_own_rates(self, new: Any) -> New:
-        return scaled(new) if self.cfg.get("mup") else new
-
-    def evaluate(self, batch: tuple[Tensor, Tensor]) -> None:
-        tokens_BT, labels_B = batch
-        logits_BC = finite("logits", self.model(tokens_BT))
-        self.metrics.update(logits_BC, labels_B)
-        self.confusion.update(logits_BC, labels_B)
-
-    def baseline(self) -> dict[str, float]:
-        return {"accuracy": majority(self)}
-
     def pictures(self) -> Iterable[tuple[str, "Figure"]]:
-        figure, axes = self.confusion.plot(labels=list(LABELS), cmap="Blues")
-        axes.set(title="test documents by topic", xlabel="predicted", ylabel="true")
-        figure.set_size_inches(7, 6)
-        yield "confusion", figure
+        yield "confusion", self.confusion_figure("test documents by topic", (7, 6))

@@ -104,6 +104,12 @@ class Dataset(ABC):
             return missing(path, self.folder, *advice)
         return missing(path, self.entry.word, *advice, *self.entry.advice(self.root))
 
+    def file(self, name: str) -> Path:
+        """The file of this name under root; raises DataError if it is missing."""
+        if not (path := self.root / name).is_file():
+            raise self.missing(path)
+        return path
+
     def digests(self, cache: Path | None = None) -> dict[str, str]:
         """The sha256 of each file, by its name under root; with a cache, unchanged files are not read again."""
         return digests_of(self.root, self.files(), cache)

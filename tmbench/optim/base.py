@@ -1,40 +1,37 @@
 """SGD until a step, then a formula with one gradient a step: what our optimizers share."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypedDict
+from typing import Any, NoReturn, TypedDict
 
 import torch
 from torch import Tensor
 
-from .direction import decay, direction_of, fused_sgd
-from .formula import add_, as_number, difference_names, differences_of, multistep_update, phase, rotate
-from .fused import fused_step
+from .formula import as_number, decay, difference_names, differences_of, direction_of, multistep_update, phase, rotate
+from .fused import fused_sgd, fused_step
 from .rows import check_sparse, step_rows
 
 HISTORIES = ("true", "zero")
 
 
 class SGDSettings(TypedDict, total=False):
-    """The keyword arguments that every subclass of SGDThenFormula takes beside its own, with their defaults."""
+    """The keyword arguments that every subclass of SGDThenFormula takes beside its own."""
 
-    dampening: float  # 0
-    nesterov: bool  # False
-    weight_decay: float  # 0
-    decoupled: bool  # False
-    switch_step: int | None  # 0
-    maximize: bool  # False
-    foreach: bool | None  # None
-    fused: bool | None  # None
+    dampening: float
+    nesterov: bool
+    weight_decay: float
+    decoupled: bool
+    switch_step: int | None
+    maximize: bool
+    foreach: bool | None
+    fused: bool | None
 
 
 class SGDThenFormula(torch.optim.Optimizer):
-    """SGD until `switch_step`, then the formula of the subclass.
+    """SGD until `switch_step`, then the formula of the subclass, which gives `step_form` and adds to `_check`.
 
     Before the switch it is `torch.optim.SGD` with the same settings, bit for bit. From the switch on, torch's direction
     (gradient, plus `weight_decay` times the weights, through the momentum buffer, which is kept) takes the place of g
     in the formula. A parameter whose gradient is None in a step keeps its weight and its history in that step.
-
-    A subclass gives `step_form`, and adds its own checks to `_check`.
 
     Args:
         params: parameters or parameter groups, as in `torch.optim.SGD`. Real. Gradients of whole rows, as of
@@ -45,48 +42,34 @@ class SGDThenFormula(torch.optim.Optimizer):
         dampening: in [0, 1); the first gradient is not dampened, as in torch.
         nesterov: direction g + momentum v in place of v.
         weight_decay: L2 penalty, added to the gradient.
-        decoupled: weight decay as in AdamW: every step first multiplies the weights by
-            1 - lr weight_decay. This shrink is no part of d: W[k+1] = (1 - lr weight_decay) W[k] + d[k+1].
+        decoupled: weight decay as in AdamW: every step first multiplies the weights by 1 - lr weight_decay. This shrink
+            is no part of d: W[k+1] = (1 - lr weight_decay) W[k] + d[k+1].
         switch_step: number of SGD steps before the formula; 0 is the formula from the first step, None is never.
         history: "true" starts the formula from the last differences of SGD's weights (taken after the shrink of
-            `decoupled`, which is no part of them).
-            "zero" starts from zeros (a cold start, which overshoots by half a step at first).
+            `decoupled`), "zero" from zeros (a cold start, which overshoots by half a step at first).
         maximize: ascend instead.
         foreach: update all tensors of a group at once (the default), or one by one.
         fused: update by one kernel in a single pass: after the switch ours (in C on the CPU: float32, float64; in
-            Triton on CUDA: float32, bfloat16, float16), before it torch's, as `torch.optim.SGD(fused=True)`. Where
-            it can't, it warns and takes foreach. All three paths stay within 2e-6 of the largest weight of a float64
-            run (float32, 40 noisy steps).
+            Triton on CUDA: float32, bfloat16, float16), before it torch's. Where it can't, it warns and takes foreach.
+            All three paths stay within 2e-6 of the largest weight of a float64 run (float32, 40 noisy steps).
 
     Raises:
         ValueError: an argument out of its range, of any group, or a complex parameter.
         RuntimeError: a sparse gradient, together with momentum or weight decay; no weight has moved then.
 
-    No `capturable`: the switch is a branch in Python and the history moves by renaming buffers, so a
-    captured CUDA graph would replay one phase on the wrong buffers. No `differentiable`: the history
-    is updated in place, which autograd cannot follow.
+    No `capturable`: the switch is a branch in Python and the history moves by renaming buffers, so a captured CUDA
+    graph would replay one phase on the wrong buffers. No `differentiable`: the history is updated in place.
     """
 
     name: str  # how messages call it
     _by_rows = False  # whether a sparse gradient has come; their rows in motion are then in the state as `live`
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        formula: dict[str, Any],
-        lr: float | Tensor,
-        momentum: float = 0.0,
-        *,
-        dampening: float = 0.0,
-        nesterov: bool = False,
-        weight_decay: float = 0.0,
-        decoupled: bool = False,
-        switch_step: int | None = 0,
-        history: str = "true",
-        maximize: bool = False,
-        foreach: bool | None = None,
+        self, params: Iterable[Any], formula: dict[str, Any], lr: float | Tensor, momentum: float = 0.0, *,
+        dampening: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0, decoupled: bool = False,
+        switch_step: int | None = 0, history: str = "true", maximize: bool = False, foreach: bool | None = None,
         fused: bool | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         defaults = {
             "lr": lr, "momentum": momentum, "dampening": dampening, "nesterov": nesterov,
             "weight_decay": weight_decay, "decoupled": decoupled, **formula, "switch_step": switch_step,
@@ -157,22 +140,20 @@ class SGDThenFormula(torch.optim.Optimizer):
         """
         order = [p for group in self.param_groups for p in group["params"]]
         for group, before in zip(self.param_groups, state_dict["param_groups"], strict=True):
-            group["step"] = steps
-            group.update({key: before[key] for key in ("lr", "initial_lr") if key in before})
+            group |= {"step": steps, **{key: before[key] for key in ("lr", "initial_lr") if key in before}}
         for place, state in state_dict["state"].items():
             if state.get("momentum_buffer") is not None:
                 self.state[order[place]]["momentum_buffer"] = state["momentum_buffer"].to(order[place], copy=True)
-        for group in self.param_groups:
+        groups = [group for group in self.param_groups for _ in group["params"]]
+        for p, group, steps_of_p in zip(order, groups, recorded, strict=False):
             names, switch = difference_names(len(self.step_form(group)[0])), group["switch_step"]
             if switch is None or group["history"] != "true":
                 continue
-            places = {p: place for place, p in enumerate(order)}
-            for p in group["params"] if recorded else ():
-                history = [d for step, d in recorded[places[p]] if step >= switch - len(names)]
-                for name, d in zip(names, history, strict=False):
-                    self.state[p][name] = d.to(p, copy=True)
-                if history:  # zeros where there was none yet
-                    differences_of(self.state, [p], names)
+            history = [d for step, d in steps_of_p if step >= switch - len(names)]
+            for name, d in zip(names, history, strict=False):
+                self.state[p][name] = d.to(p, copy=True)
+            if history:  # zeros where there was none yet
+                differences_of(self.state, [p], names)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -183,14 +164,11 @@ class SGDThenFormula(torch.optim.Optimizer):
                 loss = closure()
         work = []
         for group in self.param_groups:
-            dense: list[Tensor] = []
-            sparse: list[Tensor] = []
-            for p in group["params"]:
-                if p.grad is not None:
-                    (sparse if p.grad.is_sparse else dense).append(p)
+            with_gradient = [p for p in group["params"] if p.grad is not None]
+            sparse = [p for p in with_gradient if p.grad.is_sparse]
             for p in sparse:
                 check_sparse(self.name, group, p)  # before any weight has moved
-            work.append((group, dense, sparse))
+            work.append((group, [p for p in with_gradient if not p.grad.is_sparse], sparse))
         for group, dense, sparse in work:
             if dense:
                 for p in dense if self._by_rows else ():
@@ -221,7 +199,7 @@ class SGDThenFormula(torch.optim.Optimizer):
         if group["fused"]:
             fused_sgd(self.state, group, params, lr)
         else:
-            add_(params, direction, -lr, foreach)
+            multistep_update(params, direction, [], (), lr, foreach)
         if recording:
             oldest = differences_of(self.state, params, names)[-1]
             for d, p, w in zip(oldest, params, before, strict=True):
@@ -230,24 +208,26 @@ class SGDThenFormula(torch.optim.Optimizer):
             rotate((self.state[p] for p in params), names)
 
     def _check(self, group: dict[str, Any]) -> None:
-        lr, switch = group["lr"], group["switch_step"]
+        lr, switch, inf = group["lr"], group["switch_step"], float("inf")
         if group["foreach"] and group["fused"]:
-            raise ValueError(f"{self.name}: expected one of foreach and fused, got both")
+            self._refuse("expected one of foreach and fused, got both")
         if isinstance(lr, Tensor) and lr.numel() != 1:
-            raise ValueError(f"{self.name}: lr must be a number or a tensor of one, got shape {tuple(lr.shape)}")
-        if not 0 <= lr < float("inf"):
-            raise ValueError(f"{self.name}: lr must be >= 0 and finite, got {lr}")
+            self._refuse(f"lr must be a number or a tensor of one, got shape {tuple(lr.shape)}")
+        for key in ("lr", "weight_decay"):
+            if not 0 <= group[key] < inf:
+                self._refuse(f"{key} must be >= 0 and finite, got {group[key]}")
         for key in ("momentum", "dampening"):
             if not 0 <= group[key] < 1:
-                raise ValueError(f"{self.name}: {key} must be in [0, 1), got {group[key]}")
+                self._refuse(f"{key} must be in [0, 1), got {group[key]}")
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             got = f"momentum {group['momentum']} and dampening {group['dampening']}"
-            raise ValueError(f"{self.name}: nesterov needs momentum > 0 and dampening 0, got {got}")
-        if not 0 <= group["weight_decay"] < float("inf"):
-            raise ValueError(f"{self.name}: weight_decay must be >= 0 and finite, got {group['weight_decay']}")
+            self._refuse(f"nesterov needs momentum > 0 and dampening 0, got {got}")
         if switch is not None and (not isinstance(switch, int) or isinstance(switch, bool) or switch < 0):
-            raise ValueError(f"{self.name}: switch_step must be a whole number >= 0 or None (never), got {switch!r}")
+            self._refuse(f"switch_step must be a whole number >= 0 or None (never), got {switch!r}")
         if group["history"] not in HISTORIES:
-            raise ValueError(f"{self.name}: history must be one of {', '.join(HISTORIES)}, got {group['history']!r}")
+            self._refuse(f"history must be one of {', '.join(HISTORIES)}, got {group['history']!r}")
         if any(p.is_complex() for p in group["params"]):
-            raise ValueError(f"{self.name}: complex parameters are not supported; use their real view")
+            self._refuse("complex parameters are not supported; use their real view")
+
+    def _refuse(self, message: str) -> NoReturn:
+        raise ValueError(f"{self.name}: {message}")

@@ -1,4 +1,4 @@
-"""The step of any explicit multistep formula, and the arithmetic on lists of tensors that the optimizers share."""
+"""The parts of a step: SGD's direction as torch computes it, any explicit multistep formula, and their arithmetic."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,13 +10,9 @@ State = Mapping[Tensor, dict[str, Any]]  # an optimizer's state: what it keeps f
 
 
 def multistep_update(
-    params: list[Tensor],
-    grads: list[Tensor],
-    differences: list[list[Tensor]],
-    factors: Sequence[float],
-    rate: float,
+    params: list[Tensor], grads: list[Tensor], differences: list[list[Tensor]], factors: Sequence[float], rate: float,
     foreach: bool,
-) -> None:
+) -> None:  # fmt: skip
     """One step in place: `params` move by the new difference, which replaces the oldest; eq. 8 with (0.5, -0.5), lr.
 
     Shapes: `differences` holds one list for each of `factors`, newest first; all lists correspond item by item.
@@ -31,6 +27,35 @@ def multistep_update(
         add_(oldest, d, factor, foreach)
     add_(oldest, grads, -rate, foreach)
     add_(params, oldest, 1, foreach)
+
+
+def decay(group: dict[str, Any], params: list[Tensor], lr: float, foreach: bool) -> None:
+    """The shrink that `decoupled` weight decay does before a step."""
+    if group["decoupled"] and group["weight_decay"] != 0:
+        mul_(params, 1 - lr * group["weight_decay"], foreach)
+
+
+def direction_of(state: State, group: dict[str, Any], params: list[Tensor], foreach: bool) -> list[Tensor]:
+    """torch's SGD direction, operation by operation; gradients stay as they are."""
+    momentum = group["momentum"]
+    direction: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
+    if group["maximize"]:
+        direction = [-g for g in direction]
+    if group["weight_decay"] != 0 and not group["decoupled"]:
+        direction = add(direction, params, group["weight_decay"], foreach)
+    if momentum == 0:
+        return direction
+    pairs = [(state[p], g) for p, g in zip(params, direction, strict=True)]
+    fresh = [(s, g) for s, g in pairs if s.get("momentum_buffer") is None]
+    known = [(s, g) for s, g in pairs if s.get("momentum_buffer") is not None]
+    if known:
+        buffers = [s["momentum_buffer"] for s, _ in known]
+        mul_(buffers, momentum, foreach)
+        add_(buffers, [g for _, g in known], 1 - group["dampening"], foreach)
+    for s, g in fresh:  # the first gradient is not dampened, in torch
+        s["momentum_buffer"] = g.clone()
+    buffers = [state[p]["momentum_buffer"] for p in params]
+    return add(direction, buffers, momentum, foreach) if group["nesterov"] else buffers
 
 
 def difference_names(count: int) -> list[str]:

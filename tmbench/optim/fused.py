@@ -14,11 +14,13 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.sgd import sgd
 
 from .formula import State, as_number, difference_names, differences_of
 
@@ -62,17 +64,17 @@ def fused_update(rows: list[list[Tensor]], by: Coefficients, buffered: bool = Fa
     sizes = [row[0].numel() for row in rows]
     pointers = []
     for row in rows:
-        addresses = [t.data_ptr() for t in row]
-        if not buffered:
-            addresses.insert(2, 0)
-        pointers += addresses
+        w, grad, *kept = (t.data_ptr() for t in row)
+        pointers += [w, grad, *kept] if buffered else [w, grad, 0, *kept]
     if first.is_cuda:
         from .fused_cuda import launch
 
         launch(first, pointers, sizes, buffered, by.scalars, by.factors)
         return
     settings = (ctypes.c_double * (8 + MOST_DIFFERENCES))(*by.scalars, *by.factors)
-    getattr(_library(), _C_TYPES[first.dtype])(
+    library = _compiled()
+    assert not isinstance(library, str), library
+    getattr(library, _C_TYPES[first.dtype])(
         ctypes.c_int64(len(rows)),
         (ctypes.c_void_p * len(pointers))(*pointers),
         (ctypes.c_int64 * len(sizes))(*sizes),
@@ -80,6 +82,22 @@ def fused_update(rows: list[list[Tensor]], by: Coefficients, buffered: bool = Fa
         settings,
         ctypes.c_int64(min(torch.get_num_threads(), 1 + sum(sizes) // 2**15)),  # where torch starts threads, too
     )
+
+
+def fused_sgd(state: State, group: dict[str, Any], params: list[Tensor], lr: float) -> None:
+    """One step of torch's own fused SGD, which serves until the switch."""
+    fresh = [p for p in params if state[p].get("momentum_buffer") is None]
+    known = [p for p in params if state[p].get("momentum_buffer") is not None]
+    for some in filter(None, (fresh, known)):  # torch expects that all have a buffer, or none
+        buffers = [state[p].get("momentum_buffer") for p in some]
+        sgd(
+            some, [p.grad for p in some], buffers, fused=True,  # type: ignore[misc]
+            lr=lr, momentum=group["momentum"], dampening=group["dampening"], nesterov=group["nesterov"],
+            weight_decay=0.0 if group["decoupled"] else group["weight_decay"], maximize=group["maximize"],
+        )  # fmt: skip
+        if group["momentum"] != 0:
+            for p, buffer in zip(some, buffers, strict=True):
+                state[p]["momentum_buffer"] = buffer
 
 
 def fused_step(
@@ -127,13 +145,8 @@ def fused_step(
 
 def odd_layout(row: list[Tensor]) -> str | None:
     """Why a parameter of this row, as `fused_update` takes it, cannot be stepped by a kernel; None if it can."""
-    for t in row:
-        if not t.is_contiguous():
-            break
-    else:
-        return None
     formats = {4: [torch.channels_last], 5: [torch.channels_last_3d]}.get(row[0].dim(), [])
-    if any(all(t.is_contiguous(memory_format=f) for t in row) for f in formats):
+    if any(all(t.is_contiguous(memory_format=f) for t in row) for f in (torch.contiguous_format, *formats)):
         return None
     return "a gradient or a state is laid out in memory otherwise than its parameter"
 
@@ -147,11 +160,11 @@ def no_kernel(p: Tensor, differences: int) -> str | None:
         if p.dtype not in _C_TYPES:
             return f"the CPU's kernel knows float32 and float64, not {kind}"
         return library if isinstance(library := _compiled(), str) else None
-    if p.device.type == "cuda":
-        if p.dtype not in _TRITON_TYPES:
-            return f"CUDA's kernel knows float32, bfloat16 and float16, not {kind}"
-        return _no_triton()
-    return f"there is no kernel for {p.device.type}"
+    if p.device.type != "cuda":
+        return f"there is no kernel for {p.device.type}"
+    if p.dtype not in _TRITON_TYPES:
+        return f"CUDA's kernel knows float32, bfloat16 and float16, not {kind}"
+    return None if find_spec("triton") else "Triton is not installed"
 
 
 @cache
@@ -177,20 +190,6 @@ def _compiled() -> ctypes.CDLL | str:
         return f"the C compiler {compiler} failed: {error.stderr.strip() or error}"
     except (OSError, RuntimeError) as error:  # no compiler, no place to write, no home
         return f"the C kernel could not be built: {error}"
-
-
-def _library() -> ctypes.CDLL:
-    library = _compiled()
-    assert not isinstance(library, str), library
-    return library
-
-
-def _no_triton() -> str | None:
-    try:
-        import triton  # noqa: F401
-    except ImportError:
-        return "Triton is not installed"
-    return None
 
 
 @cache

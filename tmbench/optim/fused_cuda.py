@@ -54,13 +54,9 @@ def step_kernel(  # type: ignore[no-untyped-def]
 
 
 def launch(
-    like: Tensor,
-    pointers: list[int],
-    sizes: list[int],
-    buffered: bool,
-    scalars: Sequence[float],
+    like: Tensor, pointers: list[int], sizes: list[int], buffered: bool, scalars: Sequence[float],
     factors: Sequence[float],
-) -> None:
+) -> None:  # fmt: skip
     """Steps all tensors, of the device and type of `like`, by one launch."""
     blocks, sizes_table = _blocks(tuple(sizes), like.device)
     table = _table(tuple(pointers), like.device)

@@ -49,18 +49,20 @@ class Formula:
     def __post_init__(self) -> None:
         if not self.coefficients:
             raise ValueError("multistep: expected at least one coefficient, got none")
-        if not _zero(sum(self.coefficients) - 1):
-            raise ValueError(f"multistep: coefficients must sum to 1, got {_show(Fraction(sum(self.coefficients)))}")
-        if not _zero(self.b - first_order_b(self.coefficients)):
-            b = _show(first_order_b(self.coefficients))
-            raise ValueError(f"multistep: b must be {b} with these coefficients (first order), got {_show(self.b)}")
+        total, b = Fraction(sum(self.coefficients)), first_order_b(self.coefficients)
+        if not _zero(total - 1):
+            raise ValueError(f"multistep: coefficients must sum to 1, got {_show(total)}")
+        if not _zero(self.b - b):
+            got = f"{_show(b)} with these coefficients (first order), got {_show(self.b)}"
+            raise ValueError(f"multistep: b must be {got}")
         if self.b <= 0:
             raise ValueError(f"multistep: b must be > 0, or the method ascends, got {_show(self.b)}")
         worst = max(self.parasitic_roots, key=abs, default=0j)
         if abs(worst) >= 1 - 1e-9:
+            root = f"{worst.real:.4g}" if worst.imag == 0 else f"{worst.real:.4g}{worst.imag:+.4g}i"
             raise ValueError(
                 "multistep: zero-stability needs every root except the one at 1 inside the unit circle, "
-                f"got the root {_show_root(worst)} of modulus {abs(worst):.4g}"
+                f"got the root {root} of modulus {abs(worst):.4g}"
             )
 
     @cached_property
@@ -129,17 +131,10 @@ class MultistepSGD(SGDThenFormula):
     name = "multistep"
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float | Tensor,
-        momentum: float = 0.0,
-        *,
-        coefficients: Iterable[Number] | None = None,
-        b: Number | None = None,
-        preset: str | None = None,
-        history: str = "true",
-        **others: Unpack[SGDSettings],
-    ) -> None:
+        self, params: Iterable[Any], lr: float | Tensor, momentum: float = 0.0, *,
+        coefficients: Iterable[Number] | None = None, b: Number | None = None, preset: str | None = None,
+        history: str = "true", **others: Unpack[SGDSettings],
+    ) -> None:  # fmt: skip
         a = _chosen(coefficients, b, preset)
         # Floats, which a checkpoint can hold; `exact` finds the fractions again.
         formula = {"coefficients": tuple(map(float, a)), "b": float(first_order_b(a) if b is None else exact(b))}
@@ -184,7 +179,3 @@ def _zero(x: Fraction | int) -> bool:
 
 def _show(x: Fraction) -> str:
     return str(x) if x.denominator <= 10_000 else f"{float(x):.10g}"
-
-
-def _show_root(z: complex) -> str:
-    return f"{z.real:.4g}" if z.imag == 0 else f"{z.real:.4g}{z.imag:+.4g}i"

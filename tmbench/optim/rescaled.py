@@ -14,22 +14,14 @@ class RescaledSGD(SGDThenFormula):
     Args:
         params, lr, momentum, others: as in `SGDThenFormula`.
         factor: > 0. (The decay of `decoupled` keeps the old rate.)
-
-    Raises:
-        ValueError: an argument out of its range.
     """
 
     name = "rescaled"
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float | Tensor,
-        momentum: float = 0.0,
-        *,
-        factor: float = 0.5,
+        self, params: Iterable[Any], lr: float | Tensor, momentum: float = 0.0, *, factor: float = 0.5,
         **others: Unpack[SGDSettings],
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(params, {"factor": factor}, lr, momentum, history="zero", **others)
 
     def step_form(self, group: dict[str, Any]) -> tuple[Sequence[float], float]:
@@ -38,4 +30,4 @@ class RescaledSGD(SGDThenFormula):
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
         if not 0 < group["factor"] < float("inf"):
-            raise ValueError(f"rescaled: factor must be > 0 and finite, got {group['factor']}")
+            self._refuse(f"factor must be > 0 and finite, got {group['factor']}")

@@ -88,13 +88,9 @@ def tm_momentum_limit(momentum: float, dampening: float = 0.0) -> Stability:
 
 
 def characteristic(
-    factors: Sequence[float],
-    b: float,
-    momentum: float = 0.0,
-    dampening: float = 0.0,
-    nesterov: bool = False,
+    factors: Sequence[float], b: float, momentum: float = 0.0, dampening: float = 0.0, nesterov: bool = False,
     shrink: float = 0.0,
-) -> tuple[list[float], list[float]]:
+) -> tuple[list[float], list[float]]:  # fmt: skip
     """The polynomials stay and move, highest power first, for d[k+1] = factors . d - b lr direction."""
     stay = _product([1.0, shrink - 1], recurrence(factors))
     move = [b] + [0.0] * len(factors)

@@ -70,15 +70,9 @@ class SwitchOptimizer(Optimizer):
     """
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        first: Callable[..., Optimizer],
-        second: Callable[..., Optimizer],
-        switch_step: int | None = None,
-        criterion: str | None = None,
-        *,
-        tolerance: float = 1e-9,
-    ) -> None:
+        self, params: Iterable[Any], first: Callable[..., Optimizer], second: Callable[..., Optimizer],
+        switch_step: int | None = None, criterion: str | None = None, *, tolerance: float = 1e-9,
+    ) -> None:  # fmt: skip
         _check(first, second, switch_step, criterion, tolerance)
         self.first, self.second = first, second
         self.switch_step, self.criterion, self.tolerance = switch_step, criterion, tolerance
@@ -92,15 +86,11 @@ class SwitchOptimizer(Optimizer):
         self._given = [_options(group) for group in self.param_groups]
         later = self._build("second")
         self.active = self._build("first")
-        if criterion is not None and any("betas" not in group for group in self.active.param_groups):
-            name = type(self.active).__name__
-            raise ValueError(
-                f"switch: criterion: swats expected a first optimizer with betas, such as Adam, got {name}"
-            )
-        if criterion is not None and any("lr" not in group for group in later.param_groups):
-            raise ValueError(
-                f"switch: criterion: swats expected a second optimizer with lr, got {type(later).__name__}"
-            )
+        needs = (("first", self.active, "betas", ", such as Adam"), ("second", later, "lr", ""))
+        for which, optimizer, key, example in needs if criterion is not None else ():
+            if any(key not in group for group in optimizer.param_groups):
+                got = f"{which} optimizer with {key}{example}, got {type(optimizer).__name__}"
+                raise ValueError(f"switch: criterion: swats expected a {got}")
         self._first_lrs = [_number(group.get("lr")) for group in self.active.param_groups]
         # For each group under a scheduler, after the switch: the lr its scale is based on, and the second's.
         self._scales: list[tuple[float, Any] | None] = [None] * len(self._given)
@@ -144,25 +134,16 @@ class SwitchOptimizer(Optimizer):
     @property
     def lrs(self) -> list[Any]:
         """The learning rate of each group as the active optimizer uses it in its next step."""
-        rates = []
-        for group, scale in zip(self.param_groups, self._scales, strict=True):
-            lr: Any = group.get("lr")
-            if scale is not None:
-                reference, base = scale
-                lr = base * (float(lr) / reference)
-            rates.append(lr)
-        return rates
+        groups = zip(self.param_groups, self._scales, strict=True)
+        return [g.get("lr") if scale is None else scale[1] * (float(g["lr"]) / scale[0]) for g, scale in groups]
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Does one step of the active optimizer; returns what that returns, the closure's loss."""
         self._left = None
         watching = self.criterion is not None and self.switched_at is None
         before = [p.detach().clone() for group in self.param_groups for p in group["params"]] if watching else []
-        scaled = [
-            (group, group["lr"], lr)
-            for group, lr, scale in zip(self.param_groups, self.lrs, self._scales, strict=True)
-            if scale is not None
-        ]
+        groups = zip(self.param_groups, self.lrs, self._scales, strict=True)
+        scaled = [(group, group["lr"], lr) for group, lr, scale in groups if scale is not None]
         for group, _, lr in scaled:
             group["lr"] = lr
         try:
@@ -254,21 +235,19 @@ class SwitchOptimizer(Optimizer):
         """
         self.active = self._build("first")
         self.active.load_state_dict(state_dict)
-        self._steps, self.switched_at = steps, None
-        self._scales = [None] * len(self._given)
+        self._steps, self.switched_at, self._scales = steps, None, [None] * len(self._given)
         self._link()
         self._switch_if_due()
 
     def state_dict(self) -> dict[str, Any]:
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
-        inner = self.active.state_dict()
-        progress = {
+        rest = self.active.state_dict()
+        state = {"state": rest.pop("state"), "param_groups": rest.pop("param_groups")}
+        state["switch"] = {
             "steps": self._steps, "switched_at": self.switched_at, "average": self._average,
-            "first_lrs": list(self._first_lrs), "scales": list(self._scales),
-            "rest": {key: value for key, value in inner.items() if key not in ("state", "param_groups")},
+            "first_lrs": list(self._first_lrs), "scales": list(self._scales), "rest": rest,
         }  # fmt: skip
-        state = {"state": inner["state"], "param_groups": inner["param_groups"], "switch": progress}
         for after in self._optimizer_state_dict_post_hooks.values():
             changed = after(self, state)
             state = state if changed is None else changed
@@ -283,13 +262,10 @@ class SwitchOptimizer(Optimizer):
         if "switch" not in state_dict:
             keys = ", ".join(map(str, state_dict))
             raise ValueError(f"switch: state_dict: expected one that a SwitchOptimizer saved, got one with {keys}")
-        progress = state_dict["switch"]
-        active = self.active
+        progress, active = state_dict["switch"], self.active
         if (progress["switched_at"] is None) != (self.switched_at is None):
             active = self._build("first" if progress["switched_at"] is None else "second")
-        active.load_state_dict(
-            {"state": state_dict["state"], "param_groups": state_dict["param_groups"], **progress["rest"]}
-        )
+        active.load_state_dict({key: state_dict[key] for key in ("state", "param_groups")} | progress["rest"])
         self.active = active
         self._steps, self.switched_at, self._average = progress["steps"], progress["switched_at"], progress["average"]
         self._first_lrs = list(progress["first_lrs"])
@@ -300,10 +276,8 @@ class SwitchOptimizer(Optimizer):
             after(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        ours = (
-            "first", "second", "switch_step", "criterion", "tolerance", "switched_at", "active",
-            "_steps", "_left", "_average", "_given", "_first_lrs", "_scales",
-        )  # fmt: skip
+        ours = ("first", "second", "switch_step", "criterion", "tolerance", "switched_at", "active", "_steps", "_left",
+                "_average", "_given", "_first_lrs", "_scales")  # fmt: skip
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in ours}}
 
 

@@ -26,23 +26,14 @@ class TMSGD(SGDThenFormula):
         params, momentum, history, others: as in `SGDThenFormula`.
         lr: TM is stable for lr * curvature < 1 (momentum 0.9: < 0.5008); see `stability`.
         c: member of the family, in (0, 1): 1/2 is the paper's, 1/3 the most stable (lr * curvature < 2).
-
-    Raises:
-        ValueError: c is outside (0, 1); and as `SGDThenFormula`.
     """
 
     name = "tmsgd"
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float | Tensor,
-        momentum: float = 0.0,
-        *,
-        c: float = 0.5,
-        history: str = "true",
-        **others: Unpack[SGDSettings],
-    ) -> None:
+        self, params: Iterable[Any], lr: float | Tensor, momentum: float = 0.0, *, c: float = 0.5,
+        history: str = "true", **others: Unpack[SGDSettings],
+    ) -> None:  # fmt: skip
         super().__init__(params, {"c": c}, lr, momentum, history=history, **others)
 
     def step_form(self, group: dict[str, Any]) -> tuple[Sequence[float], float]:
@@ -52,4 +43,4 @@ class TMSGD(SGDThenFormula):
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
         if not 0 < group["c"] < 1:
-            raise ValueError(f"tmsgd: c must be in (0, 1), where the family is zero-stable, got {group['c']}")
+            self._refuse(f"c must be in (0, 1), where the family is zero-stable, got {group['c']}")

@@ -59,7 +59,7 @@ def trunk_of(cfg: Mapping[Any, Any], data_digest: str) -> "Trunk | None":
 def _source(*targets: str) -> str:
     """A digest of our own source and of the packages of these classes: changed code trains its own trunks."""
     files: set[Path] = set()
-    for target in ("tmbench.trunks.Trunk", *targets):
+    for target in ("tmbench.trunks.Trunk", "tmbench.tasks.voc.VOC", *targets):  # all of tmbench, and of its tasks
         module = target.rpartition(".")[0]
         spec = find_spec(module.rpartition(".")[0] or module)
         if spec and spec.origin:

@@ -21,14 +21,18 @@ from tmbench.data import entry
 from tmbench.errors import ConfigError
 from tmbench.files import locked
 
-from .columns import Columns
+from .columns import CLICK, CLICKED, COLUMNS, HEX, HEXADECIMAL, HOUR, ID, INDEX, WHOLE, Columns, Kind
 from .indexing import OF_HOUR, SPLITS, WIDTHS, Indexing
-from .kinds import CLICK, CLICKED, COLUMNS, HEX, HEXADECIMAL, HOUR, ID, INDEX, WHOLE, Kind
 
 TINY_ROWS, TINY_DAYS = 6000, 4
 SETTINGS: dict[str, Any] = {
-    "split": "random", "split_seed": 0, "rows": 0, "sample": "random", "min_count": 1, "buckets": 0,
-}  # fmt: skip
+    "split": "random",
+    "split_seed": 0,
+    "rows": 0,
+    "sample": "random",
+    "min_count": 1,
+    "buckets": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -112,21 +116,19 @@ class AvazuX4(Avazu):
     given = True
 
     def files(self) -> list[Path]:
-        paths = [self.root / f"{split}.csv" for split in SPLITS]
-        for path in paths:
-            if not path.is_file():
-                raise self.missing(path)
-        return paths
+        return [self.file(f"{split}.csv") for split in SPLITS]
 
     @classmethod
     def write_tiny(cls, root: Path, rng: np.random.Generator) -> None:
-        cls._write_splits(root, tiny_columns(rng))
-
-    @classmethod
-    def _write_splits(cls, root: Path, columns: dict[str, list[str]]) -> None:
+        columns = cls.columns_of(tiny_columns(rng))
         cuts = (0, TINY_ROWS * 8 // 10, TINY_ROWS * 9 // 10, TINY_ROWS)
         for split, first, last in zip(SPLITS, cuts, cuts[1:], strict=False):
             write_csv(root / f"{split}.csv", {name: values[first:last] for name, values in columns.items()})
+
+    @staticmethod
+    def columns_of(columns: dict[str, list[str]]) -> dict[str, list[str]]:
+        """The columns of this form of the data, of Kaggle's."""
+        return columns
 
 
 class AvazuX1(AvazuX4):
@@ -138,16 +140,15 @@ class AvazuX1(AvazuX4):
     label = "label"
     kinds = {"label": CLICKED, **{f"feat_{i}": INDEX for i in range(1, 23)}}
 
-    @classmethod
-    def write_tiny(cls, root: Path, rng: np.random.Generator) -> None:
-        columns = tiny_columns(rng)
+    @staticmethod
+    def columns_of(columns: dict[str, list[str]]) -> dict[str, list[str]]:
         indices: dict[str, list[str]] = {"label": columns["click"]}
         last = 0
         for i, name in enumerate(COLUMNS[2:], 1):
             _, inverse = np.unique(columns[name], return_inverse=True)
             indices[f"feat_{i}"] = [str(last + 1 + int(v)) for v in inverse]  # each field goes on where another ends
             last += 1 + int(inverse.max())
-        cls._write_splits(root, indices)
+        return indices
 
 
 def write_csv(path: Path, columns: Mapping[str, Iterable[str]]) -> None:
@@ -158,10 +159,8 @@ def write_csv(path: Path, columns: Mapping[str, Iterable[str]]) -> None:
 def tiny_columns(rng: np.random.Generator) -> dict[str, list[str]]:
     """Rows in which site, place, model and hour decide much, a sixth of them clicked; all else is noise."""
     count = TINY_ROWS
-    columns: dict[str, list[str]] = {
-        "id": sorted(str(i) for i in rng.integers(10**18, 2**64, count, np.uint64)),  # as Kaggle's: by their text
-        "click": [],
-    }
+    ids = sorted(str(i) for i in rng.integers(10**18, 2**64, count, np.uint64))  # as Kaggle's: by their text
+    columns: dict[str, list[str]] = {"id": ids}
     hours = np.sort(rng.integers(0, 24 * TINY_DAYS, count))
     columns["hour"] = [f"1410{21 + h // 24}{h % 24:02d}" for h in hours]
     logit = np.where(hours % 24 < 8, -1.5, 0.5)

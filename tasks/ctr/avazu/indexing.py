@@ -12,7 +12,7 @@ import numpy as np
 from tmbench.data.files import progress, writing
 from tmbench.errors import ConfigError, DataError
 
-from .kinds import blocks, count_blocks, distinct, moment, read_block
+from .columns import blocks, count_blocks, distinct, moment, read_block
 
 if TYPE_CHECKING:
     from . import Avazu
@@ -20,23 +20,22 @@ if TYPE_CHECKING:
 OF_HOUR = ("hour", "weekday", "weekend")  # the fields made of the column hour
 SPLITS = ("train", "valid", "test")
 LEFT_OUT = 255  # in place of a split: not in the sample
+# How many indices fit.
 WIDTHS: dict[np.dtype[Any], int] = {
-    np.dtype(np.uint8): 2**8,
-    np.dtype(np.int16): 2**15,
-    np.dtype(np.int32): 2**31,
-}  # how many indices fit
+    np.dtype("u1"): 2**8,
+    np.dtype("i2"): 2**15,
+    np.dtype("i4"): 2**31,
+}
 
 
 class Indexing:
-    """The second stage: from stored columns to indices."""
-
     def __init__(self, data: "Avazu", columns: Path, out: Path, settings: dict[str, Any]) -> None:
         self.data, self.columns, self.out, self.settings = data, columns, out, settings
         self.names = [path.name.partition(".")[0] for path in data.files()]
         self.rows = {name: (columns / f"{name}.{data.label}").stat().st_size for name in self.names}
         if settings["rows"] > sum(self.rows.values()):
-            there = sum(self.rows.values())
-            raise ConfigError(f"task.rows: expected at most {there:,}, as many as there are, got {settings['rows']:,}")
+            got = f"{sum(self.rows.values()):,}, as many as there are, got {settings['rows']:,}"
+            raise ConfigError(f"task.rows: expected at most {got}")
 
     def run(self) -> None:
         fields = self.data.fields
@@ -56,9 +55,8 @@ class Indexing:
             }
             self._write(counts, groups, values, sizes, pool)
         names = [name for group in groups.values() for name in group]
-        sizes_in_order = [sizes[name] for name in names]
-        description = {"names": names, "sizes": sizes_in_order, "rows": counts, "settings": self.settings}
-        (self.out / "fields.json").write_text(json.dumps(description, indent=1))
+        description = {"names": names, "sizes": [sizes[name] for name in names], "rows": counts}
+        (self.out / "fields.json").write_text(json.dumps(description | {"settings": self.settings}, indent=1))
         for name in self.names:
             (self.out / f"{name}.split").unlink()
 
@@ -131,12 +129,8 @@ class Indexing:
             return keys
         hours = distinct(keys)
         moments = [moment(int(hour)) for hour in hours]
-        parts = {
-            "hour": [m.hour for m in moments if m],
-            "weekday": [m.weekday() for m in moments if m],
-            "weekend": [int(m.weekday() >= 5) for m in moments if m],
-        }
-        return np.array(parts[field], np.uint32)[_places(keys, hours)]
+        parts = {"hour": lambda m: m.hour, "weekday": lambda m: m.weekday(), "weekend": lambda m: m.weekday() >= 5}
+        return np.array([parts[field](m) for m in moments], np.uint32)[_places(keys, hours)]
 
     def _values(self, field: str) -> np.ndarray:
         """The values of a field that are frequent enough in the training rows, sorted."""
@@ -207,19 +201,13 @@ def _places(keys: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def hashed(keys: np.ndarray) -> np.ndarray:
     """Each key's hash: MurmurHash3's finalizer, under which no two of 2^32 keys become one (before the modulo)."""
-    keys = keys.copy()
-    keys ^= keys >> np.uint32(16)
-    keys *= np.uint32(0x85EBCA6B)
-    keys ^= keys >> np.uint32(13)
-    keys *= np.uint32(0xC2B2AE35)
-    keys ^= keys >> np.uint32(16)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        keys = (keys ^ keys >> np.uint32(shift)) * np.uint32(factor)
     return keys
 
 
 def npy_file(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
     """An .npy file whose content is still to be written, row by row."""
-    file = path.open("wb")
-    np.lib.format.write_array_header_1_0(
-        file, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    )
+    file, header = path.open("wb"), {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
+    np.lib.format.write_array_header_1_0(file, header | {"shape": shape})
     return file

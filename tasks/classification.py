@@ -1,0 +1,64 @@
+"""What the tasks that name one of several classes share. Legend: B batch, C classes."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torchmetrics import ConfusionMatrix, Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from tmbench.task import Loss, New, Task, finite
+from tmbench.training.mup import scaled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_IN_MATRIX = 10  # classes
+
+
+class Classifier(Task):
+    """Cross-entropy of the logits (B, C) that `self.model` gives, and accuracy; of few classes a confusion matrix too.
+
+    Examples are (input, label) tensors.
+    """
+
+    headline = "accuracy"
+    model: nn.Module
+
+    def set_classes(self, names: Sequence[str], **more: Metric) -> None:
+        """Sets the metrics: accuracy and `more`."""
+        self.names = names
+        metrics: dict[str, Any] = {"accuracy": MulticlassAccuracy(len(names), average="micro"), **more}
+        self.metrics = MetricCollection(metrics, compute_groups=False)
+        if len(names) <= MOST_IN_MATRIX:
+            self.confusion = ConfusionMatrix(task="multiclass", num_classes=len(names))
+
+    def preprocess(self, inputs_B: Tensor, training: bool) -> Tensor:
+        """A batch's inputs as the network reads them."""
+        return inputs_B
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Loss:
+        inputs_B, labels_B = batch
+        logits_BC = self.model(self.preprocess(inputs_B, training=True))
+        return nn.functional.cross_entropy(logits_BC, labels_B, reduction="sum"), len(labels_B)
+
+    def with_own_rates(self, new: Any) -> New:
+        return scaled(new) if self.cfg.get("mup") else new
+
+    def evaluate(self, batch: tuple[Tensor, Tensor]) -> None:
+        inputs_B, labels_B = batch
+        logits_BC = finite("logits", self.model(self.preprocess(inputs_B, training=False)))
+        self.metrics.update(logits_BC, labels_B)
+        if len(self.names) <= MOST_IN_MATRIX:
+            self.confusion.update(logits_BC, labels_B)
+
+    def baseline(self) -> dict[str, float]:
+        """The most frequent class of the training split, whatever the input."""
+        train_N, test_N = (self.examples(split).tensors[-1] for split in ("train", "test"))
+        return {"accuracy": float((test_N == train_N.mode().values).float().mean())}
+
+    def confusion_figure(self, title: str, size: tuple[float, float]) -> "Figure":
+        figure, axes = self.confusion.plot(labels=list(self.names), cmap="Blues")
+        axes.set(title=title, xlabel="predicted", ylabel="true")
+        figure.set_size_inches(*size)
+        return figure
