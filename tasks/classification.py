@@ -1,17 +1,14 @@
 """What the tasks that name one of several classes share. Legend: B batch, C classes."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 from torchmetrics import ConfusionMatrix, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from tmbench.task import Loss, New, Task, finite
+from tmbench.task import Figures, Loss, New, Task, finite
 from tmbench.training.mup import scaled
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MOST_IN_MATRIX = 10  # classes
 
@@ -57,8 +54,8 @@ class Classifier(Task):
         train_N, test_N = (self.examples(split).tensors[-1] for split in ("train", "test"))
         return {"accuracy": float((test_N == train_N.mode().values).float().mean())}
 
-    def confusion_figure(self, title: str, size: tuple[float, float]) -> "Figure":
+    def confusion_figure(self, title: str, size: tuple[float, float]) -> Figures:
         figure, axes = self.confusion.plot(labels=list(self.names), cmap="Blues")
         axes.set(title=title, xlabel="predicted", ylabel="true")
         figure.set_size_inches(*size)
-        return figure
+        yield "confusion", figure

@@ -22,8 +22,7 @@ CORNERS, SIZE = ("xmin", "ymin", "xmax", "ymax"), ("width", "height", "depth")  
 
 def palette() -> np.ndarray:
     """The devkit's colours of the 256 mask values; shape (256, 3), uint8."""
-    values = np.arange(256)
-    colours = np.zeros((256, 3), dtype=np.uint8)
+    values, colours = np.arange(256), np.zeros((256, 3), dtype=np.uint8)
     for bit in range(8):  # bits 0, 3, 6 make red, from its highest bit down; 1, 4, 7 green; 2, 5 blue
         colours[:, bit % 3] |= ((values >> bit & 1) << (7 - bit // 3)).astype(np.uint8)
     return colours
@@ -54,8 +53,7 @@ class VOC(Dataset):
         if not path.is_file():
             raise self.missing(path)
         pairs = []
-        for number, line in enumerate(read_text(path).splitlines(), 1):
-            name = line.strip()
+        for number, name in enumerate(map(str.strip, read_text(path).splitlines()), 1):
             if not name:
                 continue
             if not re.fullmatch(r"\w[\w.-]{0,63}", name):
@@ -89,18 +87,15 @@ class VOC(Dataset):
         devkit = root / "VOCdevkit" / cls.year
         for folder in ("JPEGImages", "SegmentationClass", "Annotations", "ImageSets/Segmentation", "ImageSets/Main"):
             (devkit / folder).mkdir(parents=True)
-        number = 0
-        for split, main, count in (("train", "trainval", 32), ("val", "test", 12)):
-            names = []
-            for _ in range(count):
-                number += 1
-                names.append(f"{number:06d}")
+        for split, main, numbers in (("train", "trainval", range(1, 33)), ("val", "test", range(33, 45))):
+            names = [f"{number:06d}" for number in numbers]
+            for name in names:
                 image, mask, objects = _draw_tiny(rng)
-                image.save(devkit / "JPEGImages" / f"{names[-1]}.jpg", quality=90)
-                mask.save(devkit / "SegmentationClass" / f"{names[-1]}.png")
-                (devkit / "Annotations" / f"{names[-1]}.xml").write_text(annotation(names[-1], image.size, objects))
-            for folder, name in (("Segmentation", split), ("Main", main)):
-                (devkit / "ImageSets" / folder / f"{name}.txt").write_text("\n".join(names) + "\n")
+                image.save(devkit / "JPEGImages" / f"{name}.jpg", quality=90)
+                mask.save(devkit / "SegmentationClass" / f"{name}.png")
+                (devkit / "Annotations" / f"{name}.xml").write_text(annotation(name, image.size, objects))
+            for listed in (f"Segmentation/{split}.txt", f"Main/{main}.txt"):
+                (devkit / "ImageSets" / listed).write_text("\n".join(names) + "\n")
 
 
 Tiny = tuple[str, bool, tuple[int, int, int, int]]  # class, difficult, xmin, ymin, xmax, ymax

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Loss = tuple[Tensor, Tensor | int]  # a sum, shape (), and how many terms it is over, also of shape () if a tensor
+Figures = Iterable[tuple[str, "Figure"]]  # the name of a file without its ending, and what to save there
 New = Callable[[Any], Optimizer]  # parameters, or groups of them -> a fresh optimizer
 
 
@@ -141,11 +142,11 @@ class Task(nn.Module, ABC):
         """What a predictor that never looks at its input reaches on the test split, by metric; {} if there is none."""
         return {}
 
-    def pictures(self) -> Iterable[tuple[str, "Figure"]]:
-        """(file name without ending, matplotlib figure) pairs for a person to look at; drawn at the end of training."""
+    def pictures(self) -> Figures:
+        """What a person may look at; drawn at the end of training."""
         return self.compare({"prediction": self})
 
     @classmethod
-    def compare(cls, tasks: Mapping[str, "Task"]) -> Iterable[tuple[str, "Figure"]]:
+    def compare(cls, tasks: Mapping[str, "Task"]) -> Figures:
         """The same for several trained tasks of this class side by side, each under its label."""
         return ()

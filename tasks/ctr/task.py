@@ -4,8 +4,8 @@ Legend: B batch, F fields, E numbers of an embedding, N examples.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -17,14 +17,11 @@ from torchmetrics.classification import BinaryAccuracy
 from torchmetrics.utilities import dim_zero_cat
 
 from tmbench.errors import DataError
-from tmbench.task import Loss, New, Task, finite
+from tmbench.task import Figures, Loss, New, Task, finite
 from tmbench.training.mup import built, scaled
 
 from ..metrics import Ratio
 from .avazu import SETTINGS, Avazu
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 DRAWN = 500_000  # test examples, at most
 BINS = 20
@@ -207,13 +204,13 @@ class CTR(Task):
         }
 
     @classmethod
-    def compare(cls, tasks: Mapping[str, Task]) -> Iterable[tuple[str, "Figure"]]:
+    def compare(cls, tasks: Mapping[str, Any]) -> Figures:
         """ROC, calibration in bins of equally many examples, and how often each probability is said."""
         import matplotlib.pyplot as plt
 
         figure, (roc, calibration, histogram) = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
         for label, task in tasks.items():
-            logits_N, clicks_N = cast(CTR, task).said()
+            logits_N, clicks_N = task.said()
             order, said_N = logits_N.argsort(descending=True), logits_N.double().sigmoid()
             hits_N = clicks_N[order].double().cumsum(0)
             misses_N = torch.arange(1, len(order) + 1) - hits_N

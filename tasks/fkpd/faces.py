@@ -26,13 +26,12 @@ class Faces(Dataset):
     entry = entry("faces", "fkpd")
 
     def table(self, split: str) -> Path:
-        return self.root / "data" / f"{FOLDERS[split]}_frames_keypoints.csv"
+        return self.file(f"data/{FOLDERS[split]}_frames_keypoints.csv")
 
     def files(self) -> Iterable[Path]:
         for split in FOLDERS:
             yield self.table(split)
-            for path, _ in self.rows(split):
-                yield path
+            yield from (path for path, _ in self.rows(split))
 
     def counts(self) -> dict[str, int]:
         return {split: sum(1 for path, _ in self.rows(split) if self.read(path).size) for split in FOLDERS}
@@ -46,8 +45,6 @@ class Faces(Dataset):
             DataError: names the table and the first row that is not as it should be, or whose image is missing.
         """
         path = self.table(split)
-        if not path.is_file():
-            raise self.missing(path)
         lines = csv.reader(read_text(path).splitlines(), strict=True)
         seen: set[str] = set()
         try:
@@ -100,11 +97,8 @@ class Faces(Dataset):
 def _differs(header: list[str]) -> str:
     if len(header) != len(HEADER):
         return f"got {len(header)} columns of {len(HEADER)}"
-    return next(
-        f"got {h[:60]!r} in column {i + 1}"
-        for i, (h, expected) in enumerate(zip(header, HEADER, strict=True))
-        if h != expected
-    )
+    i = next(i for i, expected in enumerate(HEADER) if header[i] != expected)
+    return f"got {header[i][:60]!r} in column {i + 1}"
 
 
 def _number(text: str, column: int, where: str) -> float:
@@ -148,12 +142,9 @@ def _draw_tiny(rng: np.random.Generator) -> tuple[Image.Image, np.ndarray]:
     skin = tuple(int(v) for v in rng.uniform((190, 150, 120), (240, 200, 170)))
     forehead = np.array([[0.7, -0.65], [0.0, -0.85], [-0.7, -0.65]]) @ turn.T + centre
 
-    def polygon(points: np.ndarray, fill: tuple[int, ...]) -> None:
-        draw.polygon([(float(x), float(y)) for x, y in points], fill=fill)
-
-    polygon(np.concatenate([points_K2[:17], forehead]), skin)
+    draw.polygon(np.concatenate([points_K2[:17], forehead]).ravel().tolist(), fill=skin)
     for first, last in ((17, 22), (22, 27), (27, 31)):
-        draw.line([(float(x), float(y)) for x, y in points_K2[first:last]], fill=(60, 40, 30), width=1)
+        draw.line(points_K2[first:last].ravel().tolist(), fill=(60, 40, 30), width=1)
     for first, last, fill in ((36, 42, (20, 20, 40)), (42, 48, (20, 20, 40)), (48, 60, (170, 40, 50))):
-        polygon(points_K2[first:last], fill)
+        draw.polygon(points_K2[first:last].ravel().tolist(), fill=fill)
     return image, points_K2

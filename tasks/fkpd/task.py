@@ -3,8 +3,8 @@
 Legend: B batch, N images, S pixels of the square input, H and W of the images it is cut from, K key points (68).
 """
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, cast
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -14,14 +14,11 @@ from torchmetrics import MeanSquaredError, MetricCollection
 from torchvision.transforms import v2
 
 from tmbench.seeds import derive
-from tmbench.task import Loss, Task, finite
+from tmbench.task import Figures, Loss, Task, finite
 
 from ..metrics import Ratio
 from ..pictures import padded
 from .faces import EYES, POINTS, Faces
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 FRAME = 224  # pixels of the input that the course's numbers are for
 ENLARGED = 250 / 224  # what crops are cut out of, to the input's size
@@ -36,9 +33,8 @@ class PreActBlock(nn.Module):
         self.norm1, self.norm2 = nn.BatchNorm2d(channels), nn.BatchNorm2d(planes)
         self.conv1 = nn.Conv2d(channels, planes, 3, stride, padding=1, bias=False)
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
-        self.shortcut = None
-        if stride != 1 or channels != planes:
-            self.shortcut = nn.Conv2d(channels, planes, 1, stride, bias=False)
+        differs = stride != 1 or channels != planes
+        self.shortcut = nn.Conv2d(channels, planes, 1, stride, bias=False) if differs else None
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.norm1(x).relu()
@@ -181,7 +177,7 @@ class FKPD(Task):
         return {key: float(value) for key, value in metrics.compute().items()}
 
     @classmethod
-    def compare(cls, tasks: Mapping[str, Task]) -> Iterable[tuple[str, "Figure"]]:
+    def compare(cls, tasks: Mapping[str, Any]) -> Figures:
         """The first test faces, one row a run: what it says over the truth."""
         import matplotlib.pyplot as plt
 
@@ -189,9 +185,8 @@ class FKPD(Task):
             len(tasks), PICTURES, figsize=(1.7 * PICTURES, 0.3 + 2 * len(tasks)), squeeze=False, layout="constrained"
         )
         for row, (label, task) in zip(axes, tasks.items(), strict=True):
-            fkpd = cast(FKPD, task)
-            images_BSS, points_BK2 = (t[:PICTURES] for t in fkpd.examples("test").tensors)
-            guesses_BK2 = fkpd.pixels(fkpd.guess(images_BSS.to(fkpd.device)).float()).cpu()
+            images_BSS, points_BK2 = (t[:PICTURES] for t in task.examples("test").tensors)
+            guesses_BK2 = task.pixels(task.guess(images_BSS.to(task.device)).float()).cpu()
             if len(tasks) > 1:
                 row[0].set_title(label, loc="left", fontsize="medium")
             for ax in row:

@@ -3,9 +3,7 @@
 Legend: B batch, H and W pixels, C classes, N images.
 """
 
-from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from omegaconf import DictConfig
@@ -16,13 +14,11 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.models.vgg import cfgs, make_layers
 
+from tmbench.task import Figures
 from tmbench.training.mup import built
 
 from ..classification import MOST_IN_MATRIX, Classifier
 from .cifar import CIFAR
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 PAD = 4  # pixels of black on each side, of which a random crop takes as much away again
 PICTURES = (5, 8)  # rows and columns
@@ -38,8 +34,7 @@ def build_model(name: str, num_classes: int, width: int = 64, readout: type[nn.L
     """
     if name in VGGS:
         return vgg(VGGS[name], num_classes, width, readout)
-    block, depths = RESNETS[name]
-    return resnet(block, depths, num_classes, width, readout)
+    return resnet(*RESNETS[name], num_classes, width, readout)
 
 
 def vgg(configuration: str, num_classes: int, width: int, readout: type[nn.Linear]) -> nn.Sequential:
@@ -64,9 +59,7 @@ def resnet(
     for stage, depth in enumerate(depths):
         planes = width * 2**stage
         for i in range(depth):
-            stride = 2 if stage > 0 and i == 0 else 1
-            out = planes * block.expansion
-            shortcut = None
+            stride, out, shortcut = 2 if stage > 0 and i == 0 else 1, planes * block.expansion, None
             if stride != 1 or channels != out:
                 shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
             layers.append(block(channels, planes, stride, shortcut))
@@ -120,7 +113,7 @@ class IC(Classifier):
             images_B3HW = augmented(images_B3HW)
         return images_B3HW.float().div_(255).sub_(self.mean).div_(self.std)
 
-    def pictures(self) -> Iterable[tuple[str, "Figure"]]:
+    def pictures(self) -> Figures:
         import matplotlib.pyplot as plt
 
         rows, columns = PICTURES
@@ -138,4 +131,4 @@ class IC(Classifier):
         ax.set_title("the first test images; red: what it was taken for, and what it is", fontsize=10)
         yield "predictions", figure
         if len(self.names) <= MOST_IN_MATRIX:
-            yield "confusion", self.confusion_figure("test images by class", (8, 7))
+            yield from self.confusion_figure("test images by class", (8, 7))

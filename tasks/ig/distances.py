@@ -136,15 +136,11 @@ def unfit(file: Path, error: Exception) -> DataError:
     return DataError(f"{file}: not the published weights ({reason}); remove it, to have it downloaded again")
 
 
-class Given(nn.Module):
+def given(num_features: int) -> nn.Module:
     """In the place of torchmetrics' own network: the features are given."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, features_BD: Tensor) -> Tensor:
-        return features_BD
+    network = nn.Identity()
+    network.num_features = num_features  # type: ignore[assignment]
+    return network
 
 
 class Frechet(FrechetInceptionDistance):
@@ -154,7 +150,7 @@ class Frechet(FrechetInceptionDistance):
     """
 
     def __init__(self, num_features: int, root: bool = False) -> None:
-        super().__init__(Given(num_features), reset_real_features=False)
+        super().__init__(given(num_features), reset_real_features=False)
         self.root = root
 
     def compute(self) -> Tensor:
@@ -171,7 +167,7 @@ class Kernel(KernelInceptionDistance):
     def __init__(self, num_features: int) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance`")  # of its memory
-            super().__init__(Given(num_features), reset_real_features=False)
+            super().__init__(given(num_features), reset_real_features=False)
 
     def compute(self) -> Tensor:  # type: ignore[override]
         self.subset_size = min(1000, *(sum(map(len, seen)) for seen in (self.real_features, self.fake_features)))
@@ -214,8 +210,7 @@ class PrecisionRecall(Metric):
 
 def share_within(points_MD: Tensor, centres_ND: Tensor) -> Tensor:
     """The share of the points that lie in a ball around a centre, up to its third nearest neighbour; shape ()."""
-    # Itself is among the nearest.
-    k = min(NEIGHBOURS + 1, len(centres_ND))
+    k = min(NEIGHBOURS + 1, len(centres_ND))  # itself is among the nearest
     radii_N = torch.cat([torch.cdist(c, centres_ND).kthvalue(k).values for c in torch.split(centres_ND, BLOCK)])
     inside_M = torch.cat([(torch.cdist(p, centres_ND) <= radii_N).any(1) for p in torch.split(points_MD, BLOCK)])
     return inside_M.float().mean()

@@ -1,7 +1,4 @@
-"""Cheap sneakers: a folder of JPEGs, images/*.jpg, one shop photograph each.
-
-Legend: N pictures.
-"""
+"""Cheap sneakers: a folder of JPEGs, images/*.jpg, one shop photograph each. Legend: N pictures."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor

@@ -4,8 +4,8 @@ Legend: B batch, Z entries of the noise, H and W pixels, N pictures, R rows, C c
 """
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +17,10 @@ from torchvision.utils import make_grid
 
 from tmbench.errors import ConfigError, DataError
 from tmbench.seeds import derive
-from tmbench.task import Loss, Player, Task, finite
+from tmbench.task import Figures, Loss, Player, Task, finite
 
 from .distances import spaces
 from .sneakers import SHAPE, Sneakers
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 NOISE = 100  # entries of the generator's input
 GRID = (8, 8)  # rows and columns of the samples' picture
@@ -81,8 +78,7 @@ def fixed_noise(purpose: str, count: int) -> Tensor:
 
 def moments(epochs: int) -> list[int]:
     """After how many epochs each row of the progress picture is taken: closer together early, when most happens."""
-    rows = PROGRESS[0]
-    return [math.ceil(epochs * ((row + 1) / rows) ** 2) for row in range(rows)]
+    return [math.ceil(epochs * ((row + 1) / PROGRESS[0]) ** 2) for row in range(PROGRESS[0])]
 
 
 class IG(Task):
@@ -106,10 +102,8 @@ class IG(Task):
         self.saw_real = False
 
     def players(self) -> dict[str, Player]:
-        return {
-            "d": Player(self.discriminator, self.discriminator_loss, self.cfg.lr_d or None),
-            "g": Player(self.generator, self.loss, self.cfg.lr_g or None),
-        }
+        d = Player(self.discriminator, self.discriminator_loss, self.cfg.lr_d or None)
+        return {"d": d, "g": Player(self.generator, self.loss, self.cfg.lr_g or None)}
 
     def examples(self, split: str) -> TensorDataset:
         """`train`: the real pictures (N, 3, 64, 64), uint8. `test`: noise (N, 100), one for each picture to judge."""
@@ -189,25 +183,24 @@ class IG(Task):
         self.progress[row] = as_bytes(self.generate(noise_NZ.to(self.device)))
         self.progress_epochs[row] = epochs
 
-    def pictures(self) -> Iterable[tuple[str, "Figure"]]:
+    def pictures(self) -> Figures:
         return self.compare({"generated": self})
 
     @classmethod
-    def compare(cls, tasks: Mapping[str, Task]) -> Iterable[tuple[str, "Figure"]]:
+    def compare(cls, tasks: Mapping[str, Any]) -> Figures:
         import matplotlib.pyplot as plt
 
-        runs = {label: cast(IG, task) for label, task in tasks.items()}
-        some = next(iter(runs.values()))
+        some = next(iter(tasks.values()))
         noise_NZ = fixed_noise("pictures", math.prod(GRID))
         spread = torch.linspace(0, len(some.real_N3HW) - 1, math.prod(GRID)).long()
         grids = {"real": some.real_N3HW[spread]}
-        grids |= {label: as_bytes(run.generate(noise_NZ.to(run.device))).cpu() for label, run in runs.items()}
+        grids |= {label: as_bytes(run.generate(noise_NZ.to(run.device))).cpu() for label, run in tasks.items()}
         figure, axes = plt.subplots(1, len(grids), figsize=(4.6 * len(grids), 4.9), squeeze=False, layout="constrained")
         for ax, (label, pictures_N3HW) in zip(axes[0], grids.items(), strict=True):
             show(ax, pictures_N3HW, GRID[1])
             ax.set_title(label)
         yield "samples", figure
-        runs = {label: run for label, run in runs.items() if run.progress_epochs.any()}
+        runs = {label: run for label, run in tasks.items() if run.progress_epochs.any()}
         if not runs:
             return
         figure, axes = plt.subplots(1, len(runs), figsize=(7.5 * len(runs), 4.2), squeeze=False, layout="constrained")

@@ -1,7 +1,4 @@
-"""VOC's images and the boxes of their objects, of ImageSets/Main, in 2007 and 2012.
-
-Legend: N objects of an image.
-"""
+"""VOC's images and the boxes of their objects, of ImageSets/Main, in 2007 and 2012. Legend: N objects of an image."""
 
 import inspect
 import xml.etree.ElementTree as ET
@@ -63,12 +60,10 @@ class Detection(Dataset):
         if "published" not in settings:
             selective_search.write(out, self.root, files)
             return
-        found = [
-            selective_search.read_published(one.regions_file(split), [image.stem for image, _ in listed])
-            for (one, split), listed in pairs.items()
-        ]
-        names = [file.relative_to(self.root).as_posix() for file in files]
-        selective_search.store(out, names, [boxes for part in found for boxes in part])
+        found: list[np.ndarray] = []
+        for (one, split), listed in pairs.items():
+            found += selective_search.read_published(one.regions_file(split), [image.stem for image, _ in listed])
+        selective_search.store(out, [file.relative_to(self.root).as_posix() for file in files], found)
 
     def regions(self, source: str) -> Path:
         """The folder of what `prepare` writes: `opencv` computes the regions, `published` takes the authors' files.
@@ -133,11 +128,11 @@ class VOC0712(Detection):
         return {split: sum(each.get(split, 0) for each in counts) for split in counts[0]}
 
     def is_official(self, digests: dict[str, str]) -> bool:
-        by_folder: dict[str, dict[str, str]] = {one.folder: {} for one in self.sets}
-        for name, digest in digests.items():
-            folder, _, rest = name.partition("/")
-            by_folder[folder][rest] = digest
-        return all(one.is_official(by_folder[one.folder]) for one in self.sets)
+        parts = [(name.partition("/"), digest) for name, digest in digests.items()]
+        return all(
+            one.is_official({rest: digest for (folder, _, rest), digest in parts if folder == one.folder})
+            for one in self.sets
+        )
 
     def download(self) -> None:
         for one in self.sets:
@@ -159,10 +154,9 @@ class _NoDoctype(ET.TreeBuilder):
 def read_objects(path: Path, width: int, height: int) -> Objects:
     """The objects in an annotation of an image of this size; an annotation without objects is legal.
 
-    The file is XML as the devkit has it, in the encoding that it declares, with each object directly under
-    `annotation` and box corners in pixels from 1, both inside the box. An object without
-    `difficult` is not difficult; an object's parts (`part`) are not read. The size that the file gives is not read
-    either: the image's own is what the boxes must lie in.
+    The file is XML as the devkit has it, in the encoding that it declares, with each object directly under `annotation`
+    and box corners in pixels from 1, both inside the box. An object without `difficult` is not difficult. An object's
+    parts (`part`) and the size that the file gives are not read: the image's own is what the boxes must lie in.
 
     Raises:
         DataError: it is no such file; names the object, counted from 1, that has no known class or no real box.
@@ -176,11 +170,8 @@ def read_objects(path: Path, width: int, height: int) -> Objects:
                 raise DataError(f"{path}: expected each <object> directly in <annotation>, got {where}")
     elements = enumerate(top.findall("object"), 1)
     read = [_read_object(element, width, height, f"{path}, object {number}") for number, element in elements]
-    return Objects(
-        np.array([box for box, _, _ in read], dtype=np.float32).reshape(-1, 4),
-        np.array([label for _, label, _ in read], dtype=np.int64),
-        np.array([difficult for _, _, difficult in read], bool),
-    )
+    boxes, labels, difficult = zip(*read, strict=True) if read else ((), (), ())
+    return Objects(np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64), np.array(difficult, bool))
 
 
 def _parsed(path: Path) -> ET.Element:

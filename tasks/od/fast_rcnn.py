@@ -36,11 +36,6 @@ CODER = BoxCoder((1.0, 1.0, 1.0, 1.0))
 class FastRCNN(Detector):
     """Images and regions of them to class logits and box codes; 134,690,729 parameters, 134,430,569 of them trained.
 
-    Args:
-        cfg: the `task` section: mode, weights, width (1 as published), size, batch_norm, bn_momentum, frozen, rois,
-            proposals, regions.
-        data: as a run has opened it.
-
     Raises:
         DataError: the initial weights are not here and cannot be downloaded, or a file of the data set is broken.
         ConfigError: there is nothing that finds proposals.

@@ -31,8 +31,8 @@ def judge(
     """HIT, MISS or IGNORED for each detection in an image; int8 of shape (D,).
 
     A detection is compared with the one object of its class that it overlaps most. It hits if that is by 0.5 or more
-    (the devkit's rule; its translation into Python, which came with later detectors, asks for more than 0.5), and if
-    no better detection hit the same object. One that falls on a difficult object is ignored.
+    (the devkit's rule; its later translation into Python asks for more), and if no better detection hit the same
+    object. One that falls on a difficult object is ignored.
     """
     verdict_D = torch.full((len(boxes_D4),), MISS, dtype=torch.int8, device=boxes_D4.device)
     if not len(boxes_D4) or not len(truth_N4):
@@ -75,10 +75,7 @@ class VOCMeanAP(Metric):
     """`map`, the VOC-2007 mean average precision, and `map_area`, that by VOC 2010's area; over classes with objects.
 
     Each image is judged as it comes, so the state is one row a detection, and several ranks' states are one another's
-    continuation: equal scores are counted in the order of the images' numbers, whoever saw them.
-
-    Args:
-        num_classes: K; labels are 1 to K.
+    continuation: equal scores are counted in the order of the images' numbers, whoever saw them. Labels are 1 to K.
     """
 
     full_state_update = False
@@ -104,9 +101,8 @@ class VOCMeanAP(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         curves = [curve for curve in self._curves().values() if curve.objects]
-        device = self.objects_K.device
         values = {"map": [c.points for c in curves], "map_area": [c.area for c in curves]}
-        return {key: torch.tensor(each, device=device).mean() for key, each in values.items()}
+        return {key: torch.tensor(each, device=self.objects_K.device).mean() for key, each in values.items()}
 
     def curves(self) -> dict[int, Curve]:
         """Each class's curve by its label; in step over all ranks, like compute."""
@@ -123,6 +119,5 @@ class VOCMeanAP(Metric):
             objects = int(self.objects_K[label])
             verdict_E = rows_E3[(rows_E3[:, 1] == label) & (rows_E3[:, 2] != IGNORED), 2]
             hits_E = verdict_E.cumsum(0).double()
-            counts_E = torch.arange(1, len(hits_E) + 1, dtype=torch.float64)
-            curves[label] = Curve(hits_E / max(objects, 1), hits_E / counts_E, objects)
+            curves[label] = Curve(hits_E / max(objects, 1), hits_E / torch.arange(1, len(hits_E) + 1), objects)
         return curves

@@ -2,7 +2,6 @@
 
 Songtao Liu, Di Huang, Yunhong Wang: Receptive Field Block Net for Accurate and Fast Object Detection, ECCV 2018.
 Matching, losses and augmentation are SSD's (Liu et al., ECCV 2016).
-
 Legend: B batch, C channels, H and W pixels, P priors, K classes (21, background is 0), N objects of an image.
 """
 
@@ -43,8 +42,8 @@ def priors(maps: list[tuple[int, int]], size: int) -> Tensor:
     """The boxes that the network starts from, (P, 4): centre x and y, width, height, as fractions of the picture.
 
     At each cell of each map: a square of the smallest side, one between this map's and the next one's, and the ratios
-    with their inverses. With 300 pixels there are 11,620. As in the source, all four numbers are cut to [0, 1]; that
-    moves the centres of the 10x10 map's last row and column, which torchvision's DefaultBoxGenerator leaves outside.
+    with their inverses: 11,620 with 300 pixels. As in the source, all four numbers are cut to [0, 1], which moves the
+    centres of the 10x10 map's last row and column; torchvision's DefaultBoxGenerator leaves those outside.
 
     Args:
         maps: (height, width) of the network's feature maps; fewer than six in a small picture.
@@ -63,9 +62,7 @@ def priors(maps: list[tuple[int, int]], size: int) -> Tensor:
     return torch.tensor(boxes).clamp_(0, 1)
 
 
-def conv(
-    i: int, o: int, kernel: int | tuple[int, int], *, momentum: float, relu: bool = True, **settings: Any
-) -> Conv2dNormActivation:
+def conv(i: int, o: int, kernel: int | tuple[int, int], *, momentum: float, relu: bool = True, **settings: Any) -> Any:
     """A convolution without bias, batch norm, and perhaps ReLU."""
     norm = partial(nn.BatchNorm2d, momentum=momentum)
     return Conv2dNormActivation(i, o, kernel, norm_layer=norm, activation_layer=nn.ReLU if relu else None, **settings)
@@ -86,13 +83,11 @@ class Branches(nn.Module):
 def rfb(i: int, o: int, stride: int, momentum: float) -> Branches:
     """The block with 3x3 convolutions of dilation 2, 3 and 5 on i channels."""
     unit, linear, n = partial(conv, momentum=momentum), partial(conv, momentum=momentum, relu=False), i // 8
-    wider = n // 2 * 3
+    m, last = n // 2 * 3, partial(linear, 2 * n, 2 * n, 3)
     branches: list[nn.Module] = [
-        nn.Sequential(unit(i, 2 * n, 1, stride=stride), linear(2 * n, 2 * n, 3, dilation=2)),
-        nn.Sequential(unit(i, n, 1), unit(n, 2 * n, 3, stride=stride), linear(2 * n, 2 * n, 3, dilation=3)),
-        nn.Sequential(
-            unit(i, n, 1), unit(n, wider, 3), unit(wider, 2 * n, 3, stride=stride), linear(2 * n, 2 * n, 3, dilation=5)
-        ),
+        nn.Sequential(unit(i, 2 * n, 1, stride=stride), last(dilation=2)),
+        nn.Sequential(unit(i, n, 1), unit(n, 2 * n, 3, stride=stride), last(dilation=3)),
+        nn.Sequential(unit(i, n, 1), unit(n, m, 3), unit(m, 2 * n, 3, stride=stride), last(dilation=5)),
     ]
     return Branches(branches, linear(6 * n, o, 1), linear(i, o, 1, stride=stride))
 
@@ -100,15 +95,13 @@ def rfb(i: int, o: int, stride: int, momentum: float) -> Branches:
 def rfb_a(i: int, o: int, momentum: float) -> Branches:
     """The block for the finest map, with smaller kernels: dilation 1, 3, 3 and 5."""
     unit, linear, n = partial(conv, momentum=momentum), partial(conv, momentum=momentum, relu=False), i // 4
-    half, more = n // 2, n // 4 * 3
+    half, more, last = n // 2, n // 4 * 3, partial(linear, n, n, 3)
     branches: list[nn.Module] = [
-        nn.Sequential(unit(i, n, 1), linear(n, n, 3)),
-        nn.Sequential(unit(i, n, 1), unit(n, n, (3, 1)), linear(n, n, 3, dilation=3)),
-        nn.Sequential(unit(i, n, 1), unit(n, n, (1, 3)), linear(n, n, 3, dilation=3)),
-        nn.Sequential(
-            unit(i, half, 1), unit(half, more, (1, 3)), unit(more, n, (3, 1)), linear(n, n, 3, dilation=5)
-        ),
-    ]  # fmt: skip
+        nn.Sequential(unit(i, n, 1), last()),
+        nn.Sequential(unit(i, n, 1), unit(n, n, (3, 1)), last(dilation=3)),
+        nn.Sequential(unit(i, n, 1), unit(n, n, (1, 3)), last(dilation=3)),
+        nn.Sequential(unit(i, half, 1), unit(half, more, (1, 3)), unit(more, n, (3, 1)), last(dilation=5)),
+    ]
     return Branches(branches, linear(4 * n, o, 1), linear(i, o, 1))
 
 
@@ -117,9 +110,6 @@ class RFBNet(Detector):
 
     Weights start from VGG16's convolutions, converted from the file that the source starts from, or at random. That
     file's fc6 and fc7, sub-sampled from VGG's, torchvision does not have: they start anew, as all other layers do.
-
-    Args:
-        cfg: the `task` section: mode, weights, width (1 as published), size, batch_norm, bn_momentum.
 
     Raises:
         DataError: the initial weights are not here and cannot be downloaded.
@@ -145,10 +135,8 @@ class RFBNet(Detector):
         self.norm = rfb_a(c512, c512, cfg.bn_momentum)  # the source's name, though it is none
         block, unit = partial(rfb, momentum=cfg.bn_momentum), partial(conv, momentum=cfg.bn_momentum)
         self.extras = nn.ModuleList([block(c1024, c1024, 1), block(c1024, c512, 2), block(c512, c256, 2)])
-        maps = [c512, c1024, c512, c256]
-        sides = [math.ceil(cfg.size // 4 / 2)]
-        sides.append(sides[0] // 2)
-        sides += [(sides[1] + 1) // 2, (sides[1] + 3) // 4]
+        maps, first = [c512, c1024, c512, c256], math.ceil(cfg.size // 4 / 2)
+        sides = [first, first // 2, (first // 2 + 1) // 2, (first // 2 + 3) // 4]
         while sides[-1] > 2 and len(sides) < len(RATIOS):  # a small picture has fewer maps
             self.extras.append(nn.Sequential(unit(c256, c128, 1), unit(c128, c256, 3, padding=0)))
             maps.append(c256)
@@ -160,8 +148,7 @@ class RFBNet(Detector):
         for module in self.head.modules():
             if isinstance(module, nn.Conv2d):  # the source's rule for the others misses them: torch's own weights
                 module.reset_parameters()
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
     def forward(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, P, K) and box codes (B, P, 4)."""
@@ -183,8 +170,8 @@ class RFBNet(Detector):
         images_B3HW, targets = batch
         logits_BPK, codes_BP4 = self(images_B3HW)
         corners_P4 = box_convert(self.priors_P4, "cxcywh", "xyxy")
-        found = [assign(target["boxes"], target["labels"], corners_P4) for target in targets]
-        labels_BP, boxes_BP4 = torch.stack([labels for labels, _ in found]), torch.stack([boxes for _, boxes in found])
+        found = zip(*(assign(target["boxes"], target["labels"], corners_P4) for target in targets), strict=True)
+        labels_BP, boxes_BP4 = map(torch.stack, found)
         is_object_BP = labels_BP > 0
         wanted_BP4 = CODER.encode_single(boxes_BP4.view(-1, 4), corners_P4.repeat(len(targets), 1)).view_as(boxes_BP4)
         box_loss = nn.functional.smooth_l1_loss(codes_BP4[is_object_BP], wanted_BP4[is_object_BP], reduction="sum")

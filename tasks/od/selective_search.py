@@ -1,9 +1,8 @@
 """Regions of an image that may hold an object: selective search (Uijlings et al., IJCV 2013), computed or published.
 
 Computed ones are OpenCV's, in its fast mode; recall then differs a little from the published files, which the authors'
-MATLAB code wrote and which rbgirshick/fast-rcnn@b612190 downloads (selective_search_data.tgz).
-
-Legend: P proposals in an image, over all images in Q rows.
+MATLAB code wrote and which rbgirshick/fast-rcnn@b612190 downloads (selective_search_data.tgz). Legend: P proposals in
+an image, over all images in Q rows.
 """
 
 import ctypes
@@ -47,13 +46,12 @@ def write(out: Path, root: Path, image_files: Iterable[Path]) -> None:
     from rich.progress import track
 
     paths = sorted(set(image_files))
-    progress = {"description": "selective search", "total": len(paths), "console": Console(stderr=True)}
     if len(paths) <= INLINE:
         found = [search(path) for path in paths]
-    else:
-        # Not forked: beside the threads of whoever asks, that may hang.
+    else:  # not forked: beside the threads of the caller, that may hang
         with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-            found = list(track(pool.imap(search, paths, chunksize=4), **progress))  # type: ignore[arg-type]
+            searched = pool.imap(search, paths, chunksize=4)
+            found = list(track(searched, "selective search", len(paths), console=Console(stderr=True)))
     store(out, [path.relative_to(root).as_posix() for path in paths], found)
 
 

@@ -3,8 +3,8 @@
 Legend: B batch, D detections and N objects of an image.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from lightning_fabric.utilities import move_data_to_device
 from omegaconf import DictConfig
@@ -13,7 +13,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.detection import MeanAveragePrecision
 
 from tmbench.errors import ConfigError, DataError
-from tmbench.task import Loss, Task
+from tmbench.task import Figures, Loss, Task
 
 from ..voc import CLASSES
 from .boxes import Detection
@@ -77,11 +77,9 @@ class OD(Task):
     def evaluate(self, batch: Batch) -> None:
         targets = batch[1]
         detections = self.model.detect(batch)
-        for name, metric in self.metrics.items():
-            if name == "map":
-                metric.update(detections, targets)
-                continue
-            metric.update(
+        self.metrics["map"].update(detections, targets)
+        if self.cfg.coco:
+            self.metrics["coco"].update(
                 [{"boxes": d.boxes_D4, "scores": d.scores_D, "labels": d.labels_D} for d in detections],
                 [{"boxes": t["boxes"], "labels": t["labels"], "iscrowd": t["difficult"].long()} for t in targets],
             )
@@ -108,7 +106,7 @@ class OD(Task):
 
     def curves(self) -> dict[str, Curve]:
         """The precision-recall curve of each class with objects in the test split, as last evaluated."""
-        metric = cast(VOCMeanAP, self.metrics["map"])
+        metric: Any = self.metrics["map"]
         if not metric.update_called:  # fresh from a checkpoint
             examples = self.examples("test")
             for i in range(len(examples)):
@@ -116,10 +114,9 @@ class OD(Task):
         return {CLASSES[label]: curve for label, curve in metric.curves().items() if curve.objects}
 
     @classmethod
-    def compare(cls, tasks: Mapping[str, Task]) -> Iterable[tuple[str, "Figure"]]:
-        runs = {name: cast(OD, task) for name, task in tasks.items()}
-        curves = {name: task.curves() for name, task in runs.items()}
-        yield "detections", detections_figure(runs)
+    def compare(cls, tasks: Mapping[str, Any]) -> Figures:
+        curves = {name: task.curves() for name, task in tasks.items()}
+        yield "detections", detections_figure(tasks)
         yield "precision_recall", curves_figure(curves)
         yield "average_precision", classes_figure(curves)
 
@@ -129,7 +126,6 @@ def detections_figure(runs: Mapping[str, OD]) -> "Figure":
     import matplotlib.pyplot as plt
 
     some = next(iter(runs.values()))
-    data: Any = some.data
     pairs = some.judged(PICTURES)
     names = ["truth", *runs]
     size = (3.2 * len(names), 2.6 * len(pairs))
@@ -137,7 +133,7 @@ def detections_figure(runs: Mapping[str, OD]) -> "Figure":
     for ax, name in zip(axes[0], names, strict=True):
         ax.set_title(name)
     for i, (row, pair) in enumerate(zip(axes, pairs, strict=True)):
-        image, objects = data.read(*pair)
+        image, objects = some.data.read(*pair)
         for ax in row:
             ax.imshow(image)
             ax.set_axis_off()

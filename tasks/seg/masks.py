@@ -55,8 +55,7 @@ def check_palette(path: Path, ids: np.ndarray, colours: np.ndarray) -> None:
     own shade, says nothing else than the ids do.
 
     Args:
-        ids: those that occur in the mask.
-        colours: of the file's palette; uint8 of shape (entries, 3).
+        ids, colours: the ids that occur in the mask, and the file's palette, uint8 of shape (entries, 3).
 
     Raises:
         DataError: names the first id whose colour is not the devkit's.

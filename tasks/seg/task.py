@@ -3,9 +3,9 @@
 Legend: B batch, H and W pixels, K classes (21, background included).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -19,14 +19,11 @@ from torchvision.models.segmentation import LRASPP_MobileNet_V3_Large_Weights, l
 from torchvision.transforms import v2
 
 from tmbench.errors import DataError
-from tmbench.task import Loss, Task, finite
+from tmbench.task import Figures, Loss, Task, finite
 
 from ..pictures import MEAN, STD, padded, with_weights
 from ..voc import BORDER, CLASSES, palette
 from .masks import VOCSegmentation
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 PICTURES = 6
 
@@ -139,13 +136,13 @@ class Seg(Task):
         return {"miou": float(metric.compute())}
 
     @classmethod
-    def compare(cls, tasks: Mapping[str, Task]) -> Iterable[tuple[str, "Figure"]]:
+    def compare(cls, tasks: Mapping[str, Any]) -> Figures:
         import matplotlib.pyplot as plt
         from matplotlib.patches import Patch
 
         colours = torch.from_numpy(palette())
         seen: set[int] = set()
-        examples: Any = next(iter(tasks.values())).examples("test")
+        examples = next(iter(tasks.values())).examples("test")
         rows = [examples[i] for i in range(min(PICTURES, len(examples)))]
         names = ["image", "truth", *tasks]
         size = (2.5 * len(names), 2.3 * len(rows))
@@ -156,7 +153,7 @@ class Seg(Task):
             shown = image_3HW.permute(1, 2, 0) * torch.tensor(STD) + torch.tensor(MEAN)
             panels: list[Tensor] = [shown.clip(0, 1), colours[mask_HW]]
             for task in tasks.values():
-                logits_BKHW = cast(Seg, task).model(image_3HW[None].to(task.device))["out"]
+                logits_BKHW = task.model(image_3HW[None].to(task.device))["out"]
                 guess_HW = logits_BKHW[0].argmax(0).cpu()
                 guess_HW[mask_HW == BORDER] = BORDER  # not judged there
                 seen |= set(torch.unique(guess_HW).tolist())

@@ -3,9 +3,7 @@
 Legend: B batch, T tokens of a document, E embedding, H LSTM units, C classes, N documents.
 """
 
-from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,13 +12,11 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from tmbench.errors import ConfigError
+from tmbench.task import Figures
 from tmbench.training.mup import built
 
 from ..classification import Classifier
 from .r8 import LABELS, R8, Document
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def vocabulary(train: list[Document], test: list[Document], kind: str) -> dict[str, int]:
@@ -85,5 +81,5 @@ class TC(Classifier):
             tokens_NT[n, : len(ids)] = torch.tensor(ids, dtype=torch.long)
         return TensorDataset(tokens_NT, torch.tensor([label for label, _ in documents]))
 
-    def pictures(self) -> Iterable[tuple[str, "Figure"]]:
-        yield "confusion", self.confusion_figure("test documents by topic", (7, 6))
+    def pictures(self) -> Figures:
+        return self.confusion_figure("test documents by topic", (7, 6))

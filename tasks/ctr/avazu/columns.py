@@ -4,6 +4,7 @@ import gzip
 import re
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache, partial
@@ -59,7 +60,7 @@ class Kind:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        return np.dtype({"uint64": "u8", "uint8": "u1"}.get(self.type, "u4"))
+        return np.dtype("u1" if self is CLICKED else {"uint64": "u8", "uint8": "u1"}.get(self.type, "u4"))
 
 
 ID = Kind("uint64", "a whole number below 2^64", rb"[0-9]{1,20}")
@@ -72,11 +73,7 @@ CLICKED = Kind("double", "0 or 1", rb"[01](\.0*)?")
 
 
 def as_integers(kind: Kind, column: Any) -> np.ndarray:
-    """A pyarrow column as integers (rows,) that are equal where its values are.
-
-    Raises:
-        Refused: a value is not of this kind.
-    """
+    """A pyarrow column as integers (rows,) that are equal where its values are; Refused if one is not of this kind."""
     if kind is HEX:
         return from_hex(np.frombuffer(column.buffers()[1], ">u8", len(column), 8 * column.offset).astype("u8"))
     values: np.ndarray = column.to_numpy(zero_copy_only=False)
@@ -86,10 +83,8 @@ def as_integers(kind: Kind, column: Any) -> np.ndarray:
         raise Refused
     if kind is INDEX and not ((values == np.rint(values)) & (abs(values) < 1e9)).all():
         raise Refused
-    if kind is CLICKED:
-        return values.astype(np.uint8)
-    if kind is INDEX:
-        values = values.astype(np.int32)
+    if kind in (INDEX, CLICKED):
+        values = values.astype(np.int32 if kind is INDEX else np.uint8)
     return values.view(kind.dtype)
 
 
@@ -100,10 +95,7 @@ def _each(byte: int) -> np.uint64:
 def from_hex(words_N: np.ndarray) -> np.ndarray:
     """The numbers (uint32) that words of 8 hexadecimal digits stand for; Refused if one has others than 0-9a-f.
 
-    All 8 characters of a word at once, as the bytes of one number.
-
-    Args:
-        words_N: the characters, the first in the highest byte; uint64.
+    All 8 characters of a word at once, as the bytes of one uint64, the first in the highest byte.
     """
     letter = (words_N >> np.uint64(6)) & _each(1)
     digit = (words_N & _each(15)) + letter * np.uint64(9)
@@ -159,24 +151,20 @@ class Columns(Dataset):
         for path in self.files():
             name = path.name.partition(".")[0]
             counts[name] = 0
-            with writing(out):
+            with writing(out), ExitStack() as stack:
                 files: dict[str, Any] = {}
-                try:
-                    for batch in self._batches(path):
-                        if not files:
-                            kept = [column for column in batch if not ids_alone or column == "id"]
-                            files = {column: (out / f"{name}.{column}").open("wb") for column in kept}
-                        count = len(batch[self.label])
-                        if first:
-                            count = min(count, first - counts[name])
-                        for column, file in files.items():
-                            file.write(batch[column][:count].data)
-                        counts[name] += count
-                        if counts[name] == first:
-                            break
-                finally:
-                    for file in files.values():
-                        file.close()
+                for batch in self._batches(path):
+                    for column in batch if not files else ():
+                        if not ids_alone or column == "id":
+                            files[column] = stack.enter_context((out / f"{name}.{column}").open("wb"))
+                    count = len(batch[self.label])
+                    if first:
+                        count = min(count, first - counts[name])
+                    for column, file in files.items():
+                        file.write(batch[column][:count].data)
+                    counts[name] += count
+                    if counts[name] == first:
+                        break
             if not counts[name]:
                 raise DataError(f"{path}, line 2: expected rows after the header, there are none")
         self._check_ids(out)
@@ -192,17 +180,15 @@ class Columns(Dataset):
         from pyarrow import csv
 
         header = self._header(path)
-        types = {"binary": pa.binary(8), **{name: getattr(pa, name)() for name in ("uint64", "uint8", "int32")}}
-        types["double"] = pa.float64()
+        types = {name: pa.type_for_alias(self.kinds[name].type) for name in header}
+        types |= {name: pa.binary(8) for name in header if self.kinds[name] is HEX}
         try:
             with pa.OSFile(str(path)) as raw, progress(path.name, 0, path.stat().st_size) as advance:
                 reader = csv.open_csv(
                     pa.CompressedInputStream(raw, "gzip") if path.suffix == ".gz" else raw,
                     read_options=csv.ReadOptions(block_size=CHUNK),
                     parse_options=csv.ParseOptions(quote_char=False, ignore_empty_lines=False),
-                    convert_options=csv.ConvertOptions(
-                        column_types={name: types[self.kinds[name].type] for name in header}, null_values=[]
-                    ),
+                    convert_options=csv.ConvertOptions(column_types=types, null_values=[]),
                 )
                 at = 0
                 for batch in reader:
@@ -241,20 +227,16 @@ class Columns(Dataset):
                     continue
                 if len(values) != len(kinds):
                     return DataError(f"{path}, line {number}: expected {len(kinds)} values, got {len(values)}")
-                for name, kind, value in zip(header, kinds, values, strict=True):
-                    if not kind.is_right(value):
-                        return DataError(
-                            f"{path}, line {number}, {name}: expected {kind.expected}, got {shown(value, 50)}"
-                        )
+                wrong = (i for i, kind in enumerate(kinds) if not kind.is_right(values[i]))
+                if (i := next(wrong, None)) is not None:
+                    got = f"expected {kinds[i].expected}, got {shown(values[i], 50)}"
+                    return DataError(f"{path}, line {number}, {header[i]}: {got}")
         except (OSError, EOFError) as error:
             return DataError(f"{path}, line {number + 1}: the file is cut short or damaged there ({error})")
         return DataError(f"{path}: {shown(str(reason).encode(), 300)}")
 
     def _check_ids(self, columns: Path) -> None:
-        """Raises DataError if two rows have one id.
-
-        Ids are sorted by parts, of the same remainder each, so that no more than some millions are in memory.
-        """
+        """DataError if two rows have one id; ids are sorted by remainder, so that only some millions are in memory."""
         paths = {path.name.partition(".")[0]: path for path in self.files()}
         stored = {name: columns / f"{name}.id" for name in paths if (columns / f"{name}.id").is_file()}
         parts = 1 + sum(path.stat().st_size for path in stored.values()) // 8 // 2**25
