@@ -21,7 +21,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, embedding, lin
 from tmbench.config.settle import settle
 from tmbench.errors import ConfigError, DataError
 from tmbench.task import mean
-from tmbench.tasks.ctr.avazu import Avazu, AvazuX1, AvazuX4, Table, columns, indexing, tiny_columns, write_csv
+from tmbench.tasks.ctr.avazu import Avazu, AvazuX1, AvazuX4, Table, indexing, tiny_columns, write_csv
+from tmbench.tasks.ctr.avazu import columns as reader
 from tmbench.tasks.ctr.avazu.columns import HEXADECIMAL
 from tmbench.tasks.ctr.avazu.indexing import OF_HOUR, SPLITS
 from tmbench.tasks.ctr.task import AUC, WideDeep
@@ -185,11 +186,11 @@ def fields_of(row: dict[str, str]) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("min_count", [1, 2, 9])
-@pytest.mark.parametrize("block", [columns.BLOCK, 700])
+@pytest.mark.parametrize("block", [reader.BLOCK, 700])
 def test_indices_are_those_of_the_values_frequent_in_the_training_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, min_count: int, block: int
 ) -> None:
-    monkeypatch.setattr(columns, "BLOCK", block)
+    monkeypatch.setattr(reader, "BLOCK", block)
     data = tiny(tmp_path, AvazuX4)
     rows = {split: read_csv(data.root / f"{split}.csv") for split in SPLITS}
     values = {split: [fields_of(row) for row in own] for split, own in rows.items()}
@@ -255,12 +256,12 @@ def test_the_split_and_the_sample_follow_from_their_seed_alone(tmp_path: Path) -
     assert some(rows=1000) != some(rows=1000, split_seed=1)
 
 
-@pytest.mark.parametrize("block", [columns.BLOCK, 512])
+@pytest.mark.parametrize("block", [reader.BLOCK, 512])
 @pytest.mark.parametrize("cls", [Avazu, AvazuX4])
 def test_a_random_sample_has_as_many_rows_as_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cls: type[Avazu], block: int
 ) -> None:
-    monkeypatch.setattr(columns, "BLOCK", block)
+    monkeypatch.setattr(reader, "BLOCK", block)
     data = tiny(tmp_path, cls)
     assert sum(len(data.table(split, rows=2345).clicks_N) for split in SPLITS) == 2345
     everything = sum(len(data.table(split, rows=6000).clicks_N) for split in SPLITS)
@@ -321,7 +322,7 @@ def test_ids_beyond_int64_and_float64_are_told_apart(tmp_path: Path, monkeypatch
     assert Avazu(root).counts() == {"train": 6000}
     columns["id"][4999] = columns["id"][1]
     write_csv(root / "train.csv", columns)
-    monkeypatch.setattr(columns, "BLOCK", 1000)
+    monkeypatch.setattr(reader, "BLOCK", 1000)
     with pytest.raises(DataError, match=rf"line 5001, id: expected each id once, {top + 1} is on line 3 already"):
         Avazu(root).counts()
 
@@ -368,13 +369,13 @@ def test_hexadecimal_digits_are_those_that_int_reads_and_no_others() -> None:
     def words(text: bytes) -> np.ndarray:
         return np.frombuffer(text, ">u8").astype("u8")
 
-    assert columns.from_hex(words(b"".join(b"%08x" % n for n in numbers))).tolist() == numbers.tolist()
+    assert reader.from_hex(words(b"".join(b"%08x" % n for n in numbers))).tolist() == numbers.tolist()
     for byte in set(range(256)) - set(b"0123456789abcdef"):
         for place in (0, 3, 7):
             text = bytearray(b"12ab9f0c")
             text[place] = byte
-            with pytest.raises(columns.Refused):
-                columns.from_hex(words(b"00000000" + bytes(text)))
+            with pytest.raises(reader.Refused):
+                reader.from_hex(words(b"00000000" + bytes(text)))
 
 
 def test_a_kill_in_the_second_stage_leaves_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
