@@ -10,40 +10,32 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..config.table import conf_dir
+from ..config.declared import values_of
 from ..config.values import Setting
 from ..errors import ConfigError, DataError, UsageError
-from ..files import MANIFEST
-from ..verbs import ERROR, RUNS_DIR, Verb, did_you_mean, leave, out_dir
+from ..files import MANIFEST, digest_of
+from ..verbs import ERROR, RUNS_DIR, Values, Verb, did_you_mean, leave, out_dir
 from . import Dataset, fetch
-from .catalogue import Entry, catalogue
-from .files import written_once
-from .verify import verify
+from .catalogue import Entry, catalogue, manifest
+from .files import digests_of, written_once
 
 COLOURS = {"full": "green", "here": "green", "subset": "yellow", "part": "yellow", "broken": "red", "missing": "dim"}
 COLUMNS = {"name": 0, "task": 0, "what it is": 5, "download": 0, "licence or terms": 4, "here": 4}
 QUICK = 2**24  # bytes: larger files are not read for the list
 
-Values = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Target:
-    """A data set that a person named: its entry in the catalogue and the class that reads it, where there are such."""
+    """A data set that a person named: its entry in the catalogue and its reader, where there are such."""
 
     name: str
     root: Path
     entry: Entry | None
-    cls: type[Dataset] | None
-
-    @property
-    def dataset(self) -> Dataset | None:
-        return self.cls(self.root) if self.cls else None
+    dataset: Dataset | None
 
 
 def _data_dir(values: Values) -> Path:
@@ -56,20 +48,23 @@ def _targets(values: Values, names: list[str], needs_name: str = "") -> list[Tar
         raise UsageError(f"data {needs_name}: expected a task (seg), a data set (voc2007) or a class (mymodule.MyData)")
     known, data_dir = catalogue(), _data_dir(values)
     tasks = list(dict.fromkeys(task for entry in known.values() for task in entry.tasks))
-    targets = []
+    targets: list[Target] = []
+
+    def add(name: str, entry: Entry | None, cls: type[Dataset] | None) -> None:
+        targets.append(Target(name, data_dir / name, entry, cls(data_dir / name) if cls else None))
+
     for name in names or known:
         if name in known:
-            cls = next((cls for task in known[name].tasks for cls in _readers(task) if cls.folder == name), None)
-            targets.append(Target(name, data_dir / name, known[name], cls))
+            readers = {cls.folder: cls for task in known[name].tasks for cls in _readers(task)}
+            add(name, known[name], readers.get(name))
         elif name in tasks:
             readers = {cls.folder: cls for cls in _readers(name)}
             for entry in known.values():
                 if name in entry.tasks and not entry.alternative:
-                    root = data_dir / entry.name
-                    targets.append(Target(entry.name, root, entry.of(name), readers.get(entry.name)))
+                    add(entry.name, entry.of(name), readers.get(entry.name))
         elif "." in name:
             cls = _class(name)
-            targets.append(Target(cls.folder, data_dir / cls.folder, cls.entry, cls))
+            add(cls.folder, cls.entry, cls)
         else:
             hint = did_you_mean(name, [*known, *tasks]) or f"; there are {', '.join([*tasks, *known])}"
             raise ConfigError(f"{name}: no task or data set has this name{hint}")
@@ -77,11 +72,8 @@ def _targets(values: Values, names: list[str], needs_name: str = "") -> list[Tar
 
 
 def _readers(task: str) -> list[type[Dataset]]:
-    """The classes that read a task's data sets, as its YAML says; none if there is no such task yet."""
-    path = conf_dir() / "task" / f"{task}.yaml"
-    if not path.is_file():
-        return []
-    data = OmegaConf.load(path)["data"]  # type: ignore[index]
+    """The classes that read a task's data sets, as its YAML says."""
+    data = values_of(f"task/{task}.yaml")["data"]
     readers = [_class(name) for name in ([data] if isinstance(data, str) else data.values())]
     return list(dict.fromkeys([*readers, *(part for cls in readers for part in cls.parts)]))
 
@@ -168,6 +160,50 @@ def check(values: Values, names: list[str]) -> int:
     return code
 
 
+def verify(entry: Entry, dataset: Dataset | None, root: Path) -> tuple[str, list[str]]:
+    """Whether what is here is the published data set: `full`, `subset`, `broken` or `missing`, and why.
+
+    Reads every file anew and compares it with the catalogue; with a reader, also reads every example. `full` is said of
+    files that are all known by digest or, where none is known, by how many rows there are. All else that can be read
+    is a `subset`.
+    """
+    absent = entry.absent(root)
+    if len(absent) == len(entry.files):
+        return "missing", entry.advice(root)
+    needed = [file for file in absent if not file.tasks or entry.part]
+    if needed:
+        return "broken", [*(f"no {root / file.path}" for file in needed), *entry.advice(root)]
+    here = sorted({path for file in entry.files for path in file.under(root)})
+    if empty := [path for path in here if not path.stat().st_size]:
+        return "broken", [f"{path}: the file is empty" for path in empty]
+    reasons = [f"no {file.path} ({', '.join(file.tasks)} needs it)" for file in absent]
+    try:
+        counts = dataset.counts() if dataset else {}
+        read = list(dataset.files()) if dataset else here
+    except DataError as error:
+        return "broken", str(error).splitlines()
+    for archive in entry.archives:
+        if (path := root / archive.path).is_file() and (wrong := archive.wrong(path)):
+            reasons.append(f"{archive.path}: {wrong}")
+        out = manifest(root, archive)
+        changed = [name for name, d in out.items() if not (root / name).is_file() or digest_of(root / name) != d]
+        if changed:
+            count = f"{len(changed):,} of {len(out):,}"
+            reasons.append(f"{count} files are not as in {archive.path}; the first is {changed[0]}")
+    reasons += [difference for file in entry.files for difference in file.differences(root)]
+    for split, count in counts.items():
+        if not reasons and count != entry.counts.get(split, count):
+            reasons.append(f"{split}: {count:,} of {entry.counts[split]:,} examples")
+    if not reasons and not entry.is_official(root, digests_of(root, read)):
+        reasons.append("the counts are the published ones, but the digests of these files are not known")
+        reasons += [f"with {a.path} beside them, `get` compares each file with it" for a in entry.archives]
+    if reasons:
+        return "subset", reasons
+    numbers = ", ".join(f"{split} {count:,}" for split, count in (counts or entry.counts).items())
+    alone = ["no digest of them is known; only the number of their rows was compared"] if entry.by_count else []
+    return "full", [f"the published files: {numbers}", *alone]
+
+
 def prepare(values: Values, names: list[str]) -> int:
     for target in _targets(values, names, "prepare"):
         dataset = target.dataset
@@ -206,13 +242,12 @@ def tiny(values: Values, names: list[str]) -> int:
 
     out = values["out"]
     for target in _targets(values, names, "tiny"):
-        cls = target.cls
-        if cls is None:
+        if target.dataset is None:
             raise ConfigError(f"{target.name}: no class writes a tiny one yet")
-        root = Path(out) / cls.folder
+        root = Path(out) / target.name
         if root.exists():
             raise DataError(f"{root}: is there already; remove it, or name another folder with out=DIR")
-        written_once(root, partial(cls.write_tiny, rng=np.random.default_rng(0)))
+        written_once(root, partial(target.dataset.write_tiny, rng=np.random.default_rng(0)))
         (root / MANIFEST).unlink()  # a person may change it
         files = [path for path in sorted(root.rglob("*")) if path.is_file()]
         size = sum(path.stat().st_size for path in files)
