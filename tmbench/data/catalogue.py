@@ -1,7 +1,6 @@
 """What is known of each data set: reads tasks/catalogue.yaml, and compares a folder with it."""
 
 import gzip
-import hashlib
 import shlex
 import zlib
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ from omegaconf import OmegaConf
 
 from ..config.table import conf_dir
 from ..errors import ConfigError
-from ..files import digest_of
+from ..files import digest_of, digest_of_text
 from .files import read_text
 
 T = TypeVar("T")
@@ -108,9 +107,9 @@ class Entry:
 
     def of(self, task: str) -> "Entry":
         """The part that a task needs."""
-        groups = {"archives": self.archives, "files": self.files}
-        needed = {name: tuple(f for f in group if not f.tasks or task in f.tasks) for name, group in groups.items()}
-        return replace(self, part=task, **needed)
+        archives = tuple(file for file in self.archives if not file.tasks or task in file.tasks)
+        files = tuple(file for file in self.files if not file.tasks or task in file.tasks)
+        return replace(self, part=task, archives=archives, files=files)
 
     @property
     def word(self) -> str:
@@ -209,7 +208,7 @@ def _made(cls: type[T], name: str, values: dict[str, Any]) -> T:
 def _digest_of_pattern(paths: list[Path], known: Mapping[Path, str] = MappingProxyType({})) -> str:
     """The sha256 over the lines `sha256  bare name`, sorted by name; a file whose digest is known is not read."""
     lines = (f"{known.get(path) or digest_of(path)}  {path.name}\n" for path in sorted(paths, key=lambda p: p.name))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return digest_of_text("".join(lines))
 
 
 def _count_lines(path: Path) -> int:

@@ -64,10 +64,11 @@ def _remove(folder: Path) -> bool:
             shutil.rmtree(removing, ignore_errors=True)
             os.replace(folder, removing)  # at once, so that no half of a run is ever found
         shutil.rmtree(removing)
+        return True
     except OSError as error:
         why = "a process is at work on it" if isinstance(error, BlockingIOError) else error.strerror
         print(f"{folder}: {why}; not removed", file=sys.stderr)
-    return not folder.exists()
+        return False
 
 
 def free_space(values: Values, words: list[str]) -> int:
