@@ -22,7 +22,7 @@ from tmbench.optim import TMSGD
 
 MODELS: dict[str, Callable[[], list[tuple[int, ...]]]] = {
     "ResNet18": lambda: [tuple(p.shape) for p in resnet18().parameters()],
-    "LRASPP": lambda: [tuple(p.shape) for p in lraspp_mobilenet_v3_large(None, weights_backbone=None).parameters()],
+    "LRASPP": lambda: [tuple(p.shape) for p in lraspp_mobilenet_v3_large(weights_backbone=None).parameters()],
     "100M": lambda: [(4096, 4096)] * 5 + [(4096, 1024)] * 4 + [(4096,)] * 9,
 }
 PATHS: dict[str, tuple[int, Callable[..., torch.optim.Optimizer]]] = {  # words a parameter, and what moves them

@@ -36,11 +36,9 @@ def get(entry: Entry, root: Path) -> None:
     if entry.by_hand:
         raise missing(root / entry.absent(root)[0].path, entry.word, *entry.advice(root))
     _keep_own(entry, root)
-    try:
+    with writing(root):
         root.mkdir(parents=True, exist_ok=True)
         (root / ".lock").touch()
-    except OSError as error:
-        raise DataError(f"{root}: cannot be written to ({error.strerror})") from None
     with locked(root):
         if _is_done(entry, root):  # another process was at it
             return
