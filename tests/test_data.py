@@ -37,6 +37,7 @@ TINY_CLASSES = {0, 1, 7, 15}  # background and the three shapes
 BOTH = pytest.mark.parametrize(("task", "cls"), [("tc", R8), ("seg", VOCSegmentation)])
 
 Open = Callable[..., tuple[Dataset, str, str]]
+Capture, Patch = pytest.CaptureFixture[str], pytest.MonkeyPatch
 
 
 @pytest.fixture
@@ -72,9 +73,7 @@ def write_r8(root: Path, train: str | bytes = "earn\ta", test: str | bytes = "ea
         ("\n".join(f"{label}\tx" for label in reversed(LABELS)), [(number, ["x"]) for number in range(7, -1, -1)]),
     ],
 )  # fmt: skip
-def test_r8_reads_labels_and_words_in_the_order_of_the_file(
-    tmp_path: Path, text: str, documents: list[tuple[int, list[str]]]
-) -> None:
+def test_r8_reads_labels_and_words_in_order(tmp_path: Path, text: str, documents: list[Any]) -> None:
     data = write_r8(tmp_path, text, "grain\twheat")
     assert (data.read("train"), data.read("test")) == (documents, [(4, ["wheat"])])
 
@@ -88,7 +87,7 @@ def test_r8_reads_labels_and_words_in_the_order_of_the_file(
         ("acq\tearn grain", ["earn", "grain"], ["earn", "grain"]),
     ],
 )
-def test_r8_stripped_deletes_its_own_label_inside_words_too(
+def test_r8_stripped_deletes_its_label_in_words(
     tmp_path: Path, line: str, clean: list[str], stripped: list[str]
 ) -> None:
     data = write_r8(tmp_path, line)
@@ -112,9 +111,7 @@ def test_r8_stripped_deletes_its_own_label_inside_words_too(
     ],
     ids=["no tab", "unknown label", "capital", "no label", "empty file", "blank line", "blank end", "not UTF-8"],
 )
-def test_r8_names_the_file_and_the_line_that_is_wrong(
-    tmp_path: Path, content: str | bytes, where: str, what: str
-) -> None:
+def test_r8_names_the_wrong_file_and_line(tmp_path: Path, content: str | bytes, where: str, what: str) -> None:
     data = write_r8(tmp_path, content, content)
     for split in ("train", "test"):
         with pytest.raises(DataError, match=f"^{tmp_path}/{split}.txt{where}: {what}"):
@@ -313,9 +310,7 @@ def test_real_voc_reads_every_pair_of_a_list(split: str, count: int) -> None:
 
 
 @BOTH
-def test_a_tiny_set_has_the_same_bytes_when_written_twice_and_others_by_another_generator(
-    task: str, cls: type[Dataset], tmp_path: Path
-) -> None:
+def test_the_generator_alone_decides_on_a_tiny_set(task: str, cls: type[Dataset], tmp_path: Path) -> None:
     for name, seed in (("again", 0), ("other", 1)):
         (tmp_path / name).mkdir()
         cls.write_tiny(tmp_path / name, np.random.default_rng(seed))
@@ -361,7 +356,7 @@ def test_tiny_voc_has_the_real_layout_and_every_class_in_both_splits(voc_set: VO
 
 @BOTH
 def test_tiny_data_are_written_once_and_open_as_tiny_with_the_same_digest_everywhere(
-    task: str, cls: type[Dataset], opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: str, cls: type[Dataset], opened: Open, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     data, label, digest = opened(task, cls)
     assert (label, digest) == ("tiny", folder_digest(data.digests()))
@@ -433,7 +428,7 @@ def test_a_writer_that_fails_leaves_no_tiny_set_behind(tmp_path: Path) -> None:
     assert list((tmp_path / ".tiny").iterdir()) == []
 
 
-def test_a_changed_writer_gets_a_tiny_set_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_writer_gets_a_tiny_set_of_its_own(tmp_path: Path, monkeypatch: Patch) -> None:
     module = tmp_path / "changing.py"
     module.write_text("from tmbench.tasks.tc.r8 import R8\n\nclass Mine(R8):\n    pass\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -453,7 +448,7 @@ def test_a_changed_writer_gets_a_tiny_set_of_its_own(tmp_path: Path, monkeypatch
 
 @BOTH
 def test_full_without_files_and_downloads_names_the_path(
-    task: str, cls: type[Dataset], opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: str, cls: type[Dataset], opened: Open, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     called = []
     monkeypatch.setattr(cls, "download", lambda self: called.append(self))
@@ -466,7 +461,7 @@ def test_full_without_files_and_downloads_names_the_path(
 
 
 @pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+def offline(monkeypatch: Patch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise URLError("no route to host")
 
@@ -474,7 +469,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @BOTH
-def test_without_a_network_the_files_are_named_and_where_they_come_from(
+def test_without_a_network_files_are_named(
     task: str, cls: type[Dataset], opened: Open, tmp_path: Path, offline: None
 ) -> None:
     with pytest.raises(DataError) as error:
@@ -488,9 +483,7 @@ def test_without_a_network_the_files_are_named_and_where_they_come_from(
 
 @BOTH
 @pytest.mark.parametrize("download", ["false", "true"])
-def test_a_data_dir_that_is_a_file_is_a_data_error(
-    task: str, cls: type[Dataset], download: str, opened: Open, tmp_path: Path
-) -> None:
+def test_a_data_dir_may_be_no_file(task: str, cls: type[Dataset], download: str, opened: Open, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(DataError, match=f"{tmp_path}/file/{cls.folder}"):
         opened(task, cls, "data=full", f"data.download={download}", f"data_dir={tmp_path}/file")
@@ -499,9 +492,7 @@ def test_a_data_dir_that_is_a_file_is_a_data_error(
 # R8: downloading
 
 
-def test_r8_is_downloaded_where_it_is_missing_and_runs_as_full(
-    do: Run, tmp_path: Path, web: Web, r8_online: Entry
-) -> None:
+def test_r8_is_downloaded_and_runs_as_full(do: Run, tmp_path: Path, web: Web, r8_online: Entry) -> None:
     result, _ = do("task=tc", "trainer=cpu", "data=full", f"data_dir={tmp_path}/data", "epochs=1", "batch_size=64")
     assert (result.status, result.profile) == ("completed", "full")
     assert tree(tmp_path / "data" / "r8") == web.files
@@ -518,9 +509,7 @@ def test_r8_with_another_content_is_not_taken(opened: Open, tmp_path: Path, web:
 
 
 @pytest.mark.parametrize("mine", ["train.txt", "test.txt"])
-def test_r8_downloads_only_the_file_that_is_missing(
-    opened: Open, tmp_path: Path, web: Web, mine: str, r8_online: Entry
-) -> None:
+def test_r8_downloads_only_what_is_missing(opened: Open, tmp_path: Path, web: Web, mine: str, r8_online: Entry) -> None:
     root = tmp_path / "data" / "r8"
     root.mkdir(parents=True)
     (root / mine).write_text("earn\tmy own")
@@ -538,9 +527,7 @@ def test_r8_that_is_there_is_opened_without_a_download(opened: Open, tmp_path: P
 # VOC: downloading
 
 
-def test_voc_is_full_once_unpacked_and_subset_once_a_mask_is_changed_or_a_list_is_shorter(
-    opened: Open, web: Web, voc_online: Entry
-) -> None:
+def test_voc_is_full_until_a_mask_or_list_is_changed(opened: Open, web: Web, voc_online: Entry) -> None:
     data, label, digest = opened("seg", VOCSegmentation, "data=full")
     assert isinstance(data, VOCSegmentation)
     assert opened("seg", VOCSegmentation, "data=full")[1:] == (label, digest) == ("full", digest)
@@ -558,7 +545,7 @@ def test_voc_is_full_once_unpacked_and_subset_once_a_mask_is_changed_or_a_list_i
     assert opened("seg", VOCSegmentation, "data=full")[1] == "subset"
 
 
-def test_voc_that_a_person_unpacked_is_a_subset_until_the_archive_lies_beside_it(
+def test_an_unpacked_voc_is_a_subset_until_its_archive_lies_there(
     opened: Open, tmp_path: Path, web: Web, voc_online: Entry
 ) -> None:
     data = tiny(VOCSegmentation, tmp_path / "data" / "voc2007")
@@ -575,9 +562,7 @@ def test_voc_that_a_person_unpacked_is_a_subset_until_the_archive_lies_beside_it
     assert tree(data.root).items() >= before.items()
 
 
-def test_voc_with_other_counts_than_the_published_ones_is_refused(
-    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, voc_online: Entry
-) -> None:
+def test_voc_with_other_counts_is_refused(opened: Open, tmp_path: Path, monkeypatch: Patch, voc_online: Entry) -> None:
     publish(monkeypatch, VOCSegmentation, files=tuple(replace(file, lines=209) for file in voc_online.files[:1]))
     with pytest.raises(DataError, match=f"^{tmp_path}/data/voc2007/{voc_online.archives[0].path}: .* 32 of 209 lines$"):
         opened("seg", VOCSegmentation, "data=full")
@@ -585,7 +570,7 @@ def test_voc_with_other_counts_than_the_published_ones_is_refused(
 
 
 @pytest.mark.parametrize("gone", ["list", "image", "mask"])
-def test_voc_download_leaves_a_person_s_own_files_and_names_what_is_missing(
+def test_voc_download_leaves_own_files_alone(
     opened: Open, tmp_path: Path, web: Web, gone: str, voc_online: Entry
 ) -> None:
     data = tiny(VOCSegmentation, tmp_path / "data" / "voc2007")
@@ -600,7 +585,7 @@ def test_voc_download_leaves_a_person_s_own_files_and_names_what_is_missing(
 
 
 @pytest.mark.parametrize("is_published", [True, False])
-def test_a_voc_archive_that_was_put_there_is_unpacked_if_it_is_the_published_one(
+def test_only_the_published_archive_is_unpacked(
     opened: Open, tmp_path: Path, web: Web, is_published: bool, voc_online: Entry
 ) -> None:
     archive = tmp_path / "data" / "voc2007" / voc_online.archives[0].path
@@ -623,7 +608,7 @@ def test_a_voc_archive_that_was_put_there_is_unpacked_if_it_is_the_published_one
 # What is kept between runs
 
 
-def test_unchanged_files_are_not_read_again(opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unchanged_files_are_not_read_again(opened: Open, tmp_path: Path, monkeypatch: Patch) -> None:
     write_r8(tmp_path / "data" / "r8")
     path = tmp_path / "data" / "r8" / "train.txt"
     read: list[Path] = []
@@ -693,9 +678,7 @@ class Small(R8):
 
 
 @pytest.mark.parametrize(("cls", "times"), [(Small, 20), (VOCSegmentation, 1)])
-def test_a_flipped_bit_in_a_tiny_set_is_named_and_the_set_written_again(
-    cls: type[Dataset], times: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_flipped_bit_in_a_tiny_set_is_mended(cls: type[Dataset], times: int, tmp_path: Path, capsys: Capture) -> None:
     answer, root = opening("tiny", cls, tmp_path), _tiny_root(cls, tmp_path / "runs")
     whole, rng = {path: path.read_bytes() for path in files_of(root)}, np.random.default_rng(0)
     for _ in range(times):
@@ -720,9 +703,7 @@ def test_a_flipped_bit_in_a_tiny_set_is_named_and_the_set_written_again(
     ],
     ids=["cut", "missing", "more", "unsealed"],
 )
-def test_a_tiny_set_with_a_cut_a_missing_or_a_strange_file_is_written_again(
-    harm: Callable[[Path], Any], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_tiny_set_is_written_again(harm: Any, told: str, tmp_path: Path, capsys: Capture) -> None:
     answer, root = opening("tiny", R8, tmp_path), _tiny_root(R8, tmp_path / "runs")
     harm(root)
     assert opening("tiny", R8, tmp_path) == answer
@@ -770,9 +751,7 @@ def regions_prepared(root: Path, runs: Path) -> Path:
 
 
 @pytest.mark.parametrize("prepared", [r8_prepared, pictures_prepared, clicks_prepared, regions_prepared])
-def test_a_flipped_bit_in_prepared_data_is_named_and_they_are_prepared_again(
-    prepared: Callable[[Path, Path], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_flipped_bit_in_prepared_data_is_mended(prepared: Any, tmp_path: Path, capsys: Capture) -> None:
     folder = prepared(tmp_path / "data", tmp_path / "runs")
     whole, rng = tree(folder), np.random.default_rng(0)
     assert whole
@@ -787,9 +766,7 @@ def test_a_flipped_bit_in_prepared_data_is_named_and_they_are_prepared_again(
         assert tree(folder) == whole
 
 
-def test_the_columns_that_clicks_are_indexed_from_are_checked_too(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_columns_of_the_clicks_are_checked_too(tmp_path: Path, capsys: Capture) -> None:
     folder = clicks_prepared(tmp_path / "data", tmp_path / "runs")
     (columns,) = (path for path in (tmp_path / "runs" / ".prepared").glob("avazu-*") if path != folder)
     whole, indices = tree(columns), tree(folder)
@@ -800,9 +777,7 @@ def test_the_columns_that_clicks_are_indexed_from_are_checked_too(
     assert (tree(columns), tree(folder)) == (whole, indices)
 
 
-def test_prepared_data_are_read_once_to_be_checked_however_often_they_are_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prepared_data_are_checked_once(tmp_path: Path, monkeypatch: Patch) -> None:
     clicks_prepared(tmp_path / "data", tmp_path / "runs")
     read: list[Path] = []
     monkeypatch.setattr(files, "damage", lambda folder: read.append(folder))
@@ -815,9 +790,7 @@ def test_prepared_data_are_read_once_to_be_checked_however_often_they_are_asked_
     assert len(read) == 2
 
 
-def test_a_flipped_bit_in_the_kept_digests_is_noticed_and_they_are_made_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_flipped_bit_in_the_kept_digests_is_mended(tmp_path: Path, monkeypatch: Patch, capsys: Capture) -> None:
     write_r8(tmp_path / "data" / "r8")
     path = tmp_path / "data" / "r8" / "train.txt"
     monkeypatch.setattr(files.time, "time_ns", lambda: path.stat().st_ctime_ns + 10**10)  # the files are old
@@ -834,9 +807,7 @@ def test_a_flipped_bit_in_the_kept_digests_is_noticed_and_they_are_made_anew(
     assert capsys.readouterr().err == ""
 
 
-def test_four_processes_that_notice_damage_at_once_leave_one_whole_set_and_mapped_files_alone(
-    tmp_path: Path, at_once: Callable[..., None]
-) -> None:
+def test_four_processes_mend_a_set_and_leave_mapped_files_alone(tmp_path: Path, at_once: Callable[..., None]) -> None:
     root = _tiny_root(R8, tmp_path)
     whole = tree(root)
     mapped = np.memmap(root / "test.txt", mode="r")
@@ -847,9 +818,7 @@ def test_four_processes_that_notice_damage_at_once_leave_one_whole_set_and_mappe
     assert {path.name for path in root.parent.iterdir()} == {root.name, ".lock"}
 
 
-def test_a_whole_set_that_another_process_wrote_is_not_taken_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_set_that_another_process_mended_stays(tmp_path: Path, monkeypatch: Patch) -> None:
     """As when two have noticed the damage and one has mended it already."""
     root = _tiny_root(R8, tmp_path)
     inode, seen = root.stat().st_ino, iter(["train.txt has changed", None])
@@ -862,9 +831,7 @@ def test_a_whole_set_that_another_process_wrote_is_not_taken_away(
     ("task", "key", "value"),
     [("ctr", "dataset", "avazu_x4"), ("ic", "dataset", "cifar100"), ("od", "mode", "paper_number")],
 )
-def test_a_settled_configuration_refuses_another_choice_of_data_set(
-    composed: Compose, task: str, key: str, value: str
-) -> None:
+def test_a_settled_configuration_keeps_its_data_set(composed: Compose, task: str, key: str, value: str) -> None:
     cfg = settle(composed(f"task={task}", "trainer=cpu"))
     chosen, cfg.task[key] = cfg.task[key], value
     with pytest.raises(ConfigError, match=rf"task\.{key}: expected {chosen}, which is what .* got '{value}'"):
