@@ -157,31 +157,31 @@ def tensors(folder: Path) -> list[Any]:
     return [torch.from_numpy(np.load(path, mmap_mode="c")) for path in paths if path.is_file()]
 
 
-NEEDS = {
+MODULES = {  # imported before the clock starts
     "ours": ["pyarrow.csv"], "with_pandas": ["pandas"], "pandas_categories": ["pandas", "pyarrow.csv"],
     "load_ours": ["torch", "tmbench.training.loader"], "load_rows": ["torch"],
 }  # fmt: skip
 
 
-def measured(do: Callable[[Path, Path], int], path: Path, out: Path, told: Any) -> None:
-    for module in NEEDS[do.__name__]:
+def measured(do: Callable[[Path, Path], int], path: Path, out: Path, answers: Any) -> None:
+    for module in MODULES[do.__name__]:
         importlib.import_module(module)
     started, busy = time.perf_counter(), time.process_time()
     rows = do(path, out)
     seconds, busy = time.perf_counter() - started, time.process_time() - busy
-    told.put((rows, seconds, busy, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+    answers.put((rows, seconds, busy, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
 
 
 def measure(name: str, do: Callable[[Path, Path], int], path: Path, scratch: Path) -> dict[str, float]:
     """In a process of its own, so that its peak memory is its own; what it writes is removed."""
     context = multiprocessing.get_context("spawn")
-    told = context.Queue()
+    answers = context.Queue()
     out = scratch / "out"
-    process = context.Process(target=measured, args=(do, path, out, told))
+    process = context.Process(target=measured, args=(do, path, out, answers))
     process.start()
-    while process.is_alive() and told.empty():
+    while process.is_alive() and answers.empty():
         time.sleep(0.1)
-    got = None if told.empty() else told.get()
+    got = None if answers.empty() else answers.get()
     process.join()
     if got is None:
         print(f"{name:<34} ended without a result (exit code {process.exitcode})", flush=True)
@@ -196,8 +196,8 @@ def measure(name: str, do: Callable[[Path, Path], int], path: Path, scratch: Pat
 
 def compare(title: str, ours: dict[str, float], other: dict[str, float]) -> None:
     if ours and other:
-        print(f"  {title}: {ours['wall'] / other['wall']:.1f}x by the clock, {ours['busy'] / other['busy']:.1f}x by "
-              "processor time", flush=True)  # fmt: skip
+        by_clock, by_processor = (ours[kind] / other[kind] for kind in ("wall", "busy"))
+        print(f"  {title}: {by_clock:.1f}x by the clock, {by_processor:.1f}x by processor time", flush=True)
 
 
 def main() -> None:
@@ -206,9 +206,8 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="a folder for the generated files, used again if they are there")
     options = parser.parse_args()
     tools = ", ".join(f"{name} {version(name)}" for name in ("pyarrow", "pandas", "torch"))
-    print(
-        f"{cpu_model()}, {len(os.sched_getaffinity(0))} processors, {tools}; others busy: load {os.getloadavg()[0]:.1f}"
-    )
+    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    print(f"{cpu_model()}, {cores} processors, {tools}; others busy: load {load:.1f}")
     with tempfile.TemporaryDirectory(dir=options.keep) as folder:
         scratch = Path(folder)
         plain = (options.keep or scratch).resolve() / f"train-{options.rows}.csv"

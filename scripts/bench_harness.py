@@ -70,10 +70,8 @@ def main() -> None:
             ratios.append(ours[-1] / bares[-1])
     steps = len(loader)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {steps} steps an epoch, n={options.rounds}")
-    for name, values in (("runner", ours), ("bare loop", bares)):
-        median = statistics.median(values)
-        print(f"{name:>10}: median {median:.2f} s an epoch, min {min(values):.2f}, max {max(values):.2f}")
-    print(f"{'ratio':>10}: median {statistics.median(ratios):.3f}, min {min(ratios):.3f}, max {max(ratios):.3f}")
+    for name, values in (("runner, s", ours), ("bare, s", bares), ("ratio", ratios)):
+        print(f"{name:>10}: median {statistics.median(values):.3f}, min {min(values):.3f}, max {max(values):.3f}")
 
 
 if __name__ == "__main__":

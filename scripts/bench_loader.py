@@ -58,14 +58,6 @@ def write_images(root: Path) -> None:
         CIFAR10.write_batch(root / name, images, rng.integers(0, 10, 10_000))
 
 
-def transform(preprocess: str) -> Callable[[Any], torch.Tensor]:
-    """torchvision's for the same preprocessing, from its documentation."""
-    if preprocess == "paper":
-        return transforms.ToTensor()
-    geometry = [transforms.RandomCrop(32, PAD), transforms.RandomHorizontalFlip()]
-    return transforms.Compose([*geometry, transforms.ToTensor(), transforms.Normalize(CIFAR10.mean, CIFAR10.std)])
-
-
 def read(task: Any, batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     """A batch as the network reads it."""
     if isinstance(task, IC):
@@ -131,21 +123,23 @@ def main() -> None:
         root = Path(scratch)
         write_images(root / CIFAR10.folder)
         write_documents(root / "r8")
-        for preprocess in ("paper", "standard"):
+        standard = [transforms.RandomCrop(32, PAD), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
+                    transforms.Normalize(CIFAR10.mean, CIFAR10.std)]  # fmt: skip
+        # torchvision's for the same preprocessing, from its documentation
+        for preprocess, steps in (("paper", [transforms.ToTensor()]), ("standard", standard)):
             words = ["task=ic", "data=full", f"task.preprocess={preprocess}", "task.width=8"]
             cfg = OmegaConf.create(settled(composed(words)))
-            examples = Generated(str(root / CIFAR10.folder), transform=transform(preprocess))
+            examples = Generated(str(root / CIFAR10.folder), transform=transforms.Compose(steps))
             task = IC(cfg.task, CIFAR10(root / CIFAR10.folder))
             compare(f"ic {preprocess}", task, cfg.batch_size, examples, options.rounds)
-        (root / "faces").mkdir()
-        Faces.write_tiny(root / "faces", np.random.default_rng(0))
+        for cls in (Faces, Sneakers):
+            (root / cls.folder).mkdir()
+            cls.write_tiny(root / cls.folder, np.random.default_rng(0))
         cfg = OmegaConf.create(settled(composed(["task=fkpd", "data=full", "task.width=8"])))
         fkpd = FKPD(cfg.task, Faces(root / "faces"))
         grey = transforms.Compose([transforms.Grayscale(), transforms.Resize((FRAME, FRAME)), transforms.ToTensor()])
         items = [(path, torch.from_numpy(points)) for path, points in Faces(root / "faces").rows("train")]
         compare("fkpd", fkpd, cfg.batch_size, Pictures(items, grey), options.rounds)
-        (root / "sneakers").mkdir()
-        Sneakers.write_tiny(root / "sneakers", np.random.default_rng(0))
         cfg = OmegaConf.create(settled(composed(["task=ig", "data=full", "task.width=8", "task.features=random"])))
         sneakers = Sneakers(root / "sneakers")
         signed = [transforms.Resize((SIZE, SIZE)), transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]

@@ -21,8 +21,8 @@ from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 from tmbench.optim import TMSGD
 
 MODELS: dict[str, Callable[[], list[tuple[int, ...]]]] = {
-    "ResNet18": lambda: shapes(resnet18()),
-    "LRASPP": lambda: shapes(lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=21)),
+    "ResNet18": lambda: [tuple(p.shape) for p in resnet18().parameters()],
+    "LRASPP": lambda: [tuple(p.shape) for p in lraspp_mobilenet_v3_large(weights_backbone=None).parameters()],
     "100M": lambda: [(4096, 4096)] * 5 + [(4096, 1024)] * 4 + [(4096,)] * 9,
 }
 PATHS: dict[str, tuple[int, Callable[..., torch.optim.Optimizer]]] = {  # words a parameter, and what moves them
@@ -32,10 +32,6 @@ PATHS: dict[str, tuple[int, Callable[..., torch.optim.Optimizer]]] = {  # words 
     "tmsgd foreach": (6, lambda params: TMSGD(params, lr=1e-6, foreach=True)),
     "tmsgd fused": (6, lambda params: TMSGD(params, lr=1e-6, fused=True)),
 }
-
-
-def shapes(model: nn.Module) -> list[tuple[int, ...]]:
-    return [tuple(p.shape) for p in model.parameters()]
 
 
 def seconds(work: Callable[[], object], device: str) -> float:
@@ -48,21 +44,21 @@ def seconds(work: Callable[[], object], device: str) -> float:
     return time.perf_counter() - started
 
 
-def copy_bandwidth(words: int, device: str, rounds: int) -> float:
+def copy_bandwidth(device: str) -> float:
     """Bytes read and written a second by the fastest of several copies."""
-    source = torch.ones(words, device=device)
+    source = torch.ones(100_000_000, device=device)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / min(seconds(lambda: target.copy_(source), device) for _ in range(rounds + 2))
+    return 2 * source.nbytes / min(seconds(lambda: target.copy_(source), device) for _ in range(7))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     options = parser.parse_args()
     name = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} threads"
-    bandwidth = copy_bandwidth(100_000_000, options.device, 5)
+    bandwidth = copy_bandwidth(options.device)
     print(f"torch {torch.__version__}, {options.device} ({name}), copies at {bandwidth / 1e9:.1f} GB/s")
     print(f"{'model':10}{'path':16}{'ms':>9}{'GB/s':>8}{'of copy':>9}   to sgdm foreach   to sgdm fused")
     for model in options.models:
@@ -92,10 +88,8 @@ def bench(model: str, device: str, rounds: int, bandwidth: float) -> None:
     for path, (moved, _) in PATHS.items():
         median = statistics.median(taken[path])
         speed = moved * 4 * words / median
-        print(
-            f"{model:10}{path:16}{median * 1e3:9.2f}{speed / 1e9:8.1f}{speed / bandwidth:9.2f}"
-            f"{ratio(path, 'sgdm foreach'):>18}{ratio(path, 'sgdm fused'):>16}"
-        )
+        print(f"{model:10}{path:16}{median * 1e3:9.2f}{speed / 1e9:8.1f}{speed / bandwidth:9.2f}"
+              f"{ratio(path, 'sgdm foreach'):>18}{ratio(path, 'sgdm fused'):>16}")  # fmt: skip
 
 
 def quick(times: list[float]) -> float:

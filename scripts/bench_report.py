@@ -6,6 +6,7 @@ Writes the folders of that many runs (5 optimizers, some of them diverged; a ten
 on 2 tasks, and reports on them in a process of its own. Exits with 1 if that takes 20 s or 2 GiB or more.
 """
 
+import itertools
 import os
 import resource
 import subprocess
@@ -32,13 +33,9 @@ def write(folder: Path, runs: int, epochs: int) -> None:
     """Run folders with made-up results, as large as real ones."""
     rng = np.random.default_rng(0)
     seeds = max(1, runs // (len(OPTIMIZERS) * RATES * len(TASKS)))
-    bases = {
-        (task, optimizer, rate): settled(
-            composed([f"task={task}", f"optimizer={optimizer}", f"epochs={epochs}", f"lr={rate}"])
-        )
-        for task in TASKS for optimizer in OPTIMIZERS for rate in np.geomspace(1e-3, 1, RATES).round(5).tolist()
-    }  # fmt: skip
-    for (task, optimizer, rate), config in bases.items():
+    rates = np.geomspace(1e-3, 1, RATES).round(5).tolist()
+    for task, optimizer, rate in itertools.product(TASKS, OPTIMIZERS, rates):
+        config = settled(composed([f"task={task}", f"optimizer={optimizer}", f"epochs={epochs}", f"lr={rate}"]))
         for seed in range(seeds):
             name = f"{task}-{optimizer}-{seed}-{rng.bytes(6).hex()}"
             place = folder / name
@@ -47,9 +44,8 @@ def write(folder: Path, runs: int, epochs: int) -> None:
             (place / "config.yaml").write_text(text)
             curve = 0.9 - 0.5 * np.exp(-np.arange(1, epochs + 1) / 20) + rng.normal(0, 0.01, epochs)
             lines = [f"{e},{(e + 1) * 1097},{rate},{2.3 * (e + 1)},{1 - a},{a}" for e, a in enumerate(curve)]
-            (place / "curves.csv").write_text(
-                "epoch,step,lr,seconds,train/loss,test/accuracy\n" + "\n".join(lines) + "\n"
-            )
+            lines.insert(0, "epoch,step,lr,seconds,train/loss,test/accuracy")
+            (place / "curves.csv").write_text("\n".join(lines) + "\n")
             best = int(curve.argmax())
             status = "diverged" if rng.random() < 0.02 else "completed"
             result = Result(

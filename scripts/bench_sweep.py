@@ -24,21 +24,24 @@ POINTS, SEEDS, EPOCHS, KNOWN = range(10, 0, -1), (0, 1), 12, 1000
 def sweep(folder: Path, *words: str) -> float:
     """Does a sweep; returns its seconds, start of the program included."""
     started = time.perf_counter()
-    command = [sys.executable, "-m", "tmbench", "-m", *words, f"runs_dir={folder}"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    python("-m", "tmbench", "-m", *words, f"runs_dir={folder}")
+    return time.perf_counter() - started
+
+
+def python(*words: str) -> str:
+    """The output of a Python process; ends with its errors if it fails."""
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr[-2000:])
-    return time.perf_counter() - started
+    return done.stdout
 
 
 def content(folder: Path) -> tuple[Any, ...]:
     """What must not depend on who trained the trunk: metrics, curves but for the seconds, weights."""
     with (folder / "curves.csv").open() as f:
         rows = [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(f)]
-    states = [
-        torch.load(folder / "checkpoints" / name, weights_only=False)["state_dict"]
-        for name in ("last.ckpt", "best.ckpt")
-    ]
+    paths = [folder / "checkpoints" / name for name in ("last.ckpt", "best.ckpt")]
+    states = [torch.load(path, weights_only=False)["state_dict"] for path in paths]
     return json.loads((folder / "result.json").read_text())["metrics"], rows, states
 
 
@@ -46,7 +49,7 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(same, a, b))
     return bool(a == b)
@@ -60,14 +63,7 @@ def epochs(folder: Path) -> int:
 def recognize(folder: Path, words: list[str]) -> float:
     """Seconds for a sweep of a thousand runs that have all completed (copies of one result under their own names)."""
     done = next(folder.glob("*/result.json"))
-    listed = subprocess.run(
-        [sys.executable, "-c", RUN_IDS, str(KNOWN), f"runs_dir={folder / 'known'}", *words],
-        capture_output=True,
-        text=True,
-    )
-    if listed.returncode:
-        sys.exit(listed.stderr[-2000:])
-    for name in listed.stdout.split():
+    for name in python("-c", RUN_IDS, str(KNOWN), f"runs_dir={folder / 'known'}", *words).split():
         (folder / "known" / name).mkdir(parents=True)
         (folder / "known" / name / "result.json").write_text(done.read_text())
     return sweep(folder / "known", *words, f"seed=range({KNOWN})")

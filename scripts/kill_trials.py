@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_sweep import same
 
 import tmbench.__main__
 import tmbench.training.train
@@ -31,10 +32,7 @@ from tmbench.runs import Run
 
 torch.set_num_threads(1)  # a fork has but one
 WORDS = ["task=tc", "epochs=8", "batch_size=80", "lr=5"]
-KINDS = {
-    "run": ["optimizer=tmsgd", "switch_epoch=4"],
-    "sweep": ["-m", "optimizer=sgd,tmsgd", "switch_epoch=5,2"],
-}
+KINDS = {"run": ["optimizer=tmsgd", "switch_epoch=4"], "sweep": ["-m", "optimizer=sgd,tmsgd", "switch_epoch=5,2"]}
 MOST = 6  # kills of one trial
 
 
@@ -73,24 +71,18 @@ def ended(pid: int, seconds: float) -> int | None:
 def trial(folder: Path, kind: str, seconds: float, kills: int) -> tuple[int, list[str]]:
     """Asks for a run or sweep until it ends; returns how often it was killed, and what went wrong.
 
-    Args:
-        seconds: what it takes if it is not killed.
-        kills: how often it may be killed.
+    It takes so many seconds if it is not killed, and may be killed so many times.
     """
     folder.mkdir()
-    killed = 0
-    while True:
+    for killed in range(kills + 1):
         pid = start(folder, kind, killed)
         # Later attempts have less to do.
         code = ended(pid, random.uniform(0, seconds / (1 + killed)) if killed < kills else 600)
-        if code is None and killed < kills:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            killed += 1
-            continue
-        if code:
-            return killed, [f"{kind}: exit status {code}: {(folder / 'log').read_text()[-500:]}"]
-        return killed, []
+        if code is not None or killed == kills:
+            break
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    return killed, [f"{kind}: exit status {code}: {(folder / 'log').read_text()[-500:]}"] if code else []
 
 
 def content(folder: Path) -> dict[str, Any]:
@@ -104,14 +96,6 @@ def content(folder: Path) -> dict[str, Any]:
         **{f"{name} {key}": state[key] for name, state in states.items()
            for key in ("epoch", "state_dict", "optimizer_states", "lr_schedulers", "average")},
     }  # fmt: skip
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 def differences(runs: Path, reference: Path) -> list[str]:

@@ -91,10 +91,8 @@ def settled(family: Family, optimizer: str, mup: bool, width: int, rate: float, 
 def batches(task: Task, cfg: DictConfig) -> Iterator[Any]:
     """Training batches without end, as a run has them."""
     epoch = 0
-    loader = TrainLoader(
-        task.examples("train"), task.collate, cfg.batch_size, device=torch.device("cpu"), seed=cfg.seed,
-        epoch=lambda: epoch,
-    )  # fmt: skip
+    where = {"device": torch.device("cpu"), "seed": cfg.seed, "epoch": lambda: epoch}
+    loader = TrainLoader(task.examples("train"), task.collate, cfg.batch_size, **where)
     while True:
         seed_all("epoch", cfg.seed, epoch, 0)
         for block in loader:
@@ -164,11 +162,9 @@ def slope(widths: tuple[int, ...], values: list[float]) -> float:
 def coordinate_check(family: Family, optimizer: str, mup: bool, data: Any, seeds: int = 2) -> dict[str, Any]:
     """By layer, its change at each width and the slope of it (means over seeds)."""
     rate = family.middle(optimizer)
-    at = [
-        [changes(settled(family, optimizer, mup, width, rate, seed), data) for seed in range(seeds)]
-        for width in family.widths
-    ]
-    layers = {layer: [mean(own[layer] for own in one) for one in at] for layer in at[0][0]}
+    configs = [[settled(family, optimizer, mup, width, rate, seed) for seed in range(seeds)] for width in family.widths]
+    by_width = [[changes(cfg, data) for cfg in of_width] for of_width in configs]
+    layers = {layer: [mean(one[layer] for one in of_width) for of_width in by_width] for layer in by_width[0][0]}
     return {
         "rate": rate, "steps": CHECK_STEPS, "seeds": seeds, "changes": layers,
         "slopes": {layer: slope(family.widths, values) for layer, values in layers.items()},
@@ -178,16 +174,12 @@ def coordinate_check(family: Family, optimizer: str, mup: bool, data: Any, seeds
 def sweep(family: Family, optimizer: str, mup: bool, data: Any) -> dict[str, Any]:
     """The final loss at each width and rate (mean over seeds), and what comes of taking the narrowest's best rate."""
     rates = family.rates(optimizer)
-    losses = [
-        [
-            mean(
-                final_loss(settled(family, optimizer, mup, width, rate, seed), data, family.steps)
-                for seed in range(family.seeds)
-            )
-            for rate in rates
-        ]
-        for width in family.widths
-    ]
+
+    def loss(width: int, rate: float) -> float:
+        configs = (settled(family, optimizer, mup, width, rate, seed) for seed in range(family.seeds))
+        return mean(final_loss(cfg, data, family.steps) for cfg in configs)
+
+    losses = [[loss(width, rate) for rate in rates] for width in family.widths]
     best = [min(range(len(rates)), key=own.__getitem__) for own in losses]
     finite = [[loss if math.isfinite(loss) else None for loss in own] for own in losses]  # JSON knows no infinity
     return {
@@ -204,6 +196,8 @@ def drawn(found: dict[str, Any], what: str) -> plt.Figure:
         layout="constrained",
     )  # fmt: skip
     for row, (name, family) in zip(axes, found.items(), strict=True):
+        # The loss at the lowest rate, about what all start from.
+        start = max(own["sweep"]["losses"][0][0] for pair in OPTIMIZERS for own in family[pair].values())
         for ax, (optimizer, kind) in zip(row, columns, strict=True):
             own = family[optimizer][kind]
             if what == "coordinates":
@@ -219,7 +213,7 @@ def drawn(found: dict[str, Any], what: str) -> plt.Figure:
                     shown = [math.nan if loss is None else loss for loss in losses]
                     ax.plot(own["sweep"]["rates"], shown, color=colour, label=str(width), linewidth=1.2)
                     ax.plot(own["sweep"]["best"][i], np.nanmin(shown), "o", color=colour, markersize=5)
-                ax.set(xscale="log", ylim=(0, 1.25 * first(family)))
+                ax.set(xscale="log", ylim=(0, 1.25 * start))
             if ax in axes[0]:
                 ax.set_title(f"{optimizer}, {kind}", fontsize=9)
             ax.tick_params(labelsize=7)
@@ -231,29 +225,14 @@ def drawn(found: dict[str, Any], what: str) -> plt.Figure:
     return figure
 
 
-def first(family: dict[str, Any]) -> float:
-    """The loss at the lowest rate, about what all start from."""
-    return max(own["sweep"]["losses"][0][0] for pair in OPTIMIZERS for own in family[pair].values())
-
-
 def shown(loss: float | None) -> str:
     return "diverged" if loss is None else f"{loss:.3f}"
 
 
 def told(found: dict[str, Any]) -> Iterator[str]:
     """The table: how each layer's change grows with the width, and where the best rate goes."""
-    head = (
-        "family",
-        "optimizer",
-        "",
-        "slopes of the layers",
-        "of the output",
-        "best rate by width",
-        "loss",
-        "transferred",
-    )
-    yield f"| {' | '.join(head)} |"
-    yield "|" + "---|" * len(head)
+    yield "| family | optimizer |  | slopes of the layers | of the output | best rate by width | loss | transferred |"
+    yield "|" + "---|" * 8
     for name, optimizer, kind in product(found, OPTIMIZERS, PARAMETRISATIONS):
         own = found[name][optimizer][kind]
         *inner, last = own["coordinates"]["slopes"].values()
@@ -269,11 +248,9 @@ def measured(family: Family, optimizer: str, where: list[str]) -> dict[str, Any]
     family = family._replace(words=family.words + where)
     cfg = settled(family, "sgd", False, family.widths[0], 1.0, 0)
     data, _, _ = open_dataset(cfg, get_class(cfg.task.data))
+    measures = {"coordinates": coordinate_check, "sweep": sweep}
     return {
-        kind: {
-            "coordinates": coordinate_check(family, optimizer, mup, data),
-            "sweep": sweep(family, optimizer, mup, data),
-        }
+        kind: {name: measure(family, optimizer, mup, data) for name, measure in measures.items()}
         for kind, mup in PARAMETRISATIONS.items()
     }
 

@@ -78,9 +78,8 @@ def main() -> int:
     optimizer = torch.optim.Adam(task.parameters(), lr=options.lr)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [options.steps * 3 // 4])
     cpu, epoch = torch.device("cpu"), 0
-    train = TrainLoader(
-        task.examples("train"), task.collate, min(IMAGES, cfg.batch_size), device=cpu, epoch=lambda: epoch
-    )
+    count = min(IMAGES, cfg.batch_size)
+    train = TrainLoader(task.examples("train"), task.collate, count, device=cpu, epoch=lambda: epoch)
     test = TestLoader(task.examples("test"), task.collate, cfg.task.eval_batch_size, device=cpu)
     parameters = sum(p.numel() for p in task.parameters())
     print(f"{options.model}: {parameters:,} parameters, {IMAGES} images, {torch.get_num_threads()} threads", flush=True)

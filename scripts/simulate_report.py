@@ -45,11 +45,6 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 }
 
 
-def configurations() -> dict[str, Settings]:
-    names = set(OPTIMIZERS)
-    return {name: settled(composed(["task=tc", f"optimizer={name}", "data=full"])) for name in names}
-
-
 def records(study: dict[str, Any], configs: dict[str, Settings], rng: np.random.Generator) -> list[Record]:
     """A study's runs; every method has a rate of its own."""
     chosen = ["sgd", *rng.choice(OPTIMIZERS, study["methods"] - 1)]
@@ -69,9 +64,8 @@ def records(study: dict[str, Any], configs: dict[str, Settings], rng: np.random.
             count = np.clip(np.floor(accuracy * study["examples"] + rng.random()), 0, study["examples"])
             score = float(np.float32(count) / np.float32(study["examples"]))
             status = "diverged" if lost[place % len(lost), seed] else "completed"
-            found.append(
-                Record(f"{place}-{seed}", "", status, config | {"seed": seed}, result(score, status, study, config), "")
-            )
+            made = result(score, status, study, config)
+            found.append(Record(f"{place}-{seed}", "", status, config | {"seed": seed}, made, ""))
     return found
 
 
@@ -100,16 +94,13 @@ def is_false(comparison: Comparison, gap: float) -> bool:
 def has_false_verdict(study: dict[str, Any], configs: dict[str, Settings], rng: np.random.Generator) -> bool:
     settings, _ = report_command.parse([f"against={study['against']}", f"test={study['test']}"])
     comparisons = report(read(records(study, configs, rng), "last", []), settings).comparisons
-    return any(
-        is_false(
-            c, study["gap"] * (is_reference(study, c.reference.config) - is_reference(study, c.method.config))
-        )
-        for c in comparisons
-    )  # fmt: skip
+    pairs = [(c, is_reference(study, c.reference.config), is_reference(study, c.method.config)) for c in comparisons]
+    return any(is_false(comparison, study["gap"] * (of_it - of_other)) for comparison, of_it, of_other in pairs)
 
 
 def simulate(values: Values, _: list[str]) -> int:
-    rng, configs = np.random.default_rng(values["seed"]), configurations()
+    rng = np.random.default_rng(values["seed"])
+    configs = {name: settled(composed(["task=tc", f"optimizer={name}", "data=full"])) for name in set(OPTIMIZERS)}
     outcomes: dict[tuple[str, Any], dict[str, list[bool]]] = {
         (key, choice): {truth: [] for truth in CHOICES["truth"]} for key in CHOICES for choice in CHOICES[key]
     }

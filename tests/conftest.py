@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,12 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
+from web import Web, publish_r8, publish_voc, serving
 
 from tmbench.config import compose, table
 from tmbench.config.settle import Settings
+from tmbench.data import fetch
+from tmbench.data.catalogue import Entry
 from tmbench.result import Result
 from tmbench.run import run
 
@@ -88,3 +91,23 @@ def figures_stay_empty(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
 
     if "draws" not in request.keywords:
         monkeypatch.setattr(Figure, "savefig", savefig)
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    """A web server of the test's own, which is soon asked again."""
+    monkeypatch.setattr(fetch, "PAUSE", 0.01)
+    monkeypatch.setattr(fetch, "TIMEOUT", 0.5)
+    with serving() as web:
+        yield web
+
+
+@pytest.fixture
+def r8_online(monkeypatch: pytest.MonkeyPatch, web: Web) -> Entry:
+    """The tiny R8 is the published one, and the web server has it."""
+    return publish_r8(monkeypatch, web)
+
+
+@pytest.fixture
+def voc_online(monkeypatch: pytest.MonkeyPatch, web: Web) -> Entry:
+    return publish_voc(monkeypatch, web)

@@ -11,7 +11,6 @@ import shutil
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +31,7 @@ from tmbench.tasks.seg.masks import VOCSegmentation
 from tmbench.tasks.tc.r8 import R8
 from tmbench.tasks.voc import VOC
 
-
-@dataclass(frozen=True)
-class Broken:
-    """One file of a tiny set, by its pattern, and what is done to it; `told` is in the message that names it."""
-
-    file: str
-    do: Callable[[Path], Any]
-    told: str
-
-
+Break = tuple[Callable[[Path], Any], str]  # what is done to a file, and what the message that names it says
 SETS: dict[str, type[Dataset]] = {
     "r8": R8, "voc2007": VOCSegmentation, "voc2007 boxes": VOCDetection, "voc0712": VOC0712, "cifar10": CIFAR10,
     "cifar100": CIFAR100, "faces": Faces, "sneakers": Sneakers, "avazu": Avazu, "avazu_x1": AvazuX1,
@@ -53,18 +43,79 @@ COUNTS = {
     "sneakers": {"train": TINY_COUNT}, "avazu": {"train": 6000},
     "avazu_x1": {"train": 4800, "valid": 600, "test": 600},
 }  # fmt: skip
-CLICKS, TEXT, SHOE, LIST, BOX_LIST, IMAGE, MASK, BOXES, FACE, POINTS = (
-    "train.csv",
-    "train.txt",
-    "images/*.jpg",
-    "VOCdevkit/VOC2007/ImageSets/Segmentation/train.txt",
-    "VOCdevkit/VOC2007/ImageSets/Main/trainval.txt",
-    "VOCdevkit/VOC2007/JPEGImages/*.jpg",
-    "VOCdevkit/VOC2007/SegmentationClass/*.png",
-    "VOCdevkit/VOC2007/Annotations/*.xml",
-    "data/training/*.jpg",
-    "data/test_frames_keypoints.csv",
-)
+CLICKS, TEXT, SHOE, FACE, POINTS = (
+    "train.csv", "train.txt", "images/*.jpg", "data/training/*.jpg", "data/test_frames_keypoints.csv",
+)  # fmt: skip
+LIST, BOX_LIST, IMAGE, MASK, BOXES = (
+    f"VOCdevkit/VOC2007/{path}"
+    for path in ("ImageSets/Segmentation/train.txt", "ImageSets/Main/trainval.txt", "JPEGImages/*.jpg",
+                 "SegmentationClass/*.png", "Annotations/*.xml")
+)  # fmt: skip
+NO_PICTURE, NO_PICKLE = "{}: not a readable picture", "{}: not a pickle that can be trusted"
+NO_TEXT, TOO_LARGE = "{}: expected UTF-8 text", "{}: expected at most"
+NO_HEADER, INSIDE = "{}, line 1: expected the header id,click", "expected a box inside the image, 1-"
+
+
+def damage(do: Callable[..., Any]) -> Callable[..., Callable[[Path], Any]]:
+    """do(path, *arguments) as a function of its arguments, which gives what is then done to a path."""
+    return lambda *arguments: lambda path: do(path, *arguments)
+
+
+@damage
+def holds(path: Path, content: str | bytes, encoding: str = "utf-8") -> None:
+    path.write_bytes(content.encode(encoding) if isinstance(content, str) else content)
+
+
+@damage
+def replaced(path: Path, make: Callable[[Path], Any]) -> None:
+    """Something else is in the place of the file."""
+    path.unlink()
+    make(path)
+
+
+@damage
+def picture(path: Path, mode: str, size: tuple[int, int], kind: str) -> None:
+    Image.new(mode, size).save(path, kind)
+
+
+@damage
+def class_id(mask: Path, number: int) -> None:
+    """One pixel of a mask is of this class."""
+    with Image.open(mask) as picture:
+        picture.putpixel((2, 4), number)
+        picture.save(mask)
+
+
+@damage
+def rewritten(path: Path, change: Callable[[str], str]) -> None:
+    path.write_text(change(path.read_text()))
+
+
+@damage
+def edited(path: Path, change: Callable[[list[list[str]]], Any]) -> None:
+    """A table without quotes, its rows changed."""
+    rows = [line.split(",") for line in path.read_text().splitlines()]
+    change(rows)
+    path.write_text("\n".join(",".join(row) for row in rows) + "\n", errors="surrogateescape")
+
+
+@damage
+def packed(path: Path, change: Callable[[bytes], bytes]) -> None:
+    """The file is a gz instead, its bytes changed."""
+    content = gzip.compress(path.read_bytes())
+    path.unlink()
+    (path.parent / "train.gz").write_bytes(change(content))
+
+
+@damage
+def pickled(path: Path, change: Callable[[dict[bytes, Any]], Any]) -> None:
+    """A pickle that can be trusted, its values changed."""
+    values = read_pickle(path)
+    change(values)
+    path.write_bytes(pickle.dumps(values, 3))  # 2 writes empty bytes as a call of bytes
+
+
+empty = holds(b"")
 
 
 def half(path: Path) -> None:
@@ -82,45 +133,10 @@ def empty_folder(path: Path) -> None:
         other.unlink()
 
 
-def folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def pipe(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
-def leads_nowhere(path: Path) -> None:
-    path.unlink()
-    path.symlink_to("nowhere")
-
-
-def leads_to_itself(path: Path) -> None:
-    path.unlink()
-    path.symlink_to(path.name)
-
-
-def picture(mode: str, size: tuple[int, int], kind: str) -> Callable[[Path], None]:
-    return lambda path: Image.new(mode, size).save(path, kind)
-
-
 def turned(mask: Path) -> None:
     with Image.open(mask) as picture:
         ids = picture.transpose(Image.Transpose.ROTATE_90)
     ids.save(mask)
-
-
-def class_id(number: int) -> Callable[[Path], None]:
-    """One pixel of a mask is of this class."""
-
-    def do(mask: Path) -> None:
-        with Image.open(mask) as picture:
-            picture.putpixel((2, 4), number)
-            picture.save(mask)
-
-    return do
 
 
 def png_bomb(path: Path) -> None:
@@ -132,364 +148,306 @@ def png_bomb(path: Path) -> None:
     path.write_bytes(content)
 
 
-def xml(old: str, new: str, count: int = -1) -> Callable[[Path], None]:
-    def do(path: Path) -> None:
-        text = path.read_text()
-        assert old in text
-        path.write_text(text.replace(old, new, count))
-
-    return do
+def with_tags(text: str, **values: str) -> str:
+    """The first value of each name is another."""
+    for name, value in values.items():
+        text = re.sub(f"<{name}>.*?</{name}>", f"<{name}>{value}</{name}>", text, count=1)
+    return text
 
 
-def tag(name: str, value: str) -> Callable[[Path], None]:
-    """The first object's value of this name is another."""
-
-    def do(path: Path) -> None:
-        path.write_text(re.sub(f"<{name}>.*?</{name}>", f"<{name}>{value}</{name}>", path.read_text(), count=1))
-
-    return do
+def tags(**values: str) -> Callable[[Path], Any]:
+    return rewritten(lambda text: with_tags(text, **values))
 
 
-def second(name: str, value: str) -> Callable[[Path], None]:
-    """The object comes twice, the second time with another value."""
-
-    def do(path: Path) -> None:
-        (one, *_) = re.findall(r"\t<object>.*?</object>\n", path.read_text(), re.DOTALL)
-        other = re.sub(f"<{name}>.*?</{name}>", f"<{name}>{value}</{name}>", one)
-        path.write_text(f"<annotation>\n{one}{other}</annotation>\n")
-
-    return do
+def xml(old: str, new: str) -> Callable[[Path], Any]:
+    return rewritten(lambda text: text.replace(old, new))
 
 
-def doctype(entities: str, text: str) -> Callable[[Path], None]:
-    return lambda path: path.write_text(f"<!DOCTYPE x [{entities}]><annotation>{text}</annotation>")
+@rewritten
+def second_is_a_giraffe(text: str) -> str:
+    """The object comes twice, the second time with another class."""
+    (first, *_) = re.findall(r"\t<object>.*?</object>\n", text, re.DOTALL)
+    return f"<annotation>\n{first}{with_tags(first, name='giraffe')}</annotation>\n"
 
 
-def box(*corners: str) -> Callable[[Path], None]:
-    def do(path: Path) -> None:
-        for name, value in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True):
-            tag(name, value)(path)
-
-    return do
+def doctype(entities: str, text: str) -> Callable[[Path], Any]:
+    return holds(f"<!DOCTYPE x [{entities}]><annotation>{text}</annotation>")
 
 
-def edited(change: Callable[[list[list[str]]], Any]) -> Callable[[Path], None]:
-    """A table without quotes, its rows changed."""
-
-    def do(path: Path) -> None:
-        rows = [line.split(",") for line in path.read_text().splitlines()]
-        change(rows)
-        path.write_text("\n".join(",".join(row) for row in rows) + "\n", errors="surrogateescape")
-
-    return do
+def box(*corners: str) -> Callable[[Path], Any]:
+    return tags(**dict(zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)))
 
 
-def value(line: int, column: int, text: str) -> Callable[[Path], None]:
+def value(line: int, column: int, text: str) -> Callable[[Path], Any]:
     """One value of a table is another; lone surrogates stand for bytes that are not UTF-8."""
     return edited(lambda rows: rows[line - 1].__setitem__(column, text))
 
 
-def packed(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
-    """The file is a gz instead, its bytes changed."""
-
-    def do(path: Path) -> None:
-        content = gzip.compress(path.read_bytes())
-        path.unlink()
-        (path.parent / "train.gz").write_bytes(change(content))
-
-    return do
+def dumped(values: Any) -> Callable[[Path], Any]:
+    return holds(pickle.dumps(values, 2))
 
 
-def pickled(change: Callable[[dict[bytes, Any]], Any]) -> Callable[[Path], None]:
-    """A pickle that can be trusted, its values changed."""
-
-    def do(path: Path) -> None:
-        values = read_pickle(path)
-        change(values)
-        path.write_bytes(pickle.dumps(values, 3))  # 2 writes empty bytes as a call of bytes
-
-    return do
+def images(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], Any]:
+    return pickled(lambda values: values.update({b"data": change(values[b"data"])}))
 
 
-def put(key: bytes, value: Any, at: int | None = None) -> Callable[[Path], None]:
+def put(key: bytes, value: Any, at: int | None = None) -> Callable[[Path], Any]:
     """A value of a pickle, or one item of it, is another."""
     return pickled(lambda values: values.__setitem__(key, value) if at is None else values[key].__setitem__(at, value))
 
 
-def batches(file: str, labels: bytes, last: int) -> dict[str, Broken]:
+def batches(labels: bytes, last: int) -> dict[str, Break]:
     """The ways to break one of CIFAR's batches."""
     key = labels.decode()
     return {
-        **{case: Broken(file, do, told) for case, (do, told) in COMMON.items()},
-        "empty": Broken(file, lambda p: p.write_bytes(b""), "{}: not a pickle that can be trusted"),
-        "truncated": Broken(file, half, "{}: not a pickle that can be trusted"),
-        "a picture": Broken(file, picture("RGB", (9, 9), "PNG"), "{}: not a pickle that can be trusted"),
-        "a list": Broken(file, lambda p: p.write_bytes(pickle.dumps([1], 2)), "{}: not a pickle that can be trusted"),
-        "code": Broken(file, lambda p: p.write_bytes(pickle.dumps(os.getcwd, 2)), "{}: not a pickle that can be"),
-        "oversized": Broken(file, huge, "{}: expected at most"),
-        "another pickle": Broken(
-            file, lambda p: p.write_bytes(pickle.dumps({b"x": 1}, 2)), "{}: expected a value 'data', there are 'x'"
+        **COMMON,
+        "empty": (empty, NO_PICKLE), "truncated": (half, NO_PICKLE),
+        "a picture": (picture("RGB", (9, 9), "PNG"), NO_PICKLE), "a list": (dumped([1]), NO_PICKLE),
+        "code": (dumped(os.getcwd), "{}: not a pickle that can be"), "oversized": (huge, TOO_LARGE),
+        "another pickle": (dumped({b"x": 1}), "{}: expected a value 'data', there are 'x'"),
+        "nothing in it": (dumped({}), "{}: expected a value 'data', there are none"),
+        "no labels": (pickled(lambda v: v.pop(labels)), f"{{}}: expected a value '{key}', there are "),
+        "no images": (
+            pickled(lambda v: v.update({labels: [], b"data": v[b"data"][:0]})), "{}: expected images, there are",
         ),
-        "nothing in it": Broken(
-            file, lambda p: p.write_bytes(pickle.dumps({}, 2)), "{}: expected a value 'data', there are none"
+        "grey images": (images(lambda d: d[:, :1024]), "uint8 of shape (N, 3072), got uint8 of"),
+        "square images": (images(lambda d: d.reshape(-1, 3, 32, 32)), "{}: expected data to be"),
+        "images as numbers": (images(lambda d: d.astype("f4")), "{}: expected data to be uint8"),
+        "images as a list": (put(b"data", [1, 2]), "(N, 3072), got list"),
+        "an image less": (images(lambda d: d[1:]), f"{{}}: expected {key} to be a list of "),
+        "a label less": (pickled(lambda v: v[labels].pop()), f"{{}}: expected {key} to be a list of "),
+        "labels as an array": (
+            pickled(lambda v: v.update({labels: np.array(v[labels])})), f"{{}}: expected {key} to be a list",
         ),
-        "no labels": Broken(file, pickled(lambda v: v.pop(labels)), f"{{}}: expected a value '{key}', there are "),
-        "no images": Broken(
-            file, pickled(lambda v: v.update({labels: [], b"data": v[b"data"][:0]})), "{}: expected images, there are"
-        ),
-        "grey images": Broken(
-            file, pickled(lambda v: v.update({b"data": v[b"data"][:, :1024]})), "uint8 of shape (N, 3072), got uint8 of"
-        ),
-        "square images": Broken(
-            file, pickled(lambda v: v.update({b"data": v[b"data"].reshape(-1, 3, 32, 32)})), "{}: expected data to be"
-        ),
-        "images as numbers": Broken(
-            file, pickled(lambda v: v.update({b"data": v[b"data"].astype("f4")})), "{}: expected data to be uint8"
-        ),
-        "images as a list": Broken(file, put(b"data", [1, 2]), "(N, 3072), got list"),
-        "an image less": Broken(
-            file, pickled(lambda v: v.update({b"data": v[b"data"][1:]})), f"{{}}: expected {key} to be a list of "
-        ),
-        "a label less": Broken(file, pickled(lambda v: v[labels].pop()), f"{{}}: expected {key} to be a list of "),
-        "labels as an array": Broken(
-            file, pickled(lambda v: v.update({labels: np.array(v[labels])})), f"{{}}: expected {key} to be a list"
-        ),
-        "label too large": Broken(
-            file, put(labels, last + 1, 17), f"{{}}, {key}[17]: expected a label 0-{last}, got {last + 1}"
-        ),
-        "negative label": Broken(file, put(labels, -1, 3), f"{{}}, {key}[3]: expected a label 0-{last}, got -1"),
-        "label in words": Broken(file, put(labels, b"cat", 0), f"{{}}, {key}[0]: expected a label 0-{last}, got 'cat'"),
-        "label that is true": Broken(
-            file, put(labels, True, 5), f"{{}}, {key}[5]: expected a label 0-{last}, got True"
-        ),
-    }
+        "label too large": (put(labels, last + 1, 17), f"{{}}, {key}[17]: expected a label 0-{last}, got {last + 1}"),
+        "negative label": (put(labels, -1, 3), f"{{}}, {key}[3]: expected a label 0-{last}, got -1"),
+        "label in words": (put(labels, b"cat", 0), f"{{}}, {key}[0]: expected a label 0-{last}, got 'cat'"),
+        "label that is true": (put(labels, True, 5), f"{{}}, {key}[5]: expected a label 0-{last}, got True"),
+    }  # fmt: skip
 
 
-def class_names(file: str, names: bytes, count: int) -> dict[str, Broken]:
+def class_names(names: bytes, count: int) -> dict[str, Break]:
     """The ways to break the file that names the classes."""
     key = names.decode()
-    cases = {
-        **{case: Broken(file, do, told) for case, (do, told) in COMMON.items()},
-        "empty": Broken(file, lambda p: p.write_bytes(b""), "{}: not a pickle that can be trusted"),
-        "truncated": Broken(file, half, "{}: not a pickle that can be trusted"),
-        "without": Broken(file, pickled(lambda v: v.pop(names)), f"{{}}: expected a value '{key}', there are none"),
-        "one less": Broken(
-            file, pickled(lambda v: v[names].pop()), f"{key} to be a list of {count} names, got {count - 1}"
-        ),
-        "no list": Broken(file, put(names, b"cat"), f"{{}}: expected {key} to be a list of {count} names, got bytes"),
-        "a number": Broken(file, put(names, 4, 2), f"{{}}, {key}[2]: expected a class's name, got 4"),
-        "no word": Broken(file, put(names, b"\xff", 2), f"{{}}, {key}[2]: expected a class's name"),
-        "twice the same": Broken(
-            file, pickled(lambda v: v[names].__setitem__(1, v[names][0])), f"{{}}: expected {key} to name each class"
+    return {
+        **COMMON,
+        "empty": (empty, NO_PICKLE), "truncated": (half, NO_PICKLE),
+        "without": (pickled(lambda v: v.pop(names)), f"{{}}: expected a value '{key}', there are none"),
+        "one less": (pickled(lambda v: v[names].pop()), f"{key} to be a list of {count} names, got {count - 1}"),
+        "no list": (put(names, b"cat"), f"{{}}: expected {key} to be a list of {count} names, got bytes"),
+        "a number": (put(names, 4, 2), f"{{}}, {key}[2]: expected a class's name, got 4"),
+        "no word": (put(names, b"\xff", 2), f"{{}}, {key}[2]: expected a class's name"),
+        "twice the same": (
+            pickled(lambda v: v[names].__setitem__(1, v[names][0])), f"{{}}: expected {key} to name each class",
         ),
     }  # fmt: skip
-    return {f"names {case}": broken for case, broken in cases.items()}
 
 
 BOMB = "{}: not a readable annotation (a document type"
-COMMON: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "missing": (Path.unlink, ": no {}"),
-    "a folder": (folder, ": no {}"),
-    "a pipe": (pipe, ": no {}"),
-    "a link to nowhere": (leads_nowhere, ": no {}"),
-    "a link to itself": (leads_to_itself, ": no {}"),
-}
-BREAKS: dict[str, dict[str, Broken]] = {
+COMMON: dict[str, Break] = {
+    "missing": (Path.unlink, ": no {}"), "a folder": (replaced(Path.mkdir), ": no {}"),
+    "a pipe": (replaced(os.mkfifo), ": no {}"),
+    "a link to nowhere": (replaced(lambda p: p.symlink_to("nowhere")), ": no {}"),
+    "a link to itself": (replaced(lambda p: p.symlink_to(p.name)), ": no {}"),
+}  # fmt: skip
+BREAKS: dict[str, dict[str, dict[str, Break]]] = {  # by the set, a pattern of its files and the kind of damage
     "r8": {
-        **{case: Broken(TEXT, do, told) for case, (do, told) in COMMON.items()},
-        "empty": Broken(TEXT, lambda p: p.write_bytes(b""), "{}, line 1: expected label<TAB>text"),
-        "UTF-16": Broken(TEXT, lambda p: p.write_text("earn\ta", "utf-16"), "{}: expected UTF-8 text"),
-        "latin-1": Broken(TEXT, lambda p: p.write_bytes(b"earn\tcaf\xe9 au lait"), "{}: expected UTF-8 text"),
-        "a picture": Broken(TEXT, picture("RGB", (9, 9), "PNG"), "{}: expected UTF-8 text"),
-        "binary zeros": Broken(TEXT, lambda p: p.write_bytes(bytes(99)), "{}, line 1: expected label<TAB>text"),
-        "another table": Broken(TEXT, lambda p: p.write_text("id,click\n1,0\n"), "{}, line 1: expected label<TAB>text"),
-        "oversized": Broken(TEXT, huge, "{}: expected at most"),
+        TEXT: {
+            **COMMON,
+            "empty": (empty, "{}, line 1: expected label<TAB>text"), "UTF-16": (holds("earn\ta", "utf-16"), NO_TEXT),
+            "latin-1": (holds(b"earn\tcaf\xe9 au lait"), NO_TEXT),
+            "a picture": (picture("RGB", (9, 9), "PNG"), NO_TEXT),
+            "binary zeros": (holds(bytes(99)), "{}, line 1: expected label<TAB>text"),
+            "another table": (holds("id,click\n1,0\n"), "{}, line 1: expected label<TAB>text"),
+            "oversized": (huge, TOO_LARGE),
+        },
     },
     "voc2007": {
-        **{f"list {case}": Broken(LIST, do, told) for case, (do, told) in COMMON.items()},
-        **{f"image {case}": Broken(IMAGE, do, told) for case, (do, told) in COMMON.items()},
-        **{f"mask {case}": Broken(MASK, do, told) for case, (do, told) in COMMON.items()},
-        "empty list": Broken(LIST, lambda p: p.write_bytes(b""), "{}: expected image names"),
-        "blank list": Broken(LIST, lambda p: p.write_text(" \n\n"), "{}: expected image names"),
-        "UTF-16 list": Broken(LIST, lambda p: p.write_text("000001", "utf-16"), "{}: expected UTF-8 text"),
-        "oversized list": Broken(LIST, huge, "{}: expected at most"),
-        "list of what is not there": Broken(LIST, lambda p: p.write_text("000001\n999999"), "named in {}, line 2"),
-        "list that leads out": Broken(LIST, lambda p: p.write_text("../../x"), "{}, line 1: expected an image's name"),
-        "list with numbers": Broken(LIST, lambda p: p.write_text("000001  1"), "{}, line 1: expected an image's name"),
-        "empty image": Broken(IMAGE, lambda p: p.write_bytes(b""), "{}: not a readable picture"),
-        "empty mask": Broken(MASK, lambda p: p.write_bytes(b""), "{}: not a readable picture"),
-        "truncated image": Broken(IMAGE, half, "{}: not a readable picture"),
-        "truncated mask": Broken(MASK, half, "{}: not a readable picture"),
-        "a GIF": Broken(IMAGE, picture("L", (9, 9), "GIF"), "{}: not a readable picture"),
-        "PostScript": Broken(
-            IMAGE, lambda p: p.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"),
-            "{}: not a readable picture",
-        ),
-        "image of another size": Broken(IMAGE, picture("RGB", (9, 9), "JPEG"), "expected the image's size"),
-        "mask of another size": Broken(MASK, picture("P", (9, 9), "PNG"), "{}: expected the image's size"),
-        "mask in colours": Broken(MASK, picture("RGB", (9, 9), "PNG"), "{}: expected a palette PNG"),
-        "text named .jpg": Broken(IMAGE, lambda p: p.write_text("not a picture"), "{}: not a readable picture"),
-        "turned mask": Broken(MASK, turned, "{}: expected the image's size ("),
-        **{f"class id {n}": Broken(MASK, class_id(n), f"{{}}: expected class ids 0-20 or 255, got {n}")
-           for n in (21, 30, 254)},
-        "image bomb": Broken(IMAGE, png_bomb, "{}: not a readable picture"),
-        "mask bomb": Broken(MASK, png_bomb, "{}: not a readable picture"),
-        "large image": Broken(IMAGE, picture("1", (9000, 8000), "PNG"), "{}: not a readable picture (9000x8000"),
+        LIST: {
+            **COMMON,
+            "empty list": (empty, "{}: expected image names"),
+            "blank list": (holds(" \n\n"), "{}: expected image names"),
+            "UTF-16 list": (holds("000001", "utf-16"), NO_TEXT), "oversized list": (huge, TOO_LARGE),
+            "list of what is not there": (holds("000001\n999999"), "named in {}, line 2"),
+            "list that leads out": (holds("../../x"), "{}, line 1: expected an image's name"),
+            "list with numbers": (holds("000001  1"), "{}, line 1: expected an image's name"),
+        },
+        IMAGE: {
+            **COMMON,
+            "empty image": (empty, NO_PICTURE), "truncated image": (half, NO_PICTURE),
+            "a GIF": (picture("L", (9, 9), "GIF"), NO_PICTURE),
+            "PostScript": (holds("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"), NO_PICTURE),
+            "image of another size": (picture("RGB", (9, 9), "JPEG"), "expected the image's size"),
+            "text named .jpg": (holds("not a picture"), NO_PICTURE), "image bomb": (png_bomb, NO_PICTURE),
+            "large image": (picture("1", (9000, 8000), "PNG"), "{}: not a readable picture (9000x8000"),
+        },
+        MASK: {
+            **COMMON,
+            "empty mask": (empty, NO_PICTURE), "truncated mask": (half, NO_PICTURE),
+            "mask of another size": (picture("P", (9, 9), "PNG"), "{}: expected the image's size"),
+            "mask in colours": (picture("RGB", (9, 9), "PNG"), "{}: expected a palette PNG"),
+            "turned mask": (turned, "{}: expected the image's size ("),
+            **{f"class id {n}": (class_id(n), f"{{}}: expected class ids 0-20 or 255, got {n}") for n in (21, 30, 254)},
+            "mask bomb": (png_bomb, NO_PICTURE),
+        },
     },
     "voc2007 boxes": {
-        **{f"list {case}": Broken(BOX_LIST, do, told) for case, (do, told) in COMMON.items()},
-        **{f"image {case}": Broken(IMAGE, do, told) for case, (do, told) in COMMON.items()},
-        **{f"annotation {case}": Broken(BOXES, do, told) for case, (do, told) in COMMON.items()},
-        "list of what is not there": Broken(
-            BOX_LIST, lambda p: p.write_text("000001\n999999"), "named in {}, line 2"
-        ),
-        "truncated image": Broken(IMAGE, half, "{}: not a readable picture"),
-        "empty annotation file": Broken(BOXES, lambda p: p.write_bytes(b""), "{}: not a readable annotation (no el"),
-        "truncated annotation": Broken(BOXES, half, "{}: not a readable annotation"),
-        "a picture for an annotation": Broken(BOXES, picture("RGB", (9, 9), "PNG"), "{}: not a readable annotation"),
-        "oversized annotation": Broken(BOXES, huge, "{}: expected at most"),
-        "long annotation": Broken(BOXES, lambda p: p.write_text(" " * 2**20 + p.read_text()), "{}: expected at most"),
-        "another document": Broken(BOXES, lambda p: p.write_text("<html/>"), "{}: expected an <annotation>, got <h"),
-        "entity bomb": Broken(
-            BOXES, doctype('<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">', "&b;"), BOMB
-        ),
-        "entity that reads a file": Broken(
-            BOXES, doctype('<!ENTITY a SYSTEM "file:///etc/passwd">', "&a;"), BOMB
-        ),
-        "unknown entity": Broken(BOXES, xml("<xmin>", "<xmin>&a;"), "{}: not a readable annotation (undefined entity"),
-        "no name": Broken(BOXES, tag("name", ""), "{}, object 1 (no name): expected one of the 20 classes"),
-        "unknown class": Broken(BOXES, tag("name", "giraffe"), "{}, object 1 (giraffe): expected one of the 20"),
-        "background": Broken(BOXES, tag("name", "background"), "{}, object 1 (background): expected one of the 20"),
-        "second object's class": Broken(BOXES, second("name", "giraffe"), "{}, object 2 (giraffe): expected one of"),
-        "strange difficult": Broken(BOXES, tag("difficult", "maybe"), "expected difficult to be 0 or 1, got 'maybe'"),
-        "two boxes": Broken(BOXES, xml("</bndbox>", "</bndbox><bndbox/>"), "expected one <bndbox>, got 2"),
-        "two names": Broken(BOXES, xml("</name>", "</name><name>cat</name>"), "expected one <name>, got 2"),
-        "no box": Broken(BOXES, xml("bndbox", "box"), "expected a bndbox of four numbers, got xmin '', ymin ''"),
-        "no number": Broken(BOXES, tag("ymax", "low"), "expected a bndbox of four numbers, got xmin '"),
-        "not a number": Broken(BOXES, tag("xmin", "nan"), "expected a box inside the image, 1-"),
-        "infinite": Broken(BOXES, tag("xmax", "inf"), "expected a box inside the image, 1-"),
-        "box from zero": Broken(BOXES, tag("xmin", "0"), "expected a box inside the image, 1-"),
-        "negative box": Broken(BOXES, tag("ymin", "-3"), "expected a box inside the image, 1-"),
-        "box outside": Broken(BOXES, tag("xmax", "101"), "expected a box inside the image, 1-"),
-        "box below": Broken(BOXES, tag("ymax", "101"), "expected a box inside the image, 1-"),
-        "box of no width": Broken(BOXES, box("9", "9", "9", "20"), "expected a box with an area, xmin < xmax"),
-        "box of no height": Broken(BOXES, box("9", "9", "20", "9"), "expected a box with an area, xmin < xmax"),
-        "box turned round": Broken(BOXES, box("20", "9", "9", "20"), "xmin < xmax and ymin < ymax, got (20, 9, 9, 20)"),
-        "image of another size": Broken(IMAGE, picture("RGB", (9, 9), "JPEG"), "box inside the image, 1-9 by 1-9"),
+        BOX_LIST: {
+            **COMMON,
+            "list of what is not there": (holds("000001\n999999"), "named in {}, line 2"),
+        },
+        IMAGE: {
+            **COMMON,
+            "truncated image": (half, NO_PICTURE),
+            "image of another size": (picture("RGB", (9, 9), "JPEG"), "box inside the image, 1-9 by 1-9"),
+        },
+        BOXES: {
+            **COMMON,
+            "empty annotation file": (empty, "{}: not a readable annotation (no el"),
+            "truncated annotation": (half, "{}: not a readable annotation"),
+            "a picture for an annotation": (picture("RGB", (9, 9), "PNG"), "{}: not a readable annotation"),
+            "oversized annotation": (huge, TOO_LARGE),
+            "long annotation": (lambda p: p.write_text(" " * 2**20 + p.read_text()), TOO_LARGE),
+            "another document": (holds("<html/>"), "{}: expected an <annotation>, got <h"),
+            "entity bomb": (doctype('<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">', "&b;"), BOMB),
+            "entity that reads a file": (doctype('<!ENTITY a SYSTEM "file:///etc/passwd">', "&a;"), BOMB),
+            "unknown entity": (xml("<xmin>", "<xmin>&a;"), "{}: not a readable annotation (undefined entity"),
+            "no name": (tags(name=""), "{}, object 1 (no name): expected one of the 20 classes"),
+            "unknown class": (tags(name="giraffe"), "{}, object 1 (giraffe): expected one of the 20"),
+            "background": (tags(name="background"), "{}, object 1 (background): expected one of the 20"),
+            "second object's class": (second_is_a_giraffe, "{}, object 2 (giraffe): expected one of"),
+            "strange difficult": (tags(difficult="maybe"), "expected difficult to be 0 or 1, got 'maybe'"),
+            "two boxes": (xml("</bndbox>", "</bndbox><bndbox/>"), "expected one <bndbox>, got 2"),
+            "two names": (xml("</name>", "</name><name>cat</name>"), "expected one <name>, got 2"),
+            "no box": (xml("bndbox", "box"), "expected a bndbox of four numbers, got xmin '', ymin ''"),
+            "no number": (tags(ymax="low"), "expected a bndbox of four numbers, got xmin '"),
+            "not a number": (tags(xmin="nan"), INSIDE), "infinite": (tags(xmax="inf"), INSIDE),
+            "box from zero": (tags(xmin="0"), INSIDE), "negative box": (tags(ymin="-3"), INSIDE),
+            "box outside": (tags(xmax="101"), INSIDE), "box below": (tags(ymax="101"), INSIDE),
+            "box of no width": (box("9", "9", "9", "20"), "expected a box with an area, xmin < xmax"),
+            "box of no height": (box("9", "9", "20", "9"), "expected a box with an area, xmin < xmax"),
+            "box turned round": (box("20", "9", "9", "20"), "xmin < xmax and ymin < ymax, got (20, 9, 9, 20)"),
+        },
     },
-    "voc0712": {  # the same reader twice
-        "list missing of 2007": Broken("voc2007/" + BOX_LIST, Path.unlink, "od: no {}"),
-        "list missing of 2012": Broken("voc2012/" + BOX_LIST.replace("2007", "2012"), Path.unlink, "od: no {}"),
-        "unknown class in 2012": Broken(
-            "voc2012/" + BOXES.replace("2007", "2012"), tag("name", "giraffe"), "{}, object 1 (giraffe): expected one"
-        ),
+    "voc0712": {
+        "voc2007/" + BOX_LIST: {"list missing of 2007": (Path.unlink, "od: no {}")},
+        "voc2012/" + BOX_LIST.replace("2007", "2012"): {"list missing of 2012": (Path.unlink, "od: no {}")},
+        "voc2012/" + BOXES.replace("2007", "2012"): {
+            "unknown class in 2012": (tags(name="giraffe"), "{}, object 1 (giraffe): expected one"),
+        },
     },
     "cifar10": {
-        **batches("cifar-10-batches-py/data_batch_4", b"labels", 9),
-        **class_names("cifar-10-batches-py/batches.meta", b"label_names", 10),
+        "cifar-10-batches-py/data_batch_4": batches(b"labels", 9),
+        "cifar-10-batches-py/batches.meta": class_names(b"label_names", 10),
     },
     "cifar100": {  # the same reader; what differs
-        case: broken for case, broken in {
-            **batches("cifar-100-python/train", b"fine_labels", 99),
-            **class_names("cifar-100-python/meta", b"fine_label_names", 100),
-        }.items() if case in ("missing", "truncated", "no labels", "label too large", "names missing", "names one less")
+        "cifar-100-python/train": {
+            case: broken for case, broken in batches(b"fine_labels", 99).items()
+            if case in ("missing", "truncated", "no labels", "label too large")
+        },
+        "cifar-100-python/meta": {
+            case: broken for case, broken in class_names(b"fine_label_names", 100).items()
+            if case in ("missing", "one less")
+        },
     },
     "faces": {
-        **{f"table {case}": Broken(POINTS, do, told) for case, (do, told) in COMMON.items()},
-        **{f"image {case}": Broken(FACE, do, told) for case, (do, told) in COMMON.items()},
-        "image named in the table": Broken(FACE, Path.unlink, "data/training_frames_keypoints.csv, line 2"),
-        "empty table": Broken(POINTS, lambda p: p.write_bytes(b""), "{}, line 1: expected a name's column and 0-135"),
-        "header alone": Broken(POINTS, edited(lambda r: r.__delitem__(slice(1, None))), "{}: expected rows"),
-        "no header": Broken(POINTS, edited(lambda r: r.pop(0)), "{}, line 1: expected a name's column and 0-135, got"),
-        "missing column": Broken(POINTS, edited(lambda r: [own.pop() for own in r]), "got 136 columns of 137"),
-        "renamed column": Broken(POINTS, edited(lambda r: r[0].__setitem__(7, "x3")), "line 1: expected a name's colu"),
-        "short row": Broken(POINTS, edited(lambda r: r[4].pop()), "{}, line 5: expected 137 columns, got 136"),
-        "long row": Broken(POINTS, edited(lambda r: r[4].append("1")), "{}, line 5: expected 137 columns, got 138"),
-        "no number": Broken(POINTS, edited(lambda r: r[3].__setitem__(9, "x")), "{}, line 4, column 8: expected a num"),
-        "empty number": Broken(POINTS, edited(lambda r: r[3].__setitem__(136, "")), "{}, line 4, column 135: expected"),
-        "not a number": Broken(POINTS, edited(lambda r: r[3].__setitem__(1, "nan")), "{}, line 4, column 0: expected"),
-        "infinite": Broken(POINTS, edited(lambda r: r[3].__setitem__(1, "-inf")), "{}, line 4, column 0: expected a"),
-        "named twice": Broken(POINTS, edited(lambda r: r[3].__setitem__(0, r[2][0])), "line 4: Face_0_1.jpg is named"),
-        "name that leads out": Broken(POINTS, edited(lambda r: r[3].__setitem__(0, "../x.jpg")), "line 4: expected an"),
-        "name of nothing": Broken(POINTS, edited(lambda r: r[3].__setitem__(0, "x.jpg")), "named in {}, line 4"),
-        "open quote": Broken(POINTS, edited(lambda r: r[3].__setitem__(5, '"1')), "not a row of a table"),
-        "UTF-16 table": Broken(POINTS, lambda p: p.write_text("x", "utf-16"), "{}: expected UTF-8 text"),
-        "oversized table": Broken(POINTS, huge, "{}: expected at most"),
-        "truncated table": Broken(POINTS, half, "{}, line "),
-        "empty image": Broken(FACE, lambda p: p.write_bytes(b""), "{}: not a readable picture"),
-        "truncated image": Broken(FACE, half, "{}: not a readable picture"),
-        "image bomb": Broken(FACE, png_bomb, "{}: not a readable picture"),
+        POINTS: {
+            **COMMON,
+            "empty table": (empty, "{}, line 1: expected a name's column and 0-135"),
+            "header alone": (edited(lambda r: r.__delitem__(slice(1, None))), "{}: expected rows"),
+            "no header": (edited(lambda r: r.pop(0)), "{}, line 1: expected a name's column and 0-135, got"),
+            "missing column": (edited(lambda r: [own.pop() for own in r]), "got 136 columns of 137"),
+            "renamed column": (value(1, 7, "x3"), "line 1: expected a name's colu"),
+            "short row": (edited(lambda r: r[4].pop()), "{}, line 5: expected 137 columns, got 136"),
+            "long row": (edited(lambda r: r[4].append("1")), "{}, line 5: expected 137 columns, got 138"),
+            "no number": (value(4, 9, "x"), "{}, line 4, column 8: expected a num"),
+            "empty number": (value(4, 136, ""), "{}, line 4, column 135: expected"),
+            "not a number": (value(4, 1, "nan"), "{}, line 4, column 0: expected"),
+            "infinite": (value(4, 1, "-inf"), "{}, line 4, column 0: expected a"),
+            "named twice": (edited(lambda r: r[3].__setitem__(0, r[2][0])), "line 4: Face_0_1.jpg is named"),
+            "name that leads out": (value(4, 0, "../x.jpg"), "line 4: expected an"),
+            "name of nothing": (value(4, 0, "x.jpg"), "named in {}, line 4"),
+            "open quote": (value(4, 5, '"1'), "not a row of a table"), "UTF-16 table": (holds("x", "utf-16"), NO_TEXT),
+            "oversized table": (huge, TOO_LARGE), "truncated table": (half, "{}, line "),
+        },
+        FACE: {
+            **COMMON,
+            "image named in the table": (Path.unlink, "data/training_frames_keypoints.csv, line 2"),
+            "empty image": (empty, NO_PICTURE), "truncated image": (half, NO_PICTURE),
+            "image bomb": (png_bomb, NO_PICTURE),
+        },
     },
     "avazu": {
-        **{case: Broken(CLICKS, do, told) for case, (do, told) in COMMON.items()},
-        "empty": Broken(CLICKS, lambda p: p.write_bytes(b""), "{}, line 1: expected the header id,click,hour"),
-        "header alone": Broken(CLICKS, edited(lambda r: r.__delitem__(slice(1, None))), "{}, line 2: expected rows"),
-        "no header": Broken(CLICKS, edited(lambda r: r.pop(0)), "{}, line 1: expected the header id,click"),
-        "renamed column": Broken(CLICKS, value(1, 5, "site"), "{}, line 1: expected the header id,click"),
-        "column twice": Broken(CLICKS, value(1, 5, "C1"), "{}, line 1: expected the header id,click"),
-        "column less": Broken(CLICKS, edited(lambda r: [own.pop() for own in r]), "{}, line 1: expected the header"),
-        "byte-order mark": Broken(CLICKS, value(1, 0, "\ufeffid"), "{}, line 1: expected the header id,click"),
-        "UTF-16": Broken(CLICKS, lambda p: p.write_text(p.read_text(), "utf-16"), "{}, line 1: expected the header"),
-        "another table": Broken(CLICKS, lambda p: p.write_text("id,click\n1,0\n"), "{}, line 1: expected the header"),
-        "zeros": Broken(CLICKS, lambda p: os.truncate(p, 2**21), "{}, line 6002: the file is cut short or damaged"),
-        "short row": Broken(CLICKS, edited(lambda r: r[4].pop()), "{}, line 5: expected 24 values, got 23"),
-        "long row": Broken(CLICKS, edited(lambda r: r[4].append("1")), "{}, line 5: expected 24 values, got 25"),
-        "short last row": Broken(CLICKS, edited(lambda r: r[-1].pop()), "{}, line 6001: expected 24 values, got 23"),
-        "blank line": Broken(CLICKS, edited(lambda r: r.insert(3000, [])), "{}, line 3001: expected 24 values, got 1"),
-        "two of them": Broken(
-            CLICKS, edited(lambda r: (r[5000].pop(), r[70].pop())), "{}, line 71: expected 24 values, got 23"
-        ),
-        "label 2": Broken(CLICKS, value(5001, 1, "2"), "{}, line 5001, click: expected 0 or 1, got '2'"),
-        "label -1": Broken(CLICKS, value(3, 1, "-1"), "{}, line 3, click: expected 0 or 1, got '-1'"),
-        "no label": Broken(CLICKS, value(3, 1, ""), "{}, line 3, click: expected 0 or 1, got ''"),
-        "id in words": Broken(CLICKS, value(3, 0, "x"), "{}, line 3, id: expected a whole number below 2^64, got 'x'"),
-        "rounded id": Broken(CLICKS, value(9, 0, "1.000009e18"), "{}, line 9, id: expected a whole number"),
-        "id of 2^64": Broken(CLICKS, value(9, 0, str(2**64)), "{}, line 9, id: expected a whole number below 2^64"),
-        "id twice": Broken(CLICKS, edited(lambda r: r[5998].__setitem__(0, r[1][0])), "{}, line 5999, id: expected"),
-        "no hour": Broken(CLICKS, value(4000, 2, "14102124"), "{}, line 4000, hour: expected an hour as YYMMDDHH, got"),
-        "no day": Broken(CLICKS, value(4000, 2, "14023005"), "{}, line 4000, hour: expected an hour as YYMMDDHH, got"),
-        "long hour": Broken(CLICKS, value(2, 2, "2014102100"), "{}, line 2, hour: expected an hour as YYMMDDHH"),
-        "upper case": Broken(CLICKS, value(2, 12, "0A0B0C0D"), "{}, line 2, device_ip: expected 8 hexadecimal digits"),
-        "short word": Broken(CLICKS, value(2, 12, "0a0b0c0"), "{}, line 2, device_ip: expected 8 hexadecimal digits"),
-        "quoted": Broken(CLICKS, value(2, 12, '"0a0b0c0d"'), "{}, line 2, device_ip: expected 8 hexadecimal digits"),
-        "no number": Broken(CLICKS, value(2, 23, "many"), "{}, line 2, C21: expected a whole number of at most 9"),
-        "missing number": Broken(CLICKS, value(2, 23, "NA"), "{}, line 2, C21: expected a whole number of at most 9"),
-        "large number": Broken(CLICKS, value(2, 23, "9" * 30), "{}, line 2, C21: expected a whole number of at most"),
-        "not UTF-8": Broken(CLICKS, value(77, 1, "\udcff"), r"{}, line 77, click: expected 0 or 1, got '\\xff'"),
-        "not UTF-8 in a word": Broken(
-            CLICKS, value(5, 5, "caf\udce9cafe"), r"{}, line 5, site_id: expected 8 hexadecimal digits, got 'caf\\xe9"
-        ),
-        "gz cut short": Broken(CLICKS, packed(lambda c: c[: len(c) // 2]), "train.gz, line "),
-        "gz without its end": Broken(CLICKS, packed(lambda c: c[:-4]), "train.gz, line 6002: the file is cut short or"),
-        "gz with a wrong checksum": Broken(
-            CLICKS, packed(lambda c: c[:-8] + bytes(4) + c[-4:]), "train.gz, line 6002: the file is cut short or"
-        ),
-        "no gz": Broken(CLICKS, lambda p: p.rename(p.with_suffix(".gz")), "train.gz, line 1: expected the header"),
+        CLICKS: {
+            **COMMON,
+            "empty": (empty, NO_HEADER),
+            "header alone": (edited(lambda r: r.__delitem__(slice(1, None))), "{}, line 2: expected rows"),
+            "no header": (edited(lambda r: r.pop(0)), NO_HEADER), "renamed column": (value(1, 5, "site"), NO_HEADER),
+            "column twice": (value(1, 5, "C1"), NO_HEADER),
+            "column less": (edited(lambda r: [own.pop() for own in r]), NO_HEADER),
+            "byte-order mark": (value(1, 0, "\ufeffid"), NO_HEADER),
+            "UTF-16": (lambda p: p.write_text(p.read_text(), "utf-16"), NO_HEADER),
+            "another table": (holds("id,click\n1,0\n"), NO_HEADER),
+            "zeros": (lambda p: os.truncate(p, 2**21), "{}, line 6002: the file is cut short or damaged"),
+            "short row": (edited(lambda r: r[4].pop()), "{}, line 5: expected 24 values, got 23"),
+            "long row": (edited(lambda r: r[4].append("1")), "{}, line 5: expected 24 values, got 25"),
+            "short last row": (edited(lambda r: r[-1].pop()), "{}, line 6001: expected 24 values, got 23"),
+            "blank line": (edited(lambda r: r.insert(3000, [])), "{}, line 3001: expected 24 values, got 1"),
+            "two of them": (edited(lambda r: (r[5000].pop(), r[70].pop())), "{}, line 71: expected 24 values, got 23"),
+            "label 2": (value(5001, 1, "2"), "{}, line 5001, click: expected 0 or 1, got '2'"),
+            "label -1": (value(3, 1, "-1"), "{}, line 3, click: expected 0 or 1, got '-1'"),
+            "no label": (value(3, 1, ""), "{}, line 3, click: expected 0 or 1, got ''"),
+            "id in words": (value(3, 0, "x"), "{}, line 3, id: expected a whole number below 2^64, got 'x'"),
+            "rounded id": (value(9, 0, "1.000009e18"), "{}, line 9, id: expected a whole number"),
+            "id of 2^64": (value(9, 0, str(2**64)), "{}, line 9, id: expected a whole number below 2^64"),
+            "id twice": (edited(lambda r: r[5998].__setitem__(0, r[1][0])), "{}, line 5999, id: expected"),
+            "no hour": (value(4000, 2, "14102124"), "{}, line 4000, hour: expected an hour as YYMMDDHH, got"),
+            "no day": (value(4000, 2, "14023005"), "{}, line 4000, hour: expected an hour as YYMMDDHH, got"),
+            "long hour": (value(2, 2, "2014102100"), "{}, line 2, hour: expected an hour as YYMMDDHH"),
+            "upper case": (value(2, 12, "0A0B0C0D"), "{}, line 2, device_ip: expected 8 hexadecimal digits"),
+            "short word": (value(2, 12, "0a0b0c0"), "{}, line 2, device_ip: expected 8 hexadecimal digits"),
+            "quoted": (value(2, 12, '"0a0b0c0d"'), "{}, line 2, device_ip: expected 8 hexadecimal digits"),
+            "no number": (value(2, 23, "many"), "{}, line 2, C21: expected a whole number of at most 9"),
+            "missing number": (value(2, 23, "NA"), "{}, line 2, C21: expected a whole number of at most 9"),
+            "large number": (value(2, 23, "9" * 30), "{}, line 2, C21: expected a whole number of at most"),
+            "not UTF-8": (value(77, 1, "\udcff"), r"{}, line 77, click: expected 0 or 1, got '\\xff'"),
+            "not UTF-8 in a word": (
+                value(5, 5, "caf\udce9cafe"), r"{}, line 5, site_id: expected 8 hexadecimal digits, got 'caf\\xe9",
+            ),
+            "gz cut short": (packed(lambda c: c[: len(c) // 2]), "train.gz, line "),
+            "gz without its end": (packed(lambda c: c[:-4]), "train.gz, line 6002: the file is cut short or"),
+            "gz with a wrong checksum": (
+                packed(lambda c: c[:-8] + bytes(4) + c[-4:]), "train.gz, line 6002: the file is cut short or",
+            ),
+            "no gz": (lambda p: p.rename(p.with_suffix(".gz")), "train.gz, line 1: expected the header"),
+        },
     },
-    "avazu_x1": {  # the same reader; what differs
-        "missing": Broken("test.csv", Path.unlink, ": no {}"),
-        "fraction": Broken("test.csv", value(7, 3, "1.5"), "{}, line 7, feat_3: expected a whole number of at most 9"),
-        "infinite": Broken("test.csv", value(7, 3, "inf"), "{}, line 7, feat_3: expected a whole number of at most 9"),
-        "label 0.5": Broken("valid.csv", value(7, 0, "0.5"), "{}, line 7, label: expected 0 or 1, got '0.5'"),
-        "large": Broken("test.csv", value(7, 3, "1e300"), "{}, line 7, feat_3: expected a whole number of at most 9"),
+    "avazu_x1": {
+        "test.csv": {
+            "missing": (Path.unlink, ": no {}"),
+            "fraction": (value(7, 3, "1.5"), "{}, line 7, feat_3: expected a whole number of at most 9"),
+            "infinite": (value(7, 3, "inf"), "{}, line 7, feat_3: expected a whole number of at most 9"),
+            "large": (value(7, 3, "1e300"), "{}, line 7, feat_3: expected a whole number of at most 9"),
+        },
+        "valid.csv": {"label 0.5": (value(7, 0, "0.5"), "{}, line 7, label: expected 0 or 1, got '0.5'")},
     },
     "sneakers": {
-        **{case: Broken(SHOE, do, "{}: expected nothing but files *.jpg") for case, (do, _) in COMMON.items()
-           if case != "missing"},
-        "no folder": Broken(SHOE, lambda p: shutil.rmtree(p.parent), "images"),
-        "empty folder": Broken(SHOE, empty_folder, "images: expected pictures, files *.jpg; the folder is empty"),
-        "another ending": Broken(
-            SHOE, lambda p: p.rename(p.with_suffix(".gif")), "shoe0000.gif: expected nothing but files *.jpg"
-        ),
-        "empty": Broken(SHOE, lambda p: p.write_bytes(b""), "{}: not a readable picture"),
-        "truncated": Broken(SHOE, half, "{}: not a readable picture"),
-        "a text": Broken(SHOE, lambda p: p.write_text("a shoe"), "{}: not a readable picture"),
-        "a GIF": Broken(SHOE, picture("L", (9, 9), "GIF"), "{}: not a readable picture"),
-        "bomb": Broken(SHOE, png_bomb, "{}: not a readable picture"),
-        "large": Broken(SHOE, picture("1", (9000, 8000), "PNG"), "{}: not a readable picture (9000x8000"),
+        SHOE: {
+            **{case: (do, "{}: expected nothing but files *.jpg") for case, (do, _) in COMMON.items()
+               if case != "missing"},
+            "no folder": (lambda p: shutil.rmtree(p.parent), "images"),
+            "empty folder": (empty_folder, "images: expected pictures, files *.jpg; the folder is empty"),
+            "another ending": (
+                lambda p: p.rename(p.with_suffix(".gif")), "shoe0000.gif: expected nothing but files *.jpg",
+            ),
+            "empty": (empty, NO_PICTURE), "truncated": (half, NO_PICTURE),
+            "a text": (holds("a shoe"), NO_PICTURE), "a GIF": (picture("L", (9, 9), "GIF"), NO_PICTURE),
+            "bomb": (png_bomb, NO_PICTURE),
+            "large": (picture("1", (9000, 8000), "PNG"), "{}: not a readable picture (9000x8000"),
+        },
     },
 }  # fmt: skip
-CASES = [(name, case) for name, cases in BREAKS.items() for case in cases]
+CASES = [(name, file, case) for name, files in BREAKS.items() for file, cases in files.items() for case in cases]
 
 
 @pytest.fixture(scope="module", params=SETS)
@@ -523,15 +481,15 @@ def test_a_whole_set_reads_with_its_counts(whole: tuple[str, Path]) -> None:
     assert read(name, root) == COUNTS[name]
 
 
-@pytest.mark.parametrize(("name", "case"), CASES)
-def test_a_broken_file_is_named_in_one_message(tmp_path: Path, name: str, case: str) -> None:
+@pytest.mark.parametrize(("name", "file", "case"), CASES)
+def test_a_broken_file_is_named_in_one_message(tmp_path: Path, name: str, file: str, case: str) -> None:
     root = write(name, tmp_path)
-    broken = BREAKS[name][case]
-    path = next(iter(sorted(root.glob(broken.file))))
-    broken.do(path)
+    do, told = BREAKS[name][file][case]
+    path = min(root.glob(file))
+    do(path)
     with pytest.raises(DataError) as error:
         read(name, root)
-    assert broken.told.format(path) in str(error.value)
+    assert told.format(path) in str(error.value)
     assert len(str(error.value)) < 1500
 
 
@@ -620,21 +578,13 @@ def one(name: str, root: Path, path: Path, expected: dict[str, int]) -> dict[str
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SETS if name != "voc0712"])
-def test_200_mutated_files_read_or_are_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / "beside").write_text("not ours")
-    (tmp_path / "data").mkdir()
-    good, refused = fuzz(name, write(name, tmp_path / "data"), 200, tmp_path)
-    assert good > 20 or name.startswith("avazu")  # where any byte that is not as it should be is told
-    assert refused > 50
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in SETS if name != "voc0712"])
 def test_2000_mutated_files_read_or_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "beside").write_text("not ours")
     (tmp_path / "data").mkdir()
     good, refused = fuzz(name, write(name, tmp_path / "data"), 2000, tmp_path)
     print(f"{name}: {good} of 2000 mutated files still read, {refused} were refused with a message")
-    assert good + refused == 2000
+    assert good > 20 or name.startswith("avazu")  # where any byte that is not as it should be is told
+    assert refused > 50
 
 
 # Pickles, as CIFAR's batches are
@@ -699,24 +649,21 @@ def test_a_pickle_that_runs_code_is_refused_before_it_does(tmp_path: Path) -> No
             assert not mark.exists()
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"no pickle",
-        pickle.dumps([1, 2]),
-        pickle.dumps({b"data": np.zeros(9)})[:50],
-        pickle.dumps({b"data": np.array([object, None])}, 2),
-        pickle.dumps({b"data": np.zeros(2, dtype=[("a", "O"), ("b", "u1")])}, 2),
-        b"\x80\x02}q\x00r\xff\xff\xff\x7f.",  # a memo of two thousand million entries
-        b"\x80\x05\x96" + (2**62).to_bytes(8, "little") + b".",  # a bytearray of 4 EiB
-        b"\x80\x02c_codecs\nencode\nq\x00X\x01\x00\x00\x00aX\x03\x00\x00\x00rot\x86R.",
-        b"(" * 100_000 + b"l" * 100_000 + b".",
-    ],
-    ids=["empty", "text", "a list", "cut", "objects", "a table", "memo bomb", "bytes bomb", "codec", "deep"],
-)
-def test_a_broken_pickle_is_a_data_error(tmp_path: Path, content: bytes) -> None:
-    path = batch(tmp_path, content)
+PICKLES = {
+    "empty": b"", "text": b"no pickle", "a list": pickle.dumps([1, 2]),
+    "cut": pickle.dumps({b"data": np.zeros(9)})[:50],
+    "objects": pickle.dumps({b"data": np.array([object, None])}, 2),
+    "a table": pickle.dumps({b"data": np.zeros(2, dtype=[("a", "O"), ("b", "u1")])}, 2),
+    "memo bomb": b"\x80\x02}q\x00r\xff\xff\xff\x7f.",  # a memo of two thousand million entries
+    "bytes bomb": b"\x80\x05\x96" + (2**62).to_bytes(8, "little") + b".",  # a bytearray of 4 EiB
+    "codec": b"\x80\x02c_codecs\nencode\nq\x00X\x01\x00\x00\x00aX\x03\x00\x00\x00rot\x86R.",
+    "deep": b"(" * 100_000 + b"l" * 100_000 + b".",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PICKLES)
+def test_a_broken_pickle_is_a_data_error(tmp_path: Path, case: str) -> None:
+    path = batch(tmp_path, PICKLES[case])
     with pytest.raises(DataError, match=f"^{path}: not a pickle that can be trusted") as error:
         read_pickle(path)
     assert len(str(error.value)) < 400 + len(str(path))
@@ -741,21 +688,17 @@ def test_an_oversized_or_missing_pickle_is_a_data_error(tmp_path: Path) -> None:
 
 def test_mutated_pickles_read_or_are_refused(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    values = {
-        b"data": np.arange(60, dtype=np.uint8).reshape(5, 12),
-        b"labels": [1, 2, 3, 4, 5],
-        b"filenames": [b"a"] * 5,
-    }
+    values = {b"data": np.arange(60, dtype=np.uint8).reshape(5, 12), b"labels": [1, 2, 3], b"filenames": [b"a"] * 5}
     content = pickle.dumps(values, 2)
     told = []
-    for case in range(2000):
+    for case in range(450):
         path = batch(tmp_path, bytes(MUTATIONS[case % len(MUTATIONS)](bytearray(content), rng) or b""))
         try:
             read_pickle(path)
         except DataError as error:
             told.append(str(error))
     assert all(text.startswith(str(path)) for text in told)
-    assert 500 < len(told) < 2000
+    assert 100 < len(told) < 450
     assert tree(tmp_path).keys() == {"data_batch_1"}
 
 

@@ -14,7 +14,6 @@ import pytest
 from conftest import Compose
 from made_runs import Make
 
-from tmbench.errors import ConfigError
 from tmbench.files import locked, sealed_text
 from tmbench.result import Result
 from tmbench.runs import Run, distinguishing_words, find
@@ -66,15 +65,14 @@ def the_tmsgd(folder: Path) -> Path:
 
 def test_list_shows_status_metric_and_cost(made: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     code, wide, _ = command(made)
-    assert code == 0
-    assert "4 runs: 2 completed, 1 diverged, 1 stopped; 9 s of training" in wide
-    for word in ("tc-tmsgd-0-", "accuracy", "2/2", "tiny", "lr=1e+38", "baseline"):
-        assert word in wide
+    counts = "4 runs: 2 completed, 1 diverged, 1 stopped; 9 s of training"
+    words = ("tc-tmsgd-0-", "accuracy", "2/2", "tiny", "lr=1e+38", "baseline", counts)
+    assert (code, [word for word in words if word not in wide]) == (0, [])
     monkeypatch.setenv("COLUMNS", "80")
-    code, narrow, _ = command(made)
+    narrow = command(made)[1]
     assert max(map(len, narrow.splitlines())) <= 80
-    for word in ("tc-tmsgd-0-", "accuracy", "2/2", "70.00 %", "lr=1e+38", "diverged"):
-        assert word in narrow
+    words = ("tc-tmsgd-0-", "accuracy", "2/2", "70.00 %", "lr=1e+38", "diverged")
+    assert [word for word in words if word not in narrow] == []
     for words in (["--json", "status=diverged"], ["list", "status=diverged", "json=true"]):
         (only,) = json.loads(command(made, *words)[1])
         assert only["status"] == "diverged"
@@ -129,12 +127,6 @@ def test_folder_that_is_not_there_is_named(command: Command, tmp_path: Path) -> 
         assert (code, "none: expected a folder with runs, there is none" in error) == (1, True)
 
 
-def test_show_prints_a_runs_result(made: Path, command: Command) -> None:
-    code, output, _ = command(made, "show", "tc-tmsgd")
-    assert code == 0
-    assert re.search(r"switch +at epoch 1", output)
-
-
 def test_a_folder_that_is_read_only_can_be_listed_and_shown(here: Path, command: Command) -> None:
     folder = the_tmsgd(here)
     (folder / ".lock").unlink()
@@ -147,8 +139,7 @@ def test_a_folder_that_is_read_only_can_be_listed_and_shown(here: Path, command:
 
 def test_remove_takes_what_was_asked_for_and_no_more(here: Path, command: Command) -> None:
     code, output, _ = command(here, "remove", "status=diverged,stopped", "--yes")
-    assert code == 0
-    assert "removed 2 runs" in output
+    assert (code, "removed 2 runs" in output) == (0, True)
     assert names(here) == ["tc-sgd-0", "tc-tmsgd-0"]
     assert not list(here.glob(".removing-*"))
 
@@ -168,8 +159,7 @@ def test_a_run_that_a_process_works_on_is_not_removed(here: Path, command: Comma
     with locked(busy):
         assert Run.open(busy).status == "running"
         code, _, error = command(here, "remove", "task=tc", "yes=true")
-    assert code == 1
-    assert "a process is at work on it; not removed" in error
+    assert (code, "a process is at work on it; not removed" in error) == (1, True)
     assert names(here) == ["tc-tmsgd-0"]
     assert Result.load(busy) is not None
 
@@ -182,9 +172,8 @@ def test_a_process_that_waited_for_a_removed_run_starts_it_anew(here: Path) -> N
         "with locked(Path(sys.argv[1])):\n    print(sorted(p.name for p in Path(sys.argv[1]).iterdir()))"
     )
     with locked(folder):
-        waiter = subprocess.Popen(
-            [sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        waiter = subprocess.Popen([sys.executable, "-c", code, str(folder)], text=True, **pipes)
         assert waiter.stderr is not None
         assert "waiting" in waiter.stderr.readline()
         os.replace(folder, folder.with_name(".removing-it"))
@@ -195,8 +184,7 @@ def test_a_process_that_waited_for_a_removed_run_starts_it_anew(here: Path) -> N
 def test_broken_result_is_listed_as_such(here: Path, command: Command) -> None:
     (the_tmsgd(here) / "result.json").write_text("{")
     code, output, _ = command(here)
-    assert code == 0
-    assert "1 broken" in output
+    assert (code, "1 broken" in output) == (0, True)
 
 
 def test_a_run_of_schema_1_is_listed_and_shown(here: Path, command: Command) -> None:
@@ -206,7 +194,7 @@ def test_a_run_of_schema_1_is_listed_and_shown(here: Path, command: Command) -> 
     path.write_text(json.dumps(facts | {"headline": "test/accuracy", "schema_version": 1}))
     assert "1 runs: 1 completed" in command(here, "metric=accuracy", "optimizer=tmsgd")[1]
     code, output, _ = command(here, "show", "tc-tmsgd")
-    assert (code, bool(re.search("accuracy +70.00 %", output))) == (0, True)
+    assert (code, bool(re.search("accuracy +70.00 %(.|\n)*switch +at epoch 1", output))) == (0, True)
 
 
 def test_one_damaged_configuration_leaves_the_other_runs_to_be_found(here: Path, command: Command) -> None:
@@ -214,9 +202,7 @@ def test_one_damaged_configuration_leaves_the_other_runs_to_be_found(here: Path,
     config.write_text(config.read_text().replace("epochs: 2", "epochs: 3"))
     for words, count in (([], 4), (["status=completed"], 2), (["task=tc"], 3), (["lr=1e38"], 1)):
         code, output, errors = command(here, *words)
-        assert code == 0
-        assert f"\n{count} runs: " in output
-        assert f"{config}: damaged" in errors
+        assert (code, f"\n{count} runs: " in output, f"{config}: damaged" in errors) == (0, True, True)
 
 
 def test_gc_removes_leftovers_and_states_beyond_the_limit(here: Path, command: Command) -> None:
@@ -233,11 +219,6 @@ def test_gc_removes_leftovers_and_states_beyond_the_limit(here: Path, command: C
     assert (code, "shared states now take" in output) == (0, True)
     assert not state.exists()
     assert len(names(here)) == 4
-
-
-def test_a_wrong_filter_raises_for_callers_too(made: Path) -> None:
-    with pytest.raises(ConfigError, match="no run in"):
-        find(made, ["nothing"])
 
 
 def test_words_distinguish_the_settings_of_a_group() -> None:
@@ -262,9 +243,7 @@ def test_compare_names_what_differs_and_from_which_epoch(make: Make, tmp_path: P
     code, output, _ = command(tmp_path / "runs", "compare", str(a), b.name)
     assert code == 0
     of_numbers, bookkeeping = output.split("settings that change no number")
-    assert "switch_epoch" in of_numbers
-    assert "logger" not in of_numbers
-    assert "logger.name" in bookkeeping
+    assert ("switch_epoch" in of_numbers, "logger" in of_numbers, "logger.name" in bookkeeping) == (True, False, True)
     assert "1 x another CPU" in output
     assert "differ from epoch 3 on" in output
     assert "batch_size" not in output

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,12 +19,9 @@ SETTINGS = {
 }
 
 
-def ignore(values: dict[str, Any], others: list[str]) -> int:
-    return 0
-
-
-OPEN = Verb("open", "Opens something.", ignore, SETTINGS, takes="[RUN | KEY=VALUE ...]", examples="tmbench open it")
-CLOSED = Verb("closed", "Takes settings alone.", ignore, SETTINGS)
+TAKES = "[RUN | KEY=VALUE ...]"
+OPEN = Verb("open", "Opens something.", lambda values, others: 0, SETTINGS, TAKES, examples="tmbench open it")
+CLOSED = Verb("closed", "Takes settings alone.", lambda values, others: 0, SETTINGS)
 PARENT = Verb("parent", "Has commands.", None, choices={"open": OPEN, "closed": CLOSED})
 
 
@@ -69,13 +65,13 @@ def test_wrong_words_are_named_with_what_is_possible(
     assert (output, errors[: len(message)]) == ("", message)
 
 
-def raising(error: BaseException | None) -> Callable[[dict[str, Any], list[str]], int]:
+def raising(error: BaseException | None) -> Verb:
     def do(values: dict[str, Any], others: list[str]) -> int:
         if error:
             raise error
         return 0
 
-    return do
+    return Verb("x", "Fails.", do)
 
 
 @pytest.mark.parametrize(
@@ -91,13 +87,13 @@ def raising(error: BaseException | None) -> Callable[[dict[str, Any], list[str]]
 def test_exit_status_and_message(
     error: BaseException | None, code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert Verb("x", "Fails.", raising(error))([]) == code
+    assert raising(error)([]) == code
     assert capsys.readouterr() == ("", message)
 
 
 def test_a_mistake_of_the_program_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
-        Verb("x", "Fails.", raising(ZeroDivisionError()))([])
+        raising(ZeroDivisionError())([])
 
 
 def test_help_lists_commands_settings_and_examples(capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,12 +113,11 @@ def test_help_lists_commands_settings_and_examples(capsys: pytest.CaptureFixture
 
 def test_a_reader_that_has_read_enough_is_no_error() -> None:
     code = (
-        "import sys; from tmbench.verbs import Verb, leave\n"
+        "from tmbench.verbs import Verb, leave\n"
         "leave(Verb('x', 'Prints much.', lambda values, others: print('line\\n' * 100_000) or 0)([]))"
     )
-    done = subprocess.run(
-        f"{sys.executable} -c \"{code}\" | head -1", shell=True, capture_output=True, text=True, timeout=60
-    )  # fmt: skip
+    command = f'{sys.executable} -c "{code}" | head -1'
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("line\n", "")
 
 

@@ -2,11 +2,13 @@
 
 import hashlib
 import io
+import multiprocessing
 import os
 import tarfile
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -17,8 +19,9 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
-from tmbench.data import Dataset, fetch
+from tmbench.data import Dataset, fetch, open_dataset
 from tmbench.data.catalogue import Entry, File, catalogue
 from tmbench.files import MANIFEST
 from tmbench.tasks.seg.masks import VOCSegmentation
@@ -76,21 +79,14 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "more":
             body += b"more than there should be"
         if fault == "hang":
-            self.answer(code, body[: details[0]], headers, len(body), flush=True)
+            self.answer(code, body[: details[0]], headers, len(body))
             threading.Event().wait(3)
         elif fault == "cut":
             self.answer(code, body[: details[0]], headers, len(body))
         else:
             self.answer(code, body, headers, None if not web.lengths else len(body))
 
-    def answer(
-        self,
-        code: int,
-        body: bytes,
-        headers: dict[str, str] | None = None,
-        length: int | None = -1,
-        flush: bool = False,
-    ) -> None:
+    def answer(self, code: int, body: bytes, headers: dict[str, str] | None = None, length: int | None = -1) -> None:
         self.send_response(code)
         for key, value in (headers or {}).items():
             self.send_header(key, value)
@@ -114,6 +110,19 @@ def serving() -> Iterator[Web]:
     finally:
         web.shutdown()
         web.server_close()
+
+
+def get_quickly(entry: Entry, root: Path) -> None:
+    """In a process of its own."""
+    fetch.PAUSE, fetch.TIMEOUT, os.environ["no_proxy"] = 0.01, 0.5, "*"
+    fetch.get(entry, root)
+
+
+def processes(count: int) -> ProcessPoolExecutor:
+    """So many processes, without torch."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tmbench.tasks.seg.masks", "tmbench.tasks.tc.r8", "tmbench.data.fetch"])
+    return ProcessPoolExecutor(count, context)
 
 
 # The tiny sets, as if they were the published ones.
@@ -142,12 +151,22 @@ def tiny_files(cls: type[Dataset]) -> dict[str, bytes]:
         return tree(Path(folder))
 
 
-def tiny(cls: type[T], root: Path) -> T:
-    """The tiny set, written under root."""
-    for name, content in tiny_files(cls).items():
+def write(files: dict[str, bytes], root: Path) -> Path:
+    for name, content in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(content)
-    return cls(root)
+    return root
+
+
+def tiny(cls: type[T], root: Path) -> T:
+    """The tiny set, written under root."""
+    return cls(write(tiny_files(cls), root))
+
+
+def opening(profile: str, cls: type[Dataset], root: Path) -> tuple[str, str]:
+    """The label and the digest of a data set under root/data, as a run in root/runs opens it."""
+    own = {"data_dir": f"{root}/data", "runs_dir": f"{root}/runs", "task": {"name": "mine"}}
+    return open_dataset(OmegaConf.create(own | {"data": {"profile": profile, "download": False}}), cls)[1:]
 
 
 def sha256(content: bytes) -> str:
@@ -160,8 +179,6 @@ def publish(monkeypatch: pytest.MonkeyPatch, cls: type[Dataset], **changes: Any)
     changed = replace(cls.entry, **changes)
     monkeypatch.setattr(cls, "entry", changed)
     monkeypatch.setitem(catalogue(), changed.name, replace(changed, part=None))
-    monkeypatch.setattr(fetch, "PAUSE", 0.01)
-    monkeypatch.setattr(fetch, "TIMEOUT", 0.5)
     return changed
 
 
@@ -175,16 +192,15 @@ def publish_r8(monkeypatch: pytest.MonkeyPatch, web: Web) -> Entry:
     return publish(monkeypatch, R8, files=tuple(files), counts={"train": 320, "test": 160})
 
 
-def publish_voc(monkeypatch: pytest.MonkeyPatch, web: Web, **changes: Any) -> Entry:
+def publish_voc(monkeypatch: pytest.MonkeyPatch, web: Web) -> Entry:
     entry = VOCSegmentation.entry
     assert entry is not None
     content = tar_of(tiny_files(VOCSegmentation))
     name = entry.archives[0].path
     web.files[name] = content
-    known = {"urls": (web.url(name),), "size": len(content), "md5": None, "sha256": sha256(content)}
+    known: Any = {"urls": (web.url(name),), "size": len(content), "md5": None, "sha256": sha256(content)}
     lines = {"train.txt": 32, "val.txt": 12}
     files = [replace(f, lines=lines.get(f.path.rpartition("/")[2])) for f in entry.files]
-    archive = replace(entry.archives[0], **{**known, **changes})
-    return publish(
-        monkeypatch, VOCSegmentation, archives=(archive,), files=tuple(files), counts={"train": 32, "val": 12}
-    )
+    archive = replace(entry.archives[0], **known)
+    counts = {"train": 32, "val": 12}
+    return publish(monkeypatch, VOCSegmentation, archives=(archive,), files=tuple(files), counts=counts)

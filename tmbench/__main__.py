@@ -55,17 +55,16 @@ def train(words: list[str]) -> int:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra lets exceptions through: we say what they mean
     sys.argv[1:] = words  # which Hydra reads
     OmegaConf.register_new_resolver("tmbench.settings_help", settings_help, replace=True)  # conf/config.yaml's --help
-    code = 0
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
+        return 0
     except KeyboardInterrupt:
-        code = INTERRUPTED
+        return INTERRUPTED
     except SystemExit as leaving:
-        code = leaving.code if isinstance(leaving.code, int) else ERROR if leaving.code else 0
+        return leaving.code if isinstance(leaving.code, int) else ERROR if leaving.code else 0
     except Exception as error:
-        code = ERROR
         print(explain(error), file=sys.stderr)
-    return code
+        return ERROR
 
 
 def _names_saved_run(word: str, after_run: bool) -> bool:

@@ -41,11 +41,9 @@ class Verb:
 
     Args:
         name: as a person types it after `tmbench`: `report`, `runs list`.
-        summary: one sentence that says what it does.
         do: (values of the settings, the other words) -> exit status. It may raise what `EXPECTED` names. None: one of
             the choices must be named.
-        settings: the key=value words that it knows.
-        takes: the other words that it takes, such as `[RUN | KEY=VALUE ...]`; none if empty.
+        takes: the words besides key=value that it takes, such as `[RUN | KEY=VALUE ...]`; none if empty.
         examples: lines that the help ends with.
         choices: the commands below this one, by their word; `do` is then for when none is named.
     """
@@ -95,11 +93,10 @@ class Verb:
                     raise UsageError(self._unknown(word))
                 others.append(word)
                 continue
-            if not equals:
-                if setting.expects == "true or false":
-                    text = "true"
-                elif remaining and not remaining[0].startswith("--"):
-                    text = remaining.pop(0)
+            if not equals and setting.expects == "true or false":
+                text = "true"
+            elif not equals and remaining and not remaining[0].startswith("--"):
+                text = remaining.pop(0)
             try:
                 if inner:  # one of several values under one name, such as margin.accuracy
                     value = Setting("a number", "").parsed(key, text)
@@ -112,9 +109,11 @@ class Verb:
 
     def _unknown(self, word: str) -> str:
         known = [*self.choices, *self.settings]
-        key = word.lstrip("-").replace("-", "_").partition("=")[0]
-        possible = f"  possible here: {' '.join(known)}; see tmbench {self.name} --help"
-        return f"{word}: tmbench {self.name} has no such word{did_you_mean(key, known)}\n{possible}"
+        hint = did_you_mean(word.lstrip("-").replace("-", "_").partition("=")[0], known)
+        return (
+            f"{word}: tmbench {self.name} has no such word{hint}\n"
+            f"  possible here: {' '.join(known)}; see tmbench {self.name} --help"
+        )
 
     def help(self) -> str:
         """What `--help` prints."""
@@ -168,20 +167,16 @@ def explain(error: BaseException) -> str:
     """What a person needs to know of an error: a message for what they can mend, else where it happened."""
     if not isinstance(error, EXPECTED):
         return "".join(traceback.format_exception(error)).strip()
-    return "\n".join([_message(error), *getattr(error, "__notes__", [])])
-
-
-def _message(error: BaseException) -> str:
-    if isinstance(error, (ConfigError, DataError)):
-        return str(error)
-    cause = error.__cause__ or error
-    if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and OmegaConf.is_dict(cause.parent_node):
-        key, parent = str(cause.full_key), cause.parent_node
-        names = sorted(str(name) for name in parent if not str(name).startswith(("_", "hydra")))
-        hint = did_you_mean(key.split(".")[-1], names)
-        return f"{key}: there is no such setting{hint}\n  possible here: {' '.join(names)}"
     # Hydra's own words name a group's options; where it searched helps nobody here.
-    return str(error).split("\nConfig search path")[0].removeprefix("In 'config': ").strip()
+    message = str(error).split("\nConfig search path")[0].removeprefix("In 'config': ").strip()
+    cause = error.__cause__ or error
+    if isinstance(error, (ConfigError, DataError)):
+        message = str(error)
+    elif isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and OmegaConf.is_dict(cause.parent_node):
+        names = sorted(str(name) for name in cause.parent_node if not str(name).startswith(("_", "hydra")))
+        hint = did_you_mean(str(cause.full_key).split(".")[-1], names)
+        message = f"{cause.full_key}: there is no such setting{hint}\n  possible here: {' '.join(names)}"
+    return "\n".join([message, *getattr(error, "__notes__", [])])
 
 
 def leave(code: int) -> NoReturn:

@@ -3,7 +3,6 @@
 `python -m tmbench.data` lists, gets, prepares, verifies and describes them.
 """
 
-import hashlib
 import inspect
 import json
 from abc import ABC, abstractmethod
@@ -15,18 +14,10 @@ from omegaconf import DictConfig
 
 from ..config.declared import values_of
 from ..errors import ConfigError, DataError
+from ..files import digest_of_text
 from . import files
 from .catalogue import Entry, entry
-from .files import (
-    digests_of,
-    folder_digest,
-    missing,
-    read_bytes,
-    read_pickle,
-    read_picture,
-    read_text,
-    written_once,
-)
+from .files import digests_of, folder_digest, missing, read_bytes, read_pickle, read_picture, read_text, written_once
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,9 +91,8 @@ class Dataset(ABC):
 
     def missing(self, path: Path, *advice: str) -> DataError:
         """The error for a file that is not there, with how it gets there if the catalogue knows."""
-        if self.entry is None:
-            return missing(path, self.folder, *advice)
-        return missing(path, self.entry.word, *advice, *self.entry.advice(self.root))
+        word, ways = (self.entry.word, self.entry.advice(self.root)) if self.entry else (self.folder, [])
+        return missing(path, word, *advice, *ways)
 
     def file(self, name: str) -> Path:
         """The file of this name under root; raises DataError if it is missing."""
@@ -121,7 +111,7 @@ class Dataset(ABC):
         and compares it with its digests; a damaged one is named and written again.
         """
         key = json.dumps([folder_digest(digests or self.digests()), settings, self.source()], sort_keys=True)
-        root = runs_dir / ".prepared" / f"{self.folder}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+        root = runs_dir / ".prepared" / f"{self.folder}-{digest_of_text(key)[:12]}"
         if root not in self.checked:
             written_once(root, lambda scratch: self.prepare(scratch, **settings))
             self.checked |= {root}
@@ -139,24 +129,21 @@ def open_dataset(cfg: DictConfig, cls: type[Dataset]) -> tuple[Dataset, str, str
     """
     _check_choice(cfg.task)
     runs_dir = Path(cfg.runs_dir)
-    if cfg.data.profile == "tiny":
-        dataset = cls(_tiny_root(cls, runs_dir))
-        digests = dataset.digests()
-        dataset.opened = runs_dir, digests
-        return dataset, "tiny", folder_digest(digests)
-    dataset = cls(Path(cfg.data_dir) / cls.folder)
+    is_tiny = cfg.data.profile == "tiny"
+    dataset = cls(_tiny_root(cls, runs_dir) if is_tiny else Path(cfg.data_dir) / cls.folder)
     # Whatever is derived lies in runs_dir, which can be written to: data_dir holds what was published.
-    place = hashlib.sha256(str(dataset.root.resolve()).encode()).hexdigest()[:12]
-    cache = runs_dir / ".digests" / f"{cls.folder}-{place}.json"
+    place = digest_of_text(str(dataset.root.resolve()))[:12]
+    cache = None if is_tiny else runs_dir / ".digests" / f"{cls.folder}-{place}.json"
     try:
         digests = dataset.digests(cache)
     except DataError:
-        if not cfg.data.download:
+        if is_tiny or not cfg.data.download:
             raise
         dataset.download()
         digests = dataset.digests(cache)
     dataset.opened = runs_dir, digests
-    return dataset, "full" if dataset.is_official(digests) else "subset", folder_digest(digests)
+    label = "tiny" if is_tiny else "full" if dataset.is_official(digests) else "subset"
+    return dataset, label, folder_digest(digests)
 
 
 def _check_choice(task: DictConfig) -> None:
@@ -176,5 +163,5 @@ def _tiny_root(cls: type[Dataset], runs_dir: Path) -> Path:
     """The tiny set's folder, written if it is not there; a changed writer gets a folder of its own."""
     import numpy as np
 
-    root = runs_dir / ".tiny" / f"{cls.folder}-{hashlib.sha256(cls.source().encode()).hexdigest()[:12]}"
+    root = runs_dir / ".tiny" / f"{cls.folder}-{digest_of_text(cls.source())[:12]}"
     return written_once(root, lambda scratch: cls.write_tiny(scratch, np.random.default_rng(0)))

@@ -10,40 +10,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..config.table import conf_dir
+from ..config.declared import values_of
 from ..config.values import Setting
 from ..errors import ConfigError, DataError, UsageError
-from ..files import MANIFEST
-from ..verbs import ERROR, RUNS_DIR, Verb, did_you_mean, leave, out_dir
+from ..files import MANIFEST, digest_of
+from ..verbs import ERROR, RUNS_DIR, Values, Verb, did_you_mean, leave, out_dir
 from . import Dataset, fetch
-from .catalogue import Entry, catalogue
-from .files import written_once
-from .verify import verify
+from .catalogue import Entry, catalogue, manifest
+from .files import digests_of, written_once
 
 COLOURS = {"full": "green", "here": "green", "subset": "yellow", "part": "yellow", "broken": "red", "missing": "dim"}
 COLUMNS = {"name": 0, "task": 0, "what it is": 5, "download": 0, "licence or terms": 4, "here": 4}
 QUICK = 2**24  # bytes: larger files are not read for the list
 
-Values = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Target:
-    """A data set that a person named: its entry in the catalogue and the class that reads it, where there are such."""
+    """A data set that a person named, its reader, and what the catalogue says of it, if anything."""
 
     name: str
-    root: Path
+    dataset: Dataset
     entry: Entry | None
-    cls: type[Dataset] | None
-
-    @property
-    def dataset(self) -> Dataset | None:
-        return self.cls(self.root) if self.cls else None
 
 
 def _data_dir(values: Values) -> Path:
@@ -56,32 +47,27 @@ def _targets(values: Values, names: list[str], needs_name: str = "") -> list[Tar
         raise UsageError(f"data {needs_name}: expected a task (seg), a data set (voc2007) or a class (mymodule.MyData)")
     known, data_dir = catalogue(), _data_dir(values)
     tasks = list(dict.fromkeys(task for entry in known.values() for task in entry.tasks))
-    targets = []
+    targets: list[Target] = []
     for name in names or known:
         if name in known:
-            cls = next((cls for task in known[name].tasks for cls in _readers(task) if cls.folder == name), None)
-            targets.append(Target(name, data_dir / name, known[name], cls))
+            readers = (cls for task in known[name].tasks for cls in _readers(task) if cls.folder == name)
+            chosen: list[tuple[type[Dataset], Entry | None]] = [(next(readers), known[name])]
         elif name in tasks:
-            readers = {cls.folder: cls for cls in _readers(name)}
-            for entry in known.values():
-                if name in entry.tasks and not entry.alternative:
-                    root = data_dir / entry.name
-                    targets.append(Target(entry.name, root, entry.of(name), readers.get(entry.name)))
+            by_folder = {cls.folder: cls for cls in _readers(name)}
+            entries = [entry for entry in known.values() if name in entry.tasks and not entry.alternative]
+            chosen = [(by_folder[entry.name], entry.of(name)) for entry in entries]
         elif "." in name:
-            cls = _class(name)
-            targets.append(Target(cls.folder, data_dir / cls.folder, cls.entry, cls))
+            chosen = [((cls := _class(name)), cls.entry)]
         else:
             hint = did_you_mean(name, [*known, *tasks]) or f"; there are {', '.join([*tasks, *known])}"
             raise ConfigError(f"{name}: no task or data set has this name{hint}")
+        targets += [Target(cls.folder, cls(data_dir / cls.folder), entry) for cls, entry in chosen]
     return targets
 
 
 def _readers(task: str) -> list[type[Dataset]]:
-    """The classes that read a task's data sets, as its YAML says; none if there is no such task yet."""
-    path = conf_dir() / "task" / f"{task}.yaml"
-    if not path.is_file():
-        return []
-    data = OmegaConf.load(path)["data"]  # type: ignore[index]
+    """The classes that read a task's data sets, as its YAML says."""
+    data = values_of(f"task/{task}.yaml")["data"]
     readers = [_class(name) for name in ([data] if isinstance(data, str) else data.values())]
     return list(dict.fromkeys([*readers, *(part for cls in readers for part in cls.parts)]))
 
@@ -118,7 +104,7 @@ def show(values: Values, names: list[str]) -> int:
     for target in _targets(values, names):
         if (entry := target.entry) is not None:
             size = "by hand" if entry.by_hand else entry.size
-            here = _what_is_here(entry, target.root)
+            here = _what_is_here(entry, target.dataset.root)
             table.add_row(target.name, " ".join(entry.tasks), entry.about, size, entry.terms, here)
     console.print(table)
     console.print("tmbench data get NAME downloads one; tmbench data verify NAME says whether it is the published one")
@@ -141,8 +127,8 @@ def _what_is_here(entry: Entry, root: Path) -> str:
 def get(values: Values, names: list[str]) -> int:
     for target in _targets(values, names, "get"):
         if target.entry is not None:
-            fetch.get(target.entry, target.root)
-        elif target.dataset is not None:
+            fetch.get(target.entry, target.dataset.root)
+        else:
             target.dataset.download()
     return check(values, names)
 
@@ -151,9 +137,8 @@ def check(values: Values, names: list[str]) -> int:
     console, code = _console(), 0
     for target in _targets(values, names):
         if target.entry is not None:
-            state, reasons = verify(target.entry, target.dataset, target.root)
+            state, reasons = verify(target.entry, target.dataset)
         else:
-            assert target.dataset is not None
             counts = target.dataset.counts()
             list(target.dataset.files())
             state, reasons = "subset", ["of nothing published", *(f"{split} {n:,}" for split, n in counts.items())]
@@ -162,20 +147,62 @@ def check(values: Values, names: list[str]) -> int:
         if state == "missing" and not names:
             reasons = []
         name = f"[bold]{target.name:<10}[/bold]"
-        console.print(f"{name} {_coloured(state, 7)}  {escape(str(target.root))}", soft_wrap=True)
+        console.print(f"{name} {_coloured(state, 7)}  {escape(str(target.dataset.root))}", soft_wrap=True)
         for reason in reasons:
             console.print(f"           {escape(reason)}", soft_wrap=True)
     return code
 
 
+def verify(entry: Entry, dataset: Dataset) -> tuple[str, list[str]]:
+    """Whether what is here is the published data set: `full`, `subset`, `broken` or `missing`, and why.
+
+    Reads every file anew and compares it with the catalogue, and reads every example. `full` is said of files that are
+    all known by digest or, where none is known, by how many rows there are. All else that can be read is a `subset`.
+    """
+    root, absent = dataset.root, entry.absent(dataset.root)
+    if len(absent) == len(entry.files):
+        return "missing", entry.advice(root)
+    needed = [file for file in absent if not file.tasks or entry.part]
+    if needed:
+        return "broken", [*(f"no {root / file.path}" for file in needed), *entry.advice(root)]
+    here = sorted({path for file in entry.files for path in file.under(root)})
+    if empty := [f"{path}: the file is empty" for path in here if not path.stat().st_size]:
+        return "broken", empty
+    reasons = [f"no {file.path} ({', '.join(file.tasks)} needs it)" for file in absent]
+    try:
+        counts, read = dataset.counts(), list(dataset.files())
+    except DataError as error:
+        return "broken", str(error).splitlines()
+    for archive in entry.archives:
+        if (path := root / archive.path).is_file() and (wrong := archive.wrong(path)):
+            reasons.append(f"{archive.path}: {wrong}")
+        out = manifest(root, archive)
+        changed = [name for name, d in out.items() if not (root / name).is_file() or digest_of(root / name) != d]
+        if changed:
+            others = f"{len(changed):,} of {len(out):,} files are not as in {archive.path}"
+            reasons.append(f"{others}; the first is {changed[0]}")
+    reasons += [difference for file in entry.files for difference in file.differences(root)]
+    for split, count in counts.items():
+        if not reasons and count != entry.counts.get(split, count):
+            reasons.append(f"{split}: {count:,} of {entry.counts[split]:,} examples")
+    if not reasons and not entry.is_official(root, digests_of(root, read)):
+        reasons.append("the counts are the published ones, but the digests of these files are not known")
+        reasons += [f"with {a.path} beside them, `get` compares each file with it" for a in entry.archives]
+    if reasons:
+        return "subset", reasons
+    numbers = ", ".join(f"{split} {count:,}" for split, count in (counts or entry.counts).items())
+    alone = ["no digest of them is known; only the number of their rows was compared"] if entry.by_count else []
+    return "full", [f"the published files: {numbers}", *alone]
+
+
 def prepare(values: Values, names: list[str]) -> int:
     for target in _targets(values, names, "prepare"):
-        dataset = target.dataset
-        if dataset is None or type(dataset).prepare is Dataset.prepare:
+        prepare = type(target.dataset).prepare
+        if prepare is Dataset.prepare:
             print(f"{target.name}: nothing to prepare; its files are read as they are")
-            continue
-        folder = dataset.prepared(Path(values["runs_dir"]))
-        print(f"{target.name}: {(type(dataset).prepare.__doc__ or '').splitlines()[0]}\n  {folder}")
+        else:
+            folder = target.dataset.prepared(Path(values["runs_dir"]))
+            print(f"{target.name}: {(prepare.__doc__ or '').splitlines()[0]}\n  {folder}")
     return 0
 
 
@@ -188,13 +215,14 @@ def describe(values: Values, names: list[str]) -> int:
     for target in targets:
         if target.entry is None:
             raise ConfigError(f"{target.name}: the catalogue has no entry for it that could be described")
-        state, reasons = verify(target.entry, target.dataset, target.root)
+        state, reasons = verify(target.entry, target.dataset)
         if state in ("missing", "broken"):
             if state == "missing" and not names:
                 continue
             raise DataError("\n  ".join([f"{target.name}: {state}, and cannot be described", *reasons]))
-        path = Path(out) if out else target.root / "croissant.json"
-        unknown = describe(target.entry, target.root, state, reasons, path)
+        root = target.dataset.root
+        path = Path(out) if out else root / "croissant.json"
+        unknown = describe(target.entry, root, state, reasons, path)
         print(f"{target.name}: {state}; described in {path}, which mlcroissant accepts")
         if unknown:
             print(f"  recommended, but not known: {', '.join(unknown)}")
@@ -206,13 +234,10 @@ def tiny(values: Values, names: list[str]) -> int:
 
     out = values["out"]
     for target in _targets(values, names, "tiny"):
-        cls = target.cls
-        if cls is None:
-            raise ConfigError(f"{target.name}: no class writes a tiny one yet")
-        root = Path(out) / cls.folder
+        root = Path(out) / target.name
         if root.exists():
             raise DataError(f"{root}: is there already; remove it, or name another folder with out=DIR")
-        written_once(root, partial(cls.write_tiny, rng=np.random.default_rng(0)))
+        written_once(root, partial(target.dataset.write_tiny, rng=np.random.default_rng(0)))
         (root / MANIFEST).unlink()  # a person may change it
         files = [path for path in sorted(root.rglob("*")) if path.is_file()]
         size = sum(path.stat().st_size for path in files)

@@ -1,7 +1,6 @@
 """What is known of each data set: reads tasks/catalogue.yaml, and compares a folder with it."""
 
 import gzip
-import hashlib
 import shlex
 import zlib
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ from omegaconf import OmegaConf
 
 from ..config.table import conf_dir
 from ..errors import ConfigError
-from ..files import digest_of
+from ..files import digest_of, digest_of_text
 from .files import read_text
 
 T = TypeVar("T")
@@ -54,12 +53,10 @@ class File:
         size = path.stat().st_size
         if self.size is not None and size != self.size:
             return f"expected {self.size:,} bytes, got {size:,}"
-        for kind in ("sha256", "md5"):
-            expected = getattr(self, kind)
-            if expected:  # the stronger one is enough
-                got = digest_of(path, kind)
-                return None if got == expected else f"expected {kind} {expected}, got {got}"
-        return None
+        kind = "sha256" if self.sha256 else "md5"  # the stronger one is enough
+        expected = getattr(self, kind)
+        got = digest_of(path, kind) if expected else expected
+        return None if got == expected else f"expected {kind} {expected}, got {got}"
 
     def wrong_count(self, path: Path) -> str | None:
         """How many lines or rows this one file has, if not as many as the published; None where no number is known."""
@@ -74,19 +71,16 @@ class File:
     def differences(self, root: Path, at_most: float = float("inf")) -> Iterator[str]:
         """How the files that are there differ from the published; those of more bytes than `at_most` are not read."""
         found = self.under(root)
-        if self.files is not None and len(found) != self.files:
+        if self.files is None:
+            small = (path for path in found if path.stat().st_size <= at_most)
+            yield from (
+                f"{self.path}: {wrong}" for path in small if (wrong := self.wrong_count(path) or self.wrong(path))
+            )
+        elif len(found) != self.files:
             yield f"{self.path}: {len(found):,} of {self.files:,} files"
-        elif (
-            self.digest
-            and sum(path.stat().st_size for path in found) <= at_most
-            and self.digest != _digest_of_pattern(found)
-        ):
-            yield f"{self.path}: not the published files (by the digest over all of them)"
-        for path in found if self.files is None else ():
-            if path.stat().st_size > at_most:
-                continue
-            if wrong := self.wrong_count(path) or self.wrong(path):
-                yield f"{self.path}: {wrong}"
+        elif self.digest and sum(path.stat().st_size for path in found) <= at_most:
+            same = self.digest == _digest_of_pattern(found)
+            yield from () if same else [f"{self.path}: not the published files (by the digest over all of them)"]
 
 
 @dataclass(frozen=True)
@@ -113,21 +107,14 @@ class Entry:
 
     def of(self, task: str) -> "Entry":
         """The part that a task needs."""
-        archives, files = (
-            tuple(f for f in group if not f.tasks or task in f.tasks) for group in (self.archives, self.files)
-        )
+        archives = tuple(file for file in self.archives if not file.tasks or task in file.tasks)
+        files = tuple(file for file in self.files if not file.tasks or task in file.tasks)
         return replace(self, part=task, archives=archives, files=files)
 
     @property
     def word(self) -> str:
         """What a person types for it: the task, or the data set's own name."""
         return self.part or self.name
-
-    @property
-    def to_download(self) -> str:
-        sizes = [file.size for file in (*self.archives, *self.files) if file.urls]
-        known = [size for size in sizes if size]
-        return f"{sum(known) / 1e6:,.1f} MB" if sizes and len(known) == len(sizes) else self.size
 
     def absent(self, root: Path) -> list[File]:
         return [file for file in self.files if not file.under(root)]
@@ -167,15 +154,16 @@ class Entry:
         """How what is missing gets there."""
         if self.by_hand:
             return self.by_hand.format(root=root).splitlines()
-        command = f"tmbench data get {self.word} {shlex.quote(f'data_dir={root.parent}')}"
-        lines = [f"{command} fetches it ({self.to_download})"]
-        for file in (*self.archives, *self.files):
-            if file.urls:
-                kind = "sha256" if file.sha256 else "md5"
-                digest = getattr(file, kind)
-                known = f"{kind} {digest}" if digest else "no digest of it is known"
-                then = ", to be unpacked by that command" if file.unpack else ""
-                lines.append(f"or put the file of {file.urls[0]} there as {root / file.path} ({known}){then}")
+        downloads = [file for file in (*self.archives, *self.files) if file.urls]
+        sizes = [file.size or 0 for file in downloads]
+        size = f"{sum(sizes) / 1e6:,.1f} MB" if sizes and all(sizes) else self.size
+        lines = [f"tmbench data get {self.word} {shlex.quote(f'data_dir={root.parent}')} fetches it ({size})"]
+        for file in downloads:
+            kind = "sha256" if file.sha256 else "md5"
+            digest = getattr(file, kind)
+            known = f"{kind} {digest}" if digest else "no digest of it is known"
+            then = ", to be unpacked by that command" if file.unpack else ""
+            lines.append(f"or put the file of {file.urls[0]} there as {root / file.path} ({known}){then}")
         return lines
 
 
@@ -184,8 +172,7 @@ def manifest(root: Path, archive: File) -> dict[str, str]:
     path = manifest_file(root, archive)
     if not path.is_file():
         return {}
-    lines = read_text(path).splitlines()
-    digests = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    digests = {name: digest for digest, _, name in (line.partition("  ") for line in read_text(path).splitlines())}
     of_archive = digests.pop(archive.path, None)
     return digests if of_archive and archive.sha256 in (None, of_archive) else {}
 
@@ -221,7 +208,7 @@ def _made(cls: type[T], name: str, values: dict[str, Any]) -> T:
 def _digest_of_pattern(paths: list[Path], known: Mapping[Path, str] = MappingProxyType({})) -> str:
     """The sha256 over the lines `sha256  bare name`, sorted by name; a file whose digest is known is not read."""
     lines = (f"{known.get(path) or digest_of(path)}  {path.name}\n" for path in sorted(paths, key=lambda p: p.name))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return digest_of_text("".join(lines))
 
 
 def _count_lines(path: Path) -> int:

@@ -71,12 +71,8 @@ def _archives(mlc: Any, entry: Entry) -> list[Any]:
 
 def _files(mlc: Any, file: File, root: Path) -> list[Any]:
     if "*" in file.path:
-        return [
-            mlc.FileSet(
-                id=file.path, name=file.path, includes=[file.path], encoding_formats=[_format(file.path)],
-                description=f"{len(file.under(root)):,} files",
-            )
-        ]  # fmt: skip
+        about = {"encoding_formats": [_format(file.path)], "description": f"{len(file.under(root)):,} files"}
+        return [mlc.FileSet(id=file.path, name=file.path, includes=[file.path], **about)]
     return [
         mlc.FileObject(
             id=file.path, name=path.name, content_url=path.relative_to(root).as_posix(),
@@ -100,14 +96,10 @@ def _records(mlc: Any, entry: Entry, name: str) -> Any:
             source=mlc.Source(**where, extract=extract, transforms=transforms),
         )  # fmt: skip
 
-    count = entry.counts.get(name)
-    about = f"{count:,} in the full set" if count else None
-    return mlc.RecordSet(
-        id=name, name=name, description=about, fields=[field(key, spec) for key, spec in entry.records[name].items()]
-    )
+    about = f"{entry.counts[name]:,} in the full set" if entry.counts.get(name) else None
+    fields = [field(key, spec) for key, spec in entry.records[name].items()]
+    return mlc.RecordSet(id=name, name=name, description=about, fields=fields)
 
 
 def _format(path: str) -> str:
-    if path.endswith((".tar", ".tar.gz")):
-        return "application/x-tar"
     return mimetypes.guess_type(path)[0] or "application/octet-stream"

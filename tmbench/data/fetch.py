@@ -8,7 +8,6 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,13 @@ from .files import missing, progress, writing
 
 TRIES, PAUSE, TIMEOUT = 4, 1.0, 20.0  # of one address; seconds before the second try, doubled each time; of silence
 CHUNK = 2**20
-Say = Callable[[str], None]
 
 
 class _Again(Exception):  # noqa: N818
     """A fault that may be gone on the next try."""
 
 
-def get(entry: Entry, root: Path, say: Say = print) -> None:
+def get(entry: Entry, root: Path) -> None:
     """Puts what is missing of a data set under root, checked. What is there stays as it is.
 
     Raises:
@@ -38,41 +36,33 @@ def get(entry: Entry, root: Path, say: Say = print) -> None:
     if entry.by_hand:
         raise missing(root / entry.absent(root)[0].path, entry.word, *entry.advice(root))
     _keep_own(entry, root)
-    try:
+    with writing(root):
         root.mkdir(parents=True, exist_ok=True)
         (root / ".lock").touch()
-    except OSError as error:
-        raise DataError(f"{root}: cannot be written to ({error.strerror})") from None
     with locked(root):
         if _is_done(entry, root):  # another process was at it
             return
         for archive in entry.archives:
-            _get_archive(entry, archive, root, say)
+            if not _is_unpacked(archive, root):
+                _get_file(entry, archive, root, root / archive.unpack["to"])
+                print(f"unpacking {root / archive.path}")
+                unpack(entry, archive, root)
         for file in entry.files:
-            path = root / file.path
-            if file.urls and not path.exists():
-                try:
-                    download(file, path, say)
-                except DataError as error:
-                    raise _explained(entry, root, path, error) from None
+            if file.urls and not (root / file.path).exists():
+                _get_file(entry, file, root, root / file.path)
         if absent := entry.absent(root):
             raise missing(root / absent[0].path, entry.word, *entry.advice(root))
 
 
 def _is_done(entry: Entry, root: Path) -> bool:
     """Nothing is missing; of an archive that is or was here, all that came out of it."""
-    for archive in entry.archives:
-        out = manifest(root, archive)
-        if not out and (root / archive.path).exists():
-            return False
-        if not all((root / name).exists() for name in out):
-            return False
-    return not entry.absent(root)
+    here = [archive for archive in entry.archives if (root / archive.path).exists() or manifest(root, archive)]
+    return all(_is_unpacked(archive, root) for archive in here) and not entry.absent(root)
 
 
-def _explained(entry: Entry, root: Path, path: Path, error: DataError) -> DataError:
-    reasons = [line for line in str(error).splitlines() if line.strip()]
-    return missing(path, entry.word, *reasons, *entry.advice(root)[1:])  # the first is what has just been tried
+def _is_unpacked(archive: File, root: Path) -> bool:
+    out = manifest(root, archive)
+    return bool(out) and all((root / name).exists() for name in out)
 
 
 def _keep_own(entry: Entry, root: Path) -> None:
@@ -90,24 +80,23 @@ def _keep_own(entry: Entry, root: Path) -> None:
         )
 
 
-def _get_archive(entry: Entry, archive: File, root: Path, say: Say) -> None:
-    path, out = root / archive.path, manifest(root, archive)
-    if out and all((root / name).exists() for name in out):
-        return
+def _get_file(entry: Entry, file: File, root: Path, needed: Path) -> None:
+    """Downloads a file that is not there, or checks the one that is; an error names what is `needed` of it."""
+    path = root / file.path
     if not path.exists():
         try:
-            download(archive, path, say)
+            download(file, path)
         except DataError as error:
-            raise _explained(entry, root, root / archive.unpack["to"], error) from None
-    elif wrong := archive.wrong(path):
+            reasons = [line for line in str(error).splitlines() if line.strip()]
+            advice = entry.advice(root)[1:]  # the first is what has just been tried
+            raise missing(needed, entry.word, *reasons, *advice) from None
+    elif wrong := file.wrong(path):
         raise DataError(
             f"{path}: {wrong}\n  it is not the published archive, or not all of it, and was not unpacked; remove it"
         )
-    say(f"unpacking {path}")
-    unpack(entry, archive, root)
 
 
-def download(file: File, target: Path, say: Say = print) -> None:
+def download(file: File, target: Path) -> None:
     """Puts a file at `target`, from the first of its addresses that has it; whole and checked, or not at all.
 
     What has arrived stays in `<target>.part`, and the next call goes on from there.
@@ -119,7 +108,7 @@ def download(file: File, target: Path, say: Say = print) -> None:
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     for url in file.urls:
-        say(f"downloading {url}")
+        print(f"downloading {url}")
         try:
             return _from(url, file, target)
         except DataError as error:
@@ -141,8 +130,7 @@ def _from(url: str, file: File, target: Path) -> None:
         wrong = file.wrong(part)
         if not wrong:
             land(part, target)
-            _discard(part)
-            return
+            return _discard(part)
         if not resumed:
             aside = target.with_name(f"{target.name}.wrong")
             os.replace(part, aside)
@@ -179,14 +167,15 @@ def _transfer(url: str, file: File, part: Path) -> None:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
+        said = f"the server says {error.code} {error.reason}"
         if error.code == 416:  # there is nothing after the part: it is whole, or of another version
             if error.headers.get("Content-Range") == f"bytes */{start}":
                 return
             _discard(part)
-            raise _Again("the server has another version of it") from None
-        if error.code in (408, 425, 429) or error.code >= 500:
-            raise _Again(f"the server says {error.code} {error.reason}") from None
-        raise DataError(f"{url}: the server says {error.code} {error.reason}") from None
+            said = "the server has another version of it"
+        if error.code in (408, 416, 425, 429) or error.code >= 500:
+            raise _Again(said) from None
+        raise DataError(f"{url}: {said}") from None
     except urllib.error.URLError as error:
         if isinstance(error.reason, (TimeoutError, ConnectionResetError)):
             raise _Again(f"no answer ({error.reason})") from None

@@ -1,7 +1,6 @@
 """Files that may be missing, broken or hostile: their digests, and how they are read."""
 
 import errno
-import hashlib
 import io
 import os
 import pickle
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
-from ..files import damage, digest_of, flush, locked, read_sealed, seal, write_sealed
+from ..files import damage, digest_of, digest_of_text, flush, locked, read_sealed, seal, write_sealed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +28,7 @@ MAX_PIXELS = 2**26  # of a picture; a small file can unpack to gigabytes
 
 def folder_digest(digests: dict[str, str]) -> str:
     """One digest for many files: the sha256 over the lines `sha256  name`, sorted by name."""
-    return hashlib.sha256("".join(f"{d}  {name}\n" for name, d in sorted(digests.items())).encode()).hexdigest()
+    return digest_of_text("".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items())))
 
 
 def digests_of(root: Path, files: Iterable[Path], cache: Path | None = None) -> dict[str, str]:
@@ -39,14 +38,13 @@ def digests_of(root: Path, files: Iterable[Path], cache: Path | None = None) -> 
     rewritten at the same size with both stamps, also that of the inode, set back. A damaged cache is not believed.
     """
     known: dict[str, Any] = {}
-    if cache:
-        try:
-            known = read_sealed(cache)
-        except DataError as error:
-            print(f"{error}; all files are read again", file=sys.stderr)
-        except OSError:  # not there, or not to be read
-            pass
     found: dict[str, Any] = {}
+    try:
+        known = read_sealed(cache) if cache else {}
+    except DataError as error:
+        print(f"{error}; all files are read again", file=sys.stderr)
+    except OSError:  # not there, or not to be read
+        pass
     for path in sorted(files):
         name = path.relative_to(root).as_posix()
         try:
@@ -74,8 +72,11 @@ def written_once(root: Path, fill: Callable[[Path], None]) -> Path:
     """
     if root.is_dir() and (wrong := damage(root)):
         print(f"{root}: damaged: {wrong}; it is written again", file=sys.stderr)
-        with writing(root):
-            _remove_damaged(root)
+        with writing(root), locked(root.parent):  # so that nobody takes away what another has just written anew
+            if root.is_dir() and damage(root) is not None:
+                aside = Path(tempfile.mkdtemp(dir=root.parent, prefix=".damaged-"))
+                root.rename(aside)  # at once
+                shutil.rmtree(aside, ignore_errors=True)
     if root.is_dir():
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -92,15 +93,6 @@ def written_once(root: Path, fill: Callable[[Path], None]) -> Path:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return root
-
-
-def _remove_damaged(root: Path) -> None:
-    """Removes a damaged folder at once, under another name; of several processes that want to, one does."""
-    with locked(root.parent):  # so that nobody takes away what another has just written anew
-        if root.is_dir() and damage(root) is not None:
-            aside = Path(tempfile.mkdtemp(dir=root.parent, prefix=".damaged-"))
-            root.rename(aside)
-            shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager

@@ -39,11 +39,12 @@ class Run:
             result, status = None, "broken"
         try:
             with locked(folder, wait=False):
-                return cls(folder, result, status)
+                pass
         except BlockingIOError:
-            return cls(folder, result, "running")
+            status = "running"
         except OSError:  # a folder that is read-only, so no process works in it
-            return cls(folder, result, status)
+            pass
+        return cls(folder, result, status)
 
     @cached_property
     def config(self) -> Settings:
@@ -84,12 +85,9 @@ class Run:
 
 
 def find(runs_dir: Path, words: list[str]) -> list[Run]:
-    """The runs that fit all the words.
+    """The runs that fit all the words: filters key=value[,value...], and ids of runs, or their starts.
 
-    Args:
-        runs_dir: where they are.
-        words: filters, key=value[,value...], and ids of runs, or their starts. A key is status, profile, split, metric
-            or any setting.
+    A key is status, profile, split, metric or any setting.
 
     Raises:
         ConfigError: there is no such folder, no run has such a key, or no run has such an id.
@@ -100,10 +98,8 @@ def find(runs_dir: Path, words: list[str]) -> list[Run]:
     starts = [Path(word).name for word in words if "=" not in word]
     for start in starts:
         if not any(folder.name.startswith(start) for folder in folders):
-            raise ConfigError(
-                f"{start}: no run in {runs_dir} has an id that starts so; tmbench runs list shows all of them"
-            )
-    runs = [Run.open(f) for f in folders if not starts or any(f.name.startswith(start) for start in starts)]
+            raise ConfigError(f"{start}: no run in {runs_dir} has an id that starts so; tmbench runs list shows all")
+    runs = [Run.open(folder) for folder in folders if not starts or folder.name.startswith(tuple(starts))]
     return fitting(runs, [word for word in words if "=" in word])
 
 

@@ -5,18 +5,17 @@ import os
 import shutil
 import sys
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from ..config.values import Setting
 from ..errors import ConfigError, UsageError
 from ..files import locked
 from ..trunks.store import GIB, STORE, remove_leftovers, shrink, size
-from ..verbs import DATA_DIR, ERROR, JSON, RUNS_DIR, Verb, leave, out_dir
+from ..verbs import DATA_DIR, ERROR, JSON, RUNS_DIR, Values, Verb, leave, out_dir
 from . import REMOVING, find, show
 from .compare import compare
 
-Values = dict[str, Any]
 FILTERS = "[RUN | KEY=VALUE[,VALUE] ...]"
 
 
@@ -37,12 +36,6 @@ def show_run(values: Values, words: list[str]) -> int:
         raise ConfigError(f"show: expected one run with a result, got {len(runs)}: {names}")
     show.one(runs[0].result, runs[0].folder, "listed", show.console())
     return 0
-
-
-def draw_runs(values: Values, words: list[str]) -> int:
-    from .figures import draw  # matplotlib
-
-    return draw(values, words)
 
 
 def remove_runs(values: Values, words: list[str]) -> int:
@@ -93,6 +86,10 @@ def free_space(values: Values, words: list[str]) -> int:
     return 0
 
 
+def _draw(values: Values, words: list[str]) -> int:
+    return import_module("tmbench.runs.figures").draw(values, words)  # matplotlib
+
+
 HERE = {"runs_dir": RUNS_DIR}
 LIST = HERE | {"json": JSON}
 FIGURES = HERE | {"data_dir": DATA_DIR, "out": out_dir("./figures")}
@@ -102,7 +99,7 @@ VERBS = (
     Verb("runs list", "Lists the runs that fit all filters.", list_runs, LIST, FILTERS),
     Verb("runs show", "Shows the result of one run.", show_run, HERE, "RUN"),
     Verb("runs compare", "Shows how two runs differ: settings, environment, outcome.", compare, HERE, "RUN_A RUN_B"),
-    Verb("runs figures", "Draws the predictions of several trained runs of a task, side by side.", draw_runs, FIGURES,
+    Verb("runs figures", "Draws the predictions of several trained runs of a task, side by side.", _draw, FIGURES,
          f"TASK {FILTERS}", "tmbench runs figures fkpd seed=0 optimizer=sgd,tmsgd"),
     Verb("runs remove", "Removes runs, after asking.", remove_runs, REMOVE, FILTERS),
     Verb("runs gc", "Frees space: what killed processes left, and shared states beyond a limit.", free_space, GC),

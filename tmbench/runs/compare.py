@@ -17,26 +17,19 @@ from . import Run, find_one, show
 Rows = list[tuple[str, str, str, str]]  # name, of a, of b, b - a
 
 
-def settings(a: Run, b: Run) -> tuple[Rows, Rows]:
-    """The settings in which two runs differ: those that may change numbers, and the others."""
-    left, right = flat(a.config), flat(b.config)
-    rows: Rows = [
-        (key, _word(left.get(key)), _word(right.get(key)), _gap(left.get(key), right.get(key)))
-        for key in dict.fromkeys([*left, *right])
-        if _word(left.get(key)) != _word(right.get(key))
-    ]
-    of_numbers = [row for row in rows if kind_of(row[0]) != BOOKKEEPING]
-    return of_numbers, [row for row in rows if row not in of_numbers]
+def differing(a: dict[str, Any], b: dict[str, Any]) -> Rows:
+    """The keys whose values are not shown alike, in the order of their first occurrence."""
+    return [row for row in _rows(a, b) if row[1] != row[2]]
 
 
-def environment(a: Result, b: Result) -> Rows:
-    """In what the environments of two runs differ: versions, hardware, commit, data."""
-    left, right = (
-        {**r.versions, "hardware": r.hardware, "git commit": r.git_commit or "-", "data": r.data_digest,
-         "profile": r.profile} for r in (a, b)
-    )  # fmt: skip
-    keys = dict.fromkeys([*left, *right])
-    return [(k, left.get(k, "-"), right.get(k, "-"), "") for k in keys if left.get(k) != right.get(k)]
+def _rows(a: dict[str, Any], b: dict[str, Any]) -> Rows:
+    pairs = [(key, a.get(key), b.get(key)) for key in dict.fromkeys([*a, *b])]
+    return [(key, _word(x), _word(y), _gap(x, y)) for key, x, y in pairs]
+
+
+def environment(result: Result) -> dict[str, str]:
+    of_run = {"hardware": result.hardware, "git commit": result.git_commit or "-", "data": result.data_digest}
+    return result.versions | of_run | {"profile": result.profile}
 
 
 def outcome(a: Run, b: Run) -> Rows:
@@ -53,7 +46,7 @@ def outcome(a: Run, b: Run) -> Rows:
          "examples/s": round(r.examples_per_second), "peak memory, MiB": r.peak_memory_bytes >> 20}
         for r in (a.result, b.result)
     ]  # fmt: skip
-    return rows + [(name, _word(x), _word(facts[1][name]), _gap(x, facts[1][name])) for name, x in facts[0].items()]
+    return rows + _rows(*facts)
 
 
 def _metric(name: str, key: str, x: float | None, y: float | None) -> tuple[str, str, str, str]:
@@ -101,10 +94,13 @@ def compare(values: dict[str, Any], words: list[str]) -> int:
     if len(words) != 2:
         raise UsageError(f"runs compare: expected two runs, got {len(words)}: {' '.join(words)}")
     a, b = (find_one(word, Path(values["runs_dir"])) for word in words)
-    of_numbers, bookkeeping = settings(a, b)
-    sections = {"settings": of_numbers, "settings that change no number": bookkeeping}
+    settings = differing(flat(a.config), flat(b.config))
+    sections = {
+        "settings": [row for row in settings if kind_of(row[0]) != BOOKKEEPING],
+        "settings that change no number": [row for row in settings if kind_of(row[0]) == BOOKKEEPING],
+    }
     if a.result and b.result:
-        sections["environment"] = environment(a.result, b.result)
+        sections["environment"] = differing(environment(a.result), environment(b.result))
     console = show.console()
     for title, rows in (sections | {"outcome": outcome(a, b)}).items():
         _print(title, rows, [a.folder.name, b.folder.name], console)

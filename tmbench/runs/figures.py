@@ -27,17 +27,16 @@ def restored(run: Run, data_dir: str | None = None) -> "Task":
         ConfigError: the run has no weights, or its configuration no longer fits them.
         DataError: its data are not here, or its weights or configuration are damaged.
     """
-    cfg = OmegaConf.create(
-        run.config | {"runs_dir": str(run.folder.parent)} | ({"data_dir": data_dir} if data_dir else {})
-    )
+    places = {"runs_dir": str(run.folder.parent)} | ({"data_dir": data_dir} if data_dir else {})
+    cfg = OmegaConf.create(run.config | places)
     last = run.folder / "checkpoints" / "last.ckpt"
     if not last.is_file():
         raise ConfigError(f"{run.folder}: expected a trained run, it has no checkpoints/last.ckpt ({run.status})")
     try:
         task_class, data_class = get_class(cfg.task._target_), get_class(cfg.task.data)
     except ImportError:
-        missing = f"{cfg.task._target_} or {cfg.task.data}"
-        raise ConfigError(f"{run.folder}: made by another version of tmbench; this one has no {missing}") from None
+        names = f"{cfg.task._target_} or {cfg.task.data}"
+        raise ConfigError(f"{run.folder}: made by another version of tmbench; this one has no {names}") from None
     data, _, digest = open_dataset(cfg, data_class)
     if run.result and digest != run.result.data_digest:
         raise DataError(f"{data.root}: not what {run.folder.name} was trained on; name the folder with data_dir=DIR")
@@ -66,9 +65,8 @@ def compare(runs: list[Run], out: Path, data_dir: str | None = None) -> list[Pat
             label += f", {result.metric} {shown(result.metrics['last'][key], key)}"
         tasks[f"{label} ({run.folder.name[-12:]})" if label in tasks else label] = restored(run, data_dir)
     files = []
-    kind = type(next(iter(tasks.values())))
     with torch.no_grad():
-        for name, figure in kind.compare(tasks):
+        for name, figure in type(next(iter(tasks.values()))).compare(tasks):
             out.mkdir(parents=True, exist_ok=True)
             files.append(out / f"{runs[0].config['task']['name']}-{name}.png")
             save(figure, files[-1])

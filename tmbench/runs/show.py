@@ -21,17 +21,9 @@ from . import STATUSES, Run, distinguishing_words
 COLOURS = {"completed": "green", "diverged": "yellow", "running": "blue"}  # of a status; others are red
 WIDE = 120  # from this many characters on, a list has all columns
 MOST_COMPARED = 300  # runs whose settings are compared for a list: reading more would take seconds
-RIGHT = ("last", "best", "baseline", "switch", "epochs", "shared", "seconds")  # columns of numbers
+COLUMNS = ("status", "data", "metric", "last", "best", "baseline", "switch", "epochs", "shared", "seconds")
+RIGHT = COLUMNS[3:]  # columns of numbers
 ONLY_WIDE = ("baseline", "shared", "seconds")
-
-
-def switch_words(result: Result) -> str:
-    switch = result.switch
-    if switch["step"] is not None:
-        return f"at epoch {switch['effective']} (step {switch['step']:,})"
-    if switch["requested"] is None:
-        return "none (this optimizer has no switch)"
-    return f"never (switch_epoch={switch['requested']}, {result.epochs['asked']} epochs)"
 
 
 def one(result: Result, folder: Path, how: str, console: Console) -> None:
@@ -40,15 +32,16 @@ def one(result: Result, folder: Path, how: str, console: Console) -> None:
     Args:
         how: how it came: `new`, `resumed`, `shown` (it was there) or `listed`.
     """
-    key = result.headline
+    key, epochs = result.headline, result.epochs
+    shared = f", {epochs['from_trunk']} of them shared with another run" if epochs["from_trunk"] else ""
+    cost = f"{epochs['trained']} of {epochs['asked']} epochs{shared}, {result.examples_per_second:,.0f} examples/s"
     lines = [
         (result.metric, f"{_score(result)}, on {_data(result)} data"),
         *([("baseline", f"{shown(result.baseline[key], key)} without looking at the input")]
           if key in result.baseline else []),
         ("status", _status(result, how)),
-        ("switch", switch_words(result)),
-        ("seconds", f"{result.seconds:.1f} of training ({_epochs(result)}, "
-                    f"{result.examples_per_second:,.0f} examples/s)"),
+        ("switch", _switch(result)),
+        ("seconds", f"{result.seconds:.1f} of training ({cost})"),
         ("files", str(folder)),
         *(("note", note) for note in [*result.notes, *_notes(result, how)]),
         *([("error", result.error)] if result.error else []),
@@ -69,27 +62,26 @@ def _data(result: Result) -> str:
 
 def _score(result: Result) -> str:
     last, best, key = result.metrics["last"], result.metrics["best"], result.headline
-    score = shown(last.get(key), key)
-    if best:
-        when = {"completed": "at the end", "diverged": "before it diverged"}.get(result.status, "so far")
-        score += f" {when}, best {shown(best[key], key)} after epoch {best['epoch'] + 1}"
-    return score
+    if not best:
+        return shown(last.get(key), key)
+    when = {"completed": "at the end", "diverged": "before it diverged"}.get(result.status, "so far")
+    return f"{shown(last.get(key), key)} {when}, best {shown(best[key], key)} after epoch {best['epoch'] + 1}"
 
 
 def _status(result: Result, how: str) -> str:
-    at = result.diverged_at
+    at, resumed = result.diverged_at, " (resumed from its last checkpoint)"
     where = f" in epoch {at['epoch'] + 1}, step {at['step'] + 1}" if at else ""
-    note = {
-        "shown": " before (shown, not repeated; force=true repeats it)",
-        "resumed": " (resumed from its last checkpoint)",
-    }
-    return result.status + where + note.get(how, "")
+    note = {"shown": " before (shown, not repeated; force=true repeats it)", "resumed": resumed}.get(how, "")
+    return result.status + where + note
 
 
-def _epochs(result: Result) -> str:
-    epochs = result.epochs
-    shared = f", {epochs['from_trunk']} of them shared with another run" if epochs["from_trunk"] else ""
-    return f"{epochs['trained']} of {epochs['asked']} epochs{shared}"
+def _switch(result: Result) -> str:
+    switch = result.switch
+    if switch["step"] is not None:
+        return f"at epoch {switch['effective']} (step {switch['step']:,})"
+    if switch["requested"] is None:
+        return "none (this optimizer has no switch)"
+    return f"never (switch_epoch={switch['requested']}, {result.epochs['asked']} epochs)"
 
 
 def _notes(result: Result, how: str) -> list[str]:
@@ -122,7 +114,7 @@ def _table(runs: list[Run], runs_dir: Path, width: int) -> Table:
     """A row a run. A narrow one leaves out columns, shortens ids and has the settings below the id."""
     is_wide = width >= WIDE
     rows = [_row(run) for run in runs]
-    names = [name for name in rows[0] if is_wide or name not in ONLY_WIDE]
+    names = [name for name in COLUMNS if is_wide or name not in ONLY_WIDE]
     values = {name: {row[name] for row in rows if row[name]} for name in ("data", "metric")}
     common = [name for name, several in values.items() if len(several) <= 1]
     title = " ".join([str(runs_dir), *(f"{name}={value}" for name in common for value in values[name])])
@@ -135,23 +127,23 @@ def _table(runs: list[Run], runs_dir: Path, width: int) -> Table:
     if is_wide:
         table.add_column("settings")
     ids = [run.folder.name for run in runs] if is_wide else _short_ids([run.folder.name for run in runs])
-    for name, run, row, words in zip(ids, runs, rows, _settings_words(runs), strict=True):
-        row["status"] = f"[{COLOURS.get(run.status, 'red')}]{run.status}[/]"
+    for name, row, words in zip(ids, rows, map(escape, _settings_words(runs)), strict=True):
         cells = [row[column] for column in columns]
-        words = escape(words)
         table.add_row(*([name, *cells, words] if is_wide else [f"{name}\n  {words}" if words else name, *cells]))
     return table
 
 
 def _row(run: Run) -> dict[str, str]:
     """The columns of a list that show a result."""
-    result = run.result
+    result, status = run.result, f"[{COLOURS.get(run.status, 'red')}]{run.status}[/]"
     if result is None:
-        empty = dict.fromkeys(("data", "metric", "last", "best", "baseline", "switch"), "")
-        return {"status": run.status} | empty | {"epochs": str(epochs_done(run.folder)), "shared": "", "seconds": ""}
+        empty = dict.fromkeys(
+            ("status", "data", "metric", "last", "best", "baseline", "switch", "epochs", *ONLY_WIDE), ""
+        )
+        return empty | {"status": status, "epochs": str(epochs_done(run.folder))}
     key, switch = result.headline, result.switch["effective"]
     return {
-        "status": run.status, "data": _data(result), "metric": result.metric,
+        "status": status, "data": _data(result), "metric": result.metric,
         "last": shown(result.metrics["last"].get(key), key), "best": shown(result.metrics["best"].get(key), key),
         "baseline": shown(result.baseline.get(key), key), "switch": "-" if switch is None else str(switch),
         "epochs": f"{result.epochs['trained']}/{result.epochs['asked']}",
