@@ -219,8 +219,8 @@ def told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[[str, E
 
 
 @pytest.mark.parametrize("case", READERS)
-def test_a_set_is_full_to_a_run_get_and_verify_until_a_file_is_changed_missing_or_added(
-    case: str, make: Callable[[str], Made], told: Callable[[str, Entry], str]
+def test_a_set_is_full_until_a_file_is_changed_missing_or_added(
+    case: str, make: Callable[..., Made], told: Callable[..., str]
 ) -> None:
     one, cls, root = make(case)
     if one.by_hand:

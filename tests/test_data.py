@@ -87,9 +87,7 @@ def test_r8_reads_labels_and_words_in_order(tmp_path: Path, text: str, documents
         ("acq\tearn grain", ["earn", "grain"], ["earn", "grain"]),
     ],
 )
-def test_r8_stripped_deletes_its_label_in_words(
-    tmp_path: Path, line: str, clean: list[str], stripped: list[str]
-) -> None:
+def test_r8_stripped_deletes_its_label(tmp_path: Path, line: str, clean: list[str], stripped: list[str]) -> None:
     data = write_r8(tmp_path, line)
     label = LABELS.index(line.partition("\t")[0])
     assert data.read("train") == [(label, clean)]
@@ -469,9 +467,7 @@ def offline(monkeypatch: Patch) -> None:
 
 
 @BOTH
-def test_without_a_network_files_are_named(
-    task: str, cls: type[Dataset], opened: Open, tmp_path: Path, offline: None
-) -> None:
+def test_files_are_named_offline(task: str, cls: type[Dataset], opened: Open, tmp_path: Path, offline: None) -> None:
     with pytest.raises(DataError) as error:
         opened(task, cls, "data=full")
     root, one = tmp_path / "data" / cls.folder, catalogue()[cls.folder]
@@ -545,7 +541,7 @@ def test_voc_is_full_until_a_mask_or_list_is_changed(opened: Open, web: Web, voc
     assert opened("seg", VOCSegmentation, "data=full")[1] == "subset"
 
 
-def test_an_unpacked_voc_is_a_subset_until_its_archive_lies_there(
+def test_an_unpacked_voc_is_a_subset_without_its_archive(
     opened: Open, tmp_path: Path, web: Web, voc_online: Entry
 ) -> None:
     data = tiny(VOCSegmentation, tmp_path / "data" / "voc2007")
@@ -570,9 +566,7 @@ def test_voc_with_other_counts_is_refused(opened: Open, tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("gone", ["list", "image", "mask"])
-def test_voc_download_leaves_own_files_alone(
-    opened: Open, tmp_path: Path, web: Web, gone: str, voc_online: Entry
-) -> None:
+def test_voc_download_leaves_own_files(opened: Open, tmp_path: Path, web: Web, gone: str, voc_online: Entry) -> None:
     data = tiny(VOCSegmentation, tmp_path / "data" / "voc2007")
     image, mask = data.pairs("val")[0]
     path = {"list": data.list_file("val"), "image": image, "mask": mask}[gone]
@@ -585,7 +579,7 @@ def test_voc_download_leaves_own_files_alone(
 
 
 @pytest.mark.parametrize("is_published", [True, False])
-def test_only_the_published_archive_is_unpacked(
+def test_no_other_archive_is_unpacked(
     opened: Open, tmp_path: Path, web: Web, is_published: bool, voc_online: Entry
 ) -> None:
     archive = tmp_path / "data" / "voc2007" / voc_online.archives[0].path

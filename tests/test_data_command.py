@@ -116,9 +116,7 @@ def test_a_look_imports_nothing_heavy(tmp_path: Path) -> None:
 # get and verify
 
 
-def test_get_fetches_verifies_and_does_nothing_the_second_time(
-    do: Do, tmp_path: Path, web: Web, r8_online: Entry, voc_online: Entry
-) -> None:
+def test_get_does_nothing_the_second_time(do: Do, web: Web, r8_online: Entry, voc_online: Entry) -> None:
     code, told = do("get tc seg")
     assert code == 0, told
     assert f"downloading {web.url('train.txt')}" in told
@@ -184,9 +182,7 @@ def test_what_cannot_be_done_is_one_message(do: Do, words: str, hint: str) -> No
     assert (code, hint in told, "Traceback" in told) == (1, True, False)
 
 
-def test_verify_tells_the_four_states_and_exits_with_1_for_broken_and_missing(
-    do: Do, tmp_path: Path, r8_online: Entry
-) -> None:
+def test_verify_tells_the_four_states(do: Do, tmp_path: Path, r8_online: Entry) -> None:
     path = tmp_path / "data" / "r8" / "test.txt"
     code, told = do("verify tc")
     assert (code, "missing" in told, "get tc data_dir=data" in told) == (1, True, True)
@@ -225,9 +221,7 @@ def test_verify_reads_again_what_has_the_same_size_and_time(do: Do, tmp_path: Pa
     assert (code, reason in told) == (0, True)
 
 
-def test_verify_tells_of_a_hand_unpacked_tree_how_it_becomes_the_full_set(
-    do: Do, tmp_path: Path, web: Web, voc_online: Entry
-) -> None:
+def test_verify_tells_how_own_files_become_the_full_set(do: Do, tmp_path: Path, web: Web, voc_online: Entry) -> None:
     assert do("tiny seg out=data")[0] == 0
     code, told = do("verify seg")
     assert (code, "subset" in told) == (0, True)
@@ -303,9 +297,7 @@ def mlc() -> object:
     return pytest.importorskip("mlcroissant")
 
 
-def test_a_tiny_r8_is_described_and_its_records_come_back(
-    do: Do, tmp_path: Path, web: Web, mlc: object, r8_online: Entry
-) -> None:
+def test_described_records_come_back(do: Do, tmp_path: Path, web: Web, mlc: object, r8_online: Entry) -> None:
     do("get tc")
     code, told = do("describe tc")
     assert (code, "r8: full; described in data/r8/croissant.json, which mlcroissant accepts" in told) == (0, True)

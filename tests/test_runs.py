@@ -251,9 +251,7 @@ def test_compare_names_what_differs_and_from_which_epoch(make: Make, tmp_path: P
 
 
 @pytest.mark.parametrize("split", ["test", "validation"])
-def test_compare_gives_a_difference_of_percents_in_points(
-    split: str, make: Make, tmp_path: Path, command: Command
-) -> None:
+def test_compare_gives_differences_in_points(split: str, make: Make, tmp_path: Path, command: Command) -> None:
     a, b = (make("sgd", seed, score, split=split) for seed, score in enumerate((0.8, 0.8225)))
     assert "+2.25 points" in command(tmp_path, "compare", str(a), str(b))[1]
 
