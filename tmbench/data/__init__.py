@@ -79,15 +79,14 @@ class Dataset(ABC):
     def download(self) -> None:
         """Puts the missing official files under root, checked; files that are there stay as they are.
 
-        Raises:
-            DataError: that was not possible; names the files to place by hand.
+        DataError, if that was not possible, names the files to place by hand.
         """
-        if self.entry is None:
-            list(self.files())  # says what is missing
-            return
         from .fetch import get
 
-        get(self.entry, self.root)
+        if self.entry:
+            get(self.entry, self.root)
+        else:
+            list(self.files())  # says what is missing
 
     def missing(self, path: Path, *advice: str) -> DataError:
         """The error for a file that is not there, with how it gets there if the catalogue knows."""

@@ -27,11 +27,9 @@ def unpack(entry: Entry, archive: File, root: Path) -> None:
     """Unpacks a verified archive beside its place, compares what came with the catalogue, and moves it in.
 
     Files that are there already stay as they are. The sha256 of all that came out is written to
-    `<archive>.sha256`, so that it can be told later which files are the published ones.
-
-    Raises:
-        DataError: it is broken, or has what no data set's archive has: names outside its folder, links, devices,
-            more bytes than it may; nothing was moved in.
+    `<archive>.sha256`, so that it can be told later which files are the published ones. DataError if it is broken, or
+    has what no data set's archive has (names outside its folder, links, devices, more bytes than it may); nothing was
+    then moved in.
     """
     path, spec = root / archive.path, archive.unpack
     for left in root.glob(".unpacking-*"):  # of a process that was killed: this one holds the lock

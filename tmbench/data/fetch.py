@@ -28,8 +28,7 @@ class _Again(Exception):  # noqa: N818
 def get(entry: Entry, root: Path) -> None:
     """Puts what is missing of a data set under root, checked. What is there stays as it is.
 
-    Raises:
-        DataError: that was not possible; says why, and what a person can do by hand.
+    DataError says why that was not possible, and what a person can do by hand.
     """
     if _is_done(entry, root):
         return
@@ -70,14 +69,12 @@ def _keep_own(entry: Entry, root: Path) -> None:
     present = [file.path for file in entry.files if file.under(root)]
     if present and entry.archives and not any((root / a.path).exists() or manifest(root, a) for a in entry.archives):
         archive = entry.archives[0]
-        raise missing(
-            root / entry.absent(root)[0].path,
-            entry.word,
+        ways = [
             f"{root / archive.unpack['to']} is there, but not from {archive.path}; it stays as it is",
             f"to have it completed, and compared, put the published archive beside it, as {root / archive.path}",
             "to have the published set instead, move that folder away",
-            *entry.advice(root),
-        )
+        ]
+        raise missing(root / entry.absent(root)[0].path, entry.word, *ways, *entry.advice(root))
 
 
 def _get_file(entry: Entry, file: File, root: Path, needed: Path) -> None:
@@ -99,10 +96,8 @@ def _get_file(entry: Entry, file: File, root: Path, needed: Path) -> None:
 def download(file: File, target: Path) -> None:
     """Puts a file at `target`, from the first of its addresses that has it; whole and checked, or not at all.
 
-    What has arrived stays in `<target>.part`, and the next call goes on from there.
-
-    Raises:
-        DataError: no address has it, or what came is not the published file.
+    What has arrived stays in `<target>.part`, and the next call goes on from there. DataError if no address has it, or
+    what came is not the published file.
     """
     failures = []
     with writing(target):

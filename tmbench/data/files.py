@@ -125,8 +125,7 @@ def progress(name: str, start: int, total: int | None) -> Iterator[Callable[[int
 
 def missing(path: Path, what: str, *advice: str) -> DataError:
     """The error for a file that is not there: where it should be, and what can be done."""
-    lines = [f"{what}: no {path}", *advice, "or use data=tiny, which needs no download"]
-    return DataError("\n  ".join(lines))
+    return DataError("\n  ".join([f"{what}: no {path}", *advice, "or use data=tiny, which needs no download"]))
 
 
 def read_bytes(path: Path) -> bytes:
@@ -254,8 +253,7 @@ class _Restricted(pickle.Unpickler):
 def read_pickle(path: Path) -> dict[Any, Any]:
     """The dict in a pickle of plain values and arrays; Python 2's strings come as bytes, Python 3's as they are.
 
-    Raises:
-        DataError: it is not such a pickle, or it wants to run code; nothing of it was run.
+    DataError if it is not such a pickle, or wants to run code; nothing of it was run.
     """
     content = read_bytes(path)
     try:

@@ -43,7 +43,7 @@ def one(result: Result, folder: Path, how: str, console: Console) -> None:
         ("switch", _switch(result)),
         ("seconds", f"{result.seconds:.1f} of training ({cost})"),
         ("files", str(folder)),
-        *(("note", note) for note in [*result.notes, *_notes(result, how)]),
+        *(("note", note) for note in _notes(result, how)),
         *([("error", result.error)] if result.error else []),
     ]  # fmt: skip
     # A saved configuration without the words that were asked for cannot be changed.
@@ -85,7 +85,7 @@ def _switch(result: Result) -> str:
 
 
 def _notes(result: Result, how: str) -> list[str]:
-    notes, now = [], versions()
+    notes, now = list(result.notes), versions()
     others = [f"{name} {version}" for name, version in result.versions.items() if version != now.get(name)]
     if how in ("shown", "listed") and others:
         notes.append(f"made with {', '.join(others)}; here are other versions (force=true repeats it)")
@@ -172,8 +172,8 @@ def _settings_words(runs: list[Run]) -> list[str]:
             print(error, file=sys.stderr)
             values = {}
         groups.append(f"{values.get('task.name')} {values.get('optimizer.name')}")
-        in_columns = ("seed", "switch_epoch")
-        settings.append({k: v for k, v in values.items() if kind_of(k) != BOOKKEEPING and k not in in_columns})
+        shown_keys = [key for key in values if kind_of(key) != BOOKKEEPING and key not in ("seed", "switch_epoch")]
+        settings.append({key: values[key] for key in shown_keys})
     return distinguishing_words(groups, settings)
 
 
@@ -186,8 +186,7 @@ def duration(seconds: float) -> str:
     """Seconds as a person says them."""
     if seconds < 100:
         return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def size_words(count: float) -> str:
