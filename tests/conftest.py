@@ -78,6 +78,15 @@ def do(composed: Compose, tmp_path: Path) -> Run:
     return do
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """More threads gain nothing on tensors this small, and wait for each other for long on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def figures_stay_empty(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs leave empty figures, unless the test is marked `draws`: drawing is half of the time of such small runs."""

@@ -88,16 +88,21 @@ def test_sizes_follow_from_the_model_s_name_and_can_each_be_set(composed: Compos
 # Metrics
 
 
+def judged(composed: Compose, logits: np.ndarray, clicks: np.ndarray) -> dict[str, float]:
+    """The metrics by name, of a network that says these logits, in batches."""
+    task, _ = build(composed, "ctr")
+    task.predict = lambda groups: groups[0]
+    for part in np.array_split(np.arange(len(logits)), 7):
+        task.evaluate((torch.from_numpy(logits[part]), torch.from_numpy(clicks[part]).to(torch.uint8)))
+    return Evaluation(task).values()
+
+
 def test_metrics_equal_scikit_learn_s_on_the_same_predictions(composed: Compose) -> None:
     """To rounding in float64, where scikit-learn takes the same logits; far below the 1e-4 that a result is told to."""
-    task, _ = build(composed, "ctr")
     rng = np.random.default_rng(0)
     logits = rng.normal(-2, 1.5, 200_000).astype(np.float32).round(3)  # rounded: ties
     clicks = rng.random(len(logits)) < 1 / (1 + np.exp(0.3 - logits))
-    task.predict = lambda groups: groups[0]  # what the network says is given
-    for part in np.array_split(np.arange(len(logits)), 7):
-        task.evaluate((torch.from_numpy(logits[part]), torch.from_numpy(clicks[part]).to(torch.uint8)))
-    got = Evaluation(task).values()
+    got = judged(composed, logits, clicks)
     p = 1 / (1 + np.exp(-logits.astype(np.float64)))
     assert got["test/auc"] == pytest.approx(roc_auc_score(clicks, logits), abs=1e-12)
     assert got["test/log_loss"] == pytest.approx(log_loss(clicks, p), abs=1e-9)
@@ -111,14 +116,10 @@ def test_metrics_equal_scikit_learn_s_on_the_same_predictions(composed: Compose)
 @pytest.mark.parametrize(("scale", "shift"), [(1.0, 30.0), (30.0, 0.0), (1e30, 0.0), (0.1, 0.5)])
 def test_the_auc_is_scikit_learn_s_at_any_size_of_the_logits(scale: float, shift: float, composed: Compose) -> None:
     """Also where float32 has one sigmoid for all, and where all logits look like probabilities."""
-    task, _ = build(composed, "ctr")
     rng = np.random.default_rng(1)
     clicks = rng.random(5000) < 0.3
     logits = ((rng.normal(0, 1, 5000) + clicks) * scale + shift).astype(np.float32)
-    task.predict = lambda groups: groups[0]
-    for part in np.array_split(np.arange(len(logits)), 3):
-        task.evaluate((torch.from_numpy(logits[part]), torch.from_numpy(clicks[part]).to(torch.uint8)))
-    got = Evaluation(task).values()
+    got = judged(composed, logits, clicks)
     assert got["test/auc"] == pytest.approx(roc_auc_score(clicks, logits), abs=1e-12)
     assert got["test/accuracy"] == pytest.approx(accuracy_score(clicks, logits > 0), abs=1e-7)
 
@@ -185,8 +186,7 @@ def fields_of(row: dict[str, str]) -> dict[str, int]:
     return values
 
 
-@pytest.mark.parametrize("min_count", [1, 2, 9])
-@pytest.mark.parametrize("block", [reader.BLOCK, 700])
+@pytest.mark.parametrize(("min_count", "block"), [(1, 700), (2, reader.BLOCK), (9, 700)])
 def test_indices_are_those_of_the_values_frequent_in_the_training_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, min_count: int, block: int
 ) -> None:
@@ -256,16 +256,14 @@ def test_the_split_and_the_sample_follow_from_their_seed_alone(tmp_path: Path) -
     assert some(rows=1000) != some(rows=1000, split_seed=1)
 
 
-@pytest.mark.parametrize("block", [reader.BLOCK, 512])
-@pytest.mark.parametrize("cls", [Avazu, AvazuX4])
+@pytest.mark.parametrize(("cls", "block"), [(Avazu, 512), (AvazuX4, reader.BLOCK), (AvazuX4, 512)])
 def test_a_random_sample_has_as_many_rows_as_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cls: type[Avazu], block: int
 ) -> None:
     monkeypatch.setattr(reader, "BLOCK", block)
     data = tiny(tmp_path, cls)
     assert sum(len(data.table(split, rows=2345).clicks_N) for split in SPLITS) == 2345
-    everything = sum(len(data.table(split, rows=6000).clicks_N) for split in SPLITS)
-    assert everything == 6000
+    assert sum(len(data.table(split, rows=6000).clicks_N) for split in SPLITS) == 6000
     with pytest.raises(ConfigError, match=r"task\.rows: expected at most 6,000, as many as there are, got 6,001"):
         data.table("train", rows=6001)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Compose, Run, real_data
-from helpers import count
+from helpers import count, pairwise
 from PIL import Image
 from test_run import assert_same, curves, weights
 from test_tasks import build, first_batch
@@ -65,10 +65,9 @@ def test_the_network_computes_what_an_independent_construction_does(training: bo
 # What the network reads
 
 
-@pytest.mark.parametrize(("height", "width"), [(60, 90), (90, 60), (300, 240)])
-@pytest.mark.parametrize("crop", ["none", "center"])
-def test_key_points_move_with_the_picture(height: int, width: int, crop: str) -> None:
-    image = torch.zeros(height, width, dtype=torch.uint8)
+@pairwise(size=[(60, 90), (90, 60), (300, 240)], crop=["none", "center"])
+def test_key_points_move_with_the_picture(size: tuple[int, int], crop: str) -> None:
+    image = torch.zeros(size, dtype=torch.uint8)
     image[20:30, 40:50] = 200  # its middle, between pixels counted from their corners, is (45, 25)
     small, points = resized(image, torch.tensor([[45.0, 25.0]]), 112, crop)
     assert small.shape == (112, 112) if crop == "none" else min(small.shape) == 125
@@ -159,9 +158,8 @@ def test_mse_is_over_all_coordinates_of_all_test_images_and_the_baseline_is_the_
 
 
 def test_the_baseline_of_random_crops_is_worse_than_of_whole_images(composed: Compose) -> None:
-    none, center, random = (
-        build(composed, "fkpd", f"task.crop={c}")[0].baseline() for c in ("none", "center", "random")
-    )
+    crops = ("none", "center", "random")
+    none, center, random = (build(composed, "fkpd", f"task.crop={crop}")[0].baseline() for crop in crops)
     assert random["mse"] > 1.05 * center["mse"]
     assert random["nme"] > 1.05 * none["nme"]
 
@@ -287,9 +285,8 @@ def test_a_point_outside_its_image_is_kept(tmp_path: Path) -> None:
     table = tmp_path / "data" / "test_frames_keypoints.csv"
     header, first, *rest = table.read_text().splitlines()
     name, _, *values = first.split(",")
-    table.write_text(
-        "\n".join([header, ",".join([name, "-7.5", *values]), *rest, "", ""])
-    )  # and blank lines at the end
+    blank = ["", ""]  # at the end
+    table.write_text("\n".join([header, ",".join([name, "-7.5", *values]), *rest, *blank]))
     assert float(next(Faces(tmp_path).rows("test"))[1][0, 0]) == -7.5
     assert Faces(tmp_path).counts()["test"] == 60
 

@@ -53,6 +53,10 @@ def noisy_path(
     return weights
 
 
+NUMBERS = "multistep: expected finite numbers or texts such as 6/13, got "
+ROOTS = "multistep: zero-stability needs every root except the one at 1 inside the unit circle, got the root "
+
+
 class TestWhichFormulas:
     @pytest.mark.parametrize(
         ("name", "order", "moduli"),
@@ -100,30 +104,17 @@ class TestWhichFormulas:
         [
             ({"coefficients": (1.0, 0.1)}, "multistep: coefficients must sum to 1, got 11/10"),
             ({"coefficients": (math.pi,)}, "multistep: coefficients must sum to 1, got 3.141592654"),
-            ({"coefficients": (math.nan,)}, "multistep: expected finite numbers or texts such as 6/13, got nan"),
-            ({"coefficients": (math.inf,)}, "multistep: expected finite numbers or texts such as 6/13, got inf"),
-            ({"coefficients": ("1/0",)}, "multistep: expected finite numbers or texts such as 6/13, got '1/0'"),
-            ({"coefficients": ("1",), "b": "b"}, "multistep: expected finite numbers or texts such as 6/13, got 'b'"),
+            ({"coefficients": (math.nan,)}, NUMBERS + "nan"), ({"coefficients": (math.inf,)}, NUMBERS + "inf"),
+            ({"coefficients": ("1/0",)}, NUMBERS + "'1/0'"), ({"coefficients": ("1",), "b": "b"}, NUMBERS + "'b'"),
             ({"coefficients": ()}, "multistep: expected at least one coefficient, got none"),
             (
                 {"coefficients": (1.5, -1, 0.5), "b": 1.5},
                 "multistep: b must be 1 with these coefficients (first order), got 3/2",
             ),
             ({"coefficients": (2, -1)}, "multistep: b must be > 0, or the method ascends, got 0"),
-            (
-                {"preset": "leapfrog"},
-                "multistep: zero-stability needs every root except the one at 1 inside the unit circle, "
-                "got the root -1 of modulus 1",
-            ),
-            (
-                {"preset": "lagrange"},
-                "multistep: zero-stability needs every root except the one at 1 inside the unit circle, "
-                "got the root -2.686 of modulus 2.686",
-            ),
-            (
-                {"coefficients": ("11/10", "1/10", "-14/10", "12/10")},
-                "multistep: zero-stability needs every root except the one at 1 inside the unit circle, got the root ",
-            ),
+            ({"preset": "leapfrog"}, ROOTS + "-1 of modulus 1"),
+            ({"preset": "lagrange"}, ROOTS + "-2.686 of modulus 2.686"),
+            ({"coefficients": ("11/10", "1/10", "-14/10", "12/10")}, ROOTS),
             (
                 {"preset": "seven"},
                 "multistep: preset must be one of euler, leapfrog, paper, third, lagrange, five_point, "
@@ -136,7 +127,7 @@ class TestWhichFormulas:
             ({"preset": "paper", "lr": -1.0}, "multistep: lr must be >= 0 and finite, got -1.0"),
         ],
         ids=repr,
-    )
+    )  # fmt: skip
     def test_a_formula_that_cannot_train_is_refused_with_the_numbers(self, settings: dict[str, Any], text: str) -> None:
         with pytest.raises(ValueError, match=f"^{re.escape(text)}"):
             MultistepSGD([one()], **{"lr": 0.1, **settings})

@@ -3,7 +3,7 @@
 import copy
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,7 @@ SGDM = partial(SGD, lr=0.05, momentum=0.9)
 Make = Callable[..., Optimizer]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Training:
@@ -47,6 +42,19 @@ class Training:
         self.schedule = schedule
         self.rows: list[Tensor] = []
         self.new_optimizer()
+
+    def reload(self) -> None:
+        """A new optimizer and scheduler, into which the states of these are loaded."""
+        states = saved_and_loaded(self.optimizer.state_dict()), self.scheduler and self.scheduler.state_dict()
+        self.new_optimizer()
+        self.optimizer.load_state_dict(states[0])
+        if self.scheduler:
+            self.scheduler.load_state_dict(states[1])
+
+    def go_on_with(self, make: Make, steps: int) -> "Training":
+        self.make = make
+        self.new_optimizer()
+        return self.go(steps)
 
     def new_optimizer(self) -> None:
         self.optimizer: Any = self.make(self.model.parameters())
@@ -112,11 +120,9 @@ class TestEachPhase:
     @pytest.mark.parametrize("switch_step", [0, 1, SWITCH])
     def test_from_the_switch_on_it_is_a_fresh_second_optimizer_bitwise(self, pair: str, switch_step: int) -> None:
         first, second = PAIRS[pair]
-        expected = Training(first).go(switch_step)
-        expected.make = second
-        expected.new_optimizer()
+        expected = Training(first).go(switch_step).go_on_with(second, 14 - switch_step)
         path = Training(switching(first, second, switch_step)).go(14).path()
-        assert torch.equal(path, expected.go(14 - switch_step).path())
+        assert torch.equal(path, expected.path())
         if switch_step:
             assert not torch.equal(path, Training(first).go(14).path())
 
@@ -124,9 +130,7 @@ class TestEachPhase:
     def test_a_loaded_state_dict_continues_bitwise_in_every_phase(self, pair: str, reload_at: int) -> None:
         make = switching(*PAIRS[pair])
         training = Training(make).go(reload_at)
-        state = saved_and_loaded(training.optimizer.state_dict())
-        training.new_optimizer()
-        training.optimizer.load_state_dict(state)
+        training.reload()
         assert training.optimizer.switched_at == (None if reload_at < SWITCH else SWITCH)
         assert torch.equal(training.go(14 - reload_at).path(), Training(make).go(14).path())
 
@@ -147,11 +151,9 @@ class TestGroups:
 
     def test_the_options_of_a_group_reach_both_optimizers(self) -> None:
         make = by_layer(switching(), *self.OPTIONS)
-        expected = Training(by_layer(ADAM, *self.OPTIONS)).go(SWITCH)
-        expected.make = by_layer(SGDM, *self.OPTIONS)
-        expected.new_optimizer()
+        expected = Training(by_layer(ADAM, *self.OPTIONS)).go(SWITCH).go_on_with(by_layer(SGDM, *self.OPTIONS), 6)
         training = Training(make).go(12)
-        assert torch.equal(training.path(), expected.go(6).path())
+        assert torch.equal(training.path(), expected.path())
         assert [group["lr"] for group in training.optimizer.param_groups] == [0.02, 0.05]
         assert [group["weight_decay"] for group in training.optimizer.param_groups] == [0.1, 0.3]
         assert all("betas" not in group for group in training.optimizer.param_groups)
@@ -279,10 +281,7 @@ class TestSchedules:
         used = []
         for step in range(14):
             if step == reload_at:
-                states = saved_and_loaded(training.optimizer.state_dict()), training.scheduler.state_dict()
-                training.new_optimizer()
-                training.optimizer.load_state_dict(states[0])
-                training.scheduler.load_state_dict(states[1])
+                training.reload()
             used.append(training.optimizer.lrs)
             training.go(1)
         assert used == [[pytest.approx((0.01 if k < SWITCH else 0.05) * factor(k), rel=1e-12)] for k in range(14)]
@@ -302,10 +301,7 @@ class TestSchedules:
     @pytest.mark.parametrize("reload_at", [3, SWITCH, 9])
     def test_a_scheduled_run_resumes_bitwise(self, reload_at: int) -> None:
         training = Training(switching(), halving).go(reload_at)
-        states = saved_and_loaded(training.optimizer.state_dict()), training.scheduler.state_dict()
-        training.new_optimizer()
-        training.optimizer.load_state_dict(states[0])
-        training.scheduler.load_state_dict(states[1])
+        training.reload()
         assert torch.equal(training.go(14 - reload_at).path(), Training(switching(), halving).go(14).path())
 
     def test_the_scale_of_a_schedule_is_that_of_the_loaded_state(self) -> None:
@@ -404,19 +400,13 @@ class TestStateDict:
     @pytest.mark.parametrize("reload_at", [None, 1, 3, 4, 7, 8])
     def test_one_that_switches_twice_is_three_optimizers(self, reload_at: int | None) -> None:
         last = partial(RMSprop, lr=1e-3)
-        expected = Training(ADAM).go(3)
-        for make, steps in ((SGDM, 4), (last, 3)):
-            expected.make = make
-            expected.new_optimizer()
-            expected.go(steps)
+        expected = Training(ADAM).go(3).go_on_with(SGDM, 4).go_on_with(last, 3)
         nested = [switching(ADAM, switching(SGDM, last, 4), 3), switching(switching(ADAM, SGDM, 3), last, 7)]
         for make in nested:
             training = Training(make)
             for step in range(10):
                 if step == reload_at:
-                    state = saved_and_loaded(training.optimizer.state_dict())
-                    training.new_optimizer()
-                    training.optimizer.load_state_dict(state)
+                    training.reload()
                 training.go(1)
                 assert training.optimizer.param_groups is training.optimizer.active.param_groups
                 assert training.optimizer.state is training.optimizer.active.state
@@ -515,16 +505,10 @@ class TestSwats:
             assert optimizer.switched_at == whole.switched_at
             assert all(map(torch.equal, resumed, path))
 
-    @pytest.mark.parametrize(
-        ("settings", "scale"),
-        [
-            ({}, 1.0),
-            ({"momentum": 0.9}, 0.1),
-            ({"momentum": 0.5, "nesterov": True}, 0.5),
-            ({"momentum": 0.9, "dampening": 0.8}, 0.5),
-        ],
-        ids=str,
-    )
+    @pytest.mark.parametrize(("settings", "scale"), [
+        ({}, 1.0), ({"momentum": 0.9}, 0.1), ({"momentum": 0.5, "nesterov": True}, 0.5),
+        ({"momentum": 0.9, "dampening": 0.8}, 0.5),
+    ], ids=str)  # fmt: skip
     def test_the_rate_is_scaled_by_the_momentum_of_the_second(self, settings: dict[str, Any], scale: float) -> None:
         _, optimizer = swats_run(second=partial(SGD, lr=77.0, **settings))
         _, _, rate = swats_reference(noisy, torch.ones(12, dtype=torch.float64), 300, 1e-4, 0.0, 0.02)
@@ -578,17 +562,20 @@ class TestSwats:
 
 
 PARAMS = [nn.Parameter(torch.ones(1))]
+MUST_BE: dict[str, tuple[str, list[Any]]] = {
+    "switch_step": ("a whole number >= 0 or None (never)", [-1, 1.5, True, "never"]),
+    "criterion": ("one of swats or None", ["swat", ""]), "tolerance": ("a finite number > 0", [0.0, math.nan, "1e-9"]),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"switch_step": -1}, "switch: switch_step: expected a whole number >= 0 or None (never), got -1"),
-        ({"switch_step": 1.5}, "switch: switch_step: expected a whole number >= 0 or None (never), got 1.5"),
-        ({"switch_step": True}, "switch: switch_step: expected a whole number >= 0 or None (never), got True"),
-        ({"switch_step": "never"}, "switch: switch_step: expected a whole number >= 0 or None (never), got 'never'"),
-        ({"criterion": "swat"}, "switch: criterion: expected one of swats or None, got 'swat'"),
-        ({"criterion": ""}, "switch: criterion: expected one of swats or None, got ''"),
+        *(
+            ({key: v}, f"switch: {key}: expected {what}, got {v!r}")
+            for key, (what, bad) in MUST_BE.items()
+            for v in bad
+        ),
         (
             {"switch_step": 0, "criterion": "swats"},
             "switch: expected switch_step or criterion, got both: 0 and 'swats'",
@@ -598,9 +585,6 @@ PARAMS = [nn.Parameter(torch.ones(1))]
         ({"first": list}, "switch: first: expected a callable that returns an Optimizer, got a list from it"),
         ({"second": len}, "switch: second: expected a callable that returns an Optimizer, got a int from it"),
         ({"second": partial(SGD, lr=-1.0)}, "Invalid learning rate: -1.0"),
-        ({"tolerance": 0.0}, "switch: tolerance: expected a finite number > 0, got 0.0"),
-        ({"tolerance": math.nan}, "switch: tolerance: expected a finite number > 0, got nan"),
-        ({"tolerance": "1e-9"}, "switch: tolerance: expected a finite number > 0, got '1e-9'"),
         (
             {"first": SGDM, "criterion": "swats"},
             "switch: criterion: swats expected a first optimizer with betas, such as Adam, got SGD",
@@ -655,10 +639,11 @@ class TestRuns:
     @pytest.mark.parametrize(
         "more",
         [
+            ("switch_epoch=1", "schedule=cosine", "batch_size=80"),
             ("switch_epoch=2", "schedule=cosine", "optimizer.second.lr=0.05"),
             ("switch_epoch=never", "optimizer.criterion=swats"),
         ],
-        ids=["at", "swats-before"],
+        ids=["after", "at", "swats-before"],
     )
     def test_a_run_stopped_after_two_epochs_and_resumed_ends_bitwise_like_one_never_stopped(
         self, more: tuple[str, ...], do: Run, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

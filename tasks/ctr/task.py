@@ -36,10 +36,8 @@ class WideDeep(nn.Module):
 
     Args:
         sizes: how many values each field has.
-        embedding: E.
+        embedding, init_std: E, and the standard deviation that embeddings and linear weights start with.
         hidden, dropout: units of each layer, and the dropout after it.
-        init_std: of the embeddings and the linear weights.
-        readout: class of the last layer.
     """
 
     offsets_F: Tensor
@@ -178,8 +176,7 @@ class CTR(Task):
     def evaluate(self, batch: tuple[Tensor, ...]) -> None:
         *groups, clicks_B = batch
         logits_B = finite("logits", self.predict(groups).float())
-        for name, metric in self.metrics.items():
-            # Of logits between 0 and 1 torchmetrics' accuracy would think that they are probabilities.
+        for name, metric in self.metrics.items():  # torchmetrics' accuracy takes logits in [0, 1] for probabilities
             metric.update((logits_B > 0).int() if name == "accuracy" else logits_B, clicks_B)
 
     def check_data(self) -> None:
@@ -187,21 +184,18 @@ class CTR(Task):
         for split in ("train", "test"):
             clicks_N = self.examples(split).tensors[-1]
             if (least := clicks_N.min()) == clicks_N.max():
-                raise DataError(
-                    f"ctr: expected clicked and other rows in the {self.split if split == 'test' else split} split of "
-                    f"{self.data.root}, in its {len(clicks_N):,} rows click is always {int(least)}; use more rows"
-                )
+                where = f"the {self.split if split == 'test' else split} split of {self.data.root}"
+                got = f"in its {len(clicks_N):,} rows click is always {int(least)}; use more rows"
+                raise DataError(f"ctr: expected clicked and other rows in {where}, {got}")
 
     def baseline(self) -> dict[str, float]:
         """The training rows' share of clicks as the probability of each."""
         train, test = (float(self.examples(split).tensors[-1].float().mean()) for split in ("train", "test"))
+        log_loss = -test * math.log(train) - (1 - test) * math.log(1 - train)
         return {
-            "auc": 0.5,
-            "log_loss": -test * math.log(train) - (1 - test) * math.log(1 - train),
-            "accuracy": test if train > 0.5 else 1 - test,
-            "calibration_error": abs(train - test),
-            "click_ratio": train / test,
-        }
+            "auc": 0.5, "log_loss": log_loss, "accuracy": test if train > 0.5 else 1 - test,
+            "calibration_error": abs(train - test), "click_ratio": train / test,
+        }  # fmt: skip
 
     @classmethod
     def compare(cls, tasks: Mapping[str, Any]) -> Figures:

@@ -91,9 +91,8 @@ class IG(Task):
         self.real_N3HW = torch.from_numpy(data.read())
         self.discriminator, self.generator = discriminator(cfg.width), generator(cfg.width)
         self.apply(initialize)
-        rows, columns = PROGRESS
-        self.register_buffer("progress", torch.zeros(rows, columns, *SHAPE, dtype=torch.uint8))
-        self.register_buffer("progress_epochs", torch.zeros(rows, dtype=torch.long))  # 0: not yet
+        self.register_buffer("progress", torch.zeros(*PROGRESS, *SHAPE, dtype=torch.uint8))
+        self.register_buffer("progress_epochs", torch.zeros(PROGRESS[0], dtype=torch.long))  # 0: not yet
         # No submodules: nobody trains, averages or saves what only looks.
         self.networks, spaces_of = spaces(cfg.features, cfg.resnet34)
         self.reads = {name: kind for name, (kind, _) in spaces_of.items()}
@@ -151,10 +150,9 @@ class IG(Task):
         if self.cfg.samples == 1:
             raise ConfigError("task.samples: expected at least 2 generated pictures to judge, or 0, got 1")
         if len(self.real_N3HW) < 2:
-            raise DataError(
-                f"ig: expected at least 2 real pictures in the {self.split} split of {self.data.root}, to judge "
-                "generated ones by; there is 1: add pictures, or make the validation share larger"
-            )
+            where = f"the {self.split} split of {self.data.root}, to judge generated ones by; there is 1"
+            fix = "add pictures, or make the validation share larger"
+            raise DataError(f"ig: expected at least 2 real pictures in {where}: {fix}")
 
     def evaluate(self, batch: tuple[Tensor]) -> None:
         if not self.saw_real:  # once a run: they do not change

@@ -77,10 +77,9 @@ class Detection(Dataset):
         files = [one.regions_file(split) for one in self.sets for split in one.splits]
         for file in files:
             if not file.is_file():
-                raise DataError(
-                    f"od: no {file}\n  it is in selective_search_data.tgz of rbgirshick/fast-rcnn (md5 {REGIONS_MD5})\n"
-                    "  or let them be computed, with task.regions=opencv"
-                )
+                source = f"selective_search_data.tgz of rbgirshick/fast-rcnn (md5 {REGIONS_MD5})"
+                fix = "or let them be computed, with task.regions=opencv"
+                raise DataError(f"od: no {file}\n  it is in {source}\n  {fix}")
         return self.prepared(*self.opened, published=[digest_of(file) for file in files])
 
 

@@ -90,10 +90,8 @@ class OD(Task):
             targets = (examples[i][1] for i in range(len(examples)))
             if not any(len(t["labels"]) if split == "train" else bool((~t["difficult"]).any()) for t in targets):
                 kind = "an object" if split == "train" else "an object that is not marked difficult"
-                raise DataError(
-                    f"od: expected {kind} in the {split} split of {self.data.root}, its {len(examples)} annotations "
-                    "have none; annotate some, or list other images"
-                )
+                where = f"the {split} split of {self.data.root}, its {len(examples)} annotations have none"
+                raise DataError(f"od: expected {kind} in {where}; annotate some, or list other images")
 
     def baseline(self) -> dict[str, float]:
         """Nothing found."""
@@ -165,10 +163,8 @@ def curves_figure(curves: Mapping[str, Mapping[str, Curve]]) -> "Figure":
     names = list(next(iter(curves.values())))
     columns = min(5, len(names))
     rows = -(-len(names) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(2.4 * columns, 2.2 * rows + 0.4), squeeze=False, sharex=True, sharey=True,
-        layout="constrained",
-    )  # fmt: skip
+    shape: Any = {"figsize": (2.4 * columns, 2.2 * rows + 0.4), "squeeze": False, "layout": "constrained"}
+    figure, axes = plt.subplots(rows, columns, sharex=True, sharey=True, **shape)
     for ax in axes.flat[len(names) :]:
         ax.set_axis_off()
     for ax, name in zip(axes.flat, names, strict=False):

@@ -122,10 +122,9 @@ class Seg(Task):
         """Each split needs a labelled pixel; the first mask that has one is the last that is read."""
         for split, examples in (("train", self.as_evaluated()), (self.split, self.examples("test"))):
             if not any(bool((examples[i][1] != BORDER).any()) for i in range(len(examples))):
-                raise DataError(
-                    f"seg: expected a labelled pixel in the {split} split of {self.data.root}, its {len(examples)} "
-                    f"masks are void ({BORDER}) everywhere; label some of them, or list other pictures"
-                )
+                where = f"the {split} split of {self.data.root}, its {len(examples)} masks are void ({BORDER})"
+                fix = "label some of them, or list other pictures"
+                raise DataError(f"seg: expected a labelled pixel in {where} everywhere; {fix}")
 
     def baseline(self) -> dict[str, float]:
         """Background everywhere."""

@@ -65,8 +65,7 @@ class SwitchOptimizer(Optimizer):
     to the constructor (first, second, switch_step, criterion, tolerance) is not in it and is kept as it is.
 
     Raises:
-        ValueError: an argument of the wrong kind or out of range, or one that an optimizer refuses; the
-            second optimizer is tried at construction, too.
+        ValueError: a wrong argument, also one that an optimizer refuses; the second is tried at construction, too.
     """
 
     def __init__(
