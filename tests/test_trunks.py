@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from torchmetrics import MeanMetric, MetricCollection
 
-import tmbench.trunks.lock
+import tmbench.trunks
 from tmbench.config.identity import before_switch
 from tmbench.config.settle import settle
 from tmbench.result import Result
@@ -409,7 +409,7 @@ def test_waiter_does_not_wait_for_what_will_not_come(tmp_path: Path, holder: Any
 def test_frozen_holder_is_overtaken(
     tmp_path: Path, holder: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tmbench.trunks.lock, "PATIENCE", 0.5)
+    monkeypatch.setattr(tmbench.trunks, "PATIENCE", 0.5)
     holder(1).send_signal(signal.SIGSTOP)
     with Trunk(tmp_path, "t", 4).reserve(0, tmp_path / "run") as reservation:
         assert (reservation.start, reservation.is_held) == (None, False)

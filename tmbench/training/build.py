@@ -4,7 +4,7 @@ import inspect
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from hydra.utils import get_class, instantiate
 from lightning_fabric.plugins import CheckpointIO
@@ -21,9 +21,7 @@ from ..plan import Plan
 from ..seeds import seed_all
 from ..task import Task
 from .evaluation import hold_out
-from .loader import Loader, TestLoader, TrainLoader
-
-L = TypeVar("L", bound=Loader)
+from .loader import TestLoader, TrainLoader
 
 
 def task_of(plan: Plan) -> Task:
@@ -39,24 +37,16 @@ def task_of(plan: Plan) -> Task:
 def loaders_of(plan: Plan, task: Task, trainer: Trainer) -> tuple[TrainLoader, TestLoader]:
     """What a rank trains on, and what it evaluates."""
     cfg = plan.cfg
-
-    def loader(kind: type[L], split: str, batch_size: int, **more: Any) -> L:
-        return kind(
-            task.examples(split), task.collate, batch_size, device=trainer.strategy.root_device, seed=cfg.seed,
-            rank=trainer.global_rank, world=trainer.world_size, num_workers=cfg.trainer.num_workers, **more,
-        )  # fmt: skip
-
-    parts: dict[str, Any] = {"accumulate": cfg.trainer.accumulate, "epoch": lambda: trainer.current_epoch}
+    common = {
+        "device": trainer.strategy.root_device, "rank": trainer.global_rank, "world": trainer.world_size,
+        "seed": cfg.seed, "num_workers": cfg.trainer.num_workers,
+    }  # fmt: skip
+    train, test = task.examples("train"), task.examples("test")
+    parts = {"accumulate": cfg.trainer.accumulate, "epoch": lambda: trainer.current_epoch}
     return (
-        loader(TrainLoader, "train", cfg.batch_size, **parts), loader(TestLoader, "test", cfg.task.eval_batch_size)
-    )  # fmt: skip
-
-
-def switch_step(cfg: DictConfig, steps_an_epoch: int) -> int | None:
-    """The step before which the method changes; None if it has no switch, or never does."""
-    if not reads_switch(cfg) or cfg.switch_epoch == "never":
-        return None
-    return int(cfg.switch_epoch * steps_an_epoch)
+        TrainLoader(train, task.collate, cfg.batch_size, **parts, **common),
+        TestLoader(test, task.collate, cfg.task.eval_batch_size, **common),
+    )
 
 
 def trainer_of(cfg: DictConfig, folder: Path, callbacks: list[Callback], players: int = 1) -> Trainer:
