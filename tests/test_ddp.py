@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Compose, Run, each_task
-from test_run import weights
-from test_tasks import build
+from helpers import build, weights
 from torch.testing import assert_close
 
 from tmbench.config.settle import settle

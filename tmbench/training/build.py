@@ -62,26 +62,17 @@ def trainer_of(cfg: DictConfig, folder: Path, callbacks: list[Callback], players
         # A GPU that trainer=cpu leaves unused is what was asked for.
         warnings.filterwarnings("ignore", message="GPU available but not used")
         return Trainer(
-            accelerator=cfg.trainer.accelerator,
-            strategy="auto" if alone else DDPStrategy(**settings),
-            devices=cfg.trainer.devices,
-            num_nodes=cfg.trainer.num_nodes,
-            precision="32-true" if precision == "32" else precision,
-            max_epochs=cfg.epochs,
-            callbacks=callbacks,
-            logger=False,
-            default_root_dir=folder,
+            accelerator=cfg.trainer.accelerator, devices=cfg.trainer.devices, num_nodes=cfg.trainer.num_nodes,
+            strategy="auto" if alone else DDPStrategy(**settings), default_root_dir=folder, callbacks=callbacks,
+            precision="32-true" if precision == "32" else precision, max_epochs=cfg.epochs,
             deterministic="warn" if on_gpu else None,
             log_every_n_steps=1,  # we log by epoch; this silences a warning
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
             sync_batchnorm=on_gpu and not alone,  # torch has it for GPUs only
             # A lone run inside a Slurm job is still alone.
             plugins=[Checkpoints(), *([LightningEnvironment()] if alone else [])],
-        )
+            logger=False, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
+            num_sanity_val_steps=0, use_distributed_sampler=False,
+        )  # fmt: skip
 
 
 class Checkpoints(CheckpointIO):
@@ -104,8 +95,7 @@ def optimizer_of(cfg: DictConfig, switch_step: int | None) -> "partial[Any]":
     settings = _settings(cfg.optimizer)
     if reads_switch(cfg):
         settings["switch_step"] = switch_step
-    made: partial[Any] = instantiate(settings, _convert_="all")
-    return made
+    return instantiate(settings, _convert_="all")  # type: ignore[no-any-return]
 
 
 def schedule_of(cfg: DictConfig, steps_an_epoch: int) -> "partial[float] | None":
@@ -129,7 +119,5 @@ def loggers_of(plan: Plan) -> list[Logger]:
 
 def _settings(group: DictConfig) -> dict[str, Any]:
     """What a group's YAML gives to its `_target_`."""
-    settings: dict[str, Any] = OmegaConf.to_container(group)  # type: ignore[assignment]
-    for ours in ("name", "trunk"):
-        settings.pop(ours, None)
-    return settings
+    settings: Any = OmegaConf.to_container(group)
+    return {key: value for key, value in settings.items() if key not in ("name", "trunk")}

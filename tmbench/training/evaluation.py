@@ -18,14 +18,12 @@ from .loader import held_out, part
 
 
 def hold_out(task: Task, share: float) -> None:
-    """Takes a share of a task's training examples out of them: from now on they are its `test` split.
+    """Makes a share of a task's training examples, the same in every run (see held_out), its `test` split.
 
-    It is the same share in every run. Classes are represented alike, if the last tensor holds them; what `groups`
-    holds together stays so. What a constructor has learned of the training examples, such as a vocabulary, includes
-    those that are held out.
+    What a constructor has learned of the training examples, such as a vocabulary, includes those that are held out.
 
     Raises:
-        ConfigError: there would be no example left to train on, or none to evaluate; or the task refuses.
+        ConfigError: no example would be left to train on, or to evaluate; or the task refuses.
     """
     train, judged = task.examples("train"), task.as_evaluated()
     last = train.tensors[-1] if isinstance(train, TensorDataset) else None
@@ -78,19 +76,12 @@ class Evaluation:
 
 
 class WeightAverage:
-    """Averages parameters and batch norm's running statistics.
-
-    Args:
-        module: whose weights; on the device where it is trained.
-        decay: of the average at each step, between 0 and 1.
-        known: the average so far, of a resumed run.
-    """
+    """Averages a module's parameters and batch norm's running statistics; `known`: so far, of a resumed run."""
 
     def __init__(self, module: nn.Module, decay: float, known: list[Tensor]) -> None:
         tensors = (*module.parameters(), *module.buffers())
         self._live = [t.detach() for t in tensors if t.is_floating_point()]
-        devices = [t.device for t in self._live]
-        self.tensors = [t.to(at, copy=True) for t, at in zip(known or self._live, devices, strict=True)]
+        self.tensors = [start.to(t.device, copy=True) for start, t in zip(known or self._live, self._live, strict=True)]
         self._blend = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
 
     def update(self) -> None:

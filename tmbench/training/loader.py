@@ -18,9 +18,7 @@ STEPS_A_BLOCK = 64
 
 
 def held_out(count: int, share: float, labels: Any = None, groups: Any = None) -> np.ndarray:
-    """Which of `count` training examples are for validation: about a share of them, the same in every run; (N,).
-
-    The indices are sorted.
+    """The sorted indices (N,) of the examples, of `count`, that are for validation; the same in every run.
 
     Args:
         labels: a class for each example, to be represented as in all of them; None: there are none.

@@ -156,39 +156,24 @@ class _Attempt:
         switched_at = self.switch_step
         if plan.switch_epoch is None:  # perhaps the optimizer itself has decided
             switched_at = getattr(next(iter(self.trainer.optimizers), None), "switched_at", None)
-        curves = plan.folder / "curves.csv"
+        device, curves = self.trainer.strategy.root_device, plan.folder / "curves.csv"
         if has_curves := self.trainer.is_global_zero and curves.is_file():
             flush(curves)
         return finished(
-            plan.cfg,
-            plan.folder,
-            record.rows,
-            steps_an_epoch=self.train_loader.steps,
-            examples_an_epoch=self.train_loader.count,
-            from_trunk=record.from_trunk,
-            switched_at=switched_at,
+            plan.cfg, plan.folder, record.rows, steps_an_epoch=self.train_loader.steps,
+            examples_an_epoch=self.train_loader.count, from_trunk=record.from_trunk, switched_at=switched_at,
             divergence=str(diverged) if diverged else None,
             notes=self.precision.notes + (self.publisher.notes if self.publisher else []),
-            status=self.status,
-            profile=plan.profile,
-            split=task.split,
-            metric=task.headline,
-            higher_is_better=task.higher_is_better,
-            best=record.best,
-            seconds=record.seconds,
-            evaluation_seconds=record.evaluation_seconds,
-            peak_memory_bytes=peak_memory(self.trainer.strategy.root_device),
+            status=self.status, profile=plan.profile, data_digest=plan.data_digest, command=plan.command,
+            split=task.split, metric=task.headline, higher_is_better=task.higher_is_better, baseline=self.baseline,
+            best=record.best, seconds=record.seconds, evaluation_seconds=record.evaluation_seconds,
             parameters=sum(p.numel() for p in task.parameters() if p.requires_grad),
-            hardware=hardware(self.trainer.strategy.root_device, self.trainer.world_size),
-            git_commit=git_commit(),
-            data_digest=plan.data_digest,
-            command=plan.command,
+            hardware=hardware(device, self.trainer.world_size), peak_memory_bytes=peak_memory(device),
+            git_commit=git_commit(), curves_sha256=digest_of(curves) if has_curves else None,
             diverged_at={"epoch": diverged.epoch, "step": diverged.step} if diverged else None,
             error=f"{type(self.error).__name__}: {self.error}" if self.error else None,
-            baseline=self.baseline,
-            curves_sha256=digest_of(curves) if has_curves else None,
             **measured,
-        )
+        )  # fmt: skip
 
 
 @contextmanager
