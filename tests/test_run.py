@@ -18,7 +18,7 @@ from rich.console import Console
 
 from tmbench.config.identity import run_id
 from tmbench.config.settle import settle
-from tmbench.errors import ConfigError, DataError
+from tmbench.errors import ConfigError
 from tmbench.result import Result, epochs_done
 from tmbench.run import run
 from tmbench.runs import show
@@ -174,7 +174,8 @@ def test_diverged_run_is_a_result_with_its_epoch_and_step(do: Run) -> None:
     assert result.status == "diverged"
     assert result.diverged_at is not None
     assert result.diverged_at["epoch"] == 0
-    assert 0 < result.diverged_at["step"] < 10
+    assert 0 < (step := result.diverged_at["step"]) < 10
+    assert result.notes == [f"diverged: the loss is not finite in epoch 1, step {step + 1}"]
     assert json.loads((folder / "result.json").read_text())["status"] == "diverged"
     again, _ = do("task=tc", "optimizer=sgd", "lr=1e38", "epochs=2")
     assert again == result
@@ -200,7 +201,7 @@ def test_optimizer_argument_out_of_range_is_told_at_construction(do: Run) -> Non
         do("task=tc", "optimizer=tmsgd", "optimizer.momentum=1.2", "epochs=1")
 
 
-@pytest.mark.parametrize("task", each_task("tc", "ctr", "ic"))
+@pytest.mark.parametrize("task", each_task("tc", "ic"))
 def test_same_seed_gives_the_same_beginning_to_every_optimizer(task: str, composed: Compose, do: Run) -> None:
     """Comparisons are paired: the first epoch's first loss is one number for all optimizers."""
     short = [f"task={task}", "seed=3", *SHORT.get(task, []), "epochs=1", "lr=1e-30", "schedule=constant"]
@@ -324,9 +325,3 @@ def test_operations_without_deterministic_kernel_are_named() -> None:
                 stacklevel=1,
             )
     assert operations == ["nll_loss2d_forward_out_cuda_template"]
-
-
-def test_results_of_another_shape_are_refused_with_their_path(tmp_path: Path) -> None:
-    (tmp_path / "result.json").write_text('{"status": "completed"}')
-    with pytest.raises(DataError, match="not a result of this program"):
-        Result.load(tmp_path)

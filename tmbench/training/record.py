@@ -77,14 +77,9 @@ class Record(Callback):
         self.evaluation_seconds += now - trained
         self.seconds_here += now - self._started
         metrics = pl_module.values() | pl_module.average_values if pl_module.evaluates else {}
-        row: dict[str, float] = {
-            "epoch": epoch,
-            "step": (epoch + 1) * len(pl_module.losses),
-            **pl_module.last_lrs(),
-            "seconds": self.seconds,
-            **mean_losses(pl_module.losses, list(task.players()), pl_module.measured),
-            **metrics,
-        }
+        losses = mean_losses(pl_module.losses, list(task.players()), pl_module.measured)
+        row: dict[str, float] = {"epoch": epoch, "step": (epoch + 1) * len(pl_module.losses), **pl_module.last_lrs()}
+        row |= {"seconds": self.seconds, **losses, **metrics}
         self.rows.append(row)
         headline = pl_module.headline
         sign = 1 if task.higher_is_better else -1
@@ -92,22 +87,18 @@ class Record(Callback):
         if improved:
             self.best = {key: value for key, value in row.items() if key == "epoch" or "/" in key}
         self._log(trainer, [row])
-        self._save(trainer, improved and _keeps_best(task))
+        last = self.folder / "checkpoints" / "last.ckpt"
+        trainer.save_checkpoint(last)  # on all ranks; rank 0 writes
+        if trainer.is_global_zero:
+            # The last first, which tells all: a kill before the others leaves what _settle_best and write_curves mend.
+            if improved and _keeps_best(task):
+                _become_best(last)
+            self.write_curves()
 
     @staticmethod
     def _log(trainer: Trainer, rows: list[dict[str, float]]) -> None:
         for logger, row in product(trainer.loggers, rows):
             logger.log_metrics(row, step=int(row["epoch"]))
-
-    def _save(self, trainer: Trainer, is_best: bool) -> None:
-        last = self.folder / "checkpoints" / "last.ckpt"
-        trainer.save_checkpoint(last)  # on all ranks; rank 0 writes
-        if not trainer.is_global_zero:
-            return
-        # The last first, which tells all else: a kill before the others leaves what _settle_best and write_curves mend.
-        if is_best:
-            _become_best(last)
-        self.write_curves()
 
     def _settle_best(self, keeps: bool) -> None:
         """Makes best.ckpt the best epoch's, wherever a kill came between; removes what the kill left.

@@ -175,11 +175,8 @@ class Trunk:
 
     def requests(self) -> dict[int, int]:
         """The epochs whose states are requested, with the number of differences."""
-        known: dict[int, int] = {}
-        for path in self.folder.glob("*.asked-*"):
-            epoch, differences = (int(word) for word in path.name.split(".asked-"))
-            known[epoch] = max(differences, known.get(epoch, 0))
-        return known
+        words = (path.name.split(".asked-") for path in self.folder.glob("*.asked-*"))
+        return dict(sorted((int(epoch), int(differences)) for epoch, differences in words))  # of an epoch's, the most
 
     def unmet_request(self, epoch: int) -> int | None:
         """How many differences the requested state after this epoch should hold; None if no run lacks it."""
@@ -293,7 +290,7 @@ class Trunk:
     def _fetch_newest(self, trained: int, into: Path) -> int | None:
         """Fetches the latest published state that the run can start from; its epoch, or None if there is none."""
         for epoch, differences in sorted(self.states().items(), reverse=True):
-            usable = epoch < self.end or (epoch == self.end and differences >= self.differences)
-            if epoch > trained and usable and self.fetch(epoch, into):
+            usable = trained < epoch < self.end or (epoch == self.end and differences >= self.differences)
+            if usable and self.fetch(epoch, into):
                 return epoch
         return None
