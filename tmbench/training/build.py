@@ -95,7 +95,7 @@ def optimizer_of(cfg: DictConfig, switch_step: int | None) -> "partial[Any]":
     settings = _settings(cfg.optimizer)
     if reads_switch(cfg):
         settings["switch_step"] = switch_step
-    return instantiate(settings, _convert_="all")  # type: ignore[no-any-return]
+    return instantiate(settings, _convert_="all")
 
 
 def schedule_of(cfg: DictConfig, steps_an_epoch: int) -> "partial[float] | None":
