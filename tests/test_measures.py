@@ -25,9 +25,8 @@ from tmbench.tasks.ig.distances import Frechet, Kernel, PrecisionRecall, spaces
 from tmbench.tasks.ig.sneakers import Sneakers
 from tmbench.tasks.od.boxes import VOCDetection
 from tmbench.tasks.seg.masks import VOCSegmentation
-from tmbench.tasks.tc.task import TC
 from tmbench.tasks.tc import task as tc_task
-from tmbench.tasks.tc.task import LSTMClassifier
+from tmbench.tasks.tc.task import TC, LSTMClassifier
 from tmbench.training.evaluation import Evaluation, hold_out
 from tmbench.training.loader import TestLoader
 from tmbench.training.module import mean_losses
