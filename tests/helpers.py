@@ -1,10 +1,14 @@
 """What several test files use."""
 
+import csv
 import itertools
+import json
 import os
+import struct
 import subprocess
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -12,10 +16,19 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import torch
+from conftest import Compose
+from hydra.utils import get_class
 from matplotlib.figure import Figure
 from torch import nn
 
 from tmbench.__main__ import main
+from tmbench.config.settle import settle
+from tmbench.data import open_dataset
+from tmbench.result import Result
+from tmbench.seeds import seed_all
+from tmbench.task import Task
+from tmbench.training.loader import TrainLoader
 
 
 def draw_nothing(*args: Any, **kwargs: Any) -> None:
@@ -53,3 +66,128 @@ def pairwise(**choices: Iterable[Any]) -> pytest.MarkDecorator:
 def count(model: nn.Module) -> int:
     """How many numbers a model's parameters are."""
     return sum(p.numel() for p in model.parameters())
+
+
+# Runs
+
+SHORT = {"tc": ["epochs=4", "batch_size=8"], "seg": ["epochs=3", "task.short_side=32"],
+         "ic": ["epochs=3", "batch_size=100", "task.width=1"],
+         "fkpd": ["epochs=3", "batch_size=50", "task.width=1"],
+         "ig": ["epochs=3", "batch_size=64", "task.width=1", "task.samples=8"],
+         "od": ["epochs=3", "batch_size=8", "task.size=64", "task.width=0.05"],
+         "ctr": ["epochs=3", "batch_size=256"]}  # fmt: skip
+
+
+def weights(folder: Path, name: str = "last.ckpt") -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints" / name, weights_only=False)["state_dict"]
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def curves(folder: Path) -> list[dict[str, str]]:
+    """The rows of curves.csv, without the one column that may differ."""
+    with (folder / "curves.csv").open() as f:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(f)]
+
+
+def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    """A run as a person starts it, in a process of its own."""
+    command = [sys.executable, "-m", "tmbench", *overrides, f"runs_dir={folder}"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_epochs(folder: Path, count: int) -> Path:
+    """The run's folder, as soon as so many epochs are on disk."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for path in folder.glob("*/curves.csv"):
+            if len(path.read_text().splitlines()) > count:
+                return path.parent
+        time.sleep(0.01)
+    raise AssertionError(f"no {count} epochs within two minutes")
+
+
+def results(folder: Path) -> dict[str, tuple[Result, Path]]:
+    """The results in a runs_dir by run id."""
+    found = {path.parent.name: (Result.load(path.parent), path.parent) for path in folder.glob("*/result.json")}
+    return {name: (result, path) for name, (result, path) in found.items() if result is not None}
+
+
+def trained(runs: dict[str, tuple[Result, Path]]) -> int:
+    return sum(r.epochs["trained"] - r.epochs["from_trunk"] for r, _ in runs.values())
+
+
+# Tasks
+
+
+def build(composed: Compose, name: str, *overrides: str) -> tuple[Task, Any]:
+    """A task of tiny data with the same beginning each time, and its settled configuration."""
+    cfg = settle(composed(f"task={name}", *overrides))
+    data, _, _ = open_dataset(cfg, get_class(cfg.task.data))
+    seed_all("weights", 0)
+    return get_class(cfg.task._target_)(cfg.task, data), cfg
+
+
+def first_batch(task: Task, batch_size: int) -> Any:
+    examples = task.examples("train")
+    loader = TrainLoader(examples, task.collate, batch_size, device=torch.device("cpu"), epoch=lambda: 0)
+    return next(iter(loader))[0][0][0]
+
+
+# Weights & Biases
+
+
+def records(file: Path) -> Iterator[Any]:
+    """The records of a .wandb file, by W&B's own message class.
+
+    W&B 0.31 has dropped its Python reader of these files, so the framing, LevelDB's log format in blocks of
+    32 KiB after a head of 7 bytes, is undone here.
+    """
+    from wandb.proto import wandb_internal_pb2
+
+    data, at, record = file.read_bytes(), 7, b""
+    assert data[:4] == b":W&B"
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        if kind == 0:
+            break
+        record += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            message = wandb_internal_pb2.Record()
+            message.ParseFromString(record)
+            record = b""
+            yield message
+
+
+def items(listed: Any) -> dict[str, Any]:
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in listed}
+
+
+def read_back(folder: Path) -> dict[str, Any]:
+    """What the newest offline file of a run tells: about, config, history, summary, files."""
+    found: dict[str, Any] = {"config": {}, "history": [], "summary": {}, "files": []}
+    file = max(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
+    deadline = time.monotonic() + 20
+    # W&B's service may still be writing when finish() is back.
+    while not any(record.WhichOneof("record_type") == "exit" for record in records(file)):
+        assert time.monotonic() < deadline, f"{file} has no end"
+        time.sleep(0.1)
+    for record in records(file):
+        match record.WhichOneof("record_type"):
+            case "run":
+                found["about"] = record.run
+                found["config"] |= items(record.run.config.update)
+            case "history":
+                found["history"].append(items(record.history.item))
+            case "summary":
+                found["summary"] |= items(record.summary.update)
+            case "files":
+                found["files"] += [file.path for file in record.files.files]
+    return found

@@ -13,9 +13,8 @@ import pytest
 import torch
 import web
 from conftest import Compose, Run, real_data
-from helpers import count
+from helpers import build, count, first_batch
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
-from test_tasks import build, first_batch
 from torch.nn.functional import binary_cross_entropy_with_logits, embedding, linear
 
 from tmbench.config.settle import settle

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Compose, Run, each_task
-from test_run import weights
-from test_tasks import build
+from helpers import build, curves, start, wait_for_epochs, weights
 from torch.testing import assert_close
 
 from tmbench.config.settle import settle
@@ -139,26 +137,27 @@ def test_optimizer_that_differentiates_itself_refuses_what_it_cannot_do(do: Run)
 
 @pytest.mark.slow
 def test_interrupted_pair_of_processes_resumes(tmp_path: Path) -> None:
-    words = ["task=tc", "epochs=30", "batch_size=8", "switch_epoch=1", *PAIR, f"runs_dir={tmp_path}"]
-    command = [sys.executable, "-m", "tmbench", *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("*/curves.csv")):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    words = ["task=tc", "epochs=30", "batch_size=8", "switch_epoch=1", *PAIR]
+    process = start(tmp_path, *words)
+    folder = wait_for_epochs(tmp_path, 1)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
-    folder = next(tmp_path.glob("tc-*"))
     stopped = Result.load(folder)
     assert stopped is not None
     assert stopped.status == "interrupted"
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    assert_completes(folder, words)
+
+
+def assert_completes(folder: Path, words: list[str]) -> None:
+    """The same words resume the run in this folder, which then has all of its 30 epochs."""
+    process = start(folder.parent, *words)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert "resumed from its last checkpoint" in output
     whole = Result.load(folder)
     assert whole is not None
     assert (whole.status, whole.epochs["trained"]) == ("completed", 30)
-    assert "resumed from its last checkpoint" in done.stdout
 
 
 def ranks(of: int) -> list[int]:
@@ -171,30 +170,19 @@ def ranks(of: int) -> list[int]:
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the ranks under /proc")
 @pytest.mark.parametrize("place", [0, -1])
 def test_a_killed_rank_ends_the_run_which_the_same_command_resumes(place: int, tmp_path: Path) -> None:
-    words = ["task=tc", "epochs=30", "batch_size=8", "switch_epoch=1", *PAIR, f"runs_dir={tmp_path}"]
-    command = [sys.executable, "-m", "tmbench", *words]
-    trained = 1
+    trained, words = 1, ["task=tc", "epochs=30", "batch_size=8", "switch_epoch=1", *PAIR]
     for _ in range(2):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        deadline = time.monotonic() + 120
-        while max([len(path.read_text().splitlines()) for path in tmp_path.glob("*/curves.csv")], default=0) <= trained:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        process = start(tmp_path, *words)
+        folder = wait_for_epochs(tmp_path, trained)
         os.kill(ranks(process.pid)[place], signal.SIGKILL)
         killed = time.monotonic()
         output, _ = process.communicate(timeout=60)
         assert time.monotonic() - killed < 60
         assert process.returncode == 1, output
         assert "SIGKILL" in output
-        folder = next(tmp_path.glob("tc-*"))
         torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)
-        trained = len((folder / "curves.csv").read_text().splitlines())
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    whole = Result.load(folder)
-    assert whole is not None
-    assert (whole.status, whole.epochs["trained"]) == ("completed", 30)
-    assert "resumed from its last checkpoint" in done.stdout
+        trained = len(curves(folder)) + 1
+    assert_completes(folder, words)
 
 
 @pytest.mark.slow

@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import Compose, Run, real_data
-from helpers import count, pairwise
+from helpers import assert_same, build, count, curves, first_batch, pairwise, weights
 from PIL import Image
-from test_run import assert_same, curves, weights
-from test_tasks import build, first_batch
 from torch import Tensor
 from torch.nn.functional import batch_norm, conv2d
 from web import tiny

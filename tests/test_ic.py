@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Compose, Run, real_data
-from helpers import count
-from test_run import assert_same, curves, weights
-from test_tasks import build, first_batch
+from helpers import assert_same, build, count, curves, first_batch, weights
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.transforms import v2

@@ -11,11 +11,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import Compose, Run, real_data
-from helpers import count
+from helpers import assert_same, build, count, curves, weights
 from PIL import Image
 from scipy.linalg import sqrtm
-from test_run import assert_same, curves, weights
-from test_tasks import build
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms import v2

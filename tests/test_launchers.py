@@ -17,11 +17,9 @@ from typing import Any
 
 import pytest
 from conftest import Compose, Run, choices
-from helpers import tmbench
+from helpers import assert_same, curves, results, tmbench, trained, weights
 from omegaconf import OmegaConf
 from rich.console import Console
-from test_run import assert_same, curves, weights
-from test_trunks import results, trained
 
 from tmbench.config.identity import run_id
 from tmbench.config.settle import settle

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import Compose, Run, real_data
-from helpers import count
+from helpers import build, count, first_batch
 from hydra.utils import get_class
 from PIL import Image
-from test_tasks import build, first_batch
 from torch import Tensor
 from torchvision.models.detection import ssd
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator

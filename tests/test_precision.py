@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import Compose, Run, choices
+from helpers import build
 from pytorch_lightning.plugins import MixedPrecision
-from test_tasks import build
 from torch import Tensor, nn
 
 from tmbench.errors import ConfigError

@@ -142,7 +142,7 @@ def test_predictions_of_real_runs_stand_in_page_and_markdown(do: Run, composed: 
 def test_report_goes_to_wandb_as_a_run_with_tables_figures_and_the_page(
     make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from test_wandb import read_back, records
+    from helpers import read_back, records
 
     out = tmp_path / "out"
     assert main([f"runs_dir={make.folder}", f"out={out}", "logger=wandb", "mode=offline"]) == 0

@@ -50,6 +50,9 @@ def test_result_is_strict_json_that_ends_with_its_digest(folder: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         result.save(folder)
     assert Result.load(folder)  # the old one
+    (folder / "result.json").write_text('{"status": "completed"}')
+    with pytest.raises(DataError, match=r"result\.json: .*not a result of this program"):
+        Result.load(folder)
 
 
 def test_result_of_an_older_schema_is_still_read_and_saved_again(folder: Path) -> None:

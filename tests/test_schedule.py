@@ -1,13 +1,14 @@
 """The learning rate's factor: its values in closed form, through torch's LambdaLR, and of every YAML."""
 
+import itertools
 import math
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 
 import pytest
 import torch
 from conftest import Compose, choices
+from helpers import pairwise
 from torch.optim.lr_scheduler import LambdaLR
 
 from tmbench.config.settle import settle
@@ -25,21 +26,13 @@ def factor(name: str, warmup_epochs: float = 0.0, warmup_from: float = 0.1, **ex
     return partial(getattr(schedule, name), steps=STEPS, epoch=EPOCH, **settings)
 
 
-EXTRA: dict[str, dict[str, object]] = {
-    "cosine": {},
-    "poly": {"power": 0.9},
-    "warmup": {},
-    "step": {"milestones": [0.5, 0.75], "gamma": 0.1},
-}
+EXTRA: dict[str, dict[str, object]] = {"cosine": {}, "poly": {"power": 0.9}, "warmup": {},
+                                       "step": {"milestones": [0.5, 0.75], "gamma": 0.1}}  # fmt: skip
 EVERY = pytest.mark.parametrize("name", EXTRA)
 
 HALF, LAST = math.sqrt(0.5), math.pi * 0.99  # the cosine of pi/4, and its argument in the last of 100 steps
 VALUES = [
-    (
-        "cosine",
-        0,
-        {0: 1.0, 25: 0.5 * (1 + HALF), 50: 0.5, 75: 0.5 * (1 - HALF), 99: 0.5 * (1 + math.cos(LAST)), 100: 0},
-    ),
+    ("cosine", 0, {0: 1, 25: 0.5 * (1 + HALF), 50: 0.5, 75: 0.5 * (1 - HALF), 99: 0.5 * (1 + math.cos(LAST)), 100: 0}),
     ("cosine", 2, {0: 0.1, 10: 0.55, 19: 0.955, 20: 1.0, 40: 0.5 * (1 + HALF), 60: 0.5, 80: 0.5 * (1 - HALF), 100: 0}),
     ("poly", 0, {0: 1.0, 50: 0.5**0.9, 75: 0.25**0.9, 99: 0.01**0.9, 100: 0}),
     ("poly", 2, {0: 0.1, 10: 0.55, 20: 1.0, 60: 0.5**0.9, 80: 0.25**0.9, 99: (1 / 80) ** 0.9, 100: 0}),
@@ -74,7 +67,7 @@ def test_every_warm_up_is_the_straight_line_to_1(name: str, warmup_epochs: float
 def test_a_decay_falls_at_every_step_to_nearly_0(name: str, warmup_epochs: float) -> None:
     at = factor(name, warmup_epochs, **EXTRA[name])
     values = [at(step) for step in range(warmup_epochs * EPOCH, STEPS)]
-    assert all(after < before for before, after in pairwise(values))
+    assert all(after < before for before, after in itertools.pairwise(values))
     assert 0 < values[-1] < 0.03
 
 
@@ -105,8 +98,7 @@ def test_step_may_decay_before_the_warm_up_is_over() -> None:
     assert [at(20), at(39), at(40)] == pytest.approx([0.55, 0.9775, 0.1], rel=1e-12)
 
 
-@EVERY
-@pytest.mark.parametrize("warmup_epochs", [0, 2])
+@pytest.mark.parametrize(("name", "warmup_epochs"), [("cosine", 0), ("poly", 2), ("step", 2)])
 def test_lambda_lr_gives_each_step_its_factor_times_the_rate(name: str, warmup_epochs: float) -> None:
     at = factor(name, warmup_epochs, **EXTRA[name])
     weight = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
@@ -125,8 +117,7 @@ def test_lambda_lr_gives_each_step_its_factor_times_the_rate(name: str, warmup_e
 # Every YAML of conf/schedule
 
 
-@pytest.mark.parametrize("task", choices("task"))
-@pytest.mark.parametrize("name", choices("schedule"))
+@pairwise(task=choices("task"), name=choices("schedule"))
 def test_every_yaml_gives_factors_between_0_and_1_over_the_whole_run(composed: Compose, task: str, name: str) -> None:
     cfg = settle(composed(f"task={task}", f"schedule={name}", "trainer=cpu"))
     assert cfg.schedule.name == name
@@ -168,14 +159,12 @@ def test_a_schedule_s_settings_reach_its_function(composed: Compose) -> None:
 
 @pytest.mark.parametrize("steps", [10, 97, 1000])
 def test_one_cycle_is_torchs(steps: int) -> None:
-    from tmbench.training.schedule import one_cycle
-
     optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=1.0)
     torchs = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=1.0, total_steps=steps, div_factor=25, final_div_factor=1e4, cycle_momentum=False
     )
     for step in range(steps):
-        ours = one_cycle(step, steps=steps, epoch=1, peak=0.3, start=0.04, end=4e-6)
+        ours = schedule.one_cycle(step, steps=steps, epoch=1, peak=0.3, start=0.04, end=4e-6)
         assert ours == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9, abs=1e-12)
         optimizer.step()
         if step < steps - 1:
@@ -183,9 +172,7 @@ def test_one_cycle_is_torchs(steps: int) -> None:
 
 
 def test_wsd_warms_up_stays_and_decays_to_zero() -> None:
-    from tmbench.training.schedule import wsd
-
-    factors = [wsd(k, steps=100, epoch=10, warmup_epochs=1, warmup_from=0, decay=0.2) for k in range(101)]
+    factors = [schedule.wsd(k, steps=100, epoch=10, warmup_epochs=1, warmup_from=0, decay=0.2) for k in range(101)]
     assert factors[:3] == pytest.approx([0, 0.1, 0.2])
     assert set(factors[10:81]) == {1.0}
     assert factors[80:] == pytest.approx([1 - k / 20 for k in range(21)])

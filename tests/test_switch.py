@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Compose, Run, saved_and_loaded
-from helpers import pairwise
-from test_run import assert_same, curves, weights
+from helpers import assert_same, curves, pairwise, weights
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop

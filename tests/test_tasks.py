@@ -1,36 +1,20 @@
 """Contracts of every task in conf/task, and what is particular to one of them."""
 
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import Compose, Run, choices, each_task, real_data
-from hydra.utils import get_class
+from helpers import build, first_batch
 
-from tmbench.config.settle import settle
-from tmbench.data import open_dataset
 from tmbench.seeds import seed_all
 from tmbench.task import Task, mean
 from tmbench.training.evaluation import Evaluation
-from tmbench.training.gradient import Gradient
-from tmbench.training.loader import TestLoader, TrainLoader
-
-
-def build(composed: Compose, name: str, *overrides: str) -> tuple[Task, Any]:
-    """A task of tiny data with the same beginning each time, and its settled configuration."""
-    cfg = settle(composed(f"task={name}", *overrides))
-    data, _, _ = open_dataset(cfg, get_class(cfg.task.data))
-    seed_all("weights", 0)
-    return get_class(cfg.task._target_)(cfg.task, data), cfg
-
-
-def first_batch(task: Task, batch_size: int) -> Any:
-    examples = task.examples("train")
-    loader = TrainLoader(examples, task.collate, batch_size, device=torch.device("cpu"), epoch=lambda: 0)
-    return next(iter(loader))[0][0][0]
+from tmbench.training.loader import TestLoader
+from tmbench.training.step import Gradient
 
 
 @pytest.mark.parametrize("name", choices("task"))
@@ -172,11 +156,11 @@ def test_metrics_start_anew_each_time_the_test_split_is_evaluated(name: str, com
     assert not task.metrics._enable_compute_groups
     task.eval()
     loader = TestLoader(task.examples("test"), task.collate, 4, device=torch.device("cpu"))
-    values, evaluation = [], Evaluation(task)
+    values, evaluation, some = [], Evaluation(task), list(islice(loader, 3))
     for _ in range(2):
         evaluation.start()
         with torch.no_grad():
-            for batch in loader:
+            for batch in some:
                 evaluation.update(batch)
         values.append(float(task.metrics.compute()[task.headline]))
     assert values[0] == values[1]

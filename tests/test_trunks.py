@@ -3,11 +3,14 @@
 import errno
 import math
 import os
+import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,21 +19,21 @@ from typing import Any
 import pytest
 import torch
 from conftest import Compose, choices, each_task
+from helpers import SHORT, assert_same, curves, results, start, trained, wait_for_epochs, weights
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
-from test_run import SHORT, assert_same, curves, start, wait_for_epochs, weights
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from torchmetrics import MeanMetric, MetricCollection
 
-import tmbench.trunks.lock
+import tmbench.trunks
 from tmbench.config.identity import before_switch
 from tmbench.config.settle import settle
 from tmbench.result import Result
 from tmbench.run import run
 from tmbench.sweeps.plan import Job, RunFinder, forecast_epochs, states_to_share, words_of_arms
 from tmbench.task import Loss, Player, Task
-from tmbench.training.history import StepHistory
+from tmbench.training.step import StepHistory
 from tmbench.trunks import Trunk, state_to_start_from, trunk_of
 from tmbench.trunks.store import remove_leftovers, shrink, size
 
@@ -72,10 +75,6 @@ def assert_same_runs(shared: dict[str, tuple[Result, Path]], alone: dict[str, tu
         assert other.epochs["from_trunk"] == 0
 
 
-def trained(runs: dict[str, tuple[Result, Path]]) -> int:
-    return sum(r.epochs["trained"] - r.epochs["from_trunk"] for r, _ in runs.values())
-
-
 # Each with the plain optimizer that it begins as; in an unkind order: the plain run first, the late switch before the
 # early one; and in the opposite order, where every run goes on from what the one before it published.
 FAMILIES = {
@@ -92,19 +91,16 @@ FAMILIES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.parametrize("task", each_task("tc"))
 @pytest.mark.parametrize("family", [pytest.param(f, marks=[] if f == "tmsgd" else pytest.mark.slow) for f in FAMILIES])
-def test_every_task_shares_its_beginning_bitwise_and_trains_it_once(
-    family: str, task: str, order: int, sweep: Sweep
-) -> None:
-    jobs = FAMILIES[family][::order]
-    words = [f"task={task}", *SHORT.get(task, []), "epochs=4"]
-    shared = sweep("shared", jobs, *words)
-    assert_same_runs(shared, sweep("alone", jobs, *words, "trunk=off"))
-    # The plain run once, and each tail.
+def test_every_task_shares_its_beginning_bitwise_and_trains_it_once(family: str, task: str, sweep: Sweep) -> None:
+    jobs, words = FAMILIES[family], [f"task={task}", *SHORT.get(task, []), "epochs=4"]
+    alone = sweep("alone", jobs, *words, "trunk=off")
     switches = [4 - int(found[1]) for job in jobs if (found := re.search(r"switch_epoch=(\d)", job))]
-    assert trained(shared) == 4 + sum(switches)
+    for folder, order in (("shared", 1), ("other order", -1)):
+        shared = sweep(folder, jobs[::order], *words)
+        assert_same_runs(shared, alone)
+        assert trained(shared) == 4 + sum(switches)  # the plain run once, and each tail
 
 
 @pytest.mark.parametrize(
@@ -115,12 +111,9 @@ def test_every_task_shares_its_beginning_bitwise_and_trains_it_once(
         pytest.param(["batch_size=320", "lr=0.5", "schedule=cosine"], marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("order", [1, pytest.param(-1, marks=pytest.mark.slow)])
-def test_schedules_averages_clipping_and_full_batches_change_nothing_of_it(
-    words: list[str], order: int, sweep: Sweep
-) -> None:
+def test_schedules_averages_clipping_and_full_batches_change_nothing_of_it(words: list[str], sweep: Sweep) -> None:
     jobs = ["optimizer=sgd", "optimizer=tmsgd switch_epoch=3", "optimizer=multistep switch_epoch=4"]
-    jobs = [*jobs, "optimizer=tmsgd switch_epoch=2"][::order]
+    jobs = [*jobs, "optimizer=tmsgd switch_epoch=2"]
     shared = sweep("shared", jobs, "task=tc", "epochs=5", *words)
     assert_same_runs(shared, sweep("alone", jobs, "task=tc", "epochs=5", *words, "trunk=off"))
     assert trained(shared) == 5 + 2 + 1 + 3
@@ -180,7 +173,7 @@ def test_two_players_have_an_optimizer_each_and_share_a_trunk(sweep: Sweep) -> N
 
 def test_what_is_published_does_not_depend_on_who_published_it(sweep: Sweep, tmp_path: Path) -> None:
     def published(folder: str, *jobs: str) -> dict[str, Any]:
-        sweep(folder, list(jobs), "task=tc", "epochs=3", "batch_size=8")
+        sweep(folder, list(jobs), "task=tc", "epochs=3", "batch_size=32")
         (state,) = (tmp_path / folder / ".trunks").glob("*/00002/state.ckpt")
         return torch.load(state, weights_only=False)
 
@@ -203,8 +196,8 @@ def test_what_is_published_does_not_depend_on_who_published_it(sweep: Sweep, tmp
 def test_only_the_steps_that_a_history_needs_are_recorded(sweep: Sweep, tmp_path: Path) -> None:
     """Each costs a copy of the weights: two for each state that TM goes on from, none else."""
     jobs = ["optimizer=sgd", "optimizer=sgd_half switch_epoch=1", "optimizer=tmsgd switch_epoch=2"]
-    sweep("shared", [*jobs, "optimizer=tmsgd switch_epoch=4"], "task=tc", "epochs=5", "batch_size=8")
-    for epoch, steps in (("00002", {79, 78}), ("00004", {159, 158})):  # 40 an epoch
+    sweep("shared", [*jobs, "optimizer=tmsgd switch_epoch=4"], "task=tc", "epochs=5", "batch_size=32")
+    for epoch, steps in (("00002", {19, 18}), ("00004", {39, 38})):  # 10 an epoch
         (state,) = (tmp_path / "shared" / ".trunks").glob(f"*/{epoch}/state.ckpt")
         ((*recorded,),) = torch.load(state, weights_only=False)["recorded"]
         assert {step for of_parameter in recorded for step, _ in of_parameter} == steps
@@ -338,8 +331,6 @@ def test_limit_removes_the_least_recently_used(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_the_dead_are_swept_up_and_those_of_the_living_stay(tmp_path: Path) -> None:
-    import socket
-
     trunk = published(tmp_path, 1)
     dead = subprocess.Popen(["true"])
     dead.wait()
@@ -380,8 +371,6 @@ def holder(tmp_path: Path) -> Any:
 
 
 def test_waiter_takes_the_state_as_soon_as_it_is_published(tmp_path: Path, holder: Any) -> None:
-    import threading
-
     holder(0)
     timer = threading.Timer(0.5, lambda: published(tmp_path, 4))
     timer.start()
@@ -409,7 +398,7 @@ def test_waiter_does_not_wait_for_what_will_not_come(tmp_path: Path, holder: Any
 def test_frozen_holder_is_overtaken(
     tmp_path: Path, holder: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tmbench.trunks.lock, "PATIENCE", 0.5)
+    monkeypatch.setattr(tmbench.trunks, "PATIENCE", 0.5)
     holder(1).send_signal(signal.SIGSTOP)
     with Trunk(tmp_path, "t", 4).reserve(0, tmp_path / "run") as reservation:
         assert (reservation.start, reservation.is_held) == (None, False)
@@ -468,10 +457,8 @@ def command(folder: Path, *words: str) -> list[str]:
     return [sys.executable, "-m", "tmbench", "-m", *words, f"runs_dir={folder}"]
 
 
-def results(folder: Path) -> dict[str, tuple[Result, Path]]:
-    """The results in a runs_dir by run id."""
-    found = {path.parent.name: (Result.load(path.parent), path.parent) for path in folder.glob("*/result.json")}
-    return {name: (result, path) for name, (result, path) in found.items() if result is not None}
+def ordered(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(folder, *words), capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.slow
@@ -486,7 +473,7 @@ def test_killed_sweep_does_only_what_is_missing_when_started_again(tmp_path: Pat
     process.wait()
     before = {name: (path / "result.json").stat().st_mtime_ns for name, (_, path) in results(tmp_path).items()}
     assert 2 <= len(before) < 4
-    done = subprocess.run(command(tmp_path, *words), capture_output=True, text=True, timeout=120)
+    done = ordered(tmp_path, *words)
     assert done.returncode == 0, done.stderr
     after = results(tmp_path)
     assert len(after) == 4
@@ -497,13 +484,13 @@ def test_killed_sweep_does_only_what_is_missing_when_started_again(tmp_path: Pat
 @pytest.mark.slow
 def test_study_adds_the_controls_from_the_same_trunk(tmp_path: Path) -> None:
     words = ["task=tc", "optimizer=tmsgd", "switch_epoch=2", "epochs=3", "batch_size=8", "study=switch"]
-    planned = subprocess.run(command(tmp_path, *words, "plan=true"), capture_output=True, text=True, timeout=120)
+    planned = ordered(tmp_path, *words, "plan=true")
     assert planned.returncode == 0, planned.stderr
     assert "measuring an epoch of job 0" in planned.stderr
     assert re.search(r"6 to do, 0 known, 0 the same", planned.stdout)
     assert re.search(r"7 to train; \d+ more come from shared trunks", planned.stdout)  # one of 3 is done; five tails
     assert re.search(r"time +\d+ s one after another, \d+ s with trunk=off", planned.stdout)
-    done = subprocess.run(command(tmp_path, *words), capture_output=True, text=True, timeout=120)
+    done = ordered(tmp_path, *words)
     assert done.returncode == 0, done.stderr
     for arm in ("no switch", "half lr", "SGD-M", "no history", "c = 1/3"):
         assert f"{arm} (job 0)" in done.stdout
@@ -511,7 +498,7 @@ def test_study_adds_the_controls_from_the_same_trunk(tmp_path: Path) -> None:
     assert len(found) == 6
     assert sum(r.epochs["trained"] - r.epochs["from_trunk"] for r in found) == 3 + 5 * 1
     assert len({r.metrics["last"]["train/loss"] for r in found}) == 6  # every arm does something else
-    again = subprocess.run(command(tmp_path, *words, "plan=true"), capture_output=True, text=True, timeout=120)
+    again = ordered(tmp_path, *words, "plan=true")
     assert "0 to do, 6 known" in again.stdout
 
 
@@ -538,9 +525,7 @@ def test_switch_study_of_ten_points_and_two_seeds_is_at_the_lower_bound(tmp_path
     points = ",".join(map(str, range(10, 0, -1)))
     words = ["task=tc", "optimizer=sgd,tmsgd", f"switch_epoch={points}", "seed=0,1", "epochs=12", "batch_size=8"]
     for folder, trunk in (("shared", "auto"), ("alone", "off")):
-        done = subprocess.run(
-            command(tmp_path / folder, *words, f"trunk={trunk}"), capture_output=True, text=True, timeout=600
-        )
+        done = ordered(tmp_path / folder, *words, f"trunk={trunk}")
         assert done.returncode == 0, done.stderr
     shared, alone = results(tmp_path / "shared"), results(tmp_path / "alone")
     assert len(shared) == 22
@@ -552,28 +537,17 @@ def test_switch_study_of_ten_points_and_two_seeds_is_at_the_lower_bound(tmp_path
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_eight_sweeps_on_one_folder_with_random_kills(tmp_path: Path) -> None:
-    import random
-
     words = ["task=tc", "optimizer=sgd,tmsgd,tmsgdm", "switch_epoch=2,1", "epochs=3", "batch_size=4"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    reference = subprocess.run(
-        command(tmp_path / "alone", *words, "trunk=off", "force=true"),
-        capture_output=True,
-        timeout=300,
-        env=environment,
-    )
-    assert reference.returncode == 0
+    alone_words = command(tmp_path / "alone", *words, "trunk=off", "force=true")
+    assert subprocess.run(alone_words, capture_output=True, timeout=300, env=environment).returncode == 0
     alone = results(tmp_path / "alone")
     chance = random.Random(0)
     for number in range(5):
         folder = tmp_path / str(number)
         orders = [words, [w.replace("2,1", "1,2").replace("sgd,tmsgd,tmsgdm", "tmsgdm,tmsgd,sgd") for w in words]]
-        sweeps = [
-            subprocess.Popen(
-                command(folder, *orders[k % 2]), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
-            for k in range(8)
-        ]
+        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
+        sweeps = [subprocess.Popen(command(folder, *orders[k % 2]), **quiet) for k in range(8)]
         for process in chance.sample(sweeps, 6):
             time.sleep(chance.random() * 6)
             process.send_signal(signal.SIGKILL)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import Compose, Run, choices
+from helpers import SHORT, assert_same, weights
 from hydra.utils import get_class
 from omegaconf import OmegaConf
-from test_run import SHORT, assert_same, weights
 from torch.utils.data import TensorDataset
 
 import tmbench.plan

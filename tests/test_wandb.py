@@ -1,17 +1,15 @@
 """W&B holds what the run folder holds, and can break without breaking a run."""
 
-import json
 import os
-import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Compose, Run, choices
+from helpers import read_back
 
 import tmbench.training.loggers
 from tmbench.run import run
@@ -23,59 +21,6 @@ def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-
-
-def records(file: Path) -> Iterator[Any]:
-    """The records of a .wandb file, by W&B's own message class.
-
-    W&B 0.31 has dropped its Python reader of these files, so the framing, LevelDB's log format in blocks of
-    32 KiB after a head of 7 bytes, is undone here.
-    """
-    from wandb.proto import wandb_internal_pb2
-
-    data, at, record = file.read_bytes(), 7, b""
-    assert data[:4] == b":W&B"
-    while at + 7 <= len(data):
-        if 32768 - at % 32768 < 7:
-            at += 32768 - at % 32768
-            continue
-        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-        if kind == 0:
-            break
-        record += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            message = wandb_internal_pb2.Record()
-            message.ParseFromString(record)
-            record = b""
-            yield message
-
-
-def items(listed: Any) -> dict[str, Any]:
-    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in listed}
-
-
-def read_back(folder: Path) -> dict[str, Any]:
-    """What the newest offline file of a run tells: about, config, history, summary, files."""
-    found: dict[str, Any] = {"config": {}, "history": [], "summary": {}, "files": []}
-    file = max(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
-    deadline = time.monotonic() + 20
-    # W&B's service may still be writing when finish() is back.
-    while not any(record.WhichOneof("record_type") == "exit" for record in records(file)):
-        assert time.monotonic() < deadline, f"{file} has no end"
-        time.sleep(0.1)
-    for record in records(file):
-        match record.WhichOneof("record_type"):
-            case "run":
-                found["about"] = record.run
-                found["config"] |= items(record.run.config.update)
-            case "history":
-                found["history"].append(items(record.history.item))
-            case "summary":
-                found["summary"] |= items(record.summary.update)
-            case "files":
-                found["files"] += [file.path for file in record.files.files]
-    return found
 
 
 @pytest.mark.slow
@@ -119,7 +64,7 @@ def test_failing_wandb_costs_a_note_and_nothing_else(broken: str, do: Run, monke
         raise RuntimeError("the server is on fire")
 
     monkeypatch.setattr(wandb if broken == "init" else wandb.Run, broken, fail)
-    result, folder = do("task=tc", "epochs=1", "logger=wandb")
+    result, folder = do("task=tc", "epochs=1", "batch_size=80", "logger=wandb")
     assert result.status == "completed"
     assert any("the server is on fire" in note for note in result.notes)
     assert (folder / "curves.csv").exists()
@@ -156,7 +101,7 @@ def test_unreachable_server_falls_back_to_offline(tmp_path: Path) -> None:
 def test_resumed_run_tells_wandb_all_its_epochs(composed: Compose, tmp_path: Path, monkeypatch: Any) -> None:
     from tmbench.tasks.tc.task import TC
 
-    cfg = composed("task=tc", "epochs=3", "logger=wandb", f"runs_dir={tmp_path}")
+    cfg = composed("task=tc", "epochs=3", "batch_size=80", "logger=wandb", f"runs_dir={tmp_path}")
     pictures = TC.pictures
     monkeypatch.setattr(TC, "pictures", lambda self: 1 / 0)  # fails after the last epoch
     with pytest.raises(ZeroDivisionError):
@@ -196,14 +141,15 @@ def test_mode_is_the_setting_else_the_environment_else_whether_there_is_an_accou
 
 
 def test_csv_logger_writes_lightnings_files(do: Run) -> None:
-    _, folder = do("task=tc", "epochs=2", "logger=csv")
+    _, folder = do("task=tc", "epochs=2", "batch_size=80", "logger=csv")
     lines = (folder / "csv" / "metrics.csv").read_text().splitlines()
     assert len(lines) == 3
     assert "test/accuracy" in lines[0]
     assert (folder / "csv" / "hparams.yaml").exists()
 
 
-def test_wandb_is_imported_only_when_asked_for(do: Run) -> None:
+@pytest.mark.slow
+def test_wandb_is_imported_only_when_asked_for() -> None:
     """In a process of its own: this one has it by now."""
     code = "import sys, tmbench.training.train; sys.exit('wandb' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-import tmbench.trunks.lock
+import tmbench.trunks
 from tmbench.files import write
 from tmbench.trunks import Trunk, state_to_start_from
 
@@ -94,7 +94,7 @@ def round_(folder: Path, kill: bool) -> list[str]:
 
 
 if __name__ == "__main__":
-    tmbench.trunks.lock.PATIENCE = 5.0
+    tmbench.trunks.PATIENCE = 5.0
     for number in range(int(sys.argv[2])):
         random.seed(number)
         if problems := round_(Path(sys.argv[1]) / str(number), kill=True):

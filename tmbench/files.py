@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -38,6 +39,14 @@ def land(scratch: Path, target: Path) -> None:
     flush(scratch)
     os.replace(scratch, target)
     flush(target.parent)
+
+
+def link(source: Path, target: Path) -> None:
+    """The same bytes under another name, once on disk where that is possible."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def flush(path: Path) -> None:

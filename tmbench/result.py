@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from . import __version__, checkpoint
-from .config.identity import SCHEMA, reads_switch
+from .config.identity import SCHEMA, effective_switch, reads_switch
 from .errors import DataError
 from .files import digest_of_text, write
 
@@ -132,6 +132,9 @@ def finished(
     """
     newest = {key: value for row in rows for key, value in row.items()}  # a metric's may be of an earlier epoch
     seconds, trained = measured["seconds"], len(rows)
+    effective = effective_switch(cfg)
+    if effective is None and switched_at is not None:
+        effective = switched_at // steps_an_epoch
     result = Result(
         run_id=folder.name,
         task=cfg["task"]["name"],
@@ -144,7 +147,7 @@ def finished(
         examples_per_second=trained * examples_an_epoch / seconds if seconds else 0.0,
         switch={
             "requested": cfg["switch_epoch"] if reads_switch(cfg) else None,
-            "effective": None if switched_at is None else switched_at // steps_an_epoch,
+            "effective": effective,
             "step": switched_at,
         },
         versions=versions(),

@@ -27,11 +27,7 @@ class NotFinite(Exception):  # noqa: N818  (the run diverges at the end of the e
 
 
 def finite(name: str, prediction: Tensor) -> Tensor:
-    """The prediction, for a metric. Some metrics turn nan into a number: the class 0, or the AUC of chance.
-
-    Raises:
-        NotFinite: not all of it is finite.
-    """
+    """The prediction, for a metric; raises NotFinite. Some metrics make nan a number: class 0, or the AUC of chance."""
     if not prediction.isfinite().all():
         raise NotFinite(name)
     return prediction
@@ -43,7 +39,7 @@ def mean(total: Tensor | float, weight: Tensor | int) -> Any:
 
 
 class Player(NamedTuple):
-    """What takes an optimizer step on every batch: a module, trained by its own loss of a batch."""
+    """A module that takes an optimizer step on every batch, by its own loss."""
 
     module: nn.Module
     loss: Callable[[Any], Loss]
@@ -55,18 +51,15 @@ class Task(nn.Module, ABC):
 
     A subclass sets in its constructor the model and `self.metrics`, a MetricCollection whose keys become
     `test/<key>`, with compute_groups=False: by default, torchmetrics takes two metrics for one whose states happen to
-    agree after the first batch. The constructor may rely on the random generators being seeded. It must not need the
-    test split, which a run with `validation` never reads.
-
-    Args of every subclass: the settled `task` section of the configuration, and its open data set.
+    agree after the first batch. It takes the settled `task` section of the configuration and the open data set. The
+    random generators are seeded by then. It must not need the test split, which a run with `validation` never reads.
     """
 
     headline: str  # the metric that ranks runs, a key of self.metrics
     higher_is_better: bool = True
     metrics: MetricCollection
     collate: Callable[[list[Any]], Any] | None = None  # makes a batch of examples; not used for a TensorDataset
-    # With what `collate` pads each of a batch's first tensors, at the right and below, where pictures differ in size.
-    padding: tuple[float, ...] = ()
+    padding: tuple[float, ...] = ()  # with what `collate` pads a batch's first tensors, at the right and below
     split: str = "test"  # the name of what is evaluated; `validation` where held-out training examples are
     held_out_N: np.ndarray | None = None  # the training examples that are evaluated in place of the test split
 
@@ -84,11 +77,11 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, batch: Any) -> Loss:
-        """The loss of a batch as its sum over whatever it is a mean of, and how many those are.
+        """The loss of a batch as its sum over examples, labelled pixels or matched boxes, and how many those are.
 
-        That may be examples, labelled pixels or matched boxes. A step divides the sum over all parts and ranks by the
-        number over all of them, so that it does not depend on how the batch is divided. A batch with nothing to learn
-        from gives 0, with a gradient of 0, over 0. What is added once a step, such as a penalty, is times the number.
+        A step divides the sum over all parts and ranks by the number over all of them, so that it does not depend on
+        how the batch is divided. A batch with nothing to learn from gives 0, with a gradient of 0, over 0. What is
+        added once a step, such as a penalty, is times the number.
         """
 
     @abstractmethod
@@ -104,18 +97,11 @@ class Task(nn.Module, ABC):
         return None
 
     def hold_out(self, held_out_N: np.ndarray) -> None:
-        """Notes that these training examples (their indices) are evaluated, and no longer trained on.
-
-        Raises:
-            ConfigError: the task cannot do without the test split.
-        """
+        """Notes that these training examples are evaluated, not trained on; ConfigError if the task cannot do that."""
         self.held_out_N, self.split = held_out_N, "validation"
 
     def players(self) -> dict[str, Player]:
-        """What takes an optimizer step on every batch, in turn, by name.
-
-        One, the whole task with its `loss`, for all but a GAN; each has an optimizer of its own, of the same kind.
-        """
+        """What takes a step on every batch, in turn, by name, each with an optimizer of its own; two for a GAN."""
         return {"": Player(self, self.loss)}
 
     def with_own_rates(self, new: "partial[Optimizer]") -> New:
@@ -127,15 +113,12 @@ class Task(nn.Module, ABC):
         return True
 
     def after_evaluation(self, epochs: int, of: int) -> None:
-        """Called once the test split was evaluated after so many epochs of training, `of` the run's."""
+        """Called once the test split was evaluated after so many epochs `of` the run's."""
 
     def check_data(self) -> None:
-        """Refuses a split that has examples, and nothing to learn from or nothing that its metrics can measure.
+        """Raises DataError for a split that has examples, but none to learn from or that its metrics can measure.
 
-        It is called before each training, and so must not take long.
-
-        Raises:
-            DataError: names the split, what was expected, and what there is.
+        It names the split, what was expected, and what there is. Called before each training: it must not take long.
         """
 
     def baseline(self) -> dict[str, float]:

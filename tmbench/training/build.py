@@ -4,7 +4,7 @@ import inspect
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from hydra.utils import get_class, instantiate
 from lightning_fabric.plugins import CheckpointIO
@@ -21,9 +21,7 @@ from ..plan import Plan
 from ..seeds import seed_all
 from ..task import Task
 from .evaluation import hold_out
-from .loader import Loader, TestLoader, TrainLoader
-
-L = TypeVar("L", bound=Loader)
+from .loader import TestLoader, TrainLoader
 
 
 def task_of(plan: Plan) -> Task:
@@ -39,24 +37,16 @@ def task_of(plan: Plan) -> Task:
 def loaders_of(plan: Plan, task: Task, trainer: Trainer) -> tuple[TrainLoader, TestLoader]:
     """What a rank trains on, and what it evaluates."""
     cfg = plan.cfg
-
-    def loader(kind: type[L], split: str, batch_size: int, **more: Any) -> L:
-        return kind(
-            task.examples(split), task.collate, batch_size, device=trainer.strategy.root_device, seed=cfg.seed,
-            rank=trainer.global_rank, world=trainer.world_size, num_workers=cfg.trainer.num_workers, **more,
-        )  # fmt: skip
-
-    parts: dict[str, Any] = {"accumulate": cfg.trainer.accumulate, "epoch": lambda: trainer.current_epoch}
+    common = {
+        "device": trainer.strategy.root_device, "rank": trainer.global_rank, "world": trainer.world_size,
+        "seed": cfg.seed, "num_workers": cfg.trainer.num_workers,
+    }  # fmt: skip
+    train, test = task.examples("train"), task.examples("test")
+    parts = {"accumulate": cfg.trainer.accumulate, "epoch": lambda: trainer.current_epoch}
     return (
-        loader(TrainLoader, "train", cfg.batch_size, **parts), loader(TestLoader, "test", cfg.task.eval_batch_size)
-    )  # fmt: skip
-
-
-def switch_step(cfg: DictConfig, steps_an_epoch: int) -> int | None:
-    """The step before which the method changes; None if it has no switch, or never does."""
-    if not reads_switch(cfg) or cfg.switch_epoch == "never":
-        return None
-    return int(cfg.switch_epoch * steps_an_epoch)
+        TrainLoader(train, task.collate, cfg.batch_size, **parts, **common),
+        TestLoader(test, task.collate, cfg.task.eval_batch_size, **common),
+    )
 
 
 def trainer_of(cfg: DictConfig, folder: Path, callbacks: list[Callback], players: int = 1) -> Trainer:
@@ -72,26 +62,17 @@ def trainer_of(cfg: DictConfig, folder: Path, callbacks: list[Callback], players
         # A GPU that trainer=cpu leaves unused is what was asked for.
         warnings.filterwarnings("ignore", message="GPU available but not used")
         return Trainer(
-            accelerator=cfg.trainer.accelerator,
-            strategy="auto" if alone else DDPStrategy(**settings),
-            devices=cfg.trainer.devices,
-            num_nodes=cfg.trainer.num_nodes,
-            precision="32-true" if precision == "32" else precision,
-            max_epochs=cfg.epochs,
-            callbacks=callbacks,
-            logger=False,
-            default_root_dir=folder,
+            accelerator=cfg.trainer.accelerator, devices=cfg.trainer.devices, num_nodes=cfg.trainer.num_nodes,
+            strategy="auto" if alone else DDPStrategy(**settings), default_root_dir=folder, callbacks=callbacks,
+            precision="32-true" if precision == "32" else precision, max_epochs=cfg.epochs,
             deterministic="warn" if on_gpu else None,
             log_every_n_steps=1,  # we log by epoch; this silences a warning
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
             sync_batchnorm=on_gpu and not alone,  # torch has it for GPUs only
             # A lone run inside a Slurm job is still alone.
             plugins=[Checkpoints(), *([LightningEnvironment()] if alone else [])],
-        )
+            logger=False, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
+            num_sanity_val_steps=0, use_distributed_sampler=False,
+        )  # fmt: skip
 
 
 class Checkpoints(CheckpointIO):
@@ -114,8 +95,7 @@ def optimizer_of(cfg: DictConfig, switch_step: int | None) -> "partial[Any]":
     settings = _settings(cfg.optimizer)
     if reads_switch(cfg):
         settings["switch_step"] = switch_step
-    made: partial[Any] = instantiate(settings, _convert_="all")
-    return made
+    return instantiate(settings, _convert_="all")
 
 
 def schedule_of(cfg: DictConfig, steps_an_epoch: int) -> "partial[float] | None":
@@ -139,7 +119,5 @@ def loggers_of(plan: Plan) -> list[Logger]:
 
 def _settings(group: DictConfig) -> dict[str, Any]:
     """What a group's YAML gives to its `_target_`."""
-    settings: dict[str, Any] = OmegaConf.to_container(group)  # type: ignore[assignment]
-    for ours in ("name", "trunk"):
-        settings.pop(ours, None)
-    return settings
+    settings: Any = OmegaConf.to_container(group)
+    return {key: value for key, value in settings.items() if key not in ("name", "trunk")}

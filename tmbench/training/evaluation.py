@@ -1,11 +1,15 @@
-"""A task's metrics over what is evaluated, alike on all ranks; and which examples those are."""
+"""What is evaluated: held-out examples, a task's metrics over all ranks, and the average of the weights (`ema`)."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import TensorDataset
 from torchmetrics import Metric, MetricCollection
 
@@ -14,14 +18,12 @@ from .loader import held_out, part
 
 
 def hold_out(task: Task, share: float) -> None:
-    """Takes a share of a task's training examples out of them: from now on they are its `test` split.
+    """Makes a share of a task's training examples, the same in every run (see held_out), its `test` split.
 
-    It is the same share in every run. Classes are represented alike, if the last tensor holds them; what `groups`
-    holds together stays so. What a constructor has learned of the training examples, such as a vocabulary, includes
-    those that are held out.
+    What a constructor has learned of the training examples, such as a vocabulary, includes those that are held out.
 
     Raises:
-        ConfigError: there would be no example left to train on, or none to evaluate; or the task refuses.
+        ConfigError: no example would be left to train on, or to evaluate; or the task refuses.
     """
     train, judged = task.examples("train"), task.as_evaluated()
     last = train.tensors[-1] if isinstance(train, TensorDataset) else None
@@ -71,3 +73,28 @@ class Evaluation:
             if not math.isfinite(value):
                 raise NotFinite(f"{key} is {value}")
         return values
+
+
+class WeightAverage:
+    """Averages a module's parameters and batch norm's running statistics; `known`: so far, of a resumed run."""
+
+    def __init__(self, module: nn.Module, decay: float, known: list[Tensor]) -> None:
+        tensors = (*module.parameters(), *module.buffers())
+        self._live = [t.detach() for t in tensors if t.is_floating_point()]
+        self.tensors = [start.to(t.device, copy=True) for start, t in zip(known or self._live, self._live, strict=True)]
+        self._blend = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+
+    def update(self) -> None:
+        self._blend(self.tensors, self._live, 0)
+
+    def of(self, live: Tensor) -> Tensor:
+        """The average of one of the module's tensors."""
+        return next(mine for t, mine in zip(self._live, self.tensors, strict=True) if t.data_ptr() == live.data_ptr())
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Gives the module its average weights for a while."""
+        kept = [t.clone() for t in self._live]
+        torch._foreach_copy_(self._live, self.tensors)
+        yield
+        torch._foreach_copy_(self._live, kept)

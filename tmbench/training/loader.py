@@ -18,9 +18,7 @@ STEPS_A_BLOCK = 64
 
 
 def held_out(count: int, share: float, labels: Any = None, groups: Any = None) -> np.ndarray:
-    """Which of `count` training examples are for validation: about a share of them, the same in every run; (N,).
-
-    The indices are sorted.
+    """The sorted indices (N,) of the examples, of `count`, that are for validation; the same in every run.
 
     Args:
         labels: a class for each example, to be represented as in all of them; None: there are none.
@@ -74,17 +72,9 @@ class Loader:
     """
 
     def __init__(
-        self,
-        examples: Any,
-        collate: Callable[[list[Any]], Any] | None,
-        batch_size: int,
-        *,
-        device: torch.device,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        num_workers: int = 0,
-    ) -> None:
+        self, examples: Any, collate: Callable[[list[Any]], Any] | None, batch_size: int, *, device: torch.device,
+        seed: int = 0, rank: int = 0, world: int = 1, num_workers: int = 0,
+    ) -> None:  # fmt: skip
         self.count, self.batch_size = len(examples), batch_size
         self.seed, self.rank, self.world = seed, rank, world
         self.tensors: tuple[Tensor, ...] | None = None
@@ -92,9 +82,6 @@ class Loader:
             self.tensors = tuple(t.to(device) for t in examples.tensors)
         else:
             self.examples, self.collate, self.num_workers = Seeded(examples, seed), collate, num_workers
-
-    def __len__(self) -> int:
-        raise NotImplementedError
 
     def gather(self, batches: Iterable[np.ndarray], epoch: int) -> Iterator[Any]:
         """The batches of these examples."""
@@ -138,14 +125,8 @@ class TrainLoader(Loader):
         # As an array, and cut as it is used: of millions of examples, a list would take gigabytes.
         order = torch.randperm(self.count, generator=shuffle).numpy()
         parts = zip(self.gather(self._batches(order), epoch), self._counts(), strict=True)
-        steps = ([part, *(next(parts) for _ in range(self.accumulate - 1))] for part in parts)
-        block = []
-        for step in steps:
-            block.append(step)
-            if len(block) == self.steps_a_block:
-                yield block
-                block = []
-        if block:
+        steps = ([part, *islice(parts, self.accumulate - 1)] for part in parts)
+        while block := list(islice(steps, self.steps_a_block)):
             yield block
 
     def _batches(self, order: np.ndarray) -> Iterator[np.ndarray]:

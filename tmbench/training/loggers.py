@@ -31,21 +31,11 @@ class WandbMirror(Logger):
     """
 
     def __init__(
-        self,
-        folder: Path,
-        config: dict[str, Any],
-        run_id: str,
-        tags: list[str],
-        project: str,
-        entity: str | None,
-        group: str | None,
-        mode: str | None,
-        timeout: float,
-    ) -> None:
+        self, folder: Path, config: dict[str, Any], run_id: str, tags: list[str], project: str, entity: str | None,
+        group: str | None, mode: str | None, timeout: float,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.timeout = timeout
-        self.problem: str | None = None
-        self.offline_folder: Path | None = None
+        self.timeout, self.problem, self.offline_folder = timeout, "", ""
         self._todo: queue.Queue[Callable[[Any], Any] | None] = queue.Queue()
         about: dict[str, Any] = {
             "project": project, "entity": entity, "group": group, "tags": tags, "config": config, "dir": str(folder),
@@ -82,7 +72,7 @@ class WandbMirror(Logger):
                 about["id"] += "-offline"  # W&B's service still holds the first id
                 run = start("offline")
             if run.offline and not run.disabled:
-                self.offline_folder = Path(run.dir).parent
+                self.offline_folder = str(Path(run.dir).parent)
             while (call := self._todo.get()) is not None:
                 call(run)
         except BaseException as error:  # nothing of W&B's may stop the run

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from pytorch_lightning import LightningModule
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
@@ -15,12 +16,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..errors import ConfigError
 from ..seeds import seed_all
-from ..task import NotFinite, Task
-from .average import WeightAverage
-from .evaluation import Evaluation
-from .gradient import Gradient
-from .history import StepHistory
+from ..task import NotFinite, Player, Task
+from .evaluation import Evaluation, WeightAverage
 from .loader import STEPS_A_BLOCK, Step
+from .step import Gradient, StepHistory
 
 BATCH_NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm)
 
@@ -41,29 +40,23 @@ class Training(LightningModule):
     """Trains a task, as Lightning calls it. Its state is the task's, so that a checkpoint knows the task alone.
 
     Args:
-        task: what is trained.
+        cfg: settled. Every epoch starts from a random state derived from (seed, epoch, rank).
         new_optimizer: makes an optimizer of parameters; one for each of the task's players.
-        optimizer_name: what messages call it.
         steps: optimizer steps an epoch.
-        seed: the run's; every epoch starts from a random state derived from (seed, epoch, rank).
         factor: the schedule: step of the run -> factor on the learning rate.
-        clip_norm, clip_value: limits on the gradient; see Gradient.
-        ema: decay of the weight average.
         stop_requested: whether the run is to stop now.
     """
 
     def __init__(
-        self, task: Task, new_optimizer: "partial[Optimizer]", *, optimizer_name: str, steps: int, seed: int,
-        factor: Callable[[int], float] | None = None, clip_norm: float | None = None, clip_value: float | None = None,
-        ema: float | None = None, stop_requested: Callable[[], bool] = lambda: False,
+        self, task: Task, cfg: DictConfig, new_optimizer: "partial[Optimizer]", steps: int,
+        factor: Callable[[int], float] | None, stop_requested: Callable[[], bool],
     ) -> None:  # fmt: skip
         super().__init__()
         self.automatic_optimization = False  # training_step takes the steps
-        self.task, self.new, self.optimizer_name = task, task.with_own_rates(new_optimizer), optimizer_name
-        self.steps, self.seed, self.factor, self.ema, self.stop_requested = steps, seed, factor, ema, stop_requested
-        self.gradient = Gradient(task.padding, clip_norm, clip_value)
-        self.evaluation = Evaluation(task)
-        self.history = StepHistory()
+        self.task, self.cfg, self.new_optimizer = task, cfg, task.with_own_rates(new_optimizer)
+        self.steps, self.factor, self.stop_requested = steps, factor, stop_requested
+        self.gradient = Gradient(task.padding, cfg.clip_norm, cfg.clip_value)
+        self.evaluation, self.history = Evaluation(task), StepHistory()
         self.average: WeightAverage | None = None
         self._saved_average: list[Tensor] = []  # of the checkpoint that the run goes on from
         self.average_values: dict[str, float] = {}  # the metrics of the weight average, as last evaluated
@@ -89,39 +82,39 @@ class Training(LightningModule):
         Raises:
             ConfigError: it refuses its settings.
         """
-        optimizers = []
         try:
-            for player in self.task.players().values():
-                params: list[Any] = [p for p in player.module.parameters() if p.requires_grad]
-                optimizers.append(self.new(params if player.lr is None else [{"params": params, "lr": player.lr}]))
-            return optimizers
+            return [self._new_optimizer_of(player) for player in self.task.players().values()]
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"optimizer={self.optimizer_name}: {error}") from error
+            raise ConfigError(f"optimizer={self.cfg.optimizer.name}: {error}") from error
+
+    def _new_optimizer_of(self, player: Player) -> Optimizer:
+        params = [p for p in player.module.parameters() if p.requires_grad]
+        return self.new_optimizer(params if player.lr is None else [{"params": params, "lr": player.lr}])
 
     def configure_optimizers(self) -> Any:
-        optimizers = self.new_optimizers()
+        optimizers, name = self.new_optimizers(), self.cfg.optimizer.name
         if any(hasattr(optimizer, "differentiates") for optimizer in optimizers):
             for key in ("clip_norm", "clip_value"):
-                if getattr(self.gradient, key) is not None:
-                    raise ConfigError(f"{key}: optimizer={self.optimizer_name} takes its gradient itself, unclipped")
+                if self.cfg[key] is not None:
+                    raise ConfigError(f"{key}: optimizer={name} takes its gradient itself, unclipped")
             if self.trainer.world_size > 1:
-                raise ConfigError(f"devices: optimizer={self.optimizer_name} runs on one, it takes its gradient itself")
-        if self.factor is None:
-            return optimizers
-        return optimizers, [LambdaLR(optimizer, self.factor) for optimizer in optimizers]
+                raise ConfigError(f"devices: optimizer={name} runs on one, it takes its gradient itself")
+        factor = self.factor
+        return optimizers if factor is None else (optimizers, [LambdaLR(each, factor) for each in optimizers])
 
     def on_fit_start(self) -> None:
         self.gradient.world, self.gradient.device = self.trainer.world_size, self.device
-        self.gradient.backward = self.manual_backward
-        if self.ema is not None:
-            self.average = WeightAverage(self.task, self.ema, self._saved_average)
+        if self.trainer.world_size > 1:
+            self.gradient.backward = self.manual_backward
+        if self.cfg.ema is not None:
+            self.average = WeightAverage(self.task, self.cfg.ema, self._saved_average)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["average"] = self.average.tensors if self.average else []
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._saved_average = checkpoint["average"]
-        if "recorded" in checkpoint:  # fresh from a trunk
+        if "recorded" in checkpoint and self.trainer.is_global_zero:  # fresh from a trunk; rank 0 publishes
             self.history.recorded, self.history.first = checkpoint["recorded"], checkpoint["recorded_from"]
 
     def _set_mode(self, mode: str) -> None:
@@ -132,15 +125,11 @@ class Training(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self._set_mode("train")
-        seed_all("epoch", self.seed, self.current_epoch, self.global_rank)
+        seed_all("epoch", self.cfg.seed, self.current_epoch, self.global_rank)
         self.losses, self.measured, self._checked_losses = [], [0] * len(self.task.players()), 0
-        done, last = self.current_epoch + 1, self._last_epoch()
+        done, last = self.current_epoch + 1, self.cfg.epochs
         self.evaluates = self.task.evaluates_after(done, last) or done == last
         self.trainer.check_val_every_n_epoch = 1 if self.evaluates else sys.maxsize
-
-    def _last_epoch(self) -> int:
-        assert self.trainer.max_epochs is not None
-        return self.trainer.max_epochs
 
     def training_step(self, block: list[Step], block_idx: int) -> None:
         """Takes the optimizer steps of a block, and looks now and then whether all goes well."""
@@ -204,10 +193,8 @@ class Training(LightningModule):
     def last_lrs(self) -> dict[str, float]:
         """The learning rate of the epoch's last step (of the first parameter group), `lr`; of several players, each."""
         schedulers: list[Any] = [config.scheduler for config in self.trainer.lr_scheduler_configs]
-        if schedulers:
-            rates = [s.base_lrs[0] * s.lr_lambdas[0](s.last_epoch - 1) for s in schedulers]
-        else:
-            rates = [optimizer.param_groups[0]["lr"] for optimizer in self.trainer.optimizers]
+        rates = [s.base_lrs[0] * s.lr_lambdas[0](s.last_epoch - 1) for s in schedulers]
+        rates = rates or [optimizer.param_groups[0]["lr"] for optimizer in self.trainer.optimizers]
         names = self.task.players()
         return {f"lr_{name}" if len(names) > 1 else "lr": float(r) for name, r in zip(names, rates, strict=True)}
 
@@ -233,7 +220,7 @@ class Training(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.state.fn == TrainerFn.FITTING:
-            self.task.after_evaluation(self.current_epoch + 1, self._last_epoch())
+            self.task.after_evaluation(self.current_epoch + 1, self.cfg.epochs)
 
     def values(self, split: str | None = None) -> dict[str, float]:
         """The metrics' values, as Evaluation.values; raises Diverged if one is not finite, on all ranks alike."""
@@ -246,12 +233,9 @@ class Training(LightningModule):
 def mean_losses(losses: list[Tensor], players: list[str], measured: list[Any]) -> dict[str, float]:
     """The mean training loss over an epoch's steps, `train/loss`; of several players, their sum and each.
 
-    Steps with nothing to learn from are left out; {} if all are.
-
     Args:
         losses: of each step, shape (), or (player,) if there are several.
-        players: their names.
-        measured: of each player, how many steps had something to learn from.
+        measured: of each player, how many steps had something to learn from; the others are left out. {} if all are.
     """
     sums_P = torch.stack(losses).double().sum(0).view(-1)  # float32 may not hold the sum
     known = [(name, s, n) for name, s, n in zip(players, sums_P, measured, strict=True) if n]

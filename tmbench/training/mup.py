@@ -57,14 +57,9 @@ def built(cfg: DictConfig, new: Callable[[int, type[nn.Linear]], M], default: in
     for module in model.modules():
         if isinstance(module, nn.RNNBase):  # the package knows none; torch starts all of its weights by the width
             for p in module.parameters():
-                if _shape(p).ninf() == 1:
-                    p.data *= _shape(p).width_mult() ** 0.5
+                if (shape := p.infshape).ninf() == 1:  # type: ignore[attr-defined]
+                    p.data *= shape.width_mult() ** 0.5
     return model
-
-
-def _shape(p: Tensor) -> Any:
-    """The package's notes on a parameter: which of its dimensions grow with the width, and by how much they have."""
-    return p.infshape  # type: ignore[attr-defined]
 
 
 def factors(p: Tensor) -> dict[str, float]:
@@ -76,7 +71,7 @@ def factors(p: Tensor) -> dict[str, float]:
     every width; h knows no width, so the filtered sum is of the right size, too. That h sums to 1 says moreover that TM
     needs no factor of its own against SGD. The differences that it keeps are of d, lr included: a switch hands them on.
     """
-    shape = _shape(p)
+    shape: Any = p.infshape  # type: ignore[attr-defined]  # which of its dimensions grow, and by how much they have
     if shape.ninf() == 2:
         return {"linear": 1 / shape.fanin_fanout_mult_ratio(), "entrywise": 1 / shape.width_mult()}
     return {"linear": float(shape.width_mult()), "entrywise": 1.0}
@@ -90,7 +85,7 @@ def scaled(new: "partial[Optimizer]") -> Callable[[Any], Optimizer]:
     Raises:
         ConfigError: no rule is known for it.
     """
-    of_groups = _scaled(new)
+    of_groups = _of_groups(new)
     return lambda params: of_groups(groups(params))
 
 
@@ -103,10 +98,10 @@ def groups(params: Iterable[Tensor]) -> list[dict[str, Any]]:
     return [{"params": alike[k], "factors": dict(zip(("linear", "entrywise"), k, strict=True))} for k in plain_first]
 
 
-def _scaled(new: "partial[Optimizer]") -> Callable[[Any], Optimizer]:
+def _of_groups(new: "partial[Optimizer]") -> Callable[[Any], Optimizer]:
     kind: Any = new.func
     if kind is SwitchOptimizer and not new.keywords.get("criterion"):
-        return partial(new, **{key: _scaled(new.keywords[key]) for key in ("first", "second")})
+        return partial(new, **{key: _of_groups(new.keywords[key]) for key in ("first", "second")})
     if kind is SGD or (isinstance(kind, type) and issubclass(kind, SGDThenFormula)):
         rule = "linear"
     elif kind in ENTRYWISE:

@@ -31,8 +31,8 @@ def find(params: Iterable[Tensor], method: str, lr: float, weight_decay: float, 
     if method not in classes:
         near = difflib.get_close_matches(method, classes, 3, 0.4)
         raise ValueError(
-            f"optimizer.name: expected a class of torch.optim or pytorch_optimizer, like {', '.join(near or classes)}; "
-            f"got {method!r}"
+            "optimizer.name: expected a class of torch.optim or pytorch_optimizer, "
+            f"like {', '.join(near or classes)}; got {method!r}"
         )
     takes = inspect.signature(classes[method]).parameters
     common = {key: value for key, value in (("lr", lr), ("weight_decay", weight_decay)) if key in takes}
@@ -59,11 +59,9 @@ def muon(params: Iterable[Tensor], max_side: int, **settings: Any) -> Optimizer:
     if not all(isinstance(p, Tensor) for p in params):
         raise ValueError("muon: expected a list of tensors, got groups; it makes groups of its own, by shape")
     fits = [p.ndim >= 2 and max(p.shape) <= max_side for p in params]
-    groups = [
-        {"params": [p for p, fit in zip(params, fits, strict=True) if fit is use], "use_muon": use}
-        for use in (True, False)
-    ]
-    return pytorch_optimizer.Muon([group for group in groups if group["params"]], **settings)
+    of = {use: [p for p, fit in zip(params, fits, strict=True) if fit is use] for use in (True, False)}
+    groups = [{"params": of[use], "use_muon": use} for use in of if of[use]]
+    return pytorch_optimizer.Muon(groups, **settings)
 
 
 def newton_cg(params: Iterable[Tensor], lr: float, cg_iterations: int, line_search: str) -> Optimizer:

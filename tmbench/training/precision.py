@@ -37,7 +37,7 @@ class PrecisionCheck(Callback):
         with _unchanged(task):
             watch = LayerWatch(task)
             try:
-                with watch, trainer.precision_plugin.train_step_context():
+                with watch.watching(), trainer.precision_plugin.train_step_context():
                     differentiate(task, batch)
             except RuntimeError as error:
                 differentiate(task, batch)  # if float32 fails, too, then this error is the one to tell
@@ -60,23 +60,22 @@ def differentiate(task: Any, batch: Any) -> None:
 
 
 class LayerWatch:
-    """Notes, while it is open, which layer of a task is at work, and which matrix products gave float32."""
+    """Notes, while it is watching, which layer of a task is at work, and which matrix products gave float32."""
 
     def __init__(self, task: nn.Module) -> None:
         self.at, self.float32 = "the loss", list[str]()
         self._layers = {module: f"{name} ({type(module).__name__})" for name, module in task.named_modules()}
-        self._handles: list[Any] = []
 
-    def __enter__(self) -> "LayerWatch":
-        for module in self._layers:
-            if not list(module.children()):
-                self._handles.append(module.register_forward_pre_hook(self._begin))
-                self._handles.append(module.register_forward_hook(self._end))
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        leaves = [module for module in self._layers if not list(module.children())]
+        handles = [module.register_forward_pre_hook(self._begin) for module in leaves]
+        handles += [module.register_forward_hook(self._end) for module in leaves]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _begin(self, module: nn.Module, inputs: Any) -> None:
         self.at = self._layers[module]
@@ -88,10 +87,7 @@ class LayerWatch:
         if isinstance(module, PRODUCTS) and first.dtype == torch.float32 and name not in self.float32:
             self.float32.append(name)
         if first.requires_grad:
-            first.register_hook(lambda gradient: self._back(name))
-
-    def _back(self, name: str) -> None:
-        self.at = f"the gradient of {name}"
+            first.register_hook(lambda gradient: setattr(self, "at", f"the gradient of {name}"))
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from ..config.identity import world_size
 from ..errors import RunError
 from ..plan import Plan
 from ..result import Result, epochs_done
-from ..trunks.lock import Reservation
+from ..trunks import Reservation
 
 # Who waits for a dead peer may wait for ever, and not even hear a signal. Seconds until the others of a failed rank are
 # asked to end, and from then on until they are killed.
@@ -51,19 +51,11 @@ def train(plan: Plan, reservation: Reservation | None) -> Result:
     Raises:
         RunError: a process failed; the message says which, and how.
     """
-    count = plan.cfg.trainer.devices
-    environment = {
-        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)),
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-        **os.environ,
-        COMMAND: plan.command,
-        "PYTHONPATH": python_path(),
-    }
     (plan.folder / "result.json").unlink(missing_ok=True)  # an earlier attempt's
-    ranks = Ranks(plan.folder, count)
+    ranks = Ranks(plan.folder, plan.cfg.trainer.devices)
     before = {number: signal.signal(number, ranks.request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        ranks.start(["-m", "tmbench.run", str(plan.config_file)], environment)
+        ranks.start([sys.executable, "-m", "tmbench.run", str(plan.config_file)], plan.command)
         wrong = ranks.wait(lambda: _report_progress(plan, reservation))
     finally:
         for number, handler in before.items():
@@ -74,7 +66,7 @@ def train(plan: Plan, reservation: Reservation | None) -> Result:
         return result
     # What the rank that writes results says of itself is more, unless it only missed another.
     said = result and result.error
-    error = said if said and not lost_peer(RuntimeError(said)) else wrong or "no rank left a result"
+    error = said if said and not _lost_peer(said) else wrong or "no rank left a result"
     if result:
         replace(result, status="failed", error=error).save(plan.folder)
     raise RunError(error)
@@ -91,12 +83,16 @@ def _report_progress(plan: Plan, reservation: Reservation | None) -> None:
 
 
 def as_rank(do: Callable[[], object]) -> int:
-    """Does a rank's part of a run; returns the exit code. It ends with the process that watches it."""
-    _end_with_parent()
+    """Does a rank's part of a run; returns the exit code.
+
+    On Linux it dies with the process that watches it, before the same run is started again.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     try:
         do()
     except Exception as error:
-        if not lost_peer(error):
+        if not _lost_peer(str(error)):
             raise
         print(f"rank {os.environ.get('RANK')}: another rank is gone", file=sys.stderr)
         return 1
@@ -115,29 +111,33 @@ class Ranks:
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     stop_requested: bool = False
 
-    def start(self, arguments: list[str], environment: dict[str, str]) -> None:
+    def start(self, arguments: list[str], command: str) -> None:
+        """Starts them; `command` is what a person typed for the run."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
+        environment = {
+            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.count)), "TORCH_CPP_LOG_LEVEL": "ERROR",
+            **os.environ, COMMAND: command, "PYTHONPATH": python_path(),
+            # As torchrun tells them, by which torch and Lightning know a rank.
+            "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(self.count),
+            "LOCAL_WORLD_SIZE": str(self.count), "TORCHELASTIC_RUN_ID": str(os.getpid()),
+        }  # fmt: skip
         self.logs.mkdir(exist_ok=True)
         for rank in range(self.count):
-            # As torchrun tells them, by which torch and Lightning know a rank.
-            about = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            about |= {"WORLD_SIZE": self.count, "LOCAL_WORLD_SIZE": self.count, "TORCHELASTIC_RUN_ID": os.getpid()}
-            variables = environment | {key: str(value) for key, value in about.items()}
+            variables = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             with (self.logs / f"{rank}.log").open("wb") as log:
                 out = None if rank == 0 else log
-                command = [sys.executable, *arguments]
                 self.processes.append(
-                    subprocess.Popen(command, env=variables, start_new_session=True, stdout=out, stderr=out)
+                    subprocess.Popen(arguments, env=variables, start_new_session=True, stdout=out, stderr=out)
                 )
 
     @property
     def logs(self) -> Path:
         return self.folder / "ranks"
 
-    def request_stop(self, number: int = 0, frame: FrameType | None = None) -> None:
-        """Asks the processes to stop after their step, as a signal handler does."""
+    def request_stop(self, number: int, frame: FrameType | None) -> None:
+        """Asks the processes to stop after their step; a signal handler."""
         self.stop_requested = True
         self._terminate()
 
@@ -175,12 +175,6 @@ class Ranks:
         return f"rank {rank} of {self.count} {how}; the same command goes on from the last checkpoint"
 
 
-def _end_with_parent() -> None:
-    """Lets this process die when the one that watches it dies, before the same run is started again (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-def lost_peer(error: BaseException) -> bool:
-    """Whether this rank failed only because another did."""
-    return any(words in str(error) for words in LOST_PEER)
+def _lost_peer(error: str) -> bool:
+    """Whether a rank failed only because another did."""
+    return any(words in error for words in LOST_PEER)

@@ -1,23 +1,27 @@
-"""What a run leaves on disk after every epoch: its checkpoints, its curves and, at the end, its figures."""
+"""What a run leaves on disk: checkpoints and curves after every epoch, states for others, figures at the end."""
 
 import csv
 import io
+import math
 import os
 import shutil
 import time
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.trainer.states import TrainerFn
 
 from .. import checkpoint
 from ..errors import DataError
 from ..figures import curves, save
-from ..files import land, write
+from ..files import land, link, write
 from ..task import Task
+from ..trunks import Reservation, Trunk
 from .module import Training, mean_losses
 
 KEEP_BEST_UP_TO = 100_000_000  # parameters; larger models keep last.ckpt only
@@ -32,8 +36,7 @@ class Record(Callback):
         self.folder, self.switch_epoch = folder, switch_epoch
         self.rows: list[dict[str, float]] = []  # one an epoch
         self.best: dict[str, float] = {}
-        self.seconds = 0.0
-        self.evaluation_seconds = 0.0
+        self.seconds, self.evaluation_seconds = 0.0, 0.0
         self.from_trunk = 0  # epochs that another run trained
         self.seconds_here = 0.0  # of both by this process
         self.finished = False
@@ -45,69 +48,57 @@ class Record(Callback):
         for name in STATE:
             setattr(self, name, state_dict[name])
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for row in self.rows:  # of a resumed run: a logger starts from nothing
-            self._log(trainer, row)
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self._log(trainer, self.rows)  # of a resumed run: a logger starts from nothing
         if trainer.is_global_zero:
-            assert isinstance(pl_module, Training)
             self._settle_best(_keeps_best(pl_module.task))
             if self.rows:  # the file may be older, or not be there
                 self.write_curves()
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._started = time.perf_counter()
         self._trained: float | None = None
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.state.fn != TrainerFn.VALIDATING:
             self._note_trained(pl_module)
 
-    def _note_trained(self, pl_module: LightningModule) -> float:
+    def _note_trained(self, pl_module: Any) -> float:
         if self._trained is None:
             if pl_module.device.type == "cuda":
                 torch.cuda.synchronize()
             self._trained = time.perf_counter()
         return self._trained
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, Training)
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         epoch, task = trainer.current_epoch, pl_module.task
         trained, now = self._note_trained(pl_module), time.perf_counter()
         self.seconds += trained - self._started
         self.evaluation_seconds += now - trained
         self.seconds_here += now - self._started
         metrics = pl_module.values() | pl_module.average_values if pl_module.evaluates else {}
-        row: dict[str, float] = {
-            "epoch": epoch,
-            "step": (epoch + 1) * len(pl_module.losses),
-            **pl_module.last_lrs(),
-            "seconds": self.seconds,
-            **mean_losses(pl_module.losses, list(task.players()), pl_module.measured),
-            **metrics,
-        }
+        losses = mean_losses(pl_module.losses, list(task.players()), pl_module.measured)
+        row: dict[str, float] = {"epoch": epoch, "step": (epoch + 1) * len(pl_module.losses), **pl_module.last_lrs()}
+        row |= {"seconds": self.seconds, **losses, **metrics}
         self.rows.append(row)
         headline = pl_module.headline
         sign = 1 if task.higher_is_better else -1
         improved = bool(metrics) and (not self.best or sign * metrics[headline] > sign * self.best[headline])
         if improved:
             self.best = {key: value for key, value in row.items() if key == "epoch" or "/" in key}
-        self._log(trainer, row)
-        self._save(trainer, improved and _keeps_best(task))
-
-    @staticmethod
-    def _log(trainer: Trainer, row: dict[str, float]) -> None:
-        for logger in trainer.loggers:
-            logger.log_metrics(row, step=int(row["epoch"]))
-
-    def _save(self, trainer: Trainer, is_best: bool) -> None:
+        self._log(trainer, [row])
         last = self.folder / "checkpoints" / "last.ckpt"
         trainer.save_checkpoint(last)  # on all ranks; rank 0 writes
-        if not trainer.is_global_zero:
-            return
-        # The last first, which tells all else: a kill before the others leaves what _settle_best and write_curves mend.
-        if is_best:
-            _become_best(last)
-        self.write_curves()
+        if trainer.is_global_zero:
+            # The last first, which tells all: a kill before the others leaves what _settle_best and write_curves mend.
+            if improved and _keeps_best(task):
+                _become_best(last)
+            self.write_curves()
+
+    @staticmethod
+    def _log(trainer: Trainer, rows: list[dict[str, float]]) -> None:
+        for logger, row in product(trainer.loggers, rows):
+            logger.log_metrics(row, step=int(row["epoch"]))
 
     def _settle_best(self, keeps: bool) -> None:
         """Makes best.ckpt the best epoch's, wherever a kill came between; removes what the kill left.
@@ -143,13 +134,12 @@ class Record(Callback):
         writer.writerows(self.rows)
         write(self.folder / "curves.csv", text.getvalue(), durable=False)  # the checkpoint has the rows
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.state.fn == TrainerFn.VALIDATING:
             self.on_train_end(trainer, pl_module)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Draws the figures, on all ranks alike (a metric may ask the others), and keeps rank 0's."""
-        assert isinstance(pl_module, Training)
         pl_module.eval()
         figures = self.folder / "figures"
         drawn = ("curves", curves(self.rows, pl_module.headline, self.switch_epoch))
@@ -157,10 +147,10 @@ class Record(Callback):
             for name, figure in (drawn, *pl_module.task.pictures()):
                 if trainer.is_global_zero:
                     figures.mkdir(exist_ok=True)
-                    save(figure, figures / f"{name}.png")
+                    save(figure, path := figures / f"{name}.png")
                     for logger in trainer.loggers:
                         if hasattr(logger, "log_image"):
-                            logger.log_image(name, [str(figures / f"{name}.png")])
+                            logger.log_image(name, [str(path)])
                 plt.close(figure)
         self.finished = True
 
@@ -189,9 +179,72 @@ def _become_best(source: Path) -> None:
     land(scratch, source.with_name("best.ckpt"))
 
 
-def link(source: Path, target: Path) -> None:
-    """The same bytes under another name, once on disk where that is possible."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+class PublishStates(Callback):
+    """Publishes the run's states up to its switch that other runs of its trunk request; on rank 0.
+
+    A state is the run's checkpoint with the optimizers as they are before the switch, whichever ran, and with what
+    the last steps added to the weights, which a method with a history goes on from.
+    """
+
+    def __init__(self, trunk: Trunk, reservation: Reservation | None, folder: Path) -> None:
+        self.trunk, self.reservation, self.checkpoints = trunk, reservation, folder / "checkpoints"
+        self.notes: list[str] = []
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+        epoch, steps = trainer.current_epoch, pl_module.steps
+        requests = self.trunk.requests().items()
+        firsts = (e * steps - count for e, count in requests if epoch < e <= self.trunk.end and count)
+        pl_module.history.start_epoch(min(firsts, default=math.inf), epoch * steps, len(trainer.optimizers))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        epoch = trainer.current_epoch + 1
+        if epoch > self.trunk.end:
+            return
+        differences = self.trunk.unmet_request(epoch)
+        first = max(0, epoch * pl_module.steps - (differences or 0))
+        if differences is not None and (differences == 0 or pl_module.history.first <= first):
+            write_state = partial(self._write_state, trainer, pl_module, first if differences else None)
+            try:
+                self.trunk.publish(epoch, differences, write_state)
+            except OSError as error:
+                self.notes.append(f"the state after epoch {epoch} is not shared: {error}")
+        if self.reservation is not None:
+            self.reservation.reached(epoch)
+            if epoch == self.trunk.end:
+                self.reservation.release()
+
+    def _write_state(self, trainer: Trainer, training: Training, first: int | None, folder: Path) -> None:
+        state = checkpoint.load(self.checkpoints / "last.ckpt")
+        state["callbacks"]["Record"]["from_trunk"] = 0
+        # In the form that all optimizers have before their switch.
+        states = [getattr(optimizer, "before_switch", optimizer.state_dict)() for optimizer in trainer.optimizers]
+        state["optimizer_states"] = states
+        if first is not None:
+            state["recorded_from"] = first
+            recorded = training.history.since(first)
+            state["recorded"] = [[[(n, d.cpu()) for n, d in parameter] for parameter in each] for each in recorded]
+        checkpoint.save(state, folder / "state.ckpt")
+        best = self.checkpoints / "best.ckpt"
+        if best.exists():
+            link(best, folder / "best.ckpt")
+
+
+def start_from(state: Path, folder: Path, training: Training, epoch: int) -> None:
+    """Makes a state that another run published the last checkpoint of the run in `folder`.
+
+    Args:
+        state: a folder with state.ckpt, of so many epochs, and perhaps best.ckpt; it is removed.
+    """
+    content = checkpoint.load(state / "state.ckpt")
+    optimizers: list[Any] = training.new_optimizers()
+    recorded = content.get("recorded", [()] * len(optimizers))
+    for i, (optimizer, of_optimizer) in enumerate(zip(optimizers, recorded, strict=True)):
+        if hasattr(optimizer, "start_after"):
+            optimizer.start_after(epoch * training.steps, content["optimizer_states"][i], of_optimizer)
+            content["optimizer_states"][i] = optimizer.state_dict()
+    content["callbacks"]["Record"]["from_trunk"] = epoch
+    checkpoints = folder / "checkpoints"
+    if (state / "best.ckpt").exists():
+        os.replace(state / "best.ckpt", checkpoints / ARRIVING)  # the best as soon as the state is the last
+    checkpoint.save(content, checkpoints / "last.ckpt")
+    shutil.rmtree(state)

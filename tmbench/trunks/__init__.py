@@ -10,32 +10,33 @@ Any number of processes work on it at once, and may be killed at any moment: a s
 the lock falls with its holder, and what a state holds does not depend on who made it. Torch-free.
 """
 
-import contextlib
 import hashlib
 import os
 import shutil
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from ..config.identity import before_switch, digest, effective_switch, identity
 from ..config.machine import cpu_model, gpu_names
 from ..errors import DataError
-from ..files import digest_of, flush, read_sealed, write_sealed
+from ..files import digest_of, flush, link, read_sealed, write_sealed
 from ..result import versions
-from .lock import HolderWatch, Reservation, is_acquired
 from .store import GIB, STORE, remove, remove_leftovers_of, shrink
 
 FETCHED = ".trunk"  # under a run's folder
+PATIENCE = 60.0  # seconds without a sign of life after which others no longer wait for the holder of a lock
 
 
 def trunk_of(cfg: Mapping[Any, Any], data_digest: str) -> "Trunk | None":
@@ -53,6 +54,11 @@ def trunk_of(cfg: Mapping[Any, Any], data_digest: str) -> "Trunk | None":
         Path(cfg["runs_dir"]) / STORE, digest(facts), int(cfg["epochs"]) if switch is None else switch,
         switches=switch is not None, differences=0 if switch is None else differences, limit=cfg["trunk_gib"] * GIB,
     )  # fmt: skip
+
+
+def state_to_start_from(folder: Path) -> Path | None:
+    """What `Trunk.fetch` put into the run's folder for it to start from."""
+    return next((folder / FETCHED).glob("[0-9]" * 5), None)
 
 
 @cache
@@ -77,23 +83,89 @@ def _machine(accelerator: str) -> list[str]:
     return [cpu_model(), str(len(os.sched_getaffinity(0))), *threads]
 
 
-class Trunk:
-    """One run's view of its trunk.
+def _is_acquired(lock: FileLock) -> bool | None:
+    """Whether we hold the lock now, whose holder's death releases it; None where the file system has no locks."""
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return False
+    except OSError:
+        return None
+    return True
 
-    Args:
-        store: the folder of all trunks.
-        name: this one's.
-        end: the epoch at which the run leaves it: its switch, or its last epoch.
-        switches: whether that is a switch.
-        differences: how many of the last differences of the weights the run goes on from there.
-        limit: bytes that the store may take.
+
+class Reservation:
+    """What a run got from its trunk: the epoch of the state that was fetched, and perhaps the lock.
+
+    The holder of the lock touches its file now and then, and writes into it how many epochs it has trained.
     """
 
-    def __init__(
-        self, store: Path, name: str, end: int, *, switches: bool = True, differences: int = 0, limit: float = 10 * GIB
-    ) -> None:
-        self.store, self.end, self.switches, self.differences, self.limit = store, end, switches, differences, limit
-        self.folder = store / name
+    def __init__(self, start: int | None, lock: FileLock | None = None) -> None:
+        self.start, self._lock = start, lock
+        self._released = threading.Event()
+        if lock is not None:
+            threading.Thread(target=self._show_life, args=(Path(lock.lock_file),), daemon=True).start()
+
+    @property
+    def is_held(self) -> bool:
+        return self._lock is not None
+
+    def _show_life(self, path: Path) -> None:
+        while not self._released.wait(PATIENCE / 6):
+            with suppress(OSError):
+                os.utime(path)
+
+    def reached(self, epoch: int) -> None:
+        """Tells those who wait that the requested states up to this epoch are published."""
+        if self._lock is not None:
+            Path(self._lock.lock_file).write_text(str(epoch))
+
+    def release(self) -> None:
+        """Lets others train on: the run has come to its end of the trunk."""
+        self._released.set()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+
+class HolderWatch:
+    """Watches a lock's holder from now on; its sign of life by our own clock, since the holder's may differ."""
+
+    def __init__(self, lock: Path) -> None:
+        self.lock, self.last_touch, self.start = lock, 0, time.monotonic()
+        self.alive_at, self.announced = self.start, False
+
+    def is_futile(self, end: int) -> bool:
+        """Whether the holder has passed epoch `end`, whose state is not there, or seems to be frozen."""
+        if not self.announced and time.monotonic() - self.start > 2:
+            print("another process trains the epochs that this run shares with it; waiting", file=sys.stderr)
+            self.announced = True
+        with suppress(OSError, ValueError):
+            touch = self.lock.stat().st_mtime_ns
+            if touch != self.last_touch:
+                self.last_touch, self.alive_at = touch, time.monotonic()
+            if int(self.lock.read_text()) >= end:
+                return True
+        if time.monotonic() - self.alive_at < PATIENCE:
+            return False
+        print(f"no sign of life from it in {PATIENCE:.0f} s: going on without it", file=sys.stderr)
+        return True
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """One run's view of its trunk."""
+
+    store: Path  # the folder of all trunks
+    name: str
+    end: int  # the epoch at which the run leaves it: its switch, or its last epoch
+    switches: bool = True  # whether that is a switch
+    differences: int = 0  # how many of the last differences of the weights the run goes on from there
+    limit: float = 10 * GIB  # bytes that the store may take
+
+    @property
+    def folder(self) -> Path:
+        return self.store / self.name
 
     def request(self, epoch: int, differences: int) -> None:
         """Requests the state after so many epochs from whoever trains this trunk, unless it is published."""
@@ -103,11 +175,8 @@ class Trunk:
 
     def requests(self) -> dict[int, int]:
         """The epochs whose states are requested, with the number of differences."""
-        known: dict[int, int] = {}
-        for path in self.folder.glob("*.asked-*"):
-            epoch, differences = (int(word) for word in path.name.split(".asked-"))
-            known[epoch] = max(differences, known.get(epoch, 0))
-        return known
+        words = (path.name.split(".asked-") for path in self.folder.glob("*.asked-*"))
+        return dict(sorted((int(epoch), int(differences)) for epoch, differences in words))  # of an epoch's, the most
 
     def unmet_request(self, epoch: int) -> int | None:
         """How many differences the requested state after this epoch should hold; None if no run lacks it."""
@@ -145,7 +214,7 @@ class Trunk:
             scratch.chmod(0o755)
             if self.states().get(epoch, differences) < differences:
                 remove(self.folder / f"{epoch:05d}")
-            with contextlib.suppress(OSError):  # another was first, with the same
+            with suppress(OSError):  # another was first, with the same
                 scratch.rename(self.folder / f"{epoch:05d}")
                 flush(self.folder)
             for path in self.folder.glob(f"{epoch:05d}.asked-*"):
@@ -163,7 +232,7 @@ class Trunk:
         try:
             files = read_sealed(source / "about.json")["files"]
             for name in files:
-                _link_or_copy(source / name, scratch / name)
+                link(source / name, scratch / name)
             for name, digest_then in files.items():
                 if digest_of(scratch / name) != digest_then:
                     raise DataError(f"{source / name}: damaged: its content does not match its sha256")
@@ -200,7 +269,7 @@ class Trunk:
         if self.switches:
             self.request(self.end, self.differences)
         lock, watch = FileLock(self.folder / ".lock", fallback_to_soft=False), None
-        while not (locked := is_acquired(lock)):
+        while not (locked := _is_acquired(lock)):
             if self.states().get(self.end, -1) >= self.differences and self.fetch(self.end, into):
                 yield Reservation(self.end)
                 return
@@ -221,21 +290,7 @@ class Trunk:
     def _fetch_newest(self, trained: int, into: Path) -> int | None:
         """Fetches the latest published state that the run can start from; its epoch, or None if there is none."""
         for epoch, differences in sorted(self.states().items(), reverse=True):
-            usable = epoch < self.end or (epoch == self.end and differences >= self.differences)
-            if epoch > trained and usable and self.fetch(epoch, into):
+            usable = trained < epoch < self.end or (epoch == self.end and differences >= self.differences)
+            if usable and self.fetch(epoch, into):
                 return epoch
         return None
-
-
-def state_to_start_from(folder: Path) -> Path | None:
-    """What `Trunk.fetch` put into the run's folder for it to start from."""
-    return next((folder / FETCHED).glob("[0-9]" * 5), None)
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except FileNotFoundError:
-        raise
-    except OSError:  # another file system
-        shutil.copyfile(source, target)

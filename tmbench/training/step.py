@@ -1,5 +1,6 @@
-"""The loss of one optimizer step and its gradient, over all parts and ranks of its batch."""
+"""One optimizer step: its loss and gradient over all parts and ranks of its batch, and a record of what it adds."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,25 +12,19 @@ from torch.optim import Optimizer
 from ..task import Loss, Player, mean
 from .loader import Step
 
+Recorded = list[list[tuple[int, Tensor]]]  # for each parameter, newest first: (step of the run, what it added)
+
 
 @dataclass
 class Gradient:
-    """Computes what an optimizer's `step` takes as its closure.
+    """Computes what an optimizer's `step` takes as its closure."""
 
-    Args:
-        padding: the task's; see Task.
-        clip_norm, clip_value: limits on the gradient's norm and on each of its elements.
-        world: how many ranks there are.
-        device: where sums over ranks are kept.
-        backward: takes the gradient where there are several ranks, and starts their exchange of it.
-    """
-
-    padding: tuple[float, ...] = ()
-    clip_norm: float | None = None
-    clip_value: float | None = None
-    world: int = 1
-    device: torch.device | None = None
-    backward: Callable[[Tensor], Any] = Tensor.backward
+    padding: tuple[float, ...] = ()  # the task's
+    clip_norm: float | None = None  # a limit on the gradient's norm
+    clip_value: float | None = None  # and on each of its elements
+    world: int = 1  # ranks
+    device: torch.device | None = None  # where sums over ranks are kept
+    backward: Callable[[Tensor], Any] = Tensor.backward  # of several ranks, it starts their exchange of gradients
     weight: Any = 0  # what the last loss is over
 
     def closure(self, optimizer: Optimizer, player: Player, step: Step) -> Tensor:
@@ -75,10 +70,7 @@ class Gradient:
             total, weight = _checked(player.loss(batch))
             if not counts:
                 total, weight = 0 * total, 0
-            if self.world > 1:
-                self.backward(total)  # announces the exchange of gradients, which are averaged over the ranks
-            else:
-                total.backward()  # type: ignore[no-untyped-call]
+            self.backward(total)  # which averages gradients over the ranks
             sums_2[0] += total.detach()
             sums_2[1] += weight
         if self.world > 1:  # the whole batch's loss: a line search must decide alike on all ranks
@@ -94,3 +86,36 @@ def _checked(loss: Any) -> Loss:
     if not (isinstance(loss, tuple) and len(loss) == 2):
         raise TypeError(f"loss: expected (sum, number of terms), as Task.loss says, got {type(loss).__name__}")
     return loss
+
+
+class StepHistory:
+    """Records what steps add to the weights, which a method with a history goes on from, from a given step on."""
+
+    def __init__(self) -> None:
+        self.first: float = math.inf  # nothing is recorded before this step
+        self.recorded: list[Recorded] = []  # for each optimizer
+
+    def start_epoch(self, first_wanted: float, first_of_epoch: int, optimizers: int) -> None:
+        """Keeps what is wanted of the earlier epochs, where they are so short that a history reaches over them."""
+        wanted = max(0, first_wanted)
+        if wanted < first_of_epoch and self.first <= wanted:
+            self.first, self.recorded = wanted, self.since(wanted)
+        else:
+            self.first, self.recorded = max(wanted, first_of_epoch), [[] for _ in range(optimizers)]
+
+    def since(self, first: float) -> list[Recorded]:
+        return [[[(n, d) for n, d in of if n >= first] for of in recorded] for recorded in self.recorded]
+
+    def step(self, number: int, index: int, optimizer: Any, closure: Callable[[], Tensor]) -> Tensor:
+        """Takes step `number` of the run by the optimizer of this index, and records it if that is wanted."""
+        if number < self.first:
+            return optimizer.step(closure)
+        # Taken from the weights, so that what is recorded does not depend on which optimizer moves them.
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        before = [p.detach().clone() for p in params]
+        loss: Tensor = optimizer.step(closure)
+        recorded = self.recorded[index] = self.recorded[index] or [[] for _ in params]
+        for p, w, of in zip(params, before, recorded, strict=True):
+            if p.grad is not None:  # without a gradient it did not take part
+                of.insert(0, (number, p.detach() - w))
+        return loss
