@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError
-from .declared import is_identity
 from .settle import Settings, plain
-from .table import NEVER, TABLE
+from .table import BOOKKEEPING, NEVER, file_of, kind_of, known_keys, top_keys
 
 SCHEMA = 3  # of result.json; part of a run's identity
 OVERRIDES = "overrides.yaml"  # in a run's folder: what was asked for; config.yaml beside it is what that became
@@ -33,13 +32,12 @@ def world_size(cfg: Mapping[Any, Any]) -> int:
 
 def identity(cfg: Mapping[Any, Any], data_digest: str) -> Settings:
     """Everything in a settled configuration that can change the numbers, and nothing else; table.py says what does."""
-    cfg = plain(cfg)
     facts: Settings = {}
-    for key, value in cfg.items():
+    for key, value in plain(cfg).items():
         if isinstance(value, dict):
-            group = {name: inner for name, inner in value.items() if is_identity(key, name, value)}
+            group = {name: inner for name, inner in value.items() if _is_identity(key, name, value)}
             facts |= {key: group} if group else {}
-        elif key in TABLE and TABLE[key].is_identity({}):
+        elif key in top_keys() and top_keys()[key].is_identity({}):
             facts[key] = value
     if not reads_switch(cfg):
         facts.pop("switch_epoch", None)
@@ -47,6 +45,11 @@ def identity(cfg: Mapping[Any, Any], data_digest: str) -> Settings:
     facts["data"]["digest"] = data_digest
     facts["schema"] = SCHEMA
     return facts
+
+
+def _is_identity(group: str, name: str, values: Settings) -> bool:
+    known = known_keys(group, file_of(values)).get(name)
+    return known.is_identity(values) if known else kind_of(f"{group}.{name}") != BOOKKEEPING
 
 
 def run_id(cfg: Mapping[Any, Any], data_digest: str) -> str:

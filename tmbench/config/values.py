@@ -70,7 +70,6 @@ def _are_seeds(value: Any) -> bool:
 _KINDS: dict[str, Check] = {
     "true or false": lambda value: isinstance(value, bool),
     "a list": lambda value: isinstance(value, list),
-    "settings": lambda value: isinstance(value, dict),
     "a count or a list of seeds": lambda value: is_whole(value, 1) or _are_seeds(value),
     "anything": lambda value: True,
 }
@@ -81,10 +80,10 @@ _NUMBER = re.compile(r"a (whole )?number(?: (>=?) (\S+)(?: and (<=?) (\S+))?| be
 def check_of(expects: str) -> Check:
     """Whether a value is what such words say.
 
-    They are one of: `true or false`, `a word`, `a folder`, `a file`, `a sentence`, `a list`, `settings`, `anything`,
-    `a count or a list of seeds`, `one of a, b, c`, `a number` or `a whole number`, perhaps with `> 0`, `>= 0`,
-    `>= 0 and < 1` or `between 0 and 1` (both ends excluded). Further values that are allowed follow, each after
-    `, or `; null is None.
+    They are one of: `true or false`, `a word`, `a folder`, `a file`, `a sentence`, `a list`, `settings`,
+    `settings such as {a: 1}`, `anything`, `a count or a list of seeds`, `one of a, b, c`, `a number` or `a whole
+    number`, perhaps with `> 0`, `>= 0`, `>= 0 and < 1` or `between 0 and 1` (both ends excluded). Further values that
+    are allowed follow, each after `, or `; null is None.
 
     Raises:
         ValueError: they say nothing that this function knows; a mistake of the program.
@@ -101,8 +100,10 @@ def check_of(expects: str) -> Check:
 def _check(expects: str) -> Check:
     if expects in _KINDS:
         return _KINDS[expects]
-    if re.fullmatch("(a word|a folder|a file|a sentence).*", expects):
+    if re.match("a word|a folder|a file|a sentence", expects):
         return lambda value: isinstance(value, str) and value != ""
+    if re.fullmatch(r"settings( such as \{.*\})?", expects):
+        return lambda value: isinstance(value, dict)
     if expects.startswith("one of "):
         names = expects.removeprefix("one of ").split(", ")
         return lambda value: isinstance(value, str) and value in names

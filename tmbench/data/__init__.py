@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from ..config.declared import values_of
+from ..config.table import values_of
 from ..errors import ConfigError, DataError
 from . import files
 from .catalogue import Entry, entry
