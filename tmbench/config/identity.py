@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from .settle import Settings, plain
-from .table import BOOKKEEPING, NEVER, file_of, kind_of, known_keys, top_keys
+from .table import NEVER, file_of, key_of_group, known_keys, top_keys
 
 SCHEMA = 3  # of result.json; part of a run's identity
 OVERRIDES = "overrides.yaml"  # in a run's folder: what was asked for; config.yaml beside it is what that became
@@ -35,7 +35,8 @@ def identity(cfg: Mapping[Any, Any], data_digest: str) -> Settings:
     facts: Settings = {}
     for key, value in plain(cfg).items():
         if isinstance(value, dict):
-            group = {name: inner for name, inner in value.items() if _is_identity(key, name, value)}
+            known, other = known_keys(key, file_of(value)), key_of_group(key)
+            group = {name: inner for name, inner in value.items() if known.get(name, other).is_identity(value)}
             facts |= {key: group} if group else {}
         elif key in top_keys() and top_keys()[key].is_identity({}):
             facts[key] = value
@@ -45,11 +46,6 @@ def identity(cfg: Mapping[Any, Any], data_digest: str) -> Settings:
     facts["data"]["digest"] = data_digest
     facts["schema"] = SCHEMA
     return facts
-
-
-def _is_identity(group: str, name: str, values: Settings) -> bool:
-    known = known_keys(group, file_of(values)).get(name)
-    return known.is_identity(values) if known else kind_of(f"{group}.{name}") != BOOKKEEPING
 
 
 def run_id(cfg: Mapping[Any, Any], data_digest: str) -> str:

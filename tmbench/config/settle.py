@@ -3,12 +3,10 @@
 import copy
 import math
 import os
-import re
 from collections.abc import Mapping
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import ConfigError
 from .machine import count_gpus
@@ -84,10 +82,13 @@ def _fill_from_task(cfg: Settings) -> None:
     if isinstance(task["data"], dict):  # several data sets serve this task
         choices[chooses_data] = list(task["data"])
     profile, protocol = cfg["data"]["profile"], cfg["protocol"]["name"]
-    _check_files(cfg["data"], protocol, protocols)
-    for key, allowed in choices.items():
-        if task[key] is not None and task[key] not in allowed:
-            raise ConfigError(f"task.{key}: expected one of {', '.join(allowed)}, got {task[key]!r}")
+    allowed = {f"task.{key}": (task[key], names) for key, names in choices.items() if task[key] is not None}
+    allowed |= {"data.profile": (profile, PROFILES), "protocol.name": (protocol, list(protocols))}
+    for name, (value, names) in allowed.items():
+        if value not in names:
+            raise ConfigError(f"{name}: expected one of {', '.join(names)}, got {value!r}")
+    if lacking := values_of(f"data/{profile}.yaml").keys() - cfg["data"].keys():
+        raise ConfigError(f"data.profile: {profile} needs data.{', data.'.join(lacking)}, too; say data={profile}")
     model = models.get(task.get("model"), {})  # what differs for it
     numbers = protocols[protocol] | model.get("protocols", {}).get(protocol, {})
     values = profiles[profile] | model.get(profile, {})
@@ -105,16 +106,6 @@ def _fill_from_task(cfg: Settings) -> None:
             task[key] = values[key]
     if isinstance(task["data"], dict):
         task["data"] = task["data"][task[chooses_data]]
-
-
-def _check_files(data: Settings, protocol: str, protocols: Settings) -> None:
-    profile = data["profile"]
-    if profile not in PROFILES:
-        raise ConfigError(f"data.profile: expected {' or '.join(PROFILES)}, got {profile!r}")
-    if lacking := values_of(f"data/{profile}.yaml").keys() - data.keys():
-        raise ConfigError(f"data.profile: {profile} needs data.{', data.'.join(lacking)}, too; say data={profile}")
-    if protocol not in protocols:
-        raise ConfigError(f"protocol.name: expected one of {', '.join(protocols)}, got {protocol!r}")
 
 
 def _switch_epoch(cfg: Settings, numbers: Settings) -> Any:
@@ -170,25 +161,18 @@ def _resolved(root: Settings) -> Settings:
     OmegaConf does the same, but takes ten times as long as all else here, and a sweep settles a thousand jobs.
     """
 
-    def value(node: Any, place: tuple[Any, ...]) -> Any:
+    def value(node: Any) -> Any:
         if isinstance(node, dict):
-            return {key: value(child, (*place, key)) for key, child in node.items()}
+            return {key: value(child) for key, child in node.items()}
         if isinstance(node, list):
-            return [value(child, (*place, i)) for i, child in enumerate(node)]
+            return [value(child) for child in node]
         if not isinstance(node, str) or "${" not in node:
             return node
-        found = re.fullmatch(r"\$\{(\.*)([\w.]+)\}", node)
-        if found is None:
-            return OmegaConf.create({"_": node})["_"]  # such as oc.env; raises if it refers to others
-        path = (*(place[: -len(found[1])] if found[1] else ()), *found[2].split("."))
-        target: Any = root
-        for name in path:
-            target = target[name]
-        return value(target, path)
+        return value(select(root, node.removeprefix("${").removesuffix("}")))
 
     try:
-        return cast(Settings, value(root, ()))
-    except (KeyError, TypeError, IndexError, OmegaConfBaseException):  # OmegaConf knows it, or has the message
+        return cast(Settings, value(root))
+    except (KeyError, TypeError, RecursionError):  # OmegaConf knows more of them, such as oc.env, or has the message
         return cast(Settings, OmegaConf.to_container(OmegaConf.create(root), resolve=True))
 
 

@@ -19,6 +19,7 @@ elsewhere: those who read their values check them.
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -69,6 +70,7 @@ _CLAUSE = re.compile(r"(null: |only with |becomes |fixed(?:: |$))(.*)")
 class Key(Setting):
     """One key of a configuration; its fields are the clauses above."""
 
+    kind: str
     null: str = ""
     only_with: str = ""
     becomes: str = ""
@@ -117,7 +119,7 @@ def keys(group: str, name: str) -> dict[str, Key]:
         if inner in (meanings := _by_meaning(group)):
             declared = _declared(comment, meanings[inner])
         else:
-            declared = _of_group(group, comment or _shared(group).get(inner, ""), _expected(values, key, default))
+            declared = key_of_group(group, comment or _shared(group).get(inner, ""), _expected(values, key, default))
         found[key] = replace(declared, default=default)
     return found
 
@@ -143,7 +145,7 @@ def kind_of(key: str) -> str:
     """
     group, _, name = key.partition(".")
     declared = _by_meaning(group).get(name) if name else top_keys().get(key)
-    return (declared or _of_group(group, _shared(group).get(name, ""))).kind
+    return (declared or key_of_group(group, _shared(group).get(name, ""))).kind
 
 
 def reference() -> Iterator[tuple[str, str, Key]]:
@@ -168,12 +170,8 @@ def settings_help() -> str:
 
 @cache
 def _by_meaning(group: str) -> dict[str, Key]:
-    found = {}
-    for key, comment in _BY_MEANING.items():
-        of_group, _, name = key.rpartition(".")
-        if of_group in ("", group):
-            found[name] = _of_group(group, comment)
-    return found
+    places = {key.rpartition(".")[::2]: comment for key, comment in _BY_MEANING.items()}
+    return {name: key_of_group(group, comment) for (top, name), comment in places.items() if top in ("", group)}
 
 
 @cache
@@ -206,15 +204,18 @@ def _comments(group: str, name: str) -> dict[str, str]:
     return found
 
 
-def _of_group(group: str, comment: str, expects: str = "anything") -> Key:
+def key_of_group(group: str, comment: str = "", expects: str = "anything") -> Key:
+    """The key of a group that a comment describes, or of which nothing is known but the group."""
     return _declared(comment, Key(expects=expects, help="", kind=KINDS.get(group, BOOKKEEPING)))
 
 
 def _declared(comment: str, otherwise: Key) -> Key:
     """The key that a comment describes; what it leaves open is as in `otherwise`."""
     fields: dict[str, str] = {}
-    if (match := _EXPECTS.fullmatch(comment)) and _is_known(match[1]):
-        fields["expects"], comment = match.groups()
+    if match := _EXPECTS.fullmatch(comment):
+        with suppress(ValueError):  # a comment that begins with its help, and the default's type decides
+            check_of(match[1])
+            fields["expects"], comment = match.groups()
     help = []
     for clause in comment.split("; "):
         if match := _CLAUSE.fullmatch(clause):
@@ -226,14 +227,6 @@ def _declared(comment: str, otherwise: Key) -> Key:
         else:
             help.append(clause)
     return replace(otherwise, help="; ".join(help) or otherwise.help, **fields)
-
-
-def _is_known(expects: str) -> bool:
-    try:
-        check_of(expects)
-    except ValueError:
-        return False
-    return True
 
 
 def _expected(values: dict[str, Any], key: str, default: Any) -> str:

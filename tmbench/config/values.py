@@ -1,6 +1,7 @@
 """What a value must be, said in words that a person reads in messages and help, and that are the check as well."""
 
 import math
+import operator
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,13 +24,11 @@ class Setting:
         expects: what its value must be; see `check_of`.
         help: what it does, in a few words, with its unit.
         default: the value if none is given.
-        kind: for settings of a run, what it is to the result; see table.py.
     """
 
     expects: str
     help: str
     default: Any = None
-    kind: str = ""
 
     def checked(self, key: str, value: Any) -> Any:
         """The value; ConfigError if it is not what the setting expects."""
@@ -73,7 +72,8 @@ _KINDS: dict[str, Check] = {
     "a count or a list of seeds": lambda value: is_whole(value, 1) or _are_seeds(value),
     "anything": lambda value: True,
 }
-_NUMBER = re.compile(r"a (whole )?number(?: (>=?) (\S+)(?: and (<=?) (\S+))?| between (\S+) and (\S+))?")
+_NUMBER = re.compile(r"a (whole )?number(?: (>=?) (\S+))?(?: and (<=?) (\S+))?")
+_SIGNS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 
 
 @cache
@@ -107,17 +107,9 @@ def _check(expects: str) -> Check:
     if expects.startswith("one of "):
         names = expects.removeprefix("one of ").split(", ")
         return lambda value: isinstance(value, str) and value in names
-    found = _NUMBER.fullmatch(expects)
+    found = _NUMBER.fullmatch(re.sub(r"between (\S+) and", r"> \1 and <", expects))
     if not found:
         raise ValueError(f"no check for {expects!r}")
-    whole, above, low, below, high, left, right = found.groups()
-    is_kind = is_whole if whole else is_number
-    low_end, high_end = float(low or left or -math.inf), float(high or right or math.inf)
-
-    def within(value: Any) -> bool:
-        if not is_kind(value):
-            return False
-        from_low = value >= low_end if above == ">=" or not (above or left) else value > low_end
-        return from_low and (value <= high_end if below == "<=" or not (below or right) else value < high_end)
-
-    return within
+    is_kind = is_whole if found[1] else is_number
+    limits = [(_SIGNS[found[i]], float(found[i + 1])) for i in (2, 4) if found[i]]
+    return lambda value: is_kind(value) and all(is_so(value, limit) for is_so, limit in limits)
