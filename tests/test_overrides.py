@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from itertools import islice
@@ -19,7 +20,7 @@ import tmbench.run
 from tmbench.__main__ import train
 from tmbench.config.compose import composed as composed_of
 from tmbench.config.identity import SCHEMA, run_id
-from tmbench.config.overrides import check_words, keep
+from tmbench.config.overrides import again, check_words, keep
 from tmbench.config.settle import settle
 from tmbench.config.table import GROUPS, conf_dir
 from tmbench.data import __main__ as data_command
@@ -33,10 +34,6 @@ from tmbench.sweeps.record import JobOrder
 
 COMPOSER = JobComposer([], [*GROUPS, "launcher"])
 SHORT = ["task=tc", "epochs=1", "batch_size=80"]
-
-
-class Requested(BaseException):
-    """Ends a run before it begins, with its configuration."""
 
 
 @pytest.fixture
@@ -64,33 +61,21 @@ def refused(rerun: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> Ca
 
 
 @pytest.fixture
-def requested(rerun: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> Callable[..., DictConfig]:
-    """requested(file, change, ...) -> the configuration of the run that python -m tmbench.run begins."""
-
-    def requested(*words: object) -> DictConfig:
-        def ask(cfg: DictConfig, *rest: Any, **more: Any) -> None:
-            raise Requested(settle(cfg))
-
-        with monkeypatch.context() as patch:
-            patch.setattr(tmbench.run, "run", ask)
-            with pytest.raises(Requested) as request:
-                rerun(*words)
-        return request.value.args[0]
-
-    return requested
+def requested(rerun: Any) -> Callable[..., DictConfig]:
+    """requested(file, change, ...) -> the configuration of the run that tmbench run begins."""
+    return lambda file, *changes: settle(again(Path(file), list(changes))[0])
 
 
 @pytest.fixture
 def saved(composed: Compose, tmp_path: Path) -> Callable[..., Path]:
     """saved(word, ...) -> the config.yaml of a run of these words, in its folder."""
 
-    def saved(*words: str, keep: bool = True) -> Path:
-        cfg = settle(composed(*words, f"runs_dir={tmp_path}"))
-        folder = tmp_path / run_id(cfg, "")
-        folder.mkdir(exist_ok=True)
+    def saved(*words: str, runs_dir: str = str(tmp_path)) -> Path:
+        cfg = settle(composed(*words, f"runs_dir={runs_dir}"))
+        folder = Path(runs_dir, run_id(cfg, ""))
+        folder.mkdir(exist_ok=True, parents=True)
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
-        if keep:
-            (folder / "overrides.yaml").write_text(yaml.safe_dump(list(words)))
+        (folder / "overrides.yaml").write_text(yaml.safe_dump(list(words)))
         return folder / "config.yaml"
 
     return saved
@@ -182,7 +167,8 @@ def test_help_is_no_error(rerun: Any, capsys: pytest.CaptureFixture[str]) -> Non
 def test_a_run_whose_words_are_not_known_can_be_asked_for_again_but_not_changed(
     saved: Any, refused: Any, requested: Any
 ) -> None:
-    file = saved("task=tc", "optimizer=sgd", keep=False)
+    file = saved("task=tc", "optimizer=sgd")
+    file.with_name("overrides.yaml").unlink()
     assert requested(file) == settle(OmegaConf.load(file))  # type: ignore[arg-type]
     assert requested(file, "force=true").force is True
     assert requested(file, "runs_dir=/else where").runs_dir == "/else where"
@@ -262,25 +248,21 @@ def test_a_change_that_would_change_more_than_itself_is_refused_by_name(
 
 
 def test_a_run_stays_where_its_folder_is_whoever_calls_from_wherever(
-    composed: Compose, requested: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saved: Any, requested: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "home").mkdir()
-    monkeypatch.chdir(tmp_path / "home")
-    cfg = settle(composed("task=tc", "runs_dir=./runs", "data_dir=./data"))
-    folder = tmp_path / "home" / "runs" / run_id(cfg, "")
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
-    (folder / "overrides.yaml").write_text("- task=tc\n")
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    file = saved("task=tc", "data_dir=./data", runs_dir="./runs")
     for changes in ([], ["lr=0.5"]):
-        here = requested("runs" / Path(folder.name) / "config.yaml", *changes)
+        here = requested(file, *changes)
         assert (here.runs_dir, here.data_dir) == ("./runs", "./data")
     monkeypatch.chdir(tmp_path)
     for changes in ([], ["lr=0.5"]):
-        there = requested(folder / "config.yaml", *changes)
-        assert (there.runs_dir, there.data_dir) == (str(tmp_path / "home/runs"), str(tmp_path / "home/data"))
-        assert requested(folder / "config.yaml", *changes, "runs_dir=other").runs_dir == "other"
-    sent = tmp_path / "sent.yaml"  # alone, so nobody knows where it was
-    sent.write_text(OmegaConf.to_yaml(cfg))
+        there = requested(home / file, *changes)
+        assert (there.runs_dir, there.data_dir) == (str(home / "runs"), str(home / "data"))
+        assert requested(home / file, *changes, "runs_dir=other").runs_dir == "other"
+    sent = shutil.copy(home / file, tmp_path / "sent.yaml")  # alone, so nobody knows where it was
     assert requested(sent).runs_dir == "./runs"
 
 
