@@ -3,7 +3,6 @@
 import io
 import os
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,12 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from web import Web, publish_r8, publish_voc, serving
 
-from tmbench.config import compose, table
-from tmbench.config.settle import Settings
+from tmbench.config import table
 from tmbench.data import fetch
 from tmbench.data.catalogue import Entry
 from tmbench.result import Result
 from tmbench.run import run
+from tmbench.sweeps.compose import JobComposer
 
 REAL_DATA = Path(os.environ.get("TMBENCH_DATA", "data"))
 
@@ -55,16 +54,8 @@ def saved_and_loaded(state: dict[str, Any], weights_only: bool = True) -> dict[s
 def composed(tmp_path_factory: pytest.TempPathFactory) -> Compose:
     """compose("task=tc", ...) -> the configuration, with a runs_dir of the session's own."""
     runs = tmp_path_factory.mktemp("runs")
-
-    def composed(*overrides: str) -> DictConfig:
-        """Hydra takes a tenth of a second: what was composed before is not composed again."""
-        return OmegaConf.create(once(overrides))
-
-    @cache
-    def once(overrides: tuple[str, ...]) -> Settings:
-        return compose.composed([f"runs_dir={runs}", *overrides])
-
-    return composed
+    compose = JobComposer([], [*table.GROUPS, "launcher"])  # Hydra takes a tenth of a second for each
+    return lambda *words: OmegaConf.create(compose([f"runs_dir={runs}", *words]))
 
 
 @pytest.fixture

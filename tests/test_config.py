@@ -10,7 +10,9 @@ from omegaconf import OmegaConf
 from tmbench.config.identity import effective_switch
 from tmbench.config.settle import settle
 from tmbench.config.table import GROUPS, conf_dir
+from tmbench.data import Dataset
 from tmbench.errors import ConfigError
+from tmbench.task import Task
 
 # The paper's Table 2: epochs, lr, batch size, switch epoch.
 PRINTED = {"tc": (120, 1e-2, 5, 100), "seg": (30, 1e-4, 4, 200), "ic": (10, 0.1, 256, 75), "ig": (120, 2e-3, 64, 50),
@@ -25,11 +27,11 @@ def rates(settings: object) -> set[float]:
     return {value for key, value in settings.items() if key == "lr"}.union(*map(rates, settings.values()))
 
 
-@pytest.mark.parametrize("group", GROUPS)
-def test_every_file_names_itself(group: str) -> None:
-    for choice in choices(group):
-        content = OmegaConf.load(conf_dir() / group / f"{choice}.yaml")
-        assert content.get("name", content.get("profile")) == choice
+def test_every_file_names_itself() -> None:
+    for group in GROUPS:
+        for choice in choices(group):
+            content = OmegaConf.load(conf_dir() / group / f"{choice}.yaml")
+            assert content.get("name", content.get("profile")) == choice
 
 
 @pytest.mark.parametrize("optimizer", choices("optimizer"))
@@ -51,7 +53,7 @@ def test_every_optimizer_composes_and_settles_completely(optimizer: str, compose
 def test_full_runs_have_the_papers_settings(protocol: str, table: dict, composed: Compose) -> None:
     assert set(table) <= set(choices("task"))
     for task, numbers in table.items():
-        cfg = settle(composed(f"task={task}", "data=full", f"protocol={protocol}"))
+        cfg = settle(OmegaConf.merge(composed(f"task={task}", "data=full"), {"protocol": {"name": protocol}}))
         assert (cfg.epochs, cfg.lr, cfg.batch_size, cfg.switch_epoch) == numbers
 
 
@@ -90,18 +92,19 @@ def test_what_reads_the_data_is_chosen_by_the_key_that_the_task_names(composed: 
         settle(composed("task=od", "task.mode=both", "trainer=cpu"))
 
 
-@pytest.mark.parametrize("task", choices("task"))
-def test_source_schedule_is_constant_for_a_task_without_one(task: str, composed: Compose) -> None:
-    cfg = settle(composed(f"task={task}", "schedule=source", "data=full", "trainer=cpu"))
-    assert list(cfg.schedule.milestones) == ([] if task != "od" else [0.714286, 0.952381])
+def test_source_schedule_is_constant_for_a_task_without_one(composed: Compose) -> None:
+    source = OmegaConf.load(conf_dir() / "schedule" / "source.yaml")
+    for task in choices("task"):
+        raw = composed(f"task={task}", "data=full")
+        raw.schedule = source
+        assert list(settle(raw).schedule.milestones) == ([] if task != "od" else [0.714286, 0.952381])
 
 
-@pytest.mark.parametrize(("task", "protocol"), list(product(choices("task"), choices("protocol"))))
-def test_tiny_run_really_switches(task: str, protocol: str, composed: Compose) -> None:
-    raw = composed(f"task={task}", "optimizer=tmsgd", f"protocol={protocol}")
-    for epochs in (None, 2, 7):
-        cfg = settle(OmegaConf.merge(raw, {"epochs": epochs}))
-        assert 1 <= cfg.switch_epoch <= cfg.epochs - 1
+def test_tiny_run_really_switches(composed: Compose) -> None:
+    for task, protocol, epochs in product(choices("task"), choices("protocol"), (None, 2, 7)):
+        raw = composed(f"task={task}")
+        cfg = settle(OmegaConf.merge(raw, {"epochs": epochs, "protocol": {"name": protocol}}))
+        assert 1 <= cfg.switch_epoch <= cfg.epochs - 1, (task, protocol, epochs)
 
 
 def test_tiny_switch_keeps_its_share_of_the_epochs(composed: Compose) -> None:
@@ -116,42 +119,33 @@ def test_command_line_wins_over_protocol_profile_and_task(composed: Compose) -> 
     assert (cfg.task.short_side, cfg.schedule.name, cfg.optimizer.lr) == (48, "constant", 0.5)
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "switch", "expected"),
-    [("sgd", "1", None), ("tmsgd", "1", 1), ("tmsgd", "0", 0), ("tmsgd", "never", None), ("tmsgd", "4", None)],
-)
-def test_switch_is_effective_only_inside_a_run_that_reads_it(
-    optimizer: str, switch: str, expected: int | None, composed: Compose
-) -> None:
-    cfg = settle(composed("task=tc", f"optimizer={optimizer}", f"switch_epoch={switch}", "epochs=4"))
-    assert effective_switch(cfg) == expected
+def test_switch_is_effective_only_inside_a_run_that_reads_it(composed: Compose) -> None:
+    cases = ("sgd", 1, None), ("tmsgd", 1, 1), ("tmsgd", 0, 0), ("tmsgd", "never", None), ("tmsgd", 4, None)
+    for optimizer, switch, expected in cases:
+        cfg = settle(composed("task=tc", f"optimizer={optimizer}", f"switch_epoch={switch}", "epochs=4"))
+        assert effective_switch(cfg) == expected
 
 
-@pytest.mark.parametrize("switch", ["-1", "1.5", "always", "true"])
-def test_switch_epoch_is_a_number_or_never(switch: str, composed: Compose) -> None:
-    with pytest.raises(ConfigError, match="switch_epoch: expected a whole number >= 0, or never, got"):
-        settle(composed("task=tc", f"switch_epoch={switch}"))
+def test_switch_epoch_is_a_number_or_never(composed: Compose) -> None:
+    for switch in ("-1", "1.5", "always", "true"):
+        with pytest.raises(ConfigError, match="switch_epoch: expected a whole number >= 0, or never, got"):
+            settle(composed("task=tc", f"switch_epoch={switch}"))
 
 
-@pytest.mark.parametrize("task", choices("task"))
-def test_targets_of_a_task_exist(task: str, composed: Compose) -> None:
-    from tmbench.data import Dataset
-    from tmbench.task import Task
-
-    cfg = composed(f"task={task}")
-    assert issubclass(get_class(cfg.task._target_), Task)
-    data = [cfg.task.data] if isinstance(cfg.task.data, str) else cfg.task.data.values()
-    assert all(issubclass(get_class(cls), Dataset) for cls in data)
+def test_targets_of_a_task_exist() -> None:
+    for task in choices("task"):
+        settings = OmegaConf.load(conf_dir() / "task" / f"{task}.yaml")
+        assert issubclass(get_class(settings._target_), Task)
+        data = [settings.data] if isinstance(settings.data, str) else settings.data.values()
+        assert all(issubclass(get_class(cls), Dataset) for cls in data)
 
 
 @pytest.mark.parametrize("trainer", ["gpu", "ddp"])
 def test_gpu_trainers_say_when_there_is_none(trainer: str, composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tmbench.config.fill
-
-    monkeypatch.setattr(tmbench.config.fill, "count_gpus", lambda: 0)
+    monkeypatch.setattr("tmbench.config.settle.count_gpus", lambda: 0)
     with pytest.raises(ConfigError, match=f"trainer={trainer}: no NVIDIA GPU is visible here"):
         settle(composed("task=tc", f"trainer={trainer}"))
-    monkeypatch.setattr(tmbench.config.fill, "count_gpus", lambda: 4)
+    monkeypatch.setattr("tmbench.config.settle.count_gpus", lambda: 4)
     assert settle(composed("task=tc", f"trainer={trainer}")).trainer.devices == {"gpu": 1, "ddp": 4}[trainer]
     with pytest.raises(ConfigError, match="devices: expected at most 4, the GPUs visible here, got 8"):
         settle(composed("task=tc", "trainer=ddp", "devices=8"))

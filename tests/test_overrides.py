@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from itertools import islice
@@ -19,56 +20,62 @@ import tmbench.run
 from tmbench.__main__ import train
 from tmbench.config.compose import composed as composed_of
 from tmbench.config.identity import SCHEMA, run_id
-from tmbench.config.overrides import check_words, keep
+from tmbench.config.overrides import again, check_words, keep
 from tmbench.config.settle import settle
-from tmbench.config.table import conf_dir
+from tmbench.config.table import GROUPS, conf_dir
 from tmbench.data import __main__ as data_command
 from tmbench.errors import ConfigError
 from tmbench.files import sealed_text
 from tmbench.run import run
+from tmbench.sweeps import sweep
+from tmbench.sweeps.compose import JobComposer
 from tmbench.sweeps.plan import Job, RunFinder, words_of_arms
+from tmbench.sweeps.record import JobOrder
 
+COMPOSER = JobComposer([], [*GROUPS, "launcher"])
 SHORT = ["task=tc", "epochs=1", "batch_size=80"]
 
 
-class Requested(BaseException):
-    """Ends a run before it begins, with its configuration."""
-
-
 @pytest.fixture
-def rerun() -> Callable[..., int]:
+def rerun(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """rerun(file, change, ...) -> the exit status of tmbench run with these words."""
+
+    def compose(words: list[str]) -> Any:  # as Hydra does, but once
+        return (composed_of if re.search("searchpath|,", "".join(words)) else COMPOSER)(words)
+
+    monkeypatch.setattr("tmbench.config.overrides.composed", compose)
     return lambda *words: tmbench.run.main([*map(str, words)])
 
 
 @pytest.fixture
-def requested(rerun: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> Callable[..., DictConfig]:
-    """requested(file, change, ...) -> the configuration of the run that python -m tmbench.run begins."""
+def refused(rerun: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """refused(file, change, ...) -> what a person is told, where tmbench run does not run."""
 
-    def requested(*words: object) -> DictConfig:
-        def ask(cfg: DictConfig, *rest: Any, **more: Any) -> None:
-            raise Requested(settle(cfg))
+    def refused(*words: object) -> str:
+        assert rerun(*words) == 1
+        error = capsys.readouterr().err
+        assert "Traceback" not in error
+        return error
 
-        with monkeypatch.context() as patch:
-            patch.setattr(tmbench.run, "run", ask)
-            with pytest.raises(Requested) as request:
-                rerun(*words)
-        return request.value.args[0]
+    return refused
 
-    return requested
+
+@pytest.fixture
+def requested(rerun: Any) -> Callable[..., DictConfig]:
+    """requested(file, change, ...) -> the configuration of the run that tmbench run begins."""
+    return lambda file, *changes: settle(again(Path(file), list(changes))[0])
 
 
 @pytest.fixture
 def saved(composed: Compose, tmp_path: Path) -> Callable[..., Path]:
     """saved(word, ...) -> the config.yaml of a run of these words, in its folder."""
 
-    def saved(*words: str, keep: bool = True) -> Path:
-        cfg = settle(composed(*words, f"runs_dir={tmp_path}"))
-        folder = tmp_path / run_id(cfg, "")
-        folder.mkdir(exist_ok=True)
+    def saved(*words: str, runs_dir: str = str(tmp_path)) -> Path:
+        cfg = settle(composed(*words, f"runs_dir={runs_dir}"))
+        folder = Path(runs_dir, run_id(cfg, ""))
+        folder.mkdir(exist_ok=True, parents=True)
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
-        if keep:
-            (folder / "overrides.yaml").write_text(yaml.safe_dump(list(words)))
+        (folder / "overrides.yaml").write_text(yaml.safe_dump(list(words)))
         return folder / "config.yaml"
 
     return saved
@@ -96,7 +103,7 @@ WORDS: dict[str, Callable[[Compose], list[str]]] = {
 
 @pytest.mark.parametrize("number", range(len(WORDS)), ids=list(WORDS))
 def test_a_change_asks_for_the_run_of_the_main_command_line_with_that_word_added(
-    number: int, composed: Compose, saved: Any, requested: Any, rerun: Any
+    number: int, composed: Compose, saved: Any, requested: Any, refused: Any
 ) -> None:
     """Each of these with two of the changes, one that all that depends on must follow and one that may not be had."""
     words = list(WORDS.values())[number](composed)
@@ -105,20 +112,11 @@ def test_a_change_asks_for_the_run_of_the_main_command_line_with_that_word_added
         try:
             expected = settle(composed(*words, change))
         except (HydraException, ConfigError):
-            assert rerun(file, change) == 1
+            refused(file, change)
             continue
-        assert run_id(requested(file, change), "") == run_id(expected, ""), change
-
-
-def test_all_that_depends_on_a_change_follows_it(saved: Any, requested: Any) -> None:
-    file = saved("task=tc", "optimizer=sgd")
-    assert requested(file, "task.weight_decay=0.1").optimizer.weight_decay == 0.1
-    assert requested(file, "lr=0.5").optimizer.lr == 0.5
-    full = requested(file, "data=full")
-    assert (full.epochs, full.lr, full.optimizer.lr, full.batch_size) == (120, 0.01, 0.01, 5)
-    printed = requested(saved("task=seg", "data=full"), "protocol=as_printed")
-    assert (printed.protocol.name, printed.switch_epoch) == ("as_printed", 200)
-    assert requested(file).lr == 0.02
+        changed = requested(file, change)
+        assert run_id(changed, "") == run_id(expected, ""), change
+        assert changed.lr == expected.lr
 
 
 @pytest.mark.parametrize(
@@ -138,38 +136,26 @@ def test_all_that_depends_on_a_change_follows_it(saved: Any, requested: Any) -> 
         (["+optimizer.name=adam"], "optimizer.name: .* say optimizer=adam"),
     ],
 )
-def test_a_change_that_cannot_be_is_told_in_words(
-    changes: list[str], told: str, saved: Any, rerun: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert rerun(saved("task=tc", "optimizer=tmsgd", "optimizer.momentum=0.9"), *changes) == 1
-    error = capsys.readouterr().err
-    assert re.search(told, error)
-    assert "Traceback" not in error
+def test_a_change_that_cannot_be_is_told_in_words(changes: list[str], told: str, saved: Any, refused: Any) -> None:
+    assert re.search(told, refused(saved("task=tc", "optimizer=tmsgd", "optimizer.momentum=0.9"), *changes))
 
 
-@pytest.mark.parametrize("content", ["", "- a", "a: [", "task: tc", "\0", "{task: , optimizer: name}"])
-def test_a_file_that_is_no_runs_configuration_is_told(
-    content: str, rerun: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "config.yaml").write_text(content)
-    assert rerun(tmp_path / "config.yaml") == 1
-    assert "config.yaml" in capsys.readouterr().err
-    assert rerun(tmp_path) == rerun(tmp_path / "none.yaml") == 1
+def test_a_file_that_is_no_runs_configuration_is_told(refused: Any, tmp_path: Path) -> None:
+    for content in ("", "- a", "a: [", "task: tc", "\0", "{task: , optimizer: name}"):
+        (tmp_path / "config.yaml").write_text(content)
+        assert "config.yaml" in refused(tmp_path / "config.yaml")
+        assert "config.yaml" in refused(tmp_path)
+    assert "none.yaml" in refused(tmp_path / "none.yaml")
 
 
-def test_a_configuration_with_a_part_missing_is_told(
-    saved: Any, rerun: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_configuration_with_a_part_missing_is_told(saved: Any, refused: Any) -> None:
     file = saved("task=tc")
     whole = yaml.safe_load(file.read_text())
     for key in ("seed", "optimizer", "runs_dir", "task.name", "optimizer.name", "trainer.devices", "data.profile"):
         group, _, name = key.partition(".")
         part = {k: v for k, v in whole.items() if k != group} | ({group: {}} if name else {})
         file.write_text(yaml.safe_dump(part))
-        assert rerun(file) == 1
-        told = capsys.readouterr().err
-        assert "expected a run's config.yaml" in told
-        assert "Traceback" not in told
+        assert "expected a run's config.yaml" in refused(file)
 
 
 def test_help_is_no_error(rerun: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,9 +165,10 @@ def test_help_is_no_error(rerun: Any, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_a_run_whose_words_are_not_known_can_be_asked_for_again_but_not_changed(
-    saved: Any, rerun: Any, requested: Any, capsys: pytest.CaptureFixture[str]
+    saved: Any, refused: Any, requested: Any
 ) -> None:
-    file = saved("task=tc", "optimizer=sgd", keep=False)
+    file = saved("task=tc", "optimizer=sgd")
+    file.with_name("overrides.yaml").unlink()
     assert requested(file) == settle(OmegaConf.load(file))  # type: ignore[arg-type]
     assert requested(file, "force=true").force is True
     assert requested(file, "runs_dir=/else where").runs_dir == "/else where"
@@ -190,36 +177,33 @@ def test_a_run_whose_words_are_not_known_can_be_asked_for_again_but_not_changed(
         ("python -m tmbench task=tc epochs=1", "python -m tmbench task=tc epochs=1 lr=0.5 data=full"),
     ):
         file.with_name("result.json").write_text(json.dumps({"command": command, "schema_version": SCHEMA}))
-        assert rerun(file, "lr=0.5", "data=full") == 1
-        told = capsys.readouterr().err
+        told = refused(file, "lr=0.5", "data=full")
         assert "nothing in it can be changed, and no overrides.yaml beside it has the words" in told
         assert advice in told
 
 
-@pytest.mark.parametrize("damage", ["schema", "task._target_", "task.data"])
-def test_what_another_version_saved_is_composed_anew(
-    damage: str, saved: Any, rerun: Any, requested: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_another_version_saved_is_composed_anew(saved: Any, refused: Any, requested: Any) -> None:
     """Where classes have moved since, or settings came; without the words for it, the command to type is told."""
-    file = saved("task=tc", "optimizer=sgd", "epochs=3")
-    expected = requested(file)
-    cfg = yaml.safe_load(file.read_text())
-    del cfg["optimizer"]["nesterov"], cfg["validation"]  # as before there were these
-    if damage == "schema":
-        file.with_name("result.json").write_text(json.dumps({"schema_version": 1, "command": "python -m tmbench X"}))
-    else:
-        cfg["task"][damage.partition(".")[2]] = "tmbench.old.place.TC"
-    file.write_text(yaml.safe_dump(cfg))
-    assert requested(file) == expected
-    assert requested(file, "lr=0.5").lr == 0.5
-    file.with_name("overrides.yaml").unlink()
-    assert rerun(file) == 1
-    told = capsys.readouterr().err
-    assert "saved by another version" in told
-    assert "give the whole command: python -m tmbench " in told
+    for damage in ("task._target_", "task.data", "schema"):
+        file = saved("task=tc", "optimizer=sgd", "epochs=3")
+        expected = requested(file)
+        cfg = yaml.safe_load(file.read_text())
+        del cfg["optimizer"]["nesterov"], cfg["validation"]  # as before there were these
+        if damage == "schema":
+            old = {"schema_version": 1, "command": "python -m tmbench X"}
+            file.with_name("result.json").write_text(json.dumps(old))
+        else:
+            cfg["task"][damage.partition(".")[2]] = "tmbench.old.place.TC"
+        file.write_text(yaml.safe_dump(cfg))
+        assert requested(file) == expected
+        assert requested(file, "lr=0.5").lr == 0.5
+        file.with_name("overrides.yaml").unlink()
+        told = refused(file)
+        assert "saved by another version" in told
+        assert "give the whole command: python -m tmbench " in told
 
 
-def test_a_configuration_changed_by_hand_is_refused(saved: Any, rerun: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_configuration_changed_by_hand_is_refused(saved: Any, refused: Any) -> None:
     """Its lr alone would change nothing, and name a run that was not."""
     file = saved(*SHORT)
     keep(file.parent, SHORT)
@@ -229,13 +213,12 @@ def test_a_configuration_changed_by_hand_is_refused(saved: Any, rerun: Any, caps
     for content in (changed, changed.partition("\n")[2]):
         file.write_text(content)
         for words in ([], ["seed=5"]):
-            assert rerun(file, *words) == 1
-            told = capsys.readouterr().err
+            told = refused(file, *words)
             assert "changed by hand" in told
             assert "python -m tmbench.run" in told
 
 
-def test_overrides_that_are_no_list_of_words_are_told(saved: Any, rerun: Any, capsys: Any) -> None:
+def test_overrides_that_are_no_list_of_words_are_told(saved: Any, refused: Any) -> None:
     file = saved(*SHORT)
     overrides = file.with_name("overrides.yaml")
     kept = overrides.read_text()
@@ -246,19 +229,17 @@ def test_overrides_that_are_no_list_of_words_are_told(saved: Any, rerun: Any, ca
     ):  # fmt: skip
         assert content != kept
         overrides.write_text(content)
-        assert rerun(file, "lr=0.5") == 1
-        assert f"overrides.yaml: {told}" in capsys.readouterr().err
+        assert f"overrides.yaml: {told}" in refused(file, "lr=0.5")
 
 
 def test_a_change_that_would_change_more_than_itself_is_refused_by_name(
-    saved: Any, rerun: Any, requested: Any, capsys: Any
+    saved: Any, refused: Any, requested: Any
 ) -> None:
     """As where a default has another value by now, or the words were edited."""
     file = saved("task=tc", "optimizer=sgd", "lr=0.1", "task.width=20", "epochs=2")
     overrides = file.with_name("overrides.yaml")
     overrides.write_text(overrides.read_text().replace("width=20", "width=30"))
-    assert rerun(file, "seed=1") == 1
-    told = capsys.readouterr().err
+    told = refused(file, "seed=1")
     assert "more would change than seed=1" in told
     assert "task.width: was 20, would be 30" in told
     assert requested(file, "seed=1", "task.width=20").task.width == 20
@@ -267,43 +248,45 @@ def test_a_change_that_would_change_more_than_itself_is_refused_by_name(
 
 
 def test_a_run_stays_where_its_folder_is_whoever_calls_from_wherever(
-    composed: Compose, requested: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saved: Any, requested: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "home").mkdir()
-    monkeypatch.chdir(tmp_path / "home")
-    cfg = settle(composed("task=tc", "runs_dir=./runs", "data_dir=./data"))
-    folder = tmp_path / "home" / "runs" / run_id(cfg, "")
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
-    (folder / "overrides.yaml").write_text("- task=tc\n")
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    file = saved("task=tc", "data_dir=./data", runs_dir="./runs")
     for changes in ([], ["lr=0.5"]):
-        here = requested("runs" / Path(folder.name) / "config.yaml", *changes)
+        here = requested(file, *changes)
         assert (here.runs_dir, here.data_dir) == ("./runs", "./data")
     monkeypatch.chdir(tmp_path)
     for changes in ([], ["lr=0.5"]):
-        there = requested(folder / "config.yaml", *changes)
-        assert (there.runs_dir, there.data_dir) == (str(tmp_path / "home/runs"), str(tmp_path / "home/data"))
-        assert requested(folder / "config.yaml", *changes, "runs_dir=other").runs_dir == "other"
-    sent = tmp_path / "sent.yaml"  # alone, so nobody knows where it was
-    sent.write_text(OmegaConf.to_yaml(cfg))
+        there = requested(home / file, *changes)
+        assert (there.runs_dir, there.data_dir) == (str(home / "runs"), str(home / "data"))
+        assert requested(home / file, *changes, "runs_dir=other").runs_dir == "other"
+    sent = shutil.copy(home / file, tmp_path / "sent.yaml")  # alone, so nobody knows where it was
     assert requested(sent).runs_dir == "./runs"
 
 
+def optimizer_of_ones_own(folder: Path) -> None:
+    """Writes optimizer/mine.yaml there."""
+    (folder / "optimizer").mkdir(parents=True)
+    text = (conf_dir() / "optimizer" / "sgd.yaml").read_text()
+    (folder / "optimizer" / "mine.yaml").write_text(text.replace("sgd", "mine"))
+
+
 def test_a_persons_own_files_serve_a_change_too_and_are_missed_by_name(
-    requested: Any, rerun: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    requested: Any, refused: Any, tmp_path: Path
 ) -> None:
-    own = tmp_path / "a, b" / "optimizer"
-    own.mkdir(parents=True)
-    (own / "mine.yaml").write_text((conf_dir() / "optimizer" / "sgd.yaml").read_text().replace("sgd", "mine"))
-    words = [f'hydra.searchpath=["file://{own.parent}"]', "task=tc", "optimizer=mine"]
+    own = tmp_path / "a, b"
+    optimizer_of_ones_own(own)
+    words = [f'hydra.searchpath=["file://{own}"]', "task=tc", "optimizer=mine"]
     cfg = settle(OmegaConf.create(composed_of(words)))
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
     (tmp_path / "overrides.yaml").write_text(yaml.safe_dump(words))
     changed = requested(tmp_path / "config.yaml", "lr=0.5")
     assert (changed.optimizer.name, changed.optimizer.lr) == ("mine", 0.5)
-    own.parent.rename(tmp_path / "moved")
-    assert rerun(tmp_path / "config.yaml", "lr=0.5") == 1
-    assert "a, b: no such folder, but YAML files are expected in it" in capsys.readouterr().err
+    own.rename(tmp_path / "moved")
+    told = refused(tmp_path / "config.yaml", "lr=0.5")
+    assert "a, b: no such folder, but YAML files are expected in it" in told
     moved = f"hydra.searchpath=[file://{tmp_path / 'moved'}]"
     assert requested(tmp_path / "config.yaml", moved, "lr=0.5") == changed
 
@@ -414,18 +397,18 @@ def test_the_own_command_of_a_finished_run_writes_what_was_damaged_again(
 def test_every_command_line_keeps_what_was_asked_for(
     requested: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One run, a sweep and launched jobs, with a person's own files; each can be changed from another folder."""
-    own, home = tmp_path / "home" / "mine" / "optimizer", tmp_path / "home"
-    own.mkdir(parents=True)
-    (own / "mine.yaml").write_text((conf_dir() / "optimizer" / "sgd.yaml").read_text().replace("sgd", "mine"))
-    words = ["--config-dir", "mine", *SHORT, "optimizer=mine"]
-    for name, more in (("one", []), ("serial", ["-m"]), ("local", ["launcher=local", "-m"])):
+    """One run and a sweep's job, as read from its file, with a person's own files; changed from another folder."""
+    home = tmp_path / "home"
+    optimizer_of_ones_own(home / "mine")
+    do_job = sweep.do_job
+    monkeypatch.setattr(sweep, "do_job", lambda folder, order: do_job(folder, JobOrder.load(order.save(folder))))
+    for name, more in (("one", []), ("job", ["-m"])):
         monkeypatch.chdir(home)
         monkeypatch.setattr(sys, "argv", ["tmbench"])  # which Hydra reads
-        assert train([*words, f"runs_dir={name}", *more]) == 0
+        assert train(["--config-dir", "mine", *SHORT, "optimizer=mine", f"runs_dir={name}", *more]) == 0
         monkeypatch.chdir(tmp_path)
         (folder,) = (home / name).glob("tc-mine-*")
-        expected = [f'hydra.searchpath=["file://{own.parent}"]', *SHORT, "optimizer=mine", f"runs_dir={name}"]
+        expected = [f'hydra.searchpath=["file://{home / "mine"}"]', *SHORT, "optimizer=mine", f"runs_dir={name}"]
         assert yaml.safe_load((folder / "overrides.yaml").read_text()) == expected
         command = shlex.split(json.loads((folder / "result.json").read_text())["command"])
         assert command == ["python", "-m", "tmbench", *expected]

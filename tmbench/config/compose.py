@@ -36,9 +36,12 @@ def composed(words: list[str], name: str = "config") -> Settings:
 
 def own_files(folder: str | None) -> list[str]:
     """The word that lets Hydra find a person's own folder of YAML files as well; no word without one."""
-    return (
-        [] if folder is None else [f"{SEARCH}={json.dumps([f'file://{Path(folder).resolve()}'], ensure_ascii=False)}"]
-    )
+    return [] if folder is None else search_word([f"file://{Path(folder).resolve()}"])
+
+
+def search_word(places: list[str]) -> list[str]:
+    """The word for folders of YAML files, such as file://DIR; no word without any."""
+    return [f"{SEARCH}={json.dumps(places, ensure_ascii=False)}"] if places else []
 
 
 def _check_folders(search: list[str]) -> None:

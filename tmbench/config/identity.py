@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError
-from .declared import is_identity
 from .settle import Settings, plain
-from .table import NEVER, TABLE
+from .table import NEVER, file_of, key_of_group, known_keys, top_keys
 
 SCHEMA = 3  # of result.json; part of a run's identity
 OVERRIDES = "overrides.yaml"  # in a run's folder: what was asked for; config.yaml beside it is what that became
@@ -33,13 +32,13 @@ def world_size(cfg: Mapping[Any, Any]) -> int:
 
 def identity(cfg: Mapping[Any, Any], data_digest: str) -> Settings:
     """Everything in a settled configuration that can change the numbers, and nothing else; table.py says what does."""
-    cfg = plain(cfg)
     facts: Settings = {}
-    for key, value in cfg.items():
+    for key, value in plain(cfg).items():
         if isinstance(value, dict):
-            group = {name: inner for name, inner in value.items() if is_identity(key, name, value)}
+            known, other = known_keys(key, file_of(value)), key_of_group(key)
+            group = {name: inner for name, inner in value.items() if known.get(name, other).is_identity(value)}
             facts |= {key: group} if group else {}
-        elif key in TABLE and TABLE[key].is_identity({}):
+        elif key in top_keys() and top_keys()[key].is_identity({}):
             facts[key] = value
     if not reads_switch(cfg):
         facts.pop("switch_epoch", None)

@@ -3,7 +3,7 @@
 import json
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..errors import ConfigError, DataError
 from ..files import read_sealed_text, sealed_text, write
-from .compose import SEARCH, composed
-from .declared import keys
+from .compose import SEARCH, composed, search_word
 from .identity import OVERRIDES, SCHEMA, identity
 from .settle import Settings, flat, plain, settled
-from .table import BOOKKEEPING, GROUPS, OTHER_FILE, TABLE, Key
+from .table import BOOKKEEPING, GROUPS, OTHER_FILE, keys, known_keys
 
 OF_A_SWEEP = ("launcher", "plan", "study")
 # Where a run lies and whether it is repeated: nothing follows from these, so a saved configuration takes them as it is.
 AROUND = ("force", "runs_dir", "data_dir")
-_OF_TRAINER = [key[8:] for key in TABLE if key.startswith("trainer.") and TABLE[key].kind != BOOKKEEPING]
+_OF_TRAINER = [name for name, key in keys("trainer", "auto").items() if key.kind != BOOKKEEPING]
 
 
 def key_of(word: str) -> str:
@@ -40,8 +39,7 @@ def of_the_run(words: Iterable[str]) -> list[str]:
 def search_path(sources: Iterable[Any]) -> list[str]:
     """The word for a person's own folders of YAML files among Hydra's sources; no word if there are none."""
     own = [s for s in sources if s.provider == "command-line" or s.provider.startswith(SEARCH)]
-    places = [f"{s.schema}://{Path(s.path).resolve() if s.schema == 'file' else s.path}" for s in own]
-    return [f"{SEARCH}={json.dumps(places, ensure_ascii=False)}"] if places else []
+    return search_word([f"{s.schema}://{Path(s.path).resolve() if s.schema == 'file' else s.path}" for s in own])
 
 
 def check_words(words: list[str]) -> None:
@@ -51,9 +49,9 @@ def check_words(words: list[str]) -> None:
     """
     chosen = {key_of(word): word.partition("=")[2] for word in words}
     for word in words:
-        key, value = key_of(word), word.partition("=")[2]
-        group, _, name = key.partition(".")
-        known = _keys(group, chosen.get(group, ""))
+        value = word.partition("=")[2]
+        group, _, name = key_of(word).partition(".")
+        known = known_keys(group, chosen.get(group, ""))
         is_mapping = not name and value.startswith("{")
         if is_mapping:
             name = next((n for n in known if known[n].fixed and re.search(rf"\b{n}\b['\"]?\s*:", value)), "")
@@ -65,11 +63,6 @@ def check_words(words: list[str]) -> None:
             continue
         remedy = OTHER_FILE if is_mapping else setting.fixed.format(group=group, value=value)
         raise ConfigError(f"{group}.{name}: expected what the file that {group}=... chooses says, got {word}; {remedy}")
-
-
-def _keys(group: str, file: str) -> dict[str, Key]:
-    general = {key.partition(".")[2]: setting for key, setting in TABLE.items() if key.startswith(f"{group}.")}
-    return general | keys(group, file)
 
 
 def keep(folder: Path, words: list[str] | None) -> None:
@@ -159,19 +152,13 @@ def _is_sealed(path: Path) -> bool:
 
 def _saved(path: Path) -> Settings:
     try:
-        content = OmegaConf.create(read_sealed_text(path))
-    except OSError as error:
+        content = _read(path, OmegaConf.create, "a run's config.yaml")
+    except FileNotFoundError as error:
         raise ConfigError(f"no configuration to run: {error}") from None
-    except DataError:
-        raise
-    except (ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: expected a run's config.yaml, got no YAML: {error}") from None
     cfg = plain(content) if isinstance(content, DictConfig) else {}
-    names = {group: "profile" if group == "data" else "name" for group in GROUPS}
-    parts = {group: cfg[group] if isinstance(cfg.get(group), dict) else {} for group in GROUPS}
-    missing = [f"{group}.{name}" for group, name in names.items() if name not in parts[group]]
-    missing += [f"trainer.{name}" for name in _OF_TRAINER if name not in parts["trainer"]]
-    if missing := missing + [key for key in ("seed", *AROUND) if key not in cfg]:
+    required = [f"{group}.{'profile' if group == 'data' else 'name'}" for group in GROUPS]
+    required += [*(f"trainer.{name}" for name in _OF_TRAINER), "seed", *AROUND]
+    if missing := [key for key in required if key not in flat(cfg)]:
         raise ConfigError(f"{path}: expected a run's config.yaml; it says nothing of {', '.join(missing)}")
     return cfg
 
@@ -179,16 +166,21 @@ def _saved(path: Path) -> Settings:
 def _kept(path: Path) -> list[str] | None:
     path = path.with_name(OVERRIDES)
     try:
-        words = yaml.safe_load(read_sealed_text(path))
+        words = _read(path, yaml.safe_load, "a list of words")
     except FileNotFoundError:
         return None
-    except DataError:
-        raise
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DataError(f"{path}: expected a list of words, got what cannot be read ({error})") from None
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise DataError(f"{path}: expected a list of words such as lr=0.1, got {words!r:.60}")
     return words
+
+
+def _read(path: Path, parse: Callable[[str], Any], expected: str) -> Any:
+    try:
+        return parse(read_sealed_text(path))
+    except (DataError, FileNotFoundError):
+        raise
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DataError(f"{path}: expected {expected}, got what cannot be read: {error}") from None
 
 
 def _set_folders(cfg: Settings, path: Path) -> None:

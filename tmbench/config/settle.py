@@ -1,20 +1,20 @@
 """What exactly is asked for: fills and checks a run's configuration, without torch."""
 
 import copy
-import re
+import math
+import os
 from collections.abc import Mapping
-from functools import cache
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import ConfigError
-from .declared import keys
-from .fill import fill_from_task, fill_from_trainer
-from .table import GROUPS, TABLE, Key
+from .machine import count_gpus
+from .table import GROUPS, PROFILES, file_of, keys, known_keys, top_keys, values_of
+from .values import is_whole
 
 Settings = dict[str, Any]
+_CONSTANT = {"milestones": [], "warmup_epochs": 0.0, "warmup_from": 1.0}  # the rate of a task without a schedule
 
 
 def settle(cfg: DictConfig) -> DictConfig:
@@ -34,8 +34,8 @@ def settled(raw: Settings) -> Settings:
     try:
         if cfg["trunk"] is False:
             cfg["trunk"] = "off"  # YAML reads off as false
-        fill_from_task(cfg)
-        fill_from_trainer(cfg, cfg.pop("launcher", {}))
+        _fill_from_task(cfg)
+        _fill_from_trainer(cfg, cfg.pop("launcher", {}))
         cfg["study"].pop("arms", None)  # for the sweep alone
         cfg = _resolved(cfg)
         _check(cfg)
@@ -66,7 +66,93 @@ def flat(node: Settings, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-_REFERENCE = re.compile(r"\$\{(\.*)([\w.]+)\}")
+def _fill_from_task(cfg: Settings) -> None:
+    """Puts the values of the task's YAML under this protocol and profile in place of null.
+
+    Raises:
+        ConfigError: a choice is none of those that the YAML files offer.
+    """
+    task = cfg["task"]
+    if "protocols" not in task:  # settled before
+        return
+    protocols = task.pop("protocols")
+    profiles = {name: task.pop(name) for name in PROFILES}
+    choices, models = task.pop("choices", {}), task.pop("models", {})
+    chooses_data = task.pop("data_by", "dataset")
+    if isinstance(task["data"], dict):  # several data sets serve this task
+        choices[chooses_data] = list(task["data"])
+    profile, protocol = cfg["data"]["profile"], cfg["protocol"]["name"]
+    allowed = {f"task.{key}": (task[key], names) for key, names in choices.items() if task[key] is not None}
+    allowed |= {"data.profile": (profile, PROFILES), "protocol.name": (protocol, list(protocols))}
+    for name, (value, names) in allowed.items():
+        if value not in names:
+            raise ConfigError(f"{name}: expected one of {', '.join(names)}, got {value!r}")
+    if lacking := values_of(f"data/{profile}.yaml").keys() - cfg["data"].keys():
+        raise ConfigError(f"data.profile: {profile} needs data.{', data.'.join(lacking)}, too; say data={profile}")
+    model = models.get(task.get("model"), {})  # what differs for it
+    numbers = protocols[protocol] | model.get("protocols", {}).get(protocol, {})
+    values = profiles[profile] | model.get(profile, {})
+    steps = _CONSTANT | task.pop("schedule", {}) | model.get("schedule", {}) | values.pop("schedule", {})
+    for key, value in cfg["schedule"].items():
+        if value is None:
+            cfg["schedule"][key] = steps[key]
+    for key in ("epochs", "lr", "batch_size"):
+        if cfg[key] is None:
+            cfg[key] = values.get(key, numbers[key])
+    if cfg["switch_epoch"] is None:
+        cfg["switch_epoch"] = _switch_epoch(cfg, numbers)
+    for key in values.keys() & task.keys():  # the others are epochs, lr and batch_size
+        if task[key] is None:
+            task[key] = values[key]
+    if isinstance(task["data"], dict):
+        task["data"] = task["data"][task[chooses_data]]
+
+
+def _switch_epoch(cfg: Settings, numbers: Settings) -> Any:
+    """The protocol's; in a tiny run at the same share of its epochs and inside it, so that it really switches."""
+    if cfg["data"]["profile"] != "tiny" or not is_whole(cfg["epochs"], 1):
+        return numbers["switch_epoch"]
+    share = numbers["switch_epoch"] / numbers["epochs"]
+    return max(1, min(round(share * cfg["epochs"]), cfg["epochs"] - 1))
+
+
+def _fill_from_trainer(cfg: Settings, launcher: Settings) -> None:
+    """Puts what the trainer's YAML and this machine, or the launcher's, give in place of null, auto and -1.
+
+    Raises:
+        ConfigError: the machine or the trainer has no such devices.
+    """
+    trainer = cfg["trainer"]
+    for key in ("devices", "num_nodes", "precision"):
+        if cfg[key] is not None:
+            trainer[key] = cfg[key]
+        cfg[key] = None  # one place for each value; settled configs carry it in trainer
+    trainer["precision"] = str(trainer["precision"])
+    _fill_devices(trainer, launcher)
+    if trainer["num_workers"] is None:
+        few = trainer["accelerator"] == "cpu" or cfg["data"]["profile"] == "tiny"
+        trainer["num_workers"] = 0 if few else min(8, os.cpu_count() or 1)
+
+
+def _fill_devices(trainer: Settings, launcher: Settings) -> None:
+    elsewhere = launcher.get("gpus_per_node", launcher.get("num_gpus"))  # those of a job on another machine
+    gpus = count_gpus() if elsewhere is None else math.ceil(elsewhere)
+    if trainer["accelerator"] == "auto":
+        trainer["accelerator"] = "cuda" if gpus else "cpu"
+    name, on_gpu = trainer["name"], trainer["accelerator"] == "cuda"
+    if on_gpu and not gpus and elsewhere is not None:
+        one = "gpus_per_node=1" if "gpus_per_node" in launcher else "num_gpus=1"
+        raise ConfigError(f"trainer={name}: launcher={launcher['name']} gives a run no GPU; say launcher.{one}")
+    if on_gpu and not gpus:
+        raise ConfigError(f"trainer={name}: no NVIDIA GPU is visible here; use trainer=cpu or trainer=ddp_cpu")
+    if trainer["devices"] == -1:
+        trainer["devices"] = gpus if on_gpu else os.cpu_count()
+    devices = trainer["devices"]
+    if on_gpu and is_whole(devices, 1) and devices > gpus:
+        raise ConfigError(f"devices: expected at most {gpus}, the GPUs visible here, got {devices}")
+    if trainer["strategy"] == "auto" and devices != 1:
+        ddp = "ddp" if on_gpu else "ddp_cpu"
+        raise ConfigError(f"devices: trainer={name} uses one, got {devices}; use trainer={ddp}")
 
 
 def _resolved(root: Settings) -> Settings:
@@ -75,57 +161,32 @@ def _resolved(root: Settings) -> Settings:
     OmegaConf does the same, but takes ten times as long as all else here, and a sweep settles a thousand jobs.
     """
 
-    def value(node: Any, trail: tuple[Any, ...]) -> Any:
+    def value(node: Any) -> Any:
         if isinstance(node, dict):
-            return {key: value(child, (*trail, key)) for key, child in node.items()}
+            return {key: value(child) for key, child in node.items()}
         if isinstance(node, list):
-            return [value(child, (*trail, i)) for i, child in enumerate(node)]
+            return [value(child) for child in node]
         if not isinstance(node, str) or "${" not in node:
             return node
-        found = _REFERENCE.fullmatch(node)
-        if found is None:
-            return OmegaConf.create({"_": node})["_"]  # such as oc.env; raises if it refers to others
-        start = trail[: -len(found[1])] if found[1] else ()
-        path = (*start, *found[2].split("."))
-        target: Any = root
-        for name in path:
-            target = target[name]
-        return value(target, path)
+        return value(select(root, node.removeprefix("${").removesuffix("}")))
 
     try:
-        return cast(Settings, value(root, ()))
-    except (KeyError, TypeError, IndexError, OmegaConfBaseException):  # OmegaConf knows it, or has the message
-        cfg = OmegaConf.create(root)
-        OmegaConf.resolve(cfg)
-        return cast(Settings, OmegaConf.to_container(cfg))
-
-
-@cache
-def _checks(group: str, name: str) -> list[tuple[str, Key]]:
-    """The keys of a group's file whose values are checked, each with what is declared for it."""
-    declared = {key: setting for key, setting in keys(group, name).items() if setting.expects != "anything"}
-    general = {key.partition(".")[2]: setting for key, setting in TABLE.items() if key.startswith(f"{group}.")}
-    return list({**general, **declared}.items())
-
-
-_TOP = [(key, setting) for key, setting in TABLE.items() if "." not in key]
+        return cast(Settings, value(root))
+    except (KeyError, TypeError, RecursionError):  # OmegaConf knows more of them, such as oc.env, or has the message
+        return cast(Settings, OmegaConf.to_container(OmegaConf.create(root), resolve=True))
 
 
 def _check(cfg: Settings) -> None:
     """Raises ConfigError for a value that is not what the table expects."""
-    for key, setting in _TOP:
+    for key, setting in top_keys().items():
         setting.checked(key, cfg[key])
     for group in GROUPS:
-        for key, setting in _checks(group, file_of(cfg, group)):
+        required = keys("trainer", "auto") if group == "trainer" else {}  # a person may take the others away
+        for key, setting in known_keys(group, file_of(cfg[group])).items():
             value: Any = cfg[group]
             for part in key.split("."):
                 value = value.get(part, ...) if isinstance(value, dict) else ...
             if value is not ...:
                 setting.checked(f"{group}.{key}", value)
-            elif group == "trainer":  # of the others a person may take a key away
+            elif key in required:
                 raise KeyError(f"{group}.{key}")
-
-
-def file_of(cfg: Settings, group: str) -> str:
-    """The name of the file that was chosen from a group."""
-    return str(cfg[group].get("name", cfg[group].get("profile")))

@@ -1,16 +1,34 @@
-"""The one table of settings: what each key of a configuration must be, what it does, and what it is to the result.
+"""The table of settings: what each key of a configuration must be, what it does, and what it is to the result.
 
-The keys of every run are declared here. Those of a single task, optimizer, schedule, logger or launcher are declared
-in its YAML; declared.py reads them.
+Each key is declared once, in conf/, by the comment behind it:
+
+    momentum: 0.0   # a number >= 0: share of the last step that is kept
+
+Before the colon stands what the value must be, in the words of `values.check_of`; without it, the type of the default
+decides. After it come the help and clauses, each after `; `:
+
+    null: TEXT         what null means, where it may be given
+    only with KEY      nothing reads it while that key of the same group is false, null or 0
+    becomes KEY        it reaches the numbers through KEY alone, which is part of a run's identity in its place
+    fixed: TEXT        no word of the command line may set it; what to do instead. `may be set` is the opposite
+    of the method      its kind, where that is not its group's: one of the four below
+
+A key without a comment has that of another file of its group. Nothing is known of the files that a person keeps
+elsewhere: those who read their values check them.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from textwrap import wrap
-from typing import Any
+from typing import Any, cast
 
-from .values import Setting
+from omegaconf import OmegaConf
+
+from .values import Setting, check_of
 
 NUMBERS = "changes the numbers"  # of a run, but neither the method nor the problem: the seed
 METHOD = "of the method"
@@ -18,165 +36,50 @@ PROBLEM = "of the problem"
 BOOKKEEPING = "bookkeeping"  # changes no number
 
 GROUPS = ("task", "optimizer", "data", "protocol", "schedule", "trainer", "logger", "study")  # of a settled run
+KINDS = {"task": PROBLEM, "optimizer": METHOD, "schedule": METHOD, "data": PROBLEM, "world_size": PROBLEM}
 NEVER = "never"
-PRECISIONS = ("32", "bf16-mixed")
 PROFILES = ("tiny", "full")
 OTHER_FILE = "choose another file, or write one of your own (--config-dir DIR)"
+
+_BY_MEANING = {  # keys that mean the same in many files
+    "name": "a word: the name of this file; fixed: say {group}={value}",
+    "data.profile": "a word: the name of this file; fixed: say {group}={value}",
+    "_target_": "a word: the class or function in Python; fixed",
+    "_partial_": "true or false: the run gives it further arguments; fixed",
+    "optimizer.switch_step": "anything, or null: switch_epoch in steps; an optimizer with this key has a switch; "
+    "null: the run fills it in; fixed: the run fills it in, say switch_epoch",
+    "optimizer.trunk": "settings such as {part: first}: what it is before its switch, see identity.before_switch; "
+    "bookkeeping; fixed",
+    "task.data": "anything: the class that reads the data, or several by name; fixed",
+    # What these fill in is in the identity.
+    "task.data_by": "a word: the key that chooses one of several; bookkeeping; fixed",
+    "task.choices": "settings: the values that these keys may have; bookkeeping",
+    "task.protocols": "settings: epochs, lr, batch size and switch epoch under each protocol; bookkeeping",
+    "task.full": "settings: the values of null on the real data; bookkeeping",
+    "task.tiny": "settings: the values of null on tiny data; bookkeeping",
+    "task.models": "settings: what differs for a model; bookkeeping",
+    "task.schedule": "settings: what schedule=source makes of its null; bookkeeping",
+}
+_LINE = re.compile(r"(  )?(\w+): *(.*?) *(?:# (.*))?")
+_MORE = re.compile(r" {4,}# +(.*)")
+_EXPECTS = re.compile(r"((?:[^:{]|\{.*?\})+): (.*)")
+_CLAUSE = re.compile(r"(null: |only with |becomes |fixed(?:: |$))(.*)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Key(Setting):
-    """One key of a configuration.
+    """One key of a configuration; its fields are the clauses above."""
 
-    Args:
-        null: what null means, where it may be given.
-        through: the keys by which alone it reaches the numbers; they are part of a run's identity, it is not.
-        only_with: the key of the same group without which nothing reads this one.
-        fixed: what to do in place of setting it, if no word may.
-    """
-
+    kind: str
     null: str = ""
-    through: str = ""
     only_with: str = ""
+    becomes: str = ""
     fixed: str = ""
 
     def is_identity(self, group: Mapping[str, Any]) -> bool:
         """Whether its value makes a run another one, beside these values of its group."""
         is_read = not self.only_with or bool(group.get(self.only_with))
-        return self.kind != BOOKKEEPING and not self.through and is_read
-
-
-def _name(kind: str) -> Key:
-    return Key(expects="a word", help="the name of this file", kind=kind, fixed="say {group}={value}")
-
-
-def _target(kind: str) -> dict[str, Key]:
-    return {
-        "_target_": Key(expects="a word", help="the class or function in Python", kind=kind, fixed=OTHER_FILE),
-        "_partial_": Key(
-            expects="true or false", help="the run gives it further arguments", kind=kind, fixed=OTHER_FILE
-        ),
-    }
-
-
-def _of_task(help: str, expects: str = "settings", fixed: str = "") -> Key:
-    return Key(expects=expects, help=help, kind=BOOKKEEPING, fixed=fixed)  # what they fill in is in the identity
-
-
-_TASKS = "the task's own value under the protocol"
-_TRAINERS = "the trainer's own value"
-KINDS = {"task": PROBLEM, "optimizer": METHOD, "schedule": METHOD, "data": PROBLEM, "trainer": PROBLEM}
-TABLE: dict[str, Key] = {
-    "seed": Key(
-        expects="a whole number >= 0", help="what all that is random follows from: first weights, batches, noise",
-        kind=NUMBERS,
-    ),
-    "epochs": Key(expects="a whole number >= 1", help="passes over the training examples", kind=PROBLEM, null=_TASKS),
-    "batch_size": Key(
-        expects="a whole number >= 1", help="examples a step: of all devices and accumulation steps together",
-        kind=PROBLEM, null=_TASKS,
-    ),
-    "lr": Key(expects="a number > 0", help="learning rate", kind=METHOD, null=_TASKS, through="optimizer"),
-    "switch_epoch": Key(
-        expects=f"a whole number >= 0, or {NEVER}", kind=METHOD, null=_TASKS,
-        help="first epoch with TM; 0: TM from the first step, never: plain SGD throughout",
-    ),
-    "clip_norm": Key(
-        expects="a number > 0, or null", help="largest norm of the whole gradient", kind=METHOD, null="no limit"
-    ),
-    "clip_value": Key(
-        expects="a number > 0, or null", help="largest absolute value in the gradient", kind=METHOD, null="no limit"
-    ),
-    "ema": Key(
-        expects="a number between 0 and 1, or null", kind=METHOD, null="none",
-        help="decay of an exponential moving average of the weights, evaluated beside them",
-    ),
-    "validation": Key(
-        expects="a number between 0 and 1, or null", kind=PROBLEM, null="none",
-        help="share of the training examples that is held out and evaluated in place of the test split",
-    ),
-    "data_dir": Key(expects="a folder", help="where the real data sets are", kind=BOOKKEEPING),
-    "runs_dir": Key(expects="a folder", help="where the runs go", kind=BOOKKEEPING),
-    "force": Key(expects="true or false", help="repeat a run that has completed", kind=BOOKKEEPING),
-    "plan": Key(
-        expects="true or false", kind=BOOKKEEPING,
-        help="only show a sweep's runs and their cost (of a measured epoch; one is trained if there is none)",
-    ),
-    "trunk": Key(
-        expects="one of auto, off", kind=BOOKKEEPING,
-        help="auto: runs that are the same before their switch share that part; off: each trains it itself",
-    ),
-    "trunk_gib": Key(
-        expects="a number >= 0", kind=BOOKKEEPING,
-        help="GiB that the shared states may take under runs_dir; the least recently used are removed first",
-    ),
-    "devices": Key(
-        expects="a whole number >= 1, or -1, or null", help="GPUs, or processes on the CPU, of each machine; -1: all",
-        kind=PROBLEM, null=_TRAINERS, through="trainer.devices",
-    ),
-    "num_nodes": Key(
-        expects="a whole number >= 1, or null", help="machines", kind=PROBLEM, null=_TRAINERS,
-        through="trainer.num_nodes",
-    ),
-    "precision": Key(
-        expects=f"one of {', '.join(PRECISIONS)}, or null", help="of the computation", kind=PROBLEM, null=_TRAINERS,
-        through="trainer.precision",
-    ),
-    "data.profile": _name(PROBLEM),
-    "data.download": Key(
-        expects="true or false", help="fetch what is missing, where that is allowed", kind=BOOKKEEPING
-    ),
-    "protocol.name": _name(BOOKKEEPING),  # the epochs, lr, batch size and switch that it fills in are in the identity
-    "trainer.name": _name(BOOKKEEPING),
-    "trainer.accelerator": Key(
-        expects="one of auto, cpu, cuda", help="what trains; auto: a GPU where there is one, else the CPU", kind=PROBLEM
-    ),
-    "trainer.strategy": Key(
-        expects="one of auto, ddp", help="auto: one process; ddp: one a device", kind=BOOKKEEPING
-    ),
-    "trainer.devices": Key(
-        expects="a whole number >= 1, or -1", help="devices of each machine; -1: all", kind=PROBLEM,
-        through="world_size",
-    ),
-    "trainer.num_nodes": Key(expects="a whole number >= 1", help="machines", kind=PROBLEM, through="world_size"),
-    "trainer.precision": Key(expects=f"one of {', '.join(PRECISIONS)}", help="of the computation", kind=PROBLEM),
-    "trainer.accumulate": Key(
-        expects="a whole number >= 1", help="parts that each batch is split into, to save memory", kind=PROBLEM
-    ),
-    "trainer.num_workers": Key(
-        expects="a whole number >= 0", help="processes that prepare images", kind=BOOKKEEPING,
-        null="0 on the CPU and for tiny data, else up to 8",
-    ),
-    "study.name": _name(BOOKKEEPING),
-    "study.arms": Key(expects="settings", help="the words of the runs that it adds to each run", kind=BOOKKEEPING),
-    "schedule.name": _name(METHOD),
-    **{f"schedule.{name}": key for name, key in _target(METHOD).items()},
-    "logger.name": _name(BOOKKEEPING),
-    **{f"logger.{name}": key for name, key in _target(BOOKKEEPING).items()},
-    "launcher.name": _name(BOOKKEEPING),
-    "optimizer.name": _name(METHOD),
-    **{f"optimizer.{name}": key for name, key in _target(METHOD).items()},
-    "optimizer.switch_step": Key(
-        expects="anything, or null", help="switch_epoch in steps; an optimizer with this key has a switch", kind=METHOD,
-        null="the run fills it in", fixed="the run fills it in; say switch_epoch",
-    ),
-    "optimizer.trunk": Key(
-        expects="settings", help="what it is before its switch; see identity.before_switch", kind=BOOKKEEPING,
-        fixed=OTHER_FILE,
-    ),
-    "task.name": _name(PROBLEM),
-    "task._target_": _target(PROBLEM)["_target_"],
-    "task.data": Key(
-        expects="anything", help="the class that reads the data, or several by name", kind=PROBLEM, fixed=OTHER_FILE
-    ),
-    "task.data_by": _of_task("the key that chooses one of several", "a word", OTHER_FILE),
-    "task.choices": _of_task("the values that these keys may have"),
-    "task.protocols": _of_task("epochs, lr, batch size and switch epoch under each protocol"),
-    "task.full": _of_task("the values of null on the real data"),
-    "task.tiny": _of_task("the values of null on tiny data"),
-    "task.models": _of_task("what differs for a model"),
-    "task.schedule": _of_task("what schedule=source makes of its null"),
-}  # fmt: skip
+        return self.kind != BOOKKEEPING and not self.becomes and is_read
 
 
 def conf_dir() -> Path:
@@ -190,22 +93,158 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
 
 
+def file_of(values: Mapping[str, Any]) -> str:
+    """The name of the file that the values of a group come from."""
+    return str(values.get("name", values.get("profile")))
+
+
+@cache
+def values_of(file: str) -> dict[str, Any]:
+    """What a file of conf/ says, interpolations as they are; empty if it is not there, as a person's own is not."""
+    path = conf_dir() / file
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path))) if path.is_file() else {}
+
+
+@cache
+def keys(group: str, name: str) -> dict[str, Key]:
+    """The keys in one file of a group, with their defaults; those of a mapping that stands on lines of its own as a.b.
+
+    Empty if there is no such file in conf/, as for a person's own.
+    """
+    values = values_of(f"{group}/{name}.yaml")
+    found = {}
+    for key, comment in _comments(group, name).items():
+        top, _, inner = key.rpartition(".")
+        default = values[top][inner] if top else values[inner]
+        if inner in (meanings := _by_meaning(group)):
+            declared = _declared(comment, meanings[inner])
+        else:
+            declared = key_of_group(group, comment or _shared(group).get(inner, ""), _expected(values, key, default))
+        found[key] = replace(declared, default=default)
+    return found
+
+
+@cache
+def top_keys() -> dict[str, Key]:
+    """The keys that stand in no group."""
+    return keys(".", "config")
+
+
+@cache
+def known_keys(group: str, name: str) -> dict[str, Key]:
+    """What is known of the keys that a file of a group may have, also if it is a person's own."""
+    return _by_meaning(group) | (keys(group, "auto") if group == "trainer" else {}) | keys(group, name)
+
+
+@cache
 def kind_of(key: str) -> str:
     """What a setting is to the result: one of the four kinds above.
 
     Args:
         key: dotted, such as `optimizer.momentum`. A key that nothing is declared for is of its group's kind.
     """
-    group = key.partition(".")[0]
-    return TABLE[key].kind if key in TABLE else KINDS.get(group, PROBLEM if key == "world_size" else BOOKKEEPING)
+    group, _, name = key.partition(".")
+    declared = _by_meaning(group).get(name) if name else top_keys().get(key)
+    return (declared or key_of_group(group, _shared(group).get(name, ""))).kind
+
+
+def reference() -> Iterator[tuple[str, str, Key]]:
+    """Every key of a run's configuration: the file in conf/, the dotted key, and what is declared for it."""
+    for key, declared in top_keys().items():
+        yield "config.yaml", key, declared
+    for group in (*GROUPS, "launcher"):
+        for name in choices(group):
+            for key, declared in keys(group, name).items():
+                yield f"{group}/{name}.yaml", f"{group}.{key}", declared
 
 
 def settings_help() -> str:
     """The keys that stand in no group, for --help."""
     lines = []
-    for key, setting in TABLE.items():
-        if "." not in key:
-            null = f"; null: {setting.null}" if setting.null else ""
-            text = f"{setting.help} ({setting.expects}{null})"
-            lines += wrap(text, 120, initial_indent=f"  {key:<14}", subsequent_indent=" " * 16)
+    for key, setting in top_keys().items():
+        null = f"; null: {setting.null}" if setting.null else ""
+        text = f"{setting.help} ({setting.expects}{null})"
+        lines += wrap(text, 120, initial_indent=f"  {key:<14}", subsequent_indent=" " * 16)
     return "\n".join(lines)
+
+
+@cache
+def _by_meaning(group: str) -> dict[str, Key]:
+    places = {key.rpartition(".")[::2]: comment for key, comment in _BY_MEANING.items()}
+    return {name: key_of_group(group, comment) for (top, name), comment in places.items() if top in ("", group)}
+
+
+@cache
+def _shared(group: str) -> dict[str, str]:
+    """The comments of a group's keys, by their last name, each from the first file that has one."""
+    found: dict[str, str] = {}
+    for name in choices(group):
+        for key, comment in _comments(group, name).items():
+            if comment:
+                found.setdefault(key.rpartition(".")[2], comment)
+    return found
+
+
+@cache
+def _comments(group: str, name: str) -> dict[str, str]:
+    """The comment behind each key of a file, empty where there is none, but for what is for Hydra itself."""
+    path = conf_dir() / group / f"{name}.yaml"
+    found: dict[str, str] = {}
+    opened = last = ""  # the mapping whose keys follow, and the key before
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        if match := _LINE.fullmatch(line):
+            inside, key, value, comment = match.groups(default="")
+            if not inside:
+                opened = "" if value or comment or key in _by_meaning(group) else key
+            if key != "defaults" and opened != "hydra" and bool(inside) == bool(opened):
+                last = f"{opened}.{key}" if opened else key
+                found[last] = comment.strip()
+        elif (more := _MORE.fullmatch(line)) and last and found[last]:
+            found[last] += f" {more[1]}"
+    return found
+
+
+def key_of_group(group: str, comment: str = "", expects: str = "anything") -> Key:
+    """The key of a group that a comment describes, or of which nothing is known but the group."""
+    return _declared(comment, Key(expects=expects, help="", kind=KINDS.get(group, BOOKKEEPING)))
+
+
+def _declared(comment: str, otherwise: Key) -> Key:
+    """The key that a comment describes; what it leaves open is as in `otherwise`."""
+    fields: dict[str, str] = {}
+    if match := _EXPECTS.fullmatch(comment):
+        with suppress(ValueError):  # a comment that begins with its help, and the default's type decides
+            check_of(match[1])
+            fields["expects"], comment = match.groups()
+    help = []
+    for clause in comment.split("; "):
+        if match := _CLAUSE.fullmatch(clause):
+            fields[match[1].strip(": ").replace(" ", "_")] = match[2] or OTHER_FILE
+        elif clause == "may be set":
+            fields["fixed"] = ""
+        elif clause in (NUMBERS, METHOD, PROBLEM, BOOKKEEPING):
+            fields["kind"] = clause
+        else:
+            help.append(clause)
+    return replace(otherwise, help="; ".join(help) or otherwise.help, **fields)
+
+
+def _expected(values: dict[str, Any], key: str, default: Any) -> str:
+    """What a value must be where no comment says it: one of the file's choices, or of the default's type."""
+    allowed = dict(values.get("choices", {}))
+    if isinstance(values.get("data"), dict):
+        allowed[values.get("data_by", "dataset")] = list(values["data"])
+    if key in allowed:
+        return f"one of {', '.join(allowed[key])}"
+    if default is None:  # as the profiles fill it in
+        filled = [values[profile][key] for profile in PROFILES if key in values.get(profile, {})]
+        default = min((value for value in filled if type(value) is int), default=next(iter(filled), None))
+    if isinstance(default, bool):
+        return "true or false"
+    if isinstance(default, int):
+        return f"a whole number >= {min(default, 1)}"
+    if isinstance(default, float):
+        return "a number >= 0"
+    if isinstance(default, str) and not default.startswith("${"):
+        return "a word"
+    return "a list" if isinstance(default, list) else "settings" if isinstance(default, dict) else "anything"

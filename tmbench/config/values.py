@@ -1,6 +1,7 @@
 """What a value must be, said in words that a person reads in messages and help, and that are the check as well."""
 
 import math
+import operator
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,13 +24,11 @@ class Setting:
         expects: what its value must be; see `check_of`.
         help: what it does, in a few words, with its unit.
         default: the value if none is given.
-        kind: for settings of a run, what it is to the result; see table.py.
     """
 
     expects: str
     help: str
     default: Any = None
-    kind: str = ""
 
     def checked(self, key: str, value: Any) -> Any:
         """The value; ConfigError if it is not what the setting expects."""
@@ -70,21 +69,21 @@ def _are_seeds(value: Any) -> bool:
 _KINDS: dict[str, Check] = {
     "true or false": lambda value: isinstance(value, bool),
     "a list": lambda value: isinstance(value, list),
-    "settings": lambda value: isinstance(value, dict),
     "a count or a list of seeds": lambda value: is_whole(value, 1) or _are_seeds(value),
     "anything": lambda value: True,
 }
-_NUMBER = re.compile(r"a (whole )?number(?: (>=?) (\S+)(?: and (<=?) (\S+))?| between (\S+) and (\S+))?")
+_NUMBER = re.compile(r"a (whole )?number(?: (>=?) (\S+))?(?: and (<=?) (\S+))?")
+_SIGNS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 
 
 @cache
 def check_of(expects: str) -> Check:
     """Whether a value is what such words say.
 
-    They are one of: `true or false`, `a word`, `a folder`, `a file`, `a sentence`, `a list`, `settings`, `anything`,
-    `a count or a list of seeds`, `one of a, b, c`, `a number` or `a whole number`, perhaps with `> 0`, `>= 0`,
-    `>= 0 and < 1` or `between 0 and 1` (both ends excluded). Further values that are allowed follow, each after
-    `, or `; null is None.
+    They are one of: `true or false`, `a word`, `a folder`, `a file`, `a sentence`, `a list`, `settings`,
+    `settings such as {a: 1}`, `anything`, `a count or a list of seeds`, `one of a, b, c`, `a number` or `a whole
+    number`, perhaps with `> 0`, `>= 0`, `>= 0 and < 1` or `between 0 and 1` (both ends excluded). Further values that
+    are allowed follow, each after `, or `; null is None.
 
     Raises:
         ValueError: they say nothing that this function knows; a mistake of the program.
@@ -101,22 +100,16 @@ def check_of(expects: str) -> Check:
 def _check(expects: str) -> Check:
     if expects in _KINDS:
         return _KINDS[expects]
-    if re.fullmatch("(a word|a folder|a file|a sentence).*", expects):
+    if re.match("a word|a folder|a file|a sentence", expects):
         return lambda value: isinstance(value, str) and value != ""
+    if re.fullmatch(r"settings( such as \{.*\})?", expects):
+        return lambda value: isinstance(value, dict)
     if expects.startswith("one of "):
         names = expects.removeprefix("one of ").split(", ")
         return lambda value: isinstance(value, str) and value in names
-    found = _NUMBER.fullmatch(expects)
+    found = _NUMBER.fullmatch(re.sub(r"between (\S+) and", r"> \1 and <", expects))
     if not found:
         raise ValueError(f"no check for {expects!r}")
-    whole, above, low, below, high, left, right = found.groups()
-    is_kind = is_whole if whole else is_number
-    low_end, high_end = float(low or left or -math.inf), float(high or right or math.inf)
-
-    def within(value: Any) -> bool:
-        if not is_kind(value):
-            return False
-        from_low = value >= low_end if above == ">=" or not (above or left) else value > low_end
-        return from_low and (value <= high_end if below == "<=" or not (below or right) else value < high_end)
-
-    return within
+    is_kind = is_whole if found[1] else is_number
+    limits = [(_SIGNS[found[i]], float(found[i + 1])) for i in (2, 4) if found[i]]
+    return lambda value: is_kind(value) and all(is_so(value, limit) for is_so, limit in limits)

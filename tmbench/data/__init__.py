@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from ..config.declared import values_of
+from ..config.table import values_of
 from ..errors import ConfigError, DataError
 from ..files import digest_of_text
 from . import files

@@ -20,8 +20,8 @@ from typing import Any
 
 from rich.console import Console
 
-from ...config.declared import keys
 from ...config.settle import Settings
+from ...config.table import keys
 from ...errors import ConfigError
 from ...training.ranks import python_path
 from ...verbs import INTERRUPTED
