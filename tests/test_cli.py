@@ -16,9 +16,9 @@ from tmbench.config.table import conf_dir
 from tmbench.errors import DataError
 from tmbench.files import locked
 from tmbench.result import Result
+from tmbench.sweeps.job import JobOrder, JobRecord, record_of
 from tmbench.sweeps.launchers.base import RemoteJob
 from tmbench.sweeps.plan import Job, MeasuredDurations, RunFinder
-from tmbench.sweeps.record import JobOrder, JobRecord, record_of
 from tmbench.sweeps.show import varied_settings
 
 
@@ -269,13 +269,13 @@ def test_a_job_that_outlives_its_sweep_leaves_the_next_ones_table_alone(
     owner.write_text("old")
     job = RemoteJob(JobOrder(0, "", [], [], {}, [], environment={"TMBENCH_SWEEP": "old"}).save(tmp_path))
     monkeypatch.setenv("TMBENCH_SWEEP", "old")
-    record = JobRecord("old", 0, ["seed=0"], "", error="as long as it is the only one")
+    record = JobRecord(0, ["seed=0"], "", error="as long as it is the only one")
     record.save(tmp_path)
     assert not job.must_stop()
     assert record_of(tmp_path, 0) == record
     owner.write_text("new")
     assert job.must_stop()
-    JobRecord("old", 0, ["seed=0"], "", error="too late").save(tmp_path)
+    JobRecord(0, ["seed=0"], "", error="too late", sweep="old").save(tmp_path)
     assert record_of(tmp_path, 0) == record
     monkeypatch.setenv("TMBENCH_SWEEP", "new")
     assert record_of(tmp_path, 0) is None

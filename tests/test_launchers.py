@@ -30,11 +30,10 @@ from tmbench.errors import ConfigError
 from tmbench.files import read_sealed
 from tmbench.result import Result
 from tmbench.run import run
-from tmbench.sweeps.job import command
-from tmbench.sweeps.launchers import base, launcher_of, local
-from tmbench.sweeps.launchers.watch import JobsAtWork
+from tmbench.sweeps.job import command, record_of
+from tmbench.sweeps.launchers import base, local
+from tmbench.sweeps.launchers.base import JobsAtWork, launcher_of
 from tmbench.sweeps.plan import Job, RunFinder
-from tmbench.sweeps.record import record_of
 
 # Does what a job's process does, but trains nothing: notes its environment and when it was here.
 STAND_IN = """
@@ -81,7 +80,7 @@ def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
         jobs = [Job(number, [f"do={word}"], raw, cfg=cfg) for number, word in enumerate(words)]
         found = launcher_of(jobs)
         assert found is not None
-        found.launch(tmp_path, jobs, [])
+        found.launch(tmp_path, jobs)
         seen = [json.loads(file.read_text()) for file in sorted(tmp_path.glob("launch-*.seen"))]
         return seen, capfd.readouterr().err
 
@@ -173,19 +172,19 @@ def test_a_job_that_dies_leaves_the_others_alone_and_is_told(launched: Any, tmp_
 
 
 def test_terminal_shows_a_line_for_each_job_that_is_at_work(tmp_path: Path) -> None:
-    files, names = {}, {}
+    jobs = {}
     for number in range(3):
         folder = tmp_path / f"run-{number}"
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "checkpoints" / "last.ckpt").touch()
         (folder / "curves.csv").write_text("epoch\n" + "0\n" * (number + 1))
-        files[tmp_path / f"launch-{number:05d}.json"] = Job(number, [], {}, cfg={"epochs": 4}, folder=folder)
-        names[number] = f"job {number}  lr=[{number}]"
+        job = Job(number, [f"lr=[{number}]"], {}, cfg={"epochs": 4}, folder=folder)
+        jobs[tmp_path / f"launch-{number:05d}.json"] = job
     for number in (0, 1):
         (tmp_path / f"job-{number:05d}.log").touch()
     console = Console(file=StringIO(), force_terminal=True, width=100)
-    with JobsAtWork(files, names, console) as running:
-        running.remove(tmp_path / "launch-00000.json")
+    with JobsAtWork(jobs, console) as running:
+        running.end(tmp_path / "launch-00000.json", 0, stopping=False)
         running.refresh()
         shown = console.file.getvalue()
     assert re.search(r"job 1  lr=\[1\] .* epoch 2/4", shown)

@@ -14,7 +14,7 @@ from tmbench.config.compose import composed
 from tmbench.config.settle import Settings
 from tmbench.config.table import conf_dir
 from tmbench.errors import ConfigError
-from tmbench.sweeps.compose import JobComposer, combinations
+from tmbench.sweeps.plan import JobComposer, combinations
 
 GROUPS = {"task", "optimizer"}
 

@@ -11,8 +11,8 @@ from ..result import Result, shown
 from ..runs.show import COLOURS, duration
 
 if TYPE_CHECKING:
+    from .job import JobRecord
     from .plan import Job, MeasuredDurations
-    from .record import JobRecord
 
 Outcome = tuple["JobRecord", Result | None]  # of a job
 _STATES = {"wrong": "[red]wrong[/red]", "same": "another job's", "known": "[green]known[/green]"}

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...config.settle import Settings
 from ...errors import ConfigError
-from ..record import STOPPING
+from ..job import STOPPING
 from .base import Ended, Launcher, RemoteJob
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from ...config.settle import Settings
 from ...errors import ConfigError
 from ...verbs import INTERRUPTED
-from ..record import STOPPING, sweep_id
+from ..job import STOPPING, sweep_id
 from .base import Ended, Launcher, RemoteJob
 
 RESULT_DELAY = 3.0  # seconds in which the result of a job that has left Slurm's queue must have come
