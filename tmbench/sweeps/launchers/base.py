@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -51,6 +51,7 @@ class Launcher:
 
     package = ""  # that must be installed; the extra is called like the launcher
     elsewhere = True  # whether jobs run on other machines
+    threads_setting = ""  # says how many threads each job has
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -63,7 +64,7 @@ class Launcher:
 
     def threads(self) -> int:
         """How many each job has."""
-        raise NotImplementedError
+        return int(self.settings[self.threads_setting])
 
     def run(self, files: list[Path], gpus: int) -> Iterator[Ended]:
         """Does the jobs in these files, each with so many GPUs, and yields them as they end."""
@@ -84,8 +85,7 @@ class Launcher:
             replace(order, cwd=str(Path.cwd()), environment=environment).save(folder): job
             for order, job in zip(orders_of(jobs), jobs, strict=True)
         }
-        trainers = [job.cfg["trainer"] for job in jobs]
-        gpus = max(t["devices"] if t["accelerator"] == "cuda" else 0 for t in trainers)
+        gpus = max(t["devices"] if t["accelerator"] == "cuda" else 0 for t in (job.cfg["trainer"] for job in jobs))
         console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         console.print(f"{len(jobs)} jobs, threads of each: {self.threads()}; their output: {folder}/job-*.log")
         was_stopped = False
@@ -169,7 +169,7 @@ class JobsAtWork(Progress):
     """
 
     def __init__(self, jobs: dict[Path, Job], console: Console) -> None:
-        self.jobs = jobs
+        self.jobs, self.lines = jobs, dict[Path, TaskID]()
         settings, varied, _ = varied_settings([(job.overrides, job.arm) for job in jobs.values()])
         self.names = {
             file: f"job {job.number}  {' '.join(f'{key}={own.get(key)}' for key in varied)}"
@@ -180,17 +180,16 @@ class JobsAtWork(Progress):
             TextColumn("epoch {task.completed}/{task.total}"), TimeElapsedColumn(),
             console=console, refresh_per_second=1, transient=True, disable=not console.is_terminal,
         )  # fmt: skip
-        self.lines: dict[Path, TaskID] = {
-            file: self.add_task(self.names[file], start=False, total=job.cfg["epochs"], visible=False)
-            for file, job in jobs.items()
-        }
+        for file, job in jobs.items():
+            self.lines[file] = self.add_task(self.names[file], start=False, total=job.cfg["epochs"], visible=False)
 
     def get_renderables(self) -> Iterable[Any]:
         for file, line in list(self.lines.items()):
             folder = self.jobs[file].folder
             if folder and log_of(file).exists():
-                self.start_task(line)
-                self.update(line, completed=epochs_done(folder), visible=True)
+                with suppress(KeyError):  # it has ended meanwhile
+                    self.start_task(line)
+                    self.update(line, completed=epochs_done(folder), visible=True)
         return super().get_renderables()
 
     def end(self, file: Path, status: int | None, stopping: bool) -> bool:
@@ -209,8 +208,10 @@ class JobsAtWork(Progress):
                 self.console.print(f"{name}: not begun")
                 return True
             if record is None or status not in (0, ERROR, INTERRUPTED, None):
-                error = f"{_death(status)}; its output: {log_of(file)}"
-                record = JobRecord(job.number, job.overrides, job.arm, error=error)
+                end = "cancelled, or its machine is gone" if status is None else f"ended with status {status}"
+                if status is not None and status < 0:
+                    end = f"killed by {signal.Signals(-status).name}"
+                record = JobRecord(job.number, job.overrides, job.arm, error=f"{end}; its output: {log_of(file)}")
                 record.save(file.parent)
             result = record.result()
         except DataError as error:
@@ -226,12 +227,6 @@ class JobsAtWork(Progress):
         score = shown(result.metrics["last"].get(key), key)
         self.console.print(f"{name}: {result.status}, {result.metric} {score}")
         return result.status == "interrupted"
-
-
-def _death(status: int | None) -> str:
-    if status is None:
-        return "cancelled, or its machine is gone"
-    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
 
 
 def log_of(file: Path) -> Path:
