@@ -462,38 +462,31 @@ def test_every_launcher_gives_the_files_of_the_serial_sweep(way: list[str], seri
 
 
 @pytest.mark.slow
-def test_killed_job_leaves_the_others_alone_and_the_sweep_started_again_finishes_it(
-    way: list[str], serial: Any, tmp_path: Path
+@pytest.mark.parametrize("how", ["killed_job", "ctrl_c"])
+def test_a_broken_off_sweep_that_is_started_again_ends_as_the_serial_one(
+    how: str, way: list[str], serial: Any, tmp_path: Path
 ) -> None:
+    """A killed job leaves the others alone; Ctrl-C ends all jobs."""
     folder = tmp_path / "sweep"
     process = sweep(*LONG, *way, cwd=folder)
-    wait_until(lambda: begun(folder, "tmsgdm"))
-    os.kill(processes(folder)[2], signal.SIGKILL)
+    wait_until(lambda: begun(folder, "tmsgdm") and (how == "killed_job" or begun(folder, "*sgd")))
+    if how == "killed_job":
+        os.kill(processes(folder)[2], signal.SIGKILL)
+    else:
+        process.send_signal(signal.SIGINT)
     code, out, err = done(process)
-    assert code == 1
-    assert re.search(r"job 2 killed by SIGKILL; its output: \S+job-00002.log", out)
-    assert "job 2  optimizer=tmsgdm: failed" in err
-    assert len(results(folder / "runs")) == 2
+    if how == "killed_job":
+        assert code == 1
+        assert re.search(r"job 2 killed by SIGKILL; its output: \S+job-00002.log", out)
+        assert "job 2  optimizer=tmsgdm: failed" in err
+        assert len(results(folder / "runs")) == 2
+    else:
+        assert code == 130, err
+        assert "interrupted" in out
+        assert not processes(folder)
     code, out, err = done(sweep(*LONG, *way, cwd=folder))
     assert code == 0, err
-    assert out.count("completed, known") == 2
-    assert_same_files(results(folder / "runs"), serial[16])
-
-
-@pytest.mark.slow
-def test_ctrl_c_ends_all_jobs_and_the_sweep_started_again_finishes_them(
-    way: list[str], serial: Any, tmp_path: Path
-) -> None:
-    folder = tmp_path / "sweep"
-    process = sweep(*LONG, *way, cwd=folder)
-    wait_until(lambda: begun(folder, "tmsgdm") and begun(folder, "*sgd"))
-    process.send_signal(signal.SIGINT)
-    code, out, err = done(process)
-    assert code == 130, err
-    assert "interrupted" in out
-    assert not processes(folder)
-    code, out, err = done(sweep(*LONG, *way, cwd=folder))
-    assert code == 0, err
+    assert how == "ctrl_c" or out.count("completed, known") == 2
     assert_same_files(results(folder / "runs"), serial[16])
 
 
