@@ -228,18 +228,21 @@ def test_wrong_settings_are_told(
         launcher_of([Job(0, [], {"launcher": own | settings})])
 
 
-@pytest.mark.parametrize("name", ["slurm", "ray"])
-def test_missing_package_is_told_with_its_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "find_spec", lambda package: None)
-    with pytest.raises(ConfigError, match=rf"launcher={name}: needs the package \w+; pip install 'tmbench\[{name}\]'"):
-        launcher_of([Job(0, [], {"launcher": defaults(name)})])
-
-
-def test_slurm_asks_for_a_machine_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "find_spec", lambda package: package)
+@pytest.mark.parametrize(
+    ("name", "is_installed", "told"),
+    [
+        ("slurm", False, r"launcher=slurm: needs the package submitit; pip install 'tmbench\[slurm\]'"),
+        ("ray", False, r"launcher=ray: needs the package ray; pip install 'tmbench\[ray\]'"),
+        ("slurm", True, "no sbatch and srun here"),
+    ],
+)
+def test_what_a_launcher_lacks_here_is_told(
+    name: str, is_installed: bool, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "find_spec", lambda package: package if is_installed else None)
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(ConfigError, match="no sbatch and srun here"):
-        launcher_of([Job(0, [], {"launcher": defaults("slurm")})])
+    with pytest.raises(ConfigError, match=told):
+        launcher_of([Job(0, [], {"launcher": defaults(name)})])
 
 
 def test_run_beside_slurm_is_not_warned_of_it(do: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

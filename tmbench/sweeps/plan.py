@@ -260,25 +260,21 @@ class Duration:
         return self.overhead + self.epoch * epochs
 
 
-class MeasuredDurations:
-    """How long runs took that are in the same folder, with the same task and batch on such a machine."""
+def measured_durations(jobs: list[Job]) -> dict[int, Duration]:
+    """By job number, how long a run took that is in the same folder, with the same task and batch on such a machine.
 
-    def __init__(self) -> None:
-        self._newest_first = cache(lambda runs: sorted(_results(runs), key=lambda r: r.started, reverse=True))
-        self._found: dict[str, Duration | None] = {}
-
-    def like(self, job: Job) -> Duration | None:
-        """That of the newest run with the job's optimizer, or else any; None if there is none to compare with."""
-        if job.folder is None:
-            return None
-        optimizer, facts = job.cfg["optimizer"]["name"], {key: job.cfg[key] for key in PER_EPOCH}
-        key = f"{job.folder.parent} {optimizer} {facts}"
-        if key not in self._found:
-            results = self._newest_first(job.folder.parent)
-            alike_first = sorted(results, key=lambda result: result.optimizer != optimizer)  # stable
-            durations = (_duration(job.folder.parent, result, facts) for result in alike_first)
-            self._found[key] = next(filter(None, durations), None)
-        return self._found[key]
+    That is the newest one with the job's optimizer, or else any; the jobs that none is like are left out.
+    """
+    newest_first = cache(lambda runs: sorted(_results(runs), key=lambda result: result.started, reverse=True))
+    found, keys = dict[str, Duration | None](), dict[int, str]()
+    for job in (job for job in jobs if job.folder):
+        runs, optimizer = Path(job.cfg["runs_dir"]), job.cfg["optimizer"]["name"]
+        facts = {key: job.cfg[key] for key in PER_EPOCH}
+        keys[job.number] = key = f"{runs} {optimizer} {facts}"
+        if key not in found:
+            results = sorted(newest_first(runs), key=lambda result: result.optimizer != optimizer)  # stable
+            found[key] = next(filter(None, (_duration(runs, result, facts) for result in results)), None)
+    return {number: duration for number, key in keys.items() if (duration := found[key])}
 
 
 def _duration(runs: Path, result: Result, facts: Settings) -> Duration | None:

@@ -20,7 +20,7 @@ from ..run import run
 from ..runs.show import console
 from . import show
 from .job import OWNER, SWEEP, JobRecord, command, do_job, record_of, sweep_id
-from .plan import Job, JobComposer, MeasuredDurations, RunFinder, forecast_epochs, orders_of, words_of_arms
+from .plan import Job, JobComposer, RunFinder, forecast_epochs, measured_durations, orders_of, words_of_arms
 
 if TYPE_CHECKING:
     from .launchers.base import Launcher
@@ -82,13 +82,13 @@ def _print_plan(asked: list[Job], composer: JobComposer, measure: bool) -> None:
     """Prints what the sweep would do. If no run here tells how long an epoch takes, one may be measured."""
     jobs = _with_arms(asked, composer, download=False)
     job = next((job for job in jobs if job.is_due and job.folder), None)
-    if measure and job and not MeasuredDurations().like(job):
+    if measure and job and not measured_durations([job]):
         print(f"measuring an epoch of job {job.number} (it is kept: the sweep goes on from it)", file=sys.stderr)
         words = [*job.search, *job.overrides]
         run(OmegaConf.create(job.raw), command(words), until=1, words=words)
         jobs = _with_arms([Job(j.number, j.overrides, j.raw, j.search) for j in asked], composer, download=False)
     forecast_epochs(jobs)
-    show.print_plan(jobs, MeasuredDurations(), console())
+    show.print_plan(jobs, measured_durations(jobs), console())
 
 
 def _do(folder: Path, jobs: list[Job], launcher: "Launcher | None") -> None:

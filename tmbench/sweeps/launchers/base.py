@@ -196,8 +196,6 @@ class JobsAtWork(Progress):
         """Prints how a job ended, and records it where the job itself could not; returns whether it was stopped.
 
         Args:
-            file: the job's order.
-            status: the exit status of its process; None if that cannot be known.
             stopping: whether the sweep is being stopped.
         """
         self.remove_task(self.lines.pop(file))
