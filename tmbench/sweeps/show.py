@@ -1,14 +1,16 @@
 """The tables that a person sees at the end of a sweep, and before it."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..result import Result, shown
-from ..runs.show import COLOURS, duration
+from ..result import Result
+from ..runs import Run
+from ..runs.show import duration, row
 
 if TYPE_CHECKING:
     from .job import JobRecord
@@ -23,29 +25,20 @@ def print_results(outcomes: list[Outcome], console: Console) -> None:
     settings, varied, common = varied_settings([(record.words, record.arm) for record, _ in outcomes])
     results = [result for _, result in outcomes if result]
     profiles = " and ".join(sorted({result.profile for result in results})) or "no"
-    columns = ["status", "metric", "last", "best", "baseline", "switch at", "seconds"]
+    columns = ["status", "metric", "last", "best", "baseline", "switch", "seconds"]
     if not any(result.baseline for result in results):
         columns.remove("baseline")
     table = _table(f"{len(outcomes)} jobs: {common}   {profiles} data", varied, columns, ("status", "metric"))
     for (record, result), own in zip(outcomes, settings, strict=True):
-        cells = {"status": "[red]failed[/red]"} if result is None else _cells(record, result)
+        cells = {"status": "[red]failed[/red]"}
+        if result:
+            cells = row(Run(Path(record.folder or ""), result, result.status))
+            cells["status"] += ", known" if record.how == "shown" else ""
         words = [str(record.number), *(own.get(key, "") for key in varied)]
         table.add_row(*words, *(cells.get(column, "") for column in columns))
     console.print()
     console.print(table)
     _print_errors(((record.number, record.error) for record, _ in outcomes), console)
-
-
-def _cells(record: "JobRecord", result: Result) -> dict[str, str]:
-    """What the columns say of a result."""
-    key, switch = result.headline, result.switch["effective"]
-    known = ", known" if record.how == "shown" else ""
-    return {
-        "status": f"[{COLOURS.get(result.status, 'red')}]{result.status}[/]{known}", "metric": result.metric,
-        "last": shown(result.metrics["last"].get(key), key), "best": shown(result.metrics["best"].get(key), key),
-        "baseline": shown(result.baseline.get(key), key), "switch at": "-" if switch is None else str(switch),
-        "seconds": f"{result.seconds:.1f}",
-    }  # fmt: skip
 
 
 def varied_settings(jobs: list[tuple[list[str], str]]) -> tuple[list[dict[str, str]], list[str], str]:
