@@ -23,7 +23,7 @@ class TmbenchSweeper(Sweeper):
         self.parser = OverridesParser.create(config_loader=hydra_context.config_loader)  # which a glob(*) lists
 
     def sweep(self, arguments: list[str]) -> Any:
-        from tmbench.sweeps.compose import combinations
+        from tmbench.sweeps.plan import combinations
         from tmbench.sweeps.sweep import sweep
 
         assert self.config is not None

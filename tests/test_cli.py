@@ -16,35 +16,28 @@ from tmbench.config.table import conf_dir
 from tmbench.errors import DataError
 from tmbench.files import locked
 from tmbench.result import Result
+from tmbench.sweeps.job import JobOrder, JobRecord, record_of
 from tmbench.sweeps.launchers.base import RemoteJob
-from tmbench.sweeps.plan import Job, MeasuredDurations, RunFinder
-from tmbench.sweeps.record import JobOrder, JobRecord, record_of
+from tmbench.sweeps.plan import Job, RunFinder, measured_durations
 from tmbench.sweeps.show import varied_settings
 
 
-def process(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`tmbench WORDS` as a person starts it."""
-    command = [sys.executable, "-m", "tmbench", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, **environment})
-
-
 def test_one_run_ends_in_a_short_table(tmp_path: Path) -> None:
-    done = process("task=tc", "optimizer=tmsgd", "epochs=2", "switch_epoch=1", f"runs_dir={tmp_path}")
+    done = tmbench("task=tc", "optimizer=tmsgd", "epochs=2", "switch_epoch=1", "batch_size=80", f"runs_dir={tmp_path}")
     assert done.returncode == 0, done.stderr
-    lines = [line.strip() for line in done.stdout.strip().splitlines()]
-    assert lines[0] == "tc tmsgd seed=0"
-    folder = next(path for path in tmp_path.iterdir() if path.name.startswith("tc-tmsgd-0-"))
+    (folder,) = tmp_path.glob("tc-tmsgd-0-*")
     expected = [
+        "tc tmsgd seed=0",
         r"accuracy +\d+\.\d\d % at the end, best \d+\.\d\d % after epoch [12], on tiny data",
         r"baseline +12\.50 % without looking at the input",
         r"status +completed",
-        r"switch +at epoch 1 \(step 160\)",
+        r"switch +at epoch 1 \(step 4\)",
         r"seconds +\d+\.\d of training \(2 of 2 epochs, [\d,]+ examples/s\)",
         rf"files +{re.escape(str(folder))}",
         r"real data +python -m tmbench task=tc optimizer=tmsgd .* data=full data_dir=DIR",
     ]
-    for pattern, line in zip(expected, lines[1:], strict=True):
-        assert re.fullmatch(pattern, line), (pattern, line)
+    for pattern, line in zip(expected, done.stdout.strip().splitlines(), strict=True):
+        assert re.fullmatch(pattern, line.strip()), (pattern, line)
     assert "epoch 2/2  switched" in done.stderr
     assert "Warning" not in done.stderr
 
@@ -114,36 +107,61 @@ def test_configuration_can_be_shown_without_a_run() -> None:
 
 
 def test_tab_completion_knows_groups_and_choices() -> None:
-    done = process("-sc", "query=bash", COMP_LINE="tmbench task=", COMP_POINT="13", COMP_CWORD="1")
+    command = [sys.executable, "-m", "tmbench", "-sc", "query=bash"]
+    asked = {"COMP_LINE": "tmbench task=", "COMP_POINT": "13", "COMP_CWORD": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, **asked})
     assert set(done.stdout.split()) == {f"task={name}" for name in choices("task")}
 
 
+def rows(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """Of the table of a sweep's jobs."""
+    return [line for line in done.stdout.splitlines() if re.match(r"│ +\d", line)]
+
+
 def test_sweep_goes_on_past_a_failed_job_and_says_so(tmp_path: Path) -> None:
-    """Four jobs: completed, diverged (a result), completed, failed."""
-    words = ["-m", "task=tc", "optimizer=sgd,tmsgd", "optimizer.momentum=1.1,0.5", "epochs=1", "lr=1"]
-    done = tmbench(*words, "switch_epoch=0", f"runs_dir={tmp_path}")
+    """A diverged run is a result."""
+    words = ["optimizer=tmsgd", "optimizer.momentum=1.1,0.5", "lr=1e38,0.1", "switch_epoch=0"]
+    done = swept(tmp_path, *words)
     assert done.returncode == 1
-    rows = [line for line in done.stdout.splitlines() if re.match(r"│ +\d", line)]
-    statuses = [next(word for word in row.split() if word in ("completed", "diverged", "failed")) for row in rows]
-    assert len(statuses) == 4
-    assert statuses[2] == "failed"
-    assert statuses[3] == "completed"
-    assert "job 2 optimizer=tmsgd: tmsgd: momentum must be in [0, 1), got 1.1" in done.stdout
+    statuses = [re.findall("completed|diverged|failed", row) for row in rows(done)]
+    assert statuses == [["failed"], ["failed"], ["diverged"], ["completed"]]
+    assert "job 0 optimizer=tmsgd: tmsgd: momentum must be in [0, 1), got 1.1" in done.stdout
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
 def test_sweep_with_a_diverged_job_exits_zero_and_knows_its_runs_again(tmp_path: Path) -> None:
-    words = ["-m", "task=tc", "optimizer=sgd", "lr=0.1,1e38", "switch_epoch=1,2", "epochs=1", f"runs_dir={tmp_path}"]
-    done = tmbench(*words)
+    words = ["optimizer=sgd", "lr=0.1,1e38", "switch_epoch=1,2"]
+    done = swept(tmp_path, *words)
     assert done.returncode == 0, done.stderr
-    rows = [line for line in done.stdout.splitlines() if re.match(r"│ +\d", line)]
-    assert [("diverged" in row, "known" in row) for row in rows] == [
-        (False, False), (False, True), (True, False), (True, True),
-    ]  # fmt: skip
-    again = tmbench(*words)
+    found = [("diverged" in row, "known" in row) for row in rows(done)]
+    assert found == [(False, False), (False, True), (True, False), (True, True)]
+    again = swept(tmp_path, *words)
     assert again.returncode == 0
     assert again.stdout.count("known") == 4
+
+
+def test_hydras_own_sweeper_does_runs_and_knows_nothing_of_our_launchers(tmp_path: Path) -> None:
+    done = swept(tmp_path, "seed=0,1", "hydra/sweeper=basic")
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"^tc tmsgd seed=\d", done.stdout, re.MULTILINE) == ["tc tmsgd seed=0", "tc tmsgd seed=1"]
+    done = swept(tmp_path, "launcher=local", "hydra/sweeper=basic")
+    assert done.returncode == 1
+    assert "launcher: expected hydra/sweeper=tmbench" in done.stderr
+
+
+def test_a_launcher_of_hydra_is_refused_where_it_would_have_no_effect(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "hydra" / "launcher").mkdir(parents=True)
+    (tmp_path / "mine" / "hydra" / "launcher" / "other.yaml").write_text(
+        "_target_: hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+    )
+    for words, told in (
+        (["hydra/launcher=other", "--config-dir", "mine"], "hydra/launcher: expected none for hydra/sweeper=tmbench"),
+        (["hydra.sweeper.max_batch_size=2"], "hydra.sweeper.max_batch_size: there is no such setting"),
+    ):
+        done = swept(tmp_path, *words)
+        assert done.returncode == 1
+        assert told in done.stderr
+    assert not list(tmp_path.glob("runs/tc-*"))
 
 
 def test_typo_in_a_sweep_is_told_before_any_job(tmp_path: Path) -> None:
@@ -158,8 +176,7 @@ def test_a_persons_own_yaml_files_are_found_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "conf" / "optimizer").mkdir(parents=True)
     text = (conf_dir() / "optimizer" / "sgd.yaml").read_text().replace("name: sgd", "name: mine")
     (tmp_path / "conf" / "optimizer" / "mine.yaml").write_text(text)
-    words = ["task=tc", "optimizer=mine", "batch_size=80", "epochs=1", "seed=0,1"]
-    done = tmbench("-m", "--config-dir", "conf", *words, cwd=tmp_path)
+    done = swept(tmp_path, "optimizer=mine", "seed=0,1", "--config-dir", "conf")
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "runs").glob("tc-mine-*/result.json"))) == 2
 
@@ -233,8 +250,7 @@ def test_a_primary_configuration_of_ones_own_is_refused_since_no_word_would_keep
     more: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "mine.yaml").write_text("defaults: [config, _self_]\nlr: 3\n")
-    words = ["--config-dir", str(tmp_path), "--config-name", "mine", "task=tc", f"runs_dir={tmp_path / 'runs'}"]
-    done = tmbench(*words, *more)
+    done = tmbench("--config-dir", ".", "--config-name", "mine", "task=tc", *more, cwd=tmp_path)
     assert done.returncode == 1
     assert "--config-name: not supported" in done.stderr
     assert not list(tmp_path.glob("runs/tc-*"))
@@ -269,13 +285,13 @@ def test_a_job_that_outlives_its_sweep_leaves_the_next_ones_table_alone(
     owner.write_text("old")
     job = RemoteJob(JobOrder(0, "", [], [], {}, [], environment={"TMBENCH_SWEEP": "old"}).save(tmp_path))
     monkeypatch.setenv("TMBENCH_SWEEP", "old")
-    record = JobRecord("old", 0, ["seed=0"], "", error="as long as it is the only one")
+    record = JobRecord(0, ["seed=0"], "", error="as long as it is the only one")
     record.save(tmp_path)
     assert not job.must_stop()
     assert record_of(tmp_path, 0) == record
     owner.write_text("new")
     assert job.must_stop()
-    JobRecord("old", 0, ["seed=0"], "", error="too late").save(tmp_path)
+    JobRecord(0, ["seed=0"], "", error="too late", sweep="old").save(tmp_path)
     assert record_of(tmp_path, 0) == record
     monkeypatch.setenv("TMBENCH_SWEEP", "new")
     assert record_of(tmp_path, 0) is None
@@ -306,9 +322,7 @@ def test_a_damaged_configuration_tells_a_plan_nothing_and_does_not_stop_it(
     result, folder = do(*words)
     job = Job(0, [], plain(composed(*words, "seed=1")))
     RunFinder(download=False).find(job)
-    duration = MeasuredDurations().like(job)
-    assert duration is not None
-    assert duration.run == result.run_id
+    assert measured_durations([job])[0].run == result.run_id
     for damaged in ("", "{", "\0", "task: tc"):
         (folder / "config.yaml").write_text(damaged)
-        assert MeasuredDurations().like(job) is None
+        assert measured_durations([job]) == {}

@@ -28,11 +28,10 @@ from tmbench.errors import ConfigError
 from tmbench.files import read_sealed
 from tmbench.result import Result
 from tmbench.run import run
-from tmbench.sweeps.job import command
-from tmbench.sweeps.launchers import base, launcher_of, local
-from tmbench.sweeps.launchers.watch import JobsAtWork
+from tmbench.sweeps.job import command, record_of
+from tmbench.sweeps.launchers import base, local
+from tmbench.sweeps.launchers.base import JobsAtWork, launcher_of
 from tmbench.sweeps.plan import Job, RunFinder
-from tmbench.sweeps.record import record_of
 
 # Does what a job's process does, but trains nothing: notes its environment and when it was here.
 STAND_IN = """
@@ -79,7 +78,7 @@ def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
         jobs = [Job(number, [f"do={word}"], raw, cfg=cfg) for number, word in enumerate(words)]
         found = launcher_of(jobs)
         assert found is not None
-        found.launch(tmp_path, jobs, [])
+        found.launch(tmp_path, jobs)
         seen = [json.loads(file.read_text()) for file in sorted(tmp_path.glob("launch-*.seen"))]
         return seen, capfd.readouterr().err
 
@@ -171,19 +170,19 @@ def test_a_job_that_dies_leaves_the_others_alone_and_is_told(launched: Any, tmp_
 
 
 def test_terminal_shows_a_line_for_each_job_that_is_at_work(tmp_path: Path) -> None:
-    files, names = {}, {}
+    jobs = {}
     for number in range(3):
         folder = tmp_path / f"run-{number}"
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "checkpoints" / "last.ckpt").touch()
         (folder / "curves.csv").write_text("epoch\n" + "0\n" * (number + 1))
-        files[tmp_path / f"launch-{number:05d}.json"] = Job(number, [], {}, cfg={"epochs": 4}, folder=folder)
-        names[number] = f"job {number}  lr=[{number}]"
+        job = Job(number, [f"lr=[{number}]"], {}, cfg={"epochs": 4}, folder=folder)
+        jobs[tmp_path / f"launch-{number:05d}.json"] = job
     for number in (0, 1):
         (tmp_path / f"job-{number:05d}.log").touch()
     console = Console(file=StringIO(), force_terminal=True, width=100)
-    with JobsAtWork(files, names, console) as running:
-        running.remove(tmp_path / "launch-00000.json")
+    with JobsAtWork(jobs, console) as running:
+        running.end(tmp_path / "launch-00000.json", 0, stopping=False)
         running.refresh()
         shown = console.file.getvalue()
     assert re.search(r"job 1  lr=\[1\] .* epoch 2/4", shown)
@@ -227,18 +226,21 @@ def test_wrong_settings_are_told(
         launcher_of([Job(0, [], {"launcher": own | settings})])
 
 
-@pytest.mark.parametrize("name", ["slurm", "ray"])
-def test_missing_package_is_told_with_its_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "find_spec", lambda package: None)
-    with pytest.raises(ConfigError, match=rf"launcher={name}: needs the package \w+; pip install 'tmbench\[{name}\]'"):
-        launcher_of([Job(0, [], {"launcher": defaults(name)})])
-
-
-def test_slurm_asks_for_a_machine_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "find_spec", lambda package: package)
+@pytest.mark.parametrize(
+    ("name", "is_installed", "told"),
+    [
+        ("slurm", False, r"launcher=slurm: needs the package submitit; pip install 'tmbench\[slurm\]'"),
+        ("ray", False, r"launcher=ray: needs the package ray; pip install 'tmbench\[ray\]'"),
+        ("slurm", True, "no sbatch and srun here"),
+    ],
+)
+def test_what_a_launcher_lacks_here_is_told(
+    name: str, is_installed: bool, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "find_spec", lambda package: package if is_installed else None)
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(ConfigError, match="no sbatch and srun here"):
-        launcher_of([Job(0, [], {"launcher": defaults("slurm")})])
+    with pytest.raises(ConfigError, match=told):
+        launcher_of([Job(0, [], {"launcher": defaults(name)})])
 
 
 def test_run_beside_slurm_is_not_warned_of_it(do: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -461,38 +463,31 @@ def test_every_launcher_gives_the_files_of_the_serial_sweep(way: list[str], seri
 
 
 @pytest.mark.slow
-def test_killed_job_leaves_the_others_alone_and_the_sweep_started_again_finishes_it(
-    way: list[str], serial: Any, tmp_path: Path
+@pytest.mark.parametrize("how", ["killed_job", "ctrl_c"])
+def test_a_broken_off_sweep_that_is_started_again_ends_as_the_serial_one(
+    how: str, way: list[str], serial: Any, tmp_path: Path
 ) -> None:
+    """A killed job leaves the others alone; Ctrl-C ends all jobs."""
     folder = tmp_path / "sweep"
     process = sweep(*LONG, *way, cwd=folder)
-    wait_until(lambda: begun(folder, "tmsgdm"))
-    os.kill(processes(folder)[2], signal.SIGKILL)
+    wait_until(lambda: begun(folder, "tmsgdm") and (how == "killed_job" or begun(folder, "*sgd")))
+    if how == "killed_job":
+        os.kill(processes(folder)[2], signal.SIGKILL)
+    else:
+        process.send_signal(signal.SIGINT)
     code, out, err = done(process)
-    assert code == 1
-    assert re.search(r"job 2 killed by SIGKILL; its output: \S+job-00002.log", out)
-    assert "job 2  optimizer=tmsgdm: failed" in err
-    assert len(results(folder / "runs")) == 2
+    if how == "killed_job":
+        assert code == 1
+        assert re.search(r"job 2 killed by SIGKILL; its output: \S+job-00002.log", out)
+        assert "job 2  optimizer=tmsgdm: failed" in err
+        assert len(results(folder / "runs")) == 2
+    else:
+        assert code == 130, err
+        assert "interrupted" in out
+        assert not processes(folder)
     code, out, err = done(sweep(*LONG, *way, cwd=folder))
     assert code == 0, err
-    assert out.count("completed, known") == 2
-    assert_same_files(results(folder / "runs"), serial[16])
-
-
-@pytest.mark.slow
-def test_ctrl_c_ends_all_jobs_and_the_sweep_started_again_finishes_them(
-    way: list[str], serial: Any, tmp_path: Path
-) -> None:
-    folder = tmp_path / "sweep"
-    process = sweep(*LONG, *way, cwd=folder)
-    wait_until(lambda: begun(folder, "tmsgdm") and begun(folder, "*sgd"))
-    process.send_signal(signal.SIGINT)
-    code, out, err = done(process)
-    assert code == 130, err
-    assert "interrupted" in out
-    assert not processes(folder)
-    code, out, err = done(sweep(*LONG, *way, cwd=folder))
-    assert code == 0, err
+    assert how == "ctrl_c" or out.count("completed, known") == 2
     assert_same_files(results(folder / "runs"), serial[16])
 
 

@@ -14,7 +14,7 @@ from tmbench.config.compose import composed
 from tmbench.config.settle import Settings
 from tmbench.config.table import conf_dir
 from tmbench.errors import ConfigError
-from tmbench.sweeps.compose import JobComposer, combinations
+from tmbench.sweeps.plan import JobComposer, combinations
 
 GROUPS = {"task", "optimizer"}
 
@@ -72,13 +72,13 @@ def test_a_word_that_is_no_setting_gets_hydras_own_message(word: str) -> None:
 
 def test_jobs_that_differ_in_values_take_little_time() -> None:
     began = process_time()
-    for seed in range(10):
+    for seed in range(5):
         composed(["task=tc", f"seed={seed}"])
-    ten_by_hydra = process_time() - began
+    by_hydra = process_time() - began
     compose = JobComposer([], GROUPS)
-    for words in jobs("task=tc", "seed=range(250)", "lr=0.1,0.2"):
+    for words in jobs("task=tc", "seed=range(125)", "lr=0.1,0.2"):
         compose(words)
-    assert process_time() - began < 2 * ten_by_hydra
+    assert process_time() - began < 2 * by_hydra
 
 
 def test_a_plan_of_many_runs_whose_data_are_not_here(tmp_path: Path) -> None:

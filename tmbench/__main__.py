@@ -26,23 +26,27 @@ def job(cfg: "DictConfig") -> float | None:
 
     from .config.overrides import search_path
     from .run import report, run
+    from .runs.show import console, one
     from .sweeps.job import command
     from .sweeps.sweep import check_options
 
     about = HydraConfig.get()
     check_options(about)
+    by_a_sweeper = about.mode == RunMode.MULTIRUN
+    for_a_sweep = {"plan": cfg.plan, "study": cfg.study.name != "none", "launcher": cfg.launcher.name != "serial"}
+    for key in (key for key, is_set in for_a_sweep.items() if is_set):
+        expected = "hydra/sweeper=tmbench, which alone knows it" if by_a_sweeper else "a sweep: add -m"
+        raise ConfigError(f"{key}: expected {expected}")
     words = [*search_path(about.runtime.config_sources), *about.overrides.task]
-    if about.mode == RunMode.MULTIRUN:
-        result, _, _ = run(cfg, command(words), words=words)
-        if result.status == "interrupted":
-            raise KeyboardInterrupt  # a person wants the sweep to stop, not this job alone
-        return result.metrics["best"].get(result.headline)
-    of_a_sweep = {"plan": cfg.plan, "study": cfg.study.name != "none", "launcher": cfg.launcher.name != "serial"}
-    for key in (key for key, is_set in of_a_sweep.items() if is_set):
-        raise ConfigError(f"{key}: expected a sweep: add -m")
-    if code := report(lambda: run(cfg, command(words), words=words)):
-        raise SystemExit(code)
-    return None
+    if not by_a_sweeper:
+        if code := report(lambda: run(cfg, command(words), words=words)):
+            raise SystemExit(code)
+        return None
+    result, folder, how = run(cfg, command(words), words=words)
+    one(result, folder, how, console())
+    if result.status == "interrupted":
+        raise KeyboardInterrupt  # a person wants the sweep to stop, not this job alone
+    return result.metrics["best"].get(result.headline)
 
 
 def train(words: list[str]) -> int:

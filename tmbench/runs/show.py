@@ -113,7 +113,7 @@ def many(runs: list[Run], runs_dir: Path, console: Console) -> None:
 def _table(runs: list[Run], runs_dir: Path, width: int) -> Table:
     """A row a run. A narrow one leaves out columns, shortens ids and has the settings below the id."""
     is_wide = width >= WIDE
-    rows = [_row(run) for run in runs]
+    rows = [row(run) for run in runs]
     names = [name for name in COLUMNS if is_wide or name not in ONLY_WIDE]
     values = {name: {row[name] for row in rows if row[name]} for name in ("data", "metric")}
     common = [name for name, several in values.items() if len(several) <= 1]
@@ -133,7 +133,7 @@ def _table(runs: list[Run], runs_dir: Path, width: int) -> Table:
     return table
 
 
-def _row(run: Run) -> dict[str, str]:
+def row(run: Run) -> dict[str, str]:
     """The columns of a list that show a result."""
     result, status = run.result, f"[{COLOURS.get(run.status, 'red')}]{run.status}[/]"
     if result is None:

@@ -1,26 +1,32 @@
-"""What the jobs of a sweep ask for: their runs, which of them are done, what they share, how long they will take."""
+"""The jobs of a sweep: their runs, which of them are done, what they share, how long they will take."""
 
 import contextlib
+import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
+from ..config.compose import composed
 from ..config.identity import run_id
 from ..config.machine import cpu_model
-from ..config.overrides import check_words
-from ..config.settle import Settings, flat, settled
+from ..config.overrides import check_words, key_of
+from ..config.settle import Settings, flat, plain, settled
 from ..data import open_dataset
 from ..errors import ConfigError, DataError
 from ..files import read_sealed_text
 from ..result import FINAL, Result, epochs_done
 from ..trunks import Trunk, trunk_of
-from .record import JobOrder
+from .job import JobOrder
 
 PER_EPOCH = ("task", "data", "batch_size", "trainer")  # what the duration of an epoch depends on, beside the optimizer
 
@@ -32,8 +38,9 @@ class Job:
     number: int
     overrides: list[str]
     raw: Settings  # as composed
+    search: list[str] = field(default_factory=list)  # the word for a person's own YAML files, if they have any
     arm: str = ""  # of a study; empty for the jobs that were asked for
-    cfg: Settings | None = None  # settled
+    cfg: Settings = field(default_factory=dict)  # settled; empty of a wrong job
     folder: Path | None = None  # its run's; unknown before the data are here
     shared_prefix: Trunk | None = None  # the part before its switch
     trunk: Trunk | None = None  # the same, unless trunk=off
@@ -47,6 +54,83 @@ class Job:
     @property
     def is_due(self) -> bool:
         return self.state in ("new", "partial")
+
+
+def combinations(overrides: Iterable[Override]) -> list[list[str]]:
+    """Every combination of the listed values, as the words of one job each; the last list varies fastest.
+
+    Raises:
+        ConfigError: a word gives a range without steps.
+    """
+    choices: dict[str, list[str]] = {}
+    for override in overrides:
+        key, word = override.get_key_element(), str(override.input_line)
+        if override.is_interval_sweep():
+            raise ConfigError(f"{word}: expected values to list, got an interval; say range(0,1,0.1)")
+        is_list = override.is_sweep_override()
+        choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()] if is_list else [word]
+    return [list(words) for words in itertools.product(*choices.values())]
+
+
+class JobComposer:
+    """Composes jobs. Hydra takes 0.06 s or more for one, so it composes one for each choice of files.
+
+    The others are copies in which the plain values, such as those of seed=7 or optimizer.momentum=0.5, are set.
+
+    Args:
+        search: the word for a person's own YAML files, if they have any.
+        groups: the keys that choose a file.
+    """
+
+    def __init__(self, search: list[str], groups: Collection[str]) -> None:
+        self.search, self._groups = search, groups
+        self._parsed = cache(OverridesParser.create().parse_override)
+        self._composed = cache(self._by_hydra)
+
+    def __call__(self, words: list[str]) -> Settings:
+        """The job's configuration with its interpolations.
+
+        Raises:
+            HydraException: a word that is no setting.
+        """
+        overrides = {word: self._parsed(word) for word in words}
+        values = {word: override for word, override in overrides.items() if self._is_plain(override)}
+        cfg = dict(self._composed(tuple(word for word in words if word not in values)))
+        replaced = tuple(f"{o.key_or_group}." for o in overrides.values() if isinstance(o.value(), dict))
+        for override in values.values():
+            key = override.key_or_group
+            if key.startswith(replaced) or not _set(cfg, key.split("."), override.value()):
+                return self._by_hydra(tuple(words))  # which knows what comes first, or why it cannot be
+        return cfg
+
+    def _is_plain(self, override: Override) -> bool:
+        return (
+            override.type == OverrideType.CHANGE
+            and override.package is None
+            and override.key_or_group not in self._groups
+            and not isinstance(override.value(), (dict, list))
+        )
+
+    def _by_hydra(self, words: tuple[str, ...]) -> Settings:
+        cfg = composed([*self.search, *words])
+        # The environment's words once for all jobs: OmegaConf's parser takes longer than all else that a job needs.
+        of_environment = OmegaConf.create({k: v for k, v in cfg.items() if str(v).startswith("${oc.env:")})
+        OmegaConf.resolve(of_environment)
+        return cfg | plain(of_environment)
+
+
+def _set(cfg: Settings, path: list[str], value: Any) -> bool:
+    """Sets a plain value, in copies of the settings above it; returns False if there is no such setting."""
+    *groups, last = path
+    for name in groups:
+        if not isinstance(cfg.get(name), dict):
+            return False
+        cfg[name] = dict(cfg[name])
+        cfg = cfg[name]
+    if last not in cfg or isinstance(cfg[last], dict):
+        return False
+    cfg[last] = value
+    return True
 
 
 class RunFinder:
@@ -109,19 +193,14 @@ def states_to_share(jobs: list[Job]) -> list[tuple[Trunk, int, int]]:
     return [(t, t.end, t.differences) for t in trunks if t.switches or ends[t.folder, t.end] > 1]
 
 
-def orders_of(jobs: list[Job], search: list[str]) -> list[JobOrder]:
-    """What is to be done for each job, by whichever process.
-
-    Args:
-        jobs: those that are due.
-        search: the word for a person's own YAML files, if they have any.
-    """
+def orders_of(jobs: list[Job]) -> list[JobOrder]:
+    """What is to be done for each of the jobs that are due, by whichever process."""
     states: dict[Path, set[tuple[int, int]]] = {}
     for trunk, epoch, differences in states_to_share(jobs):
         states.setdefault(trunk.folder, set()).add((epoch, differences))
     return [
         JobOrder(
-            job.number, job.arm, job.overrides, search,
+            job.number, job.arm, job.overrides, job.search,
             {key: value for key, value in job.raw.items() if key != "launcher"},
             # By each job itself: on another machine the trunk may have another name.
             sorted(states.get(job.trunk.folder, ())) if job.trunk else [],
@@ -139,7 +218,7 @@ def forecast_epochs(jobs: list[Job]) -> None:
         epochs = requested.setdefault(shared.folder, shared.requests())
         epochs[epoch] = max(differences, epochs.get(epoch, 0))
     for job in jobs:
-        if not job.is_due or job.cfg is None:
+        if not job.is_due:
             continue
         start = job.epochs_done
         if trunk := job.trunk:
@@ -155,26 +234,18 @@ def forecast_epochs(jobs: list[Job]) -> None:
 
 def words_of_arms(job: Job) -> dict[str, list[str]]:
     """The arms that the job's study adds to it: the name of each, and the override words of its run."""
-    study = job.raw.get("study") or {}
     arms: dict[str, list[str]] = {}
-    if job.cfg is None or job.shared_prefix is None or not job.shared_prefix.switches:
+    if job.shared_prefix is None or not job.shared_prefix.switches:
         return arms
     settings = flat(job.cfg)
-    for name, words in study.get("arms", {}).items():
-        changes = dict(_filled(word, settings).split("=", 1) for word in words)
-        other = "optimizer" in changes
-        if other or changes.keys() <= settings.keys():
-            kept = [w for w in job.overrides if w.split("=")[0] not in changes and not (other and _of_optimizer(w))]
+    for name, words in job.raw["study"].get("arms", {}).items():
+        filled = (re.sub(r"\$\{([\w.]+)\}", lambda found: str(settings[found[1]]).lower(), word) for word in words)
+        changes = dict(word.split("=", 1) for word in filled)
+        replaced = {*changes, "optimizer"} if "optimizer" in changes else changes.keys()
+        if "optimizer" in changes or changes.keys() <= settings.keys():
+            kept = [w for w in job.overrides if not {key_of(w), key_of(w).split(".")[0]} & replaced]
             arms[name] = kept + [f"{key}={value}" for key, value in changes.items()]
     return arms
-
-
-def _of_optimizer(word: str) -> bool:
-    return word.lstrip("+~").startswith(("optimizer.", "optimizer="))
-
-
-def _filled(word: str, settings: Settings) -> str:
-    return re.sub(r"\$\{([\w.]+)\}", lambda found: str(settings[found[1]]).lower(), word)
 
 
 @dataclass(frozen=True)
@@ -189,40 +260,38 @@ class Duration:
         return self.overhead + self.epoch * epochs
 
 
-class MeasuredDurations:
-    """How long runs took that are in the same folder, with the same task and batch on such a machine."""
+def measured_durations(jobs: list[Job]) -> dict[int, Duration]:
+    """By job number, how long a run took that is in the same folder, with the same task and batch on such a machine.
 
-    def __init__(self) -> None:
-        self._results: dict[Path, list[Result]] = {}
-        self._found: dict[str, Duration | None] = {}
+    That is the newest one with the job's optimizer, or else any; the jobs that none is like are left out.
+    """
+    newest_first = cache(lambda runs: sorted(_results(runs), key=lambda result: result.started, reverse=True))
+    found, keys = dict[str, Duration | None](), dict[int, str]()
+    for job in (job for job in jobs if job.folder):
+        runs, optimizer = Path(job.cfg["runs_dir"]), job.cfg["optimizer"]["name"]
+        facts = {key: job.cfg[key] for key in PER_EPOCH}
+        keys[job.number] = key = f"{runs} {optimizer} {facts}"
+        if key not in found:
+            results = sorted(newest_first(runs), key=lambda result: result.optimizer != optimizer)  # stable
+            found[key] = next(filter(None, (_duration(runs, result, facts) for result in results)), None)
+    return {number: duration for number, key in keys.items() if (duration := found[key])}
 
-    def like(self, job: Job) -> Duration | None:
-        """That of the newest run with the job's optimizer, or else any; None if there is none to compare with."""
-        if job.cfg is None or job.folder is None:
-            return None
-        optimizer, facts = job.cfg["optimizer"]["name"], {key: job.cfg[key] for key in PER_EPOCH}
-        key = f"{optimizer} {facts}"
-        if key not in self._found:
-            self._found[key] = self._find(job.folder.parent, optimizer, facts)
-        return self._found[key]
 
-    def _find(self, runs: Path, optimizer: str, facts: Settings) -> Duration | None:
-        if runs not in self._results:
-            self._results[runs] = sorted(_results(runs), key=lambda result: result.started, reverse=True)
-        for result in sorted(self._results[runs], key=lambda result: result.optimizer != optimizer):  # stable
-            epochs = result.epochs["trained"]
-            if not epochs or result.task != facts["task"]["name"]:
-                continue
-            try:
-                cfg = yaml.safe_load(read_sealed_text(runs / result.run_id / "config.yaml"))
-                same_machine = cpu_model() in result.hardware or cfg["trainer"]["accelerator"] == "cuda"
-            except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):  # damaged
-                continue
-            if same_machine and all(cfg.get(key) == facts[key] for key in PER_EPOCH):
-                # A run that was stopped has not drawn its figures.
-                overhead = result.overhead_seconds if result.status == "completed" else 0.0
-                return Duration((result.seconds + result.evaluation_seconds) / epochs, overhead, result.run_id)
+def _duration(runs: Path, result: Result, facts: Settings) -> Duration | None:
+    """How long a run took; None if it is not known, or of other facts or on another machine."""
+    epochs = result.epochs["trained"]
+    if not epochs or result.task != facts["task"]["name"]:
         return None
+    try:
+        cfg = yaml.safe_load(read_sealed_text(runs / result.run_id / "config.yaml"))
+        same_machine = cpu_model() in result.hardware or cfg["trainer"]["accelerator"] == "cuda"
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):  # damaged
+        return None
+    if not same_machine or any(cfg.get(key) != facts[key] for key in PER_EPOCH):
+        return None
+    # A run that was stopped has not drawn its figures.
+    overhead = result.overhead_seconds if result.status == "completed" else 0.0
+    return Duration((result.seconds + result.evaluation_seconds) / epochs, overhead, result.run_id)
 
 
 def _results(runs: Path) -> Iterator[Result]:

@@ -1,18 +1,20 @@
 """The tables that a person sees at the end of a sweep, and before it."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..result import Result, shown
-from ..runs.show import COLOURS, duration
+from ..result import Result
+from ..runs import Run
+from ..runs.show import duration, row
 
 if TYPE_CHECKING:
-    from .plan import Job, MeasuredDurations
-    from .record import JobRecord
+    from .job import JobRecord
+    from .plan import Duration, Job
 
 Outcome = tuple["JobRecord", Result | None]  # of a job
 _STATES = {"wrong": "[red]wrong[/red]", "same": "another job's", "known": "[green]known[/green]"}
@@ -23,32 +25,20 @@ def print_results(outcomes: list[Outcome], console: Console) -> None:
     settings, varied, common = varied_settings([(record.words, record.arm) for record, _ in outcomes])
     results = [result for _, result in outcomes if result]
     profiles = " and ".join(sorted({result.profile for result in results})) or "no"
-    columns = ["status", "metric", "last", "best", "baseline", "switch at", "seconds"]
+    columns = ["status", "metric", "last", "best", "baseline", "switch", "seconds"]
     if not any(result.baseline for result in results):
         columns.remove("baseline")
     table = _table(f"{len(outcomes)} jobs: {common}   {profiles} data", varied, columns, ("status", "metric"))
     for (record, result), own in zip(outcomes, settings, strict=True):
-        cells = {"status": "[red]failed[/red]"} if result is None else _cells(record, result)
+        cells = {"status": "[red]failed[/red]"}
+        if result:
+            cells = row(Run(Path(record.folder or ""), result, result.status))
+            cells["status"] += ", known" if record.how == "shown" else ""
         words = [str(record.number), *(own.get(key, "") for key in varied)]
         table.add_row(*words, *(cells.get(column, "") for column in columns))
     console.print()
     console.print(table)
     _print_errors(((record.number, record.error) for record, _ in outcomes), console)
-
-
-def _cells(record: "JobRecord", result: Result) -> dict[str, str]:
-    """What the columns say of a result."""
-    key, switch = result.headline, result.switch["effective"]
-    known = ", known" if record.how == "shown" else ""
-    return {
-        "status": f"[{COLOURS.get(result.status, 'red')}]{result.status}[/]{known}",
-        "metric": result.metric,
-        "last": shown(result.metrics["last"].get(key), key),
-        "best": shown(result.metrics["best"].get(key), key),
-        "baseline": shown(result.baseline.get(key), key),
-        "switch at": "-" if switch is None else str(switch),
-        "seconds": f"{result.seconds:.1f}",
-    }
 
 
 def varied_settings(jobs: list[tuple[list[str], str]]) -> tuple[list[dict[str, str]], list[str], str]:
@@ -68,8 +58,8 @@ def varied_settings(jobs: list[tuple[list[str], str]]) -> tuple[list[dict[str, s
     return settings, varied + (["arm"] if len(asked) < len(settings) else []), common
 
 
-def print_plan(jobs: "list[Job]", durations: "MeasuredDurations", console: Console) -> None:
-    """What a sweep would do, and about how long it would take."""
+def print_plan(jobs: "list[Job]", durations: "dict[int, Duration]", console: Console) -> None:
+    """What a sweep would do, and about how long it would take: `durations` are those of like runs by job number."""
     settings, varied, common = varied_settings([(job.overrides, job.arm) for job in jobs])
     table = _table(f"{len(jobs)} jobs: {common}", varied, ["run", "from trunk", "to train", "time"], ("run",))
     for job, own in zip(jobs, settings, strict=True):
@@ -78,7 +68,7 @@ def print_plan(jobs: "list[Job]", durations: "MeasuredDurations", console: Conso
             table.add_row(*words, _STATES[job.state])
             continue
         run = f"goes on from epoch {job.epochs_done}" if job.epochs_done else "new"
-        time = duration(found.of(job.epochs_to_train)) if (found := durations.like(job)) else "-"
+        time = duration(found.of(job.epochs_to_train)) if (found := durations.get(job.number)) else "-"
         table.add_row(*words, run, str(job.epochs_from_trunk or "-"), str(job.epochs_to_train), time)
     console.print()
     console.print(table)
@@ -86,7 +76,7 @@ def print_plan(jobs: "list[Job]", durations: "MeasuredDurations", console: Conso
     _print_errors(((job.number, job.error) for job in jobs), console)
 
 
-def _print_sums(jobs: "list[Job]", durations: "MeasuredDurations", console: Console) -> None:
+def _print_sums(jobs: "list[Job]", durations: "dict[int, Duration]", console: Console) -> None:
     """The runs, epochs and time of a planned sweep."""
     due = [job for job in jobs if job.is_due]
     trained = sum(job.epochs_to_train for job in due)
@@ -94,10 +84,10 @@ def _print_sums(jobs: "list[Job]", durations: "MeasuredDurations", console: Cons
     known, same = (sum(job.state == state for job in jobs) for state in ("known", "same"))
     console.print(f"runs       {len(due)} to do, {known} known, {same} the same as another job's")
     console.print(f"epochs     {trained} to train; {shared} more come from shared trunks")
-    measured = [(job, found) for job in due if job.cfg and (found := durations.like(job))]
+    measured = [(job, found) for job in due if (found := durations.get(job.number))]
     if measured:
         with_trunks = sum(found.of(job.epochs_to_train) for job, found in measured)
-        without = sum(found.of(job.cfg["epochs"] - job.epochs_done) for job, found in measured if job.cfg)
+        without = sum(found.of(job.cfg["epochs"] - job.epochs_done) for job, found in measured)
         first = measured[0][1]
         overhead = f", {first.overhead:.2g} s around a run" if first.overhead else ""
         console.print(f"time       {duration(with_trunks)} one after another, {duration(without)} with trunk=off")

@@ -4,8 +4,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from secrets import token_hex
@@ -20,10 +19,8 @@ from ..files import locked, write
 from ..run import run
 from ..runs.show import console
 from . import show
-from .compose import JobComposer
-from .job import command, do_job
-from .plan import Job, MeasuredDurations, RunFinder, forecast_epochs, orders_of, words_of_arms
-from .record import OWNER, SWEEP, JobRecord, record_of, sweep_id
+from .job import OWNER, SWEEP, JobRecord, command, do_job, record_of, sweep_id
+from .plan import Job, JobComposer, RunFinder, forecast_epochs, measured_durations, orders_of, words_of_arms
 
 if TYPE_CHECKING:
     from .launchers.base import Launcher
@@ -53,40 +50,56 @@ def sweep(jobs: list[list[str]], config: DictConfig) -> None:
         KeyboardInterrupt: the sweep was interrupted.
     """
     check_options(config.hydra)
-    search = search_path(config.hydra.runtime.config_sources)
-    composer = JobComposer(search, set(config.hydra.runtime.choices))
-    asked = [Job(number, words, composer(words)) for number, words in enumerate(jobs)]
+    choices = config.hydra.runtime.choices
+    if choices["hydra/launcher"] != "basic":
+        raise ConfigError(
+            f"hydra/launcher: expected none for hydra/sweeper=tmbench, got {choices['hydra/launcher']}; "
+            "say launcher=local, slurm or ray"
+        )
+    composer = JobComposer(search_path(config.hydra.runtime.config_sources), set(choices))
+    asked = [Job(number, words, composer(words), composer.search) for number, words in enumerate(jobs)]
     launcher = None
     if any(job.raw["launcher"]["name"] != "serial" for job in asked):
-        from .launchers import launcher_of
+        from .launchers.base import launcher_of
 
         launcher = launcher_of(asked)
-    is_plan = asked[0].raw["plan"] is True
-    found = _with_arms(asked, composer, download=not is_plan)
-    if is_plan:
-        if launcher is None or not launcher.elsewhere:
-            found = _with_a_measurement(found, composer, search)
-        forecast_epochs(found)
-        return show.print_plan(found, MeasuredDurations(), console())
+    if asked[0].raw["plan"] is True:
+        return _print_plan(asked, composer, measure=launcher is None or not launcher.elsewhere)
+    found = _with_arms(asked, composer, download=True)
     folder = Path(config.hydra.sweep.dir)
     with _only_sweep_in(folder):
         os.environ[SWEEP] = token_hex(8)
         # First of all: from now on, a job that outlived an earlier sweep writes here no more.
         write(folder / OWNER, sweep_id())
-        _remove_files_of_earlier_sweep(folder)
+        for path in folder.iterdir():
+            if _FILES.fullmatch(path.name):  # an earlier sweep's
+                path.unlink()
         OmegaConf.save(config, folder / "multirun.yaml")
-        _do(folder, found, search, launcher)
+        _do(folder, found, launcher)
 
 
-def _do(folder: Path, jobs: list[Job], search: list[str], launcher: "Launcher | None") -> None:
+def _print_plan(asked: list[Job], composer: JobComposer, measure: bool) -> None:
+    """Prints what the sweep would do. If no run here tells how long an epoch takes, one may be measured."""
+    jobs = _with_arms(asked, composer, download=False)
+    job = next((job for job in jobs if job.is_due and job.folder), None)
+    if measure and job and not measured_durations([job]):
+        print(f"measuring an epoch of job {job.number} (it is kept: the sweep goes on from it)", file=sys.stderr)
+        words = [*job.search, *job.overrides]
+        run(OmegaConf.create(job.raw), command(words), until=1, words=words)
+        jobs = _with_arms([Job(j.number, j.overrides, j.raw, j.search) for j in asked], composer, download=False)
+    forecast_epochs(jobs)
+    show.print_plan(jobs, measured_durations(jobs), console())
+
+
+def _do(folder: Path, jobs: list[Job], launcher: "Launcher | None") -> None:
     """Does the jobs that are due, and prints the table of all, however that ends."""
     due = [job for job in jobs if job.is_due]
     failed = False
     try:
         if launcher and due:
-            launcher.launch(folder, due, search)
+            launcher.launch(folder, due)
         else:
-            _one_after_another(folder, due, search)
+            _one_after_another(folder, due)
     except Exception as error:  # the launcher's; what a job raised is in its record
         print(error if isinstance(error, ConfigError) else traceback.format_exc(), file=sys.stderr)
         failed = True
@@ -98,8 +111,8 @@ def _do(folder: Path, jobs: list[Job], search: list[str], launcher: "Launcher | 
         raise SystemExit(1)
 
 
-def _one_after_another(folder: Path, due: list[Job], search: list[str]) -> None:
-    for order in orders_of(due, search):
+def _one_after_another(folder: Path, due: list[Job]) -> None:
+    for order in orders_of(due):
         arm = f"  ({order.arm})" if order.arm else ""
         print(f"\njob {order.number}: {' '.join(order.words)}{arm}", file=sys.stderr)
         with suppress(Exception):  # do_job has printed and recorded it; the others go on
@@ -109,44 +122,32 @@ def _one_after_another(folder: Path, due: list[Job], search: list[str]) -> None:
 
 def _outcome(folder: Path, job: Job) -> show.Outcome | None:
     """What came of a job, and its result if it has one; None if it has not begun."""
-    record = JobRecord(sweep_id(), job.number, job.overrides, job.arm)
+    record = JobRecord(job.number, job.overrides, job.arm, error=job.error)
     try:
-        if job.state == "wrong":
-            return replace(record, error=job.error), None
-        if job.state == "known":
-            return replace(record, folder=str(job.folder), how="shown"), job.result
-        if job.state == "same" and job.folder and (job.folder / "result.json").exists():
+        if job.state in ("known", "same") and job.folder and (job.folder / "result.json").exists():
             record = replace(record, folder=str(job.folder), how="shown")
-        elif (found := record_of(folder, job.number)) is None:
-            return None
-        else:
+        elif job.state != "wrong":
+            found = record_of(folder, job.number)
+            if found is None:
+                return None
             record = found
-        return record, record.result()
+        return record, job.result or record.result()
     except DataError as error:
         return replace(record, error=str(error)), None
 
 
-@contextmanager
-def _only_sweep_in(folder: Path) -> Iterator[None]:
-    """No other sweep works in the folder meanwhile; ConfigError if one does already."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(folder, wait=False))
-        except BlockingIOError:
-            raise ConfigError(
-                f"hydra.sweep.dir: another sweep is at work in {folder}; wait for its end, or say another folder"
-            ) from None
-        except OSError as error:
-            raise ConfigError(
-                f"hydra.sweep.dir: expected a folder to write to, got {folder} ({error.strerror})"
-            ) from None
-        yield
-
-
-def _remove_files_of_earlier_sweep(folder: Path) -> None:
-    for path in folder.iterdir():
-        if _FILES.fullmatch(path.name):
-            path.unlink()
+def _only_sweep_in(folder: Path) -> ExitStack:
+    """No other sweep works in the folder until it is closed; ConfigError if one does already."""
+    stack = ExitStack()
+    try:
+        stack.enter_context(locked(folder, wait=False))
+    except BlockingIOError:
+        raise ConfigError(
+            f"hydra.sweep.dir: another sweep is at work in {folder}; wait for its end, or say another folder"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"hydra.sweep.dir: expected a folder to write to, got {folder} ({error.strerror})") from None
+    return stack
 
 
 def _with_arms(jobs: list[Job], composer: JobComposer, download: bool) -> list[Job]:
@@ -157,20 +158,8 @@ def _with_arms(jobs: list[Job], composer: JobComposer, download: bool) -> list[J
     found = list(jobs)
     for job in jobs:
         for arm, words in words_of_arms(job).items():
-            control = Job(len(found), words, composer(words), f"{arm} (job {job.number})")
+            control = Job(len(found), words, composer(words), job.search, f"{arm} (job {job.number})")
             finder.find(control)
             if control.shared_prefix and job.shared_prefix and control.shared_prefix.folder == job.shared_prefix.folder:
                 found.append(control)
     return found
-
-
-def _with_a_measurement(jobs: list[Job], composer: JobComposer, search: list[str]) -> list[Job]:
-    """The jobs, one of which has been measured for an epoch if no run here tells how long one takes."""
-    job = next((job for job in jobs if job.is_due and job.folder), None)
-    if job is None or MeasuredDurations().like(job):
-        return jobs
-    print(f"measuring an epoch of job {job.number} (it is kept: the sweep goes on from it)", file=sys.stderr)
-    words = [*search, *job.overrides]
-    run(OmegaConf.create(job.raw), command(words), until=1, words=words)
-    asked = [Job(job.number, job.overrides, job.raw) for job in jobs if not job.arm]
-    return _with_arms(asked, composer, download=False)

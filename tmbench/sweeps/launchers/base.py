@@ -11,26 +11,30 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from ...config.settle import Settings
 from ...config.table import keys
-from ...errors import ConfigError
+from ...errors import ConfigError, DataError
+from ...result import epochs_done, shown
 from ...training.ranks import python_path
-from ...verbs import INTERRUPTED
+from ...verbs import ERROR, INTERRUPTED
+from ..job import STOPPING, SWEEP, JobOrder, JobRecord, is_current, record_of, sweep_id
 from ..plan import Job, orders_of
-from ..record import STOPPING, SWEEP, JobOrder, is_current, sweep_id
 from ..show import varied_settings
-from .watch import JobsAtWork, log_of, print_end
 
+CLASSES = {"local": "Local", "slurm": "Slurm", "ray": "Ray"}  # by launcher.name, which names the module as well
 COMMAND = ["-m", "tmbench.sweeps.job"]
+LINES = 20  # of its output that a failed job shows
 ENDED_ELSEWHERE = 60.0  # seconds after which a job that Slurm told to end, and did not kill, goes on
 Ended = tuple[Path, int | None]  # a job's file, and its exit status; None if that cannot be known
 
@@ -47,6 +51,7 @@ class Launcher:
 
     package = ""  # that must be installed; the extra is called like the launcher
     elsewhere = True  # whether jobs run on other machines
+    threads_setting = ""  # says how many threads each job has
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -59,46 +64,34 @@ class Launcher:
 
     def threads(self) -> int:
         """How many each job has."""
-        raise NotImplementedError
+        return int(self.settings[self.threads_setting])
 
     def run(self, files: list[Path], gpus: int) -> Iterator[Ended]:
         """Does the jobs in these files, each with so many GPUs, and yields them as they end."""
         raise NotImplementedError
 
-    def launch(self, folder: Path, jobs: list[Job], search: list[str]) -> None:
+    def launch(self, folder: Path, jobs: list[Job]) -> None:
         """Does these jobs of the sweep in `folder`, and prints of each how it ended.
-
-        Args:
-            folder: the sweep's.
-            jobs: those that are due.
-            search: the word for a person's own YAML files, if they have any.
 
         Raises:
             ConfigError: they cannot be done so.
             KeyboardInterrupt: some were stopped.
         """
-        folder = folder.absolute()
-        if any(job.cfg and job.cfg["trainer"]["num_nodes"] > 1 for job in jobs):
+        if any(job.cfg["trainer"]["num_nodes"] > 1 for job in jobs):
             raise ConfigError("launcher: each run is on one machine; start a run on several (num_nodes) by itself")
+        folder, jobs = folder.absolute(), different_trunks_first(jobs)
         environment = {"OMP_NUM_THREADS": str(self.threads()), "PYTHONPATH": python_path(), SWEEP: sweep_id()}
-        orders = {order.number: order for order in orders_of(jobs, search)}
         files = {
-            replace(orders[job.number], cwd=str(Path.cwd()), environment=environment).save(folder): job
-            for job in different_trunks_first(jobs)
+            replace(order, cwd=str(Path.cwd()), environment=environment).save(folder): job
+            for order, job in zip(orders_of(jobs), jobs, strict=True)
         }
-        settings, varied, _ = varied_settings([(job.overrides, job.arm) for job in jobs])
-        names = {
-            job.number: f"job {job.number}  {' '.join(f'{key}={own.get(key)}' for key in varied)}"
-            for job, own in zip(jobs, settings, strict=True)
-        }
+        gpus = max(t["devices"] if t["accelerator"] == "cuda" else 0 for t in (job.cfg["trainer"] for job in jobs))
         console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         console.print(f"{len(jobs)} jobs, threads of each: {self.threads()}; their output: {folder}/job-*.log")
         was_stopped = False
-        with self._stopped_by_signals(), JobsAtWork(files, names, console) as at_work:
-            for file, status in self.run(list(files), max((_gpus(job) for job in jobs), default=0)):
-                at_work.remove(file)
-                job = files[file]
-                was_stopped |= print_end(job, names[job.number], file, status, self.stops_requested > 0, console)
+        with self._stopped_by_signals(), JobsAtWork(files, console) as at_work:
+            for file, status in self.run(list(files), gpus):
+                was_stopped |= at_work.end(file, status, self.stops_requested > 0)
         if was_stopped:
             raise KeyboardInterrupt
 
@@ -121,17 +114,13 @@ class Launcher:
 def different_trunks_first(jobs: list[Job]) -> list[Job]:
     """The jobs in an order that starts those of different trunks first: those of one wait for each other."""
     earlier = Counter[Any]()  # jobs by their trunk
-    places = {}
-    for job in jobs:
+
+    def place(job: Job) -> int:
         trunk = job.trunk.folder if job.trunk else job.number
-        places[job.number] = earlier[trunk]
         earlier[trunk] += 1
-    return sorted(jobs, key=lambda job: places[job.number])  # stable
+        return earlier[trunk]
 
-
-def _gpus(job: Job) -> int:
-    trainer = job.cfg["trainer"] if job.cfg else {"accelerator": "cpu"}
-    return int(trainer["devices"]) if trainer["accelerator"] == "cuda" else 0
+    return sorted(jobs, key=place)  # stable
 
 
 def start(file: Path, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
@@ -170,3 +159,95 @@ class RemoteJob:
     def must_stop(self) -> bool:
         """Whether the sweep is to stop, or another sweep has its folder by now."""
         return (self.folder / STOPPING).exists() or not is_current(self.folder, self.sweep)
+
+
+class JobsAtWork(Progress):
+    """On a terminal, a line for each job that has begun and not ended: how many of its epochs are done.
+
+    Args:
+        jobs: by the files of their orders.
+    """
+
+    def __init__(self, jobs: dict[Path, Job], console: Console) -> None:
+        self.jobs, self.lines = jobs, dict[Path, TaskID]()
+        settings, varied, _ = varied_settings([(job.overrides, job.arm) for job in jobs.values()])
+        self.names = {
+            file: f"job {job.number}  {' '.join(f'{key}={own.get(key)}' for key in varied)}"
+            for (file, job), own in zip(jobs.items(), settings, strict=True)
+        }
+        super().__init__(
+            TextColumn("{task.description}", markup=False), BarColumn(24),
+            TextColumn("epoch {task.completed}/{task.total}"), TimeElapsedColumn(),
+            console=console, refresh_per_second=1, transient=True, disable=not console.is_terminal,
+        )  # fmt: skip
+        for file, job in jobs.items():
+            self.lines[file] = self.add_task(self.names[file], start=False, total=job.cfg["epochs"], visible=False)
+
+    def get_renderables(self) -> Iterable[Any]:
+        for file, line in list(self.lines.items()):
+            folder = self.jobs[file].folder
+            if folder and log_of(file).exists():
+                with suppress(KeyError):  # it has ended meanwhile
+                    self.start_task(line)
+                    self.update(line, completed=epochs_done(folder), visible=True)
+        return super().get_renderables()
+
+    def end(self, file: Path, status: int | None, stopping: bool) -> bool:
+        """Prints how a job ended, and records it where the job itself could not; returns whether it was stopped.
+
+        Args:
+            stopping: whether the sweep is being stopped.
+        """
+        self.remove_task(self.lines.pop(file))
+        job, name = self.jobs[file], self.names[file]
+        try:
+            record = record_of(file.parent, job.number)
+            if record is None and stopping and status in (INTERRUPTED, -signal.SIGTERM):
+                self.console.print(f"{name}: not begun")
+                return True
+            if record is None or status not in (0, ERROR, INTERRUPTED, None):
+                end = "cancelled, or its machine is gone" if status is None else f"ended with status {status}"
+                if status is not None and status < 0:
+                    end = f"killed by {signal.Signals(-status).name}"
+                record = JobRecord(job.number, job.overrides, job.arm, error=f"{end}; its output: {log_of(file)}")
+                record.save(file.parent)
+            result = record.result()
+        except DataError as error:
+            self.console.print(f"{name}: {error}", style="red")
+            return False
+        if result is None:
+            self.console.print(f"{name}: failed", style="red")
+            output = log_of(file).read_text(errors="replace").splitlines() if log_of(file).exists() else []
+            for line in output[-LINES:]:
+                self.console.print(f"  | {line}")
+            return False
+        key = result.headline
+        score = shown(result.metrics["last"].get(key), key)
+        self.console.print(f"{name}: {result.status}, {result.metric} {score}")
+        return result.status == "interrupted"
+
+
+def log_of(file: Path) -> Path:
+    """Where the output of the job whose order is in `file` goes."""
+    return file.with_name(file.stem.replace("launch", "job") + ".log")
+
+
+def launcher_of(jobs: list[Job]) -> Launcher | None:
+    """What launches these jobs, which must all name the same launcher; None if they are done one after another.
+
+    The threads of a job become this process's as well: the name of a trunk depends on their number.
+
+    Raises:
+        ConfigError: a setting of the launcher is not what it must be, or does not suit a job.
+    """
+    settings = jobs[0].raw["launcher"]
+    name = settings["name"]
+    if any(job.raw["launcher"] != settings for job in jobs):
+        raise ConfigError("launcher: expected one for the whole sweep; a list is written in brackets: [0,1]")
+    if name == "serial":
+        return None
+    if name not in CLASSES:
+        raise ConfigError(f"launcher: expected one of serial, {', '.join(CLASSES)}, got {name!r}")
+    launcher: Launcher = getattr(import_module(f"tmbench.sweeps.launchers.{name}"), CLASSES[name])(settings)
+    os.environ["OMP_NUM_THREADS"] = str(launcher.threads())
+    return launcher

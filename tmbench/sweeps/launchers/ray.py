@@ -10,21 +10,18 @@ from typing import Any
 
 from ...config.settle import Settings
 from ...errors import ConfigError
-from ..record import STOPPING
+from ..job import STOPPING
 from .base import Ended, Launcher, RemoteJob
 
 
 class Ray(Launcher):
-    package = "ray"
+    package, threads_setting = "ray", "num_cpus"
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         gpus = settings["num_gpus"]
         if gpus > 1 and gpus % 1:
             raise ConfigError(f"launcher.num_gpus: expected a whole number >= 0, or a part of one, got {gpus}")
-
-    def threads(self) -> int:
-        return int(self.settings["num_cpus"])
 
     def run(self, files: list[Path], gpus: int) -> Iterator[Ended]:
         ray = self._connected()

@@ -12,7 +12,7 @@ from typing import Any
 from ...config.settle import Settings
 from ...errors import ConfigError
 from ...verbs import INTERRUPTED
-from ..record import STOPPING, sweep_id
+from ..job import STOPPING, sweep_id
 from .base import Ended, Launcher, RemoteJob
 
 RESULT_DELAY = 3.0  # seconds in which the result of a job that has left Slurm's queue must have come
@@ -20,16 +20,13 @@ SUBMITITS = ("timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node")  # by it
 
 
 class Slurm(Launcher):
-    package = "submitit"
+    package, threads_setting = "submitit", "cpus_per_task"
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self.cluster = settings["cluster"]
         if self.cluster == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
             raise ConfigError("launcher=slurm: no sbatch and srun here; go to a login node, or say launcher=local")
-
-    def threads(self) -> int:
-        return int(self.settings["cpus_per_task"])
 
     def run(self, files: list[Path], gpus: int) -> Iterator[Ended]:
         folder = files[0].parent
