@@ -29,15 +29,14 @@ from tmbench.report import statistics
 from tmbench.result import Result
 from tmbench.sweeps import plan as sweeps_plan
 from tmbench.tune import plan as plan_module
-from tmbench.tune import records, runner, trials
+from tmbench.tune import study as study_module
 from tmbench.tune.__main__ import main
 from tmbench.tune.plan import Plan, plan_of
 from tmbench.tune.records import Outcome, Trial
 from tmbench.tune.sampling import next_point
 from tmbench.tune.space import all_of, space_of, values_of
 from tmbench.tune.study import study
-from tmbench.tune.summary import summary
-from tmbench.tune.table import interval
+from tmbench.tune.summary import interval, summary
 
 
 @cache
@@ -146,7 +145,7 @@ class Fake:
         self.fails: Any = lambda cfg: False
         self.diverges: Any = lambda cfg: cfg.lr > 0.5
         self.baseline: dict[str, float] = {}
-        monkeypatch.setattr(runner, "run", self.run)
+        monkeypatch.setattr(study_module, "run", self.run)
         monkeypatch.setattr(plan_module, "composed", composed_once)
         for module in (plan_module, sweeps_plan):
             monkeypatch.setattr(module, "open_dataset", lambda cfg, cls: DATA)
@@ -277,8 +276,8 @@ class Kills:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.left = 10**9
-        for module, name in ((trials, "next_point"), (records, "write_sealed"), (runner, "run")):
-            monkeypatch.setattr(module, name, self.around(getattr(module, name)))
+        for name in ("next_point", "write_sealed", "run"):
+            monkeypatch.setattr(study_module, name, self.around(getattr(study_module, name)))
 
     def around(self, function: Any) -> Any:
         def called(*args: Any, **more: Any) -> Any:
@@ -540,7 +539,7 @@ def test_a_trial_s_run_that_is_gone_and_is_stopped_while_it_is_repeated_goes_on(
     gone = tmp_path / next(trial["run"] for trial in noted if trial["outcome"]["status"] == "completed")
     shutil.rmtree(gone)
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "run", lambda cfg, command, until=None, words=None: fake.run(cfg, command, 1, words))
+        patch.setattr(study_module, "run", lambda cfg, command, until=None, words=None: fake.run(cfg, command, 1, words))
         assert main(alone(tmp_path)) == 130
     stopped = Result.load(gone)
     assert stopped is not None
