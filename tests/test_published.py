@@ -12,7 +12,7 @@ import torch
 from conftest import Compose
 from torch import Tensor
 
-from tmbench.certify.formulas import FORMULAS
+from tmbench.certify.reference import FORMULAS
 from tmbench.config.settle import settle
 from tmbench.training.build import optimizer_of
 
