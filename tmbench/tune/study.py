@@ -34,8 +34,9 @@ def study(plan: Plan) -> Settings:
         DataError: what the folder holds is damaged, or a run is not what is noted of it.
         KeyboardInterrupt: it was interrupted.
     """
+    question = plan.question()
     with locked(plan.folder):
-        _check_question(plan)
+        _check_question(plan, question)
         trials = Trials(plan)
         for contender in plan.contenders:
             trials.complete(contender)
@@ -46,9 +47,9 @@ def study(plan: Plan) -> Settings:
     return result
 
 
-def _check_question(plan: Plan) -> None:
+def _check_question(plan: Plan, question: Settings) -> None:
     """Checks that the folder's study, if there is one, asks the same question."""
-    question, path = plan.question(), plan.folder / "study.json"
+    path = plan.folder / "study.json"
     if not path.exists():
         write_sealed(path, question)
     there, now = flat(load(path, Settings, f"say name=... for a new study, or remove {plan.folder}")), flat(question)
