@@ -54,25 +54,19 @@ class Contender:
     identity: Settings  # of its runs, at one point of the space
     higher_is_better: bool
 
-    def settings_with(self, values: Mapping[str, Any]) -> Settings:
-        """The configuration of its run with these values at dotted keys."""
-        return with_values(self.raw, values)
-
     def words_with(self, values: Mapping[str, Any]) -> list[str]:
-        """The words that compose to `settings_with(values)`."""
+        """The words that compose to the configuration of its run with these values at dotted keys."""
         kept = [word for word in self.words if key_of(word) not in values]
         return kept + [as_word(key, value) for key, value in values.items() if value is not None]
 
     def run_folder(self, values: Mapping[str, Any]) -> Path:
         """Where its run with these values is; ConfigError if there is no such run."""
-        cfg = settled(self.settings_with(values))
+        cfg = settled(with_values(self.raw, values))
         return Path(cfg["runs_dir"]) / run_id(cfg, self.data_digest)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a study is asked to do."""
-
     settings: Settings  # see SETTINGS
     contenders: list[Contender]
     seed: int  # of the trials
@@ -81,11 +75,7 @@ class Plan:
     command: str
 
     def question(self) -> Settings:
-        """What tells this study from others, for study.json.
-
-        Raises:
-            ConfigError: a number in it is not finite.
-        """
+        """What tells this study from others, for study.json; ConfigError if a number in it is not finite."""
         facts = {key: self.settings[key] for key in ("trials", "validation", "sampler", "pruner")}
         facts |= {"seeds": self.seeds, "seed": self.seed}
         facts |= {c.name: {"space": c.space, "runs": c.identity} for c in self.contenders}
@@ -102,8 +92,7 @@ def plan_of(values: Settings, words: list[str]) -> Plan:
 
     Args:
         values: of SETTINGS.
-        words: all other words of the command line: Hydra's overrides of a run, or of the space. In optimizer=a,b the
-            names are those of the contenders.
+        words: all others: Hydra's overrides of a run, or of the space; optimizer=a,b names the contenders.
 
     Raises:
         ConfigError, HydraException: something that is asked for is not possible.

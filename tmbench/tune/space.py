@@ -68,11 +68,8 @@ def with_values(raw: Settings, values: Mapping[str, Any]) -> Settings:
     """The configuration with these values at these dotted keys."""
     raw = plain(raw)
     for key, value in values.items():
-        *path, last = key.split(".")
-        node = raw
-        for part in path:
-            node = node[part]
-        node[last] = value
+        group, _, last = key.rpartition(".")
+        (select(raw, group) if group else raw)[last] = value
     return raw
 
 

@@ -19,7 +19,7 @@ from ..verbs import EXPECTED, explain
 from .plan import Contender, Plan
 from .records import Choice, Choices, Outcome, Trial, load
 from .sampling import is_behind, next_point
-from .space import all_of, values_of, words_of
+from .space import all_of, values_of, with_values, words_of
 from .summary import device_seconds, result_of, score
 
 RUNGS = 4  # parts of a run, after each of which the pruner looks at it
@@ -64,13 +64,8 @@ def _check_question(plan: Plan, question: Settings) -> None:
 
 
 def _do_run(contender: Contender, values: Settings, until: int | None = None) -> Result:
-    """The result of the optimizer's run with these values, which is stopped after `until` epochs unless that is None.
-
-    Raises:
-        KeyboardInterrupt: it was interrupted before that.
-        Exception: it failed.
-    """
-    words, cfg = contender.words_with(values), OmegaConf.create(contender.settings_with(values))
+    """The result of the run with these values, stopped after `until` epochs; KeyboardInterrupt if before that."""
+    words, cfg = contender.words_with(values), OmegaConf.create(with_values(contender.raw, values))
     result, folder, _ = run(cfg, f"python -m tmbench {shlex.join(words)}", until, words=words)
     if result.status not in FINAL and (until is None or epochs_done(folder) < until):
         raise KeyboardInterrupt
@@ -98,7 +93,6 @@ class Trials:
         Raises:
             ConfigError: a trial failed.
             DataError: a run is not what is noted of it.
-            KeyboardInterrupt: a run was interrupted.
         """
         own, count = self.noted.setdefault(contender.name, []), self.plan.settings["trials"]
         if set(contender.space) == {"switch_epoch"} and len(own) < count:
@@ -176,11 +170,7 @@ class Trials:
         )  # fmt: skip
 
     def _compare(self, contender: Contender, trial: Trial) -> None:
-        """Compares a trial with its run, which is repeated if it is gone.
-
-        Raises:
-            DataError: they differ.
-        """
+        """Compares a trial with its run, which is repeated if it is gone; DataError if they differ."""
         if trial.outcome is None or trial.outcome.status not in FINAL:
             return
         settings = self._settings(contender, trial)
@@ -206,7 +196,7 @@ def _words(contender: Contender, trial: Trial) -> str:
 def _request_shared_states(contender: Contender) -> None:
     """Lets trials that differ in their switch alone train what they share once, whatever their order."""
     points = [values_of(contender.space, point) for point in all_of(contender.space)]
-    jobs = [Job(i, [], contender.settings_with(values)) for i, values in enumerate(points)]
+    jobs = [Job(i, [], with_values(contender.raw, values)) for i, values in enumerate(points)]
     finder = RunFinder(download=True)
     for job in jobs:
         finder.find(job)
@@ -239,11 +229,7 @@ def _best(contender: Contender, trials: list[Trial]) -> Choice | None:
 
 
 def _frozen(plan: Plan, choices: dict[str, Choice | None]) -> Choices:
-    """The choices, the time, and the confirming runs that another command has begun already.
-
-    Raises:
-        ConfigError: there is nothing to choose.
-    """
+    """The choices, the time, and the confirming runs that another command has begun already."""
     if not any(choices.values()):
         raise ConfigError(
             f"{', '.join(choices)}: no trial reached a finite value, so there is nothing to choose; "
@@ -258,10 +244,10 @@ def _frozen(plan: Plan, choices: dict[str, Choice | None]) -> Choices:
 def _confirmed(plan: Plan, contender: Contender, choice: Choice | None) -> list[Result]:
     """Runs the choice on all training examples, once for each fresh seed; nothing if there is no choice."""
     results = []
-    for seed in plan.seeds if choice else ():
-        assert choice is not None
-        print(f"\n{contender.name} with seed={seed}, to confirm {words_of(choice.values)}", file=sys.stderr)
-        results.append(_do_run(contender, _to_confirm(choice, seed)))
+    if choice:
+        for seed in plan.seeds:
+            print(f"\n{contender.name} with seed={seed}, to confirm {words_of(choice.values)}", file=sys.stderr)
+            results.append(_do_run(contender, _to_confirm(choice, seed)))
     return results
 
 

@@ -8,6 +8,7 @@ from itertools import combinations
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from scipy import stats
 
 from ..config.identity import world_size
 from ..config.settle import Settings
@@ -45,14 +46,6 @@ def result_of(plan: Plan, trials: dict[str, list[Trial]], chosen: Choices, runs:
     higher, baseline = example.higher_is_better, example.baseline.get(example.headline)
     scores = [value for each in runs.values() for run in each if (value := score(run)) is not None]
     floor = worth(None, baseline, (min if higher else max)(scores, default=None), higher)
-    optimizers = {}
-    for contender in plan.contenders:
-        name = contender.name
-        choice, confirmation = chosen.choices[name], _confirmation(contender, runs[name], floor, limits)
-        optimizers[name] = {
-            "space": contender.space, "used": _used(trials[name]), "trials": _told(contender, trials[name]),
-            "choice": choice and asdict(choice), "confirmation": confirmation,
-        }  # fmt: skip
     return {
         "schema_version": SCHEMA, "name": plan.folder.name, "task": example.task, "profile": example.profile,
         "split": example.split, "metric": example.metric, "higher_is_better": higher, "command": plan.command,
@@ -69,7 +62,13 @@ def result_of(plan: Plan, trials: dict[str, list[Trial]], chosen: Choices, runs:
             "runs_begun_before": chosen.begun_before, "diverged_count_as": floor,
             "judged_by": f"{JUDGED_BY}; nothing is chosen by it",
         },
-        "optimizers": optimizers,
+        "optimizers": {
+            c.name: {
+                **_tried(c, trials[c.name]), "choice": (choice := chosen.choices[c.name]) and asdict(choice),
+                "confirmation": _confirmation(c, runs[c.name], floor, limits),
+            }
+            for c in plan.contenders
+        },
         "differences": {
             f"{a.name} - {b.name}": _difference(runs[a.name], runs[b.name], floor, limits)
             for a, b in combinations(plan.contenders, 2)
@@ -79,34 +78,34 @@ def result_of(plan: Plan, trials: dict[str, list[Trial]], chosen: Choices, runs:
     }  # fmt: skip
 
 
-def _used(trials: list[Trial]) -> Settings:
-    """What the trials of an optimizer cost, and how they ended."""
+def _tried(contender: Contender, trials: list[Trial]) -> Settings:
+    """The trials of an optimizer, how they ended, and what they cost."""
     outcomes = [trial.outcome or Outcome("failed") for trial in trials]
     return {
-        "trials": len(trials),
-        **{status: sum(o.status == status for o in outcomes) for status in ("completed", "diverged", "pruned")},
-        "without value": sum(o.status == "completed" and o.value is None for o in outcomes),
-        "known_before": sum(trial.known_before for trial in trials),
-        **{key: sum(getattr(o, key) for o in outcomes) for key in ("device_seconds", "seconds")},
-    }
-
-
-def _told(contender: Contender, trials: list[Trial]) -> list[Settings]:
-    return [
-        {"number": trial.number, "run": trial.run, "known_before": trial.known_before,
-         "values": values_of(contender.space, trial.params), **asdict(trial.outcome or Outcome("failed"))}
-        for trial in trials
-    ]  # fmt: skip
+        "space": contender.space,
+        "used": {
+            "trials": len(trials),
+            **{status: sum(o.status == status for o in outcomes) for status in ("completed", "diverged", "pruned")},
+            "without value": sum(o.status == "completed" and o.value is None for o in outcomes),
+            "known_before": sum(trial.known_before for trial in trials),
+            **{key: sum(getattr(o, key) for o in outcomes) for key in ("device_seconds", "seconds")},
+        },
+        "trials": [
+            {"number": trial.number, "run": trial.run, "known_before": trial.known_before,
+             "values": values_of(contender.space, trial.params), **asdict(outcome)}
+            for trial, outcome in zip(trials, outcomes, strict=True)
+        ],
+    }  # fmt: skip
 
 
 def _confirmation(contender: Contender, runs: list[Result], floor: float | None, limits: Limits) -> Settings:
-    counted = [_counts_as(run, floor) for run in runs]
     told = [
         {"seed": run.seed, "status": run.status, "value": score(run), "run": run.run_id, "command": run.command,
-         "device_seconds": device_seconds(contender, run), "counts_as": counts_as}
-        for run, counts_as in zip(runs, counted, strict=True)
+         "device_seconds": device_seconds(contender, run), "counts_as": _counts_as(run, floor)}
+        for run in runs
     ]  # fmt: skip
-    return {**summary(counted, limits), "diverged": sum(score(run) is None for run in runs), "runs": told}
+    about = summary([_counts_as(run, floor) for run in runs], limits)
+    return {**about, "diverged": sum(score(run) is None for run in runs), "runs": told}
 
 
 def _difference(first: list[Result], second: list[Result], floor: float | None, limits: Limits) -> Settings:
@@ -133,9 +132,7 @@ def summary(values: list[float | None], limits: Limits, tolerances: list[float] 
         limits: where the interval ends.
         tolerances: how far equal values may lie apart, one for each seed, see report.statistics; None: not at all.
 
-    Returns:
-        None in place of what does not exist. One seed, or seeds without a spread, give no interval: they are no
-        evidence.
+    One seed, or seeds without a spread, give no interval (None): they are no evidence.
     """
     known = [value for value in values if value is not None]
     all_known = len(known) == len(values) > 0
@@ -145,9 +142,7 @@ def summary(values: list[float | None], limits: Limits, tolerances: list[float] 
         deviation = 0.0
     interval = None
     if mean is not None and deviation:
-        from scipy.stats import t
-
-        half = float(t.ppf((1 + LEVEL) / 2, len(known) - 1)) * deviation / math.sqrt(len(known))
+        half = float(stats.t.ppf((1 + LEVEL) / 2, len(known) - 1)) * deviation / math.sqrt(len(known))
         interval = [max(mean - half, limits[0]), min(mean + half, limits[1])]
     return {"n": len(values), "mean": mean, "deviation": deviation, "level": LEVEL, "interval": interval}
 
