@@ -29,15 +29,14 @@ from tmbench.report import statistics
 from tmbench.result import Result
 from tmbench.sweeps import plan as sweeps_plan
 from tmbench.tune import plan as plan_module
-from tmbench.tune import records, runner, trials
+from tmbench.tune import study as study_module
 from tmbench.tune.__main__ import main
 from tmbench.tune.plan import Plan, plan_of
 from tmbench.tune.records import Outcome, Trial
 from tmbench.tune.sampling import next_point
 from tmbench.tune.space import all_of, space_of, values_of
 from tmbench.tune.study import study
-from tmbench.tune.summary import summary
-from tmbench.tune.table import interval
+from tmbench.tune.summary import interval, summary
 
 
 @cache
@@ -74,17 +73,14 @@ def test_a_space_is_the_common_part_with_what_the_optimizer_changes() -> None:
     assert len(all_of(found)) == 2 * 7
 
 
-@pytest.mark.parametrize(
-    ("values", "whole"),
-    [
+def test_shares_of_the_run_become_whole_epochs_inside_it() -> None:
+    for values, whole in (
         ({"low": 0.1, "high": 0.9}, {"low": 2, "high": 14, "log": False}),
         ({"low": 3, "high": 9}, {"low": 3, "high": 9, "log": False}),
         ([0.01, 0.02, 0.5, 0.99, "never", 0], {"choices": [1, 8, 15, "never", 0]}),
         ({"low": 0.5, "high": 0.52}, {"choices": [8]}),
-    ],
-)
-def test_shares_of_the_run_become_whole_epochs_inside_it(values: Any, whole: Any) -> None:
-    assert space("tmsgd", {"switch_epoch": values}, "epochs=16")["switch_epoch"] == whole
+    ):
+        assert space("tmsgd", {"switch_epoch": values}, "epochs=16")["switch_epoch"] == whole
 
 
 @pytest.mark.parametrize(
@@ -146,7 +142,7 @@ class Fake:
         self.fails: Any = lambda cfg: False
         self.diverges: Any = lambda cfg: cfg.lr > 0.5
         self.baseline: dict[str, float] = {}
-        monkeypatch.setattr(runner, "run", self.run)
+        monkeypatch.setattr(study_module, "run", self.run)
         monkeypatch.setattr(plan_module, "composed", composed_once)
         for module in (plan_module, sweeps_plan):
             monkeypatch.setattr(module, "open_dataset", lambda cfg, cls: DATA)
@@ -253,8 +249,8 @@ def test_every_optimizer_has_the_same_budget_and_the_choice_is_the_best_of_its_o
     assert list(result["optimizers"]["sgd"]["space"]) == ["lr"]
     assert result["budget"] == {"trials": 4, "epochs": 16, "seed": 0, "sampler": "tpe", "pruner": "none"}
     assert result["test"]["read_only_after_it"] is True
+    assert (result["schema_version"], result["split"], result["metric"]) == (3, "test", "accuracy")
     confirmed = [c for c in fake.calls if c.validation is None]
-    assert len(confirmed) == 6
     assert fake.calls[-6:] == confirmed
     assert {c.seed for c in fake.calls[:-6]} == {0}
     switches = {c.switch_epoch for c in confirmed if c.optimizer.name == "tmsgd"}
@@ -277,8 +273,8 @@ class Kills:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.left = 10**9
-        for module, name in ((trials, "next_point"), (records, "write_sealed"), (runner, "run")):
-            monkeypatch.setattr(module, name, self.around(getattr(module, name)))
+        for name in ("next_point", "write_sealed", "run"):
+            monkeypatch.setattr(study_module, name, self.around(getattr(study_module, name)))
 
     def around(self, function: Any) -> Any:
         def called(*args: Any, **more: Any) -> Any:
@@ -319,8 +315,14 @@ def plan(fake: Fake, tmp_path: Path) -> Plan:
     return plan_of(values, words)
 
 
-def test_a_trial_without_an_outcome_is_no_evidence_to_the_sampler(plan: Plan) -> None:
-    """Optuna's constant liar would count it as a bad one."""
+def test_a_trial_without_an_outcome_is_no_evidence_to_the_sampler_which_models_pairs(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Optuna's constant liar would count it as a bad one; what its sampler does by default is its version's choice."""
+    import optuna
+
+    made, given = optuna.samplers.TPESampler, dict[str, Any]()
+    monkeypatch.setattr(optuna.samplers, "TPESampler", lambda **settings: given.update(settings) or made(**settings))
     done = [Trial(i, "", False, {"lr": lr}, outcome=Outcome("completed", lr)) for i, lr in enumerate((0.1, 0.5, 0.9))]
     points = []
     for lr in (0.002, 0.8):
@@ -328,6 +330,7 @@ def test_a_trial_without_an_outcome_is_no_evidence_to_the_sampler(plan: Plan) ->
             trial = Trial(3, "", False, {"lr": lr}, outcome=outcome)
             points.append(next_point(plan, plan.contenders[0], [*done, trial]))
     assert points == points[:1] * 4
+    assert given["multivariate"]
 
 
 def test_a_grid_tries_each_point_once_and_then_again_as_the_same_run(
@@ -422,12 +425,13 @@ def test_a_diverged_confirmation_counts_as_the_worse_of_baseline_and_worst_seen(
     assert values[1] == result["test"]["diverged_count_as"] == 0.125
     assert (confirmed["n"], confirmed["diverged"]) == (3, 1)
     assert confirmed["mean"] == pytest.approx(np.mean(values))
+    assert confirmed["interval"] == [0, 1]  # of a share
     difference = result["differences"]["tmsgd - sgd"]
     assert (difference["n"], difference["diverged"]) == (3, 1)
     others = [run["value"] for run in result["optimizers"]["tmsgd"]["confirmation"]["runs"]]
     assert difference["mean"] == pytest.approx(np.mean(np.subtract(others, values)))
     told = capsys.readouterr().out
-    assert "n=3, 1 diverged" in told
+    assert "0.00 % to 100.00 %, n=3, 1 diverged" in told
     assert "diverged   they count as the worse of the baseline and the worst score, 12.50 %" in told
 
 
@@ -446,18 +450,6 @@ def test_without_a_baseline_a_diverged_confirmation_leaves_no_mean_and_no_interv
     assert "diverged   they are worse than every completed run, by an unknown amount" in told
 
 
-def test_an_interval_of_a_share_stays_between_0_and_1(
-    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fake.diverges, fake.baseline = (lambda cfg: cfg.seed == 2), {"test/accuracy": 0.125}
-    assert main(asked(tmp_path, "seeds=2")) == 0
-    result = outcome(tmp_path)
-    for own in result["optimizers"].values():
-        low, high = own["confirmation"]["interval"]
-        assert 0 <= low < own["confirmation"]["mean"] < high <= 1
-    assert "0.00 % to 100.00 %, n=2, 1 diverged" in capsys.readouterr().out
-
-
 def test_another_question_is_refused_and_the_way_out_told(
     fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -474,9 +466,7 @@ def test_another_question_is_refused_and_the_way_out_told(
         assert main(asked(tmp_path, change)) == 1
         told = capsys.readouterr().err
         assert message in told
-        assert (
-            "give the same settings as before to resume it, say name=... for a new study, or remove the folder" in told
-        )
+        assert "give the same settings as before to resume it, say name=... for a new study, or remove the" in told
     assert len(fake.calls) == 1
 
 
@@ -540,7 +530,7 @@ def test_a_trial_s_run_that_is_gone_and_is_stopped_while_it_is_repeated_goes_on(
     gone = tmp_path / next(trial["run"] for trial in noted if trial["outcome"]["status"] == "completed")
     shutil.rmtree(gone)
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "run", lambda cfg, command, until=None, words=None: fake.run(cfg, command, 1, words))
+        patch.setattr(study_module, "run", lambda cfg, command, until, words: fake.run(cfg, command, 1, words))
         assert main(alone(tmp_path)) == 130
     stopped = Result.load(gone)
     assert stopped is not None
@@ -562,10 +552,11 @@ def test_trials_that_are_not_what_their_runs_say_are_refused_before_anything_is_
     ):
         changed(path, change)
         assert main(alone(tmp_path)) == 1
-        told = capsys.readouterr().err
-        assert "trials.json: sgd's trial 1 (lr=" in told
-        assert "is noted as tc-sgd-0-" in told
-        assert "remove trials.json and choice.json, and the same command asks for the same trials again" in told
+        expected = (
+            r"trials.json: sgd's trial 1 \(lr=.*\) is noted as tc-sgd-0-.*\n"
+            r"  remove trials.json and choice.json, and the same command asks for the same trials again"
+        )
+        assert re.search(expected, capsys.readouterr().err)
         assert not (path.parent / "choice.json").exists()
         path.write_bytes(kept)
     assert main(alone(tmp_path)) == 0
@@ -582,55 +573,31 @@ def test_trials_that_are_not_what_their_runs_say_are_refused_before_anything_is_
 
 
 @pytest.mark.parametrize(
-    ("word", "expected"),
-    [
-        ("trials=0", "a whole number >= 1, got 0"), ("trials=2.5", "a whole number"), ("trials=true", "a whole number"),
-        ("seeds=0", "a count or a list of seeds, got 0"), ("seeds=[1,1]", "a count"), ("seeds=[]", "a count"),
-        ("seeds=[-1]", "a count"), ("validation=0", "a number between 0 and 1"), ("validation=1.0", "a number"),
-        ("sampler=best", "one of tpe, qmc, grid"), ("--pruner=all", "one of none, median"),
-        ("name=../x", "a word without slashes, got '../x'"), ("name=..", "a word without slashes"),
-    ],
-)  # fmt: skip
-def test_a_wrong_setting_of_a_study_is_told(
-    word: str, expected: str, fake: Fake, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([word]) in (1, 2)
-    key = word.removeprefix("--").partition("=")[0]
-    assert f"{key}: expected {expected}" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
     ("change", "message"),
     [
+        ("trials=0", "trials: expected a whole number >= 1, got 0"), ("trials=2.5", "trials: expected a whole number"),
+        ("trials=true", "trials: expected a whole number"), ("seeds=[1,1]", "seeds: expected a count"),
+        ("seeds=0", "seeds: expected a count or a list of seeds, got 0"), ("seeds=[]", "seeds: expected a count"),
+        ("seeds=[-1]", "seeds: expected a count"), ("validation=0", "validation: expected a number between 0 and 1"),
+        ("validation=1.0", "validation: expected a"), ("sampler=best", "sampler: expected one of tpe, qmc, grid, got"),
+        ("--pruner=all", "pruner: expected one of none, median"), ("name=..", "name: expected a word without slashes"),
+        ("name=../x", "name: expected a word without slashes, got '../x'"),
         ("seeds=[3,0]", "seeds: expected fresh seeds, got [3, 0]; the trials have seed=0"),
         ("force=true", "force: this is a setting of runs and sweeps"),
         ("lr=0.1", "lr: space=default tunes it; leave it out of the command"),
-        ("space=nope", "Available options in 'space'"),
-        ("optimizer=sgd,nope", "nope"),
-        ("optimzer=sgd", "did you mean optimizer"),
-        ("config_dir=no/such", "no/such: no such folder"),
+        ("space=nope", "Available options in 'space'"), ("optimizer=sgd,nope", "nope"),
+        ("optimzer=sgd", "did you mean optimizer"), ("config_dir=no/such", "no/such: no such folder"),
+        ("+optimizer.dampening=inf", "sgd.runs.optimizer.dampening: expected finite numbers in a study, got inf"),
+        ("+optimizer.dampening=nan", "sgd.runs.optimizer.dampening: expected finite numbers in a study, got nan"),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_word_is_refused_before_anything_runs(
     change: str, message: str, fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(alone(tmp_path, change)) == 1
+    assert main(alone(tmp_path, change)) in (1, 2)
     assert message in capsys.readouterr().err
     assert fake.calls == []
     assert not (tmp_path / ".tune").exists()
-
-
-def test_a_setting_that_is_no_finite_number_is_named_before_anything_is_written(
-    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for word, key in (
-        ("+optimizer.dampening=inf", "sgd.runs.optimizer.dampening"),
-        ("+optimizer.dampening=nan", "sgd.runs.optimizer.dampening"),
-    ):
-        assert main(alone(tmp_path, word)) == 1
-        assert f"{key}: expected finite numbers in a study, got" in capsys.readouterr().err
-    assert not (tmp_path / ".tune" / "s" / "study.json").exists()
-    assert fake.calls == []
 
 
 def test_a_person_can_write_a_space_of_their_own(fake: Fake, tmp_path: Path) -> None:
@@ -659,9 +626,8 @@ def test_the_interval_is_students_within_the_metric_s_limits() -> None:
     assert summary([0.9, 0.6], (-np.inf, np.inf))["interval"][1] > 2
     assert summary([0.5], (0, 1))["interval"] is None
     assert summary([], (0, 1))["mean"] is None
-    assert summary([0.9, None, 0.8], (0, 1)) == {
-        "n": 3, "mean": None, "deviation": None, "level": 0.95, "interval": None
-    }  # fmt: skip
+    nothing = {"mean": None, "deviation": None, "interval": None}
+    assert summary([0.9, None, 0.8], (0, 1)) == {"n": 3, "level": 0.95} | nothing
 
 
 def test_differences_that_are_equal_but_for_float32_have_no_spread() -> None:

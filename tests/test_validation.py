@@ -67,9 +67,8 @@ def test_held_out_examples_and_the_others_are_all_training_examples_and_the_test
     assert len(held) == pytest.approx(0.2 * count, abs=1)
     for some, of, which in ((rest, train, index), (held, judged, task.held_out_N)):
         if isinstance(some, TensorDataset):
-            assert all(
-                torch.equal(a, b[torch.from_numpy(which)]) for a, b in zip(some.tensors, of.tensors, strict=True)
-            )
+            pairs = zip(some.tensors, of.tensors, strict=True)
+            assert all(torch.equal(a, b[torch.from_numpy(which)]) for a, b in pairs)
         else:
             assert some.indices == which.tolist()
             assert some.dataset.pairs == of.pairs
@@ -138,14 +137,10 @@ def test_part_of_a_map_style_set_is_one() -> None:
     assert [part(list("abcde"), np.array([1, 4]))[i] for i in range(2)] == ["b", "e"]
 
 
-def test_validation_makes_another_run(composed: Compose) -> None:
+def test_validation_makes_another_run_and_a_share_that_is_none_is_refused(composed: Compose) -> None:
     raw = plain(composed("task=tc"))
     cfgs = [settle(OmegaConf.create(raw | {"validation": value})) for value in (None, 0.1, 0.2)]
     assert len({run_id(cfg, "0") for cfg in cfgs}) == 3
-
-
-def test_a_share_that_is_none_is_refused(composed: Compose) -> None:
-    raw = plain(composed("task=tc"))
     for value in (0, 1, -0.1, "yes", True, [0.1]):
         with pytest.raises(ConfigError, match="validation: expected a number between 0 and 1"):
             settle(OmegaConf.create(raw | {"validation": value}))

@@ -10,6 +10,7 @@ or `tmbench certify optimizer=adam`, for everything in conf/optimizer and for a 
 torch only when it certifies.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -68,6 +69,19 @@ def certify(
     Raises:
         KeyError: there is no such check.
     """
-    from .battery import findings
+    import torch
 
-    return findings(new_optimizer, reference, devices, checks)
+    from .checks import findings
+    from .descent import Candidate
+
+    if devices is None:
+        devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on tensors this small more threads only wait for each other
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng():
+            warnings.simplefilter("ignore")
+            candidates = [Candidate(new_optimizer, device, reference=reference) for device in devices]
+            return [finding for candidate in candidates for finding in findings(candidate, checks)]
+    finally:
+        torch.set_num_threads(threads)

@@ -5,21 +5,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
 from ..config.compose import composed, own_files
 from ..config.identity import reads_switch
 from ..config.settle import settled
-from ..config.table import NEVER, conf_dir
+from ..config.table import NEVER, choices
 from ..config.values import Setting
 from ..errors import ConfigError, UsageError
-from ..verbs import CONFIG_DIR, EXPECTED, JSON, Values, Verb, explain, leave
-from . import CHECKS, Finding, certify
+from ..verbs import CONFIG_DIR, EXPECTED, JSON, Values, Verb, did_you_mean, explain, leave
+from . import CHECKS, certify
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from .descent import NewOptimizer
 
-OPTIMIZERS = sorted(path.stem for path in (conf_dir() / "optimizer").glob("*.yaml"))
 SETTINGS = {
     "optimizer": Setting("a word, or null", "a file of conf/optimizer; its settings follow as optimizer.KEY=VALUE"),
     "target": Setting("a word, or null", "any class instead, from the current folder too; key=value are its arguments"),
@@ -38,12 +41,19 @@ def do(values: Values, words: list[str]) -> int:
     if unknown := [check for check in checks if check not in CHECKS]:
         raise UsageError(f"checks: expected names among {', '.join(CHECKS)}, got {', '.join(unknown)}")
     try:
-        title, new, reference = requested(values, words)
+        title, new, reference = _requested(values, words)
         optimizer = _made(title, new)
     except EXPECTED as error:
         raise UsageError(explain(error)) from None
-    findings = certify(new, reference, checks=checks)
-    content = json.dumps(_certificate(title, optimizer, findings), indent=2) + "\n"
+    from ..result import versions
+
+    findings, group = certify(new, reference, checks=checks), optimizer.param_groups[0]
+    certificate = {
+        "optimizer": title, "class": f"{type(optimizer).__module__}.{type(optimizer).__qualname__}",
+        "settings": {k: str(v) for k, v in group.items() if k not in ("params", "step") and v is not None},
+        "versions": versions(), "findings": [asdict(finding) for finding in findings],
+    }  # fmt: skip
+    content = json.dumps(certificate, indent=2) + "\n"
     if values["out"] is not None:
         folder = Path(values["out"])
         folder.mkdir(parents=True, exist_ok=True)
@@ -51,11 +61,11 @@ def do(values: Values, words: list[str]) -> int:
     if values["json"]:
         print(content, end="")
     else:
-        show(title, optimizer, findings)
+        _show(certificate)
     return int(any(finding.verdict == "does not" for finding in findings))
 
 
-def requested(values: Values, words: list[str]) -> tuple[str, "NewOptimizer", "NewOptimizer | None"]:
+def _requested(values: Values, words: list[str]) -> tuple[str, "NewOptimizer", "NewOptimizer | None"]:
     """The optimizer that the words ask for: its name, what makes it, and what makes its reference.
 
     Raises:
@@ -64,13 +74,12 @@ def requested(values: Values, words: list[str]) -> tuple[str, "NewOptimizer", "N
     files, target, name = own_files(values["config_dir"]), values["target"], values["optimizer"]
     if (target is None) == (name is None):
         got = "both" if name else " ".join(words) or "neither"
-        raise ConfigError(f"expected optimizer=NAME or target=my.module.Class, got {got}; --help lists the names")
+        hint = did_you_mean(got.partition("=")[0], SETTINGS) or "; --help lists the names"
+        raise ConfigError(f"expected optimizer=NAME or target=my.module.Class, got {got}{hint}")
     of_both = [word for word in words if word.startswith("lr=") or not (target or word.startswith("optimizer"))]
     reference = values["reference"] and _from_files([*files, f"optimizer={values['reference']}", *of_both])[1]
     if target is None:
         return *_from_files([*files, f"optimizer={name}", *words]), reference
-    from omegaconf import OmegaConf
-
     arguments: Any = OmegaConf.to_container(OmegaConf.from_dotlist(words))
     return target, _partial({"_target_": target, "_partial_": True, **arguments}), reference
 
@@ -88,9 +97,6 @@ def _from_files(words: list[str]) -> tuple[str, "NewOptimizer"]:
 
 
 def _partial(settings: dict[str, Any]) -> "NewOptimizer":
-    from hydra.errors import HydraException
-    from hydra.utils import instantiate
-
     try:
         new: NewOptimizer = instantiate(settings, _convert_="all")
     except HydraException as error:
@@ -112,25 +118,7 @@ def _made(title: str, new: "NewOptimizer") -> "Optimizer":
     return optimizer
 
 
-def _certificate(title: str, optimizer: "Optimizer", findings: list[Finding]) -> dict[str, Any]:
-    from ..result import versions
-
-    return {
-        "optimizer": title, "class": _class_of(optimizer), "settings": _settings_of(optimizer), "versions": versions(),
-        "findings": [asdict(finding) for finding in findings],
-    }  # fmt: skip
-
-
-def _class_of(optimizer: "Optimizer") -> str:
-    return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
-
-
-def _settings_of(optimizer: "Optimizer") -> dict[str, str]:
-    group = optimizer.param_groups[0]
-    return {k: str(v) for k, v in group.items() if k not in ("params", "step") and v is not None}
-
-
-def show(title: str, optimizer: "Optimizer", findings: list[Finding]) -> None:
+def _show(certificate: dict[str, Any]) -> None:
     """Prints a table for each device."""
     from rich import box
     from rich.markup import escape
@@ -138,34 +126,27 @@ def show(title: str, optimizer: "Optimizer", findings: list[Finding]) -> None:
 
     from ..runs.show import console
 
-    out = console()
-    out.print(f"\n[bold]{escape(title)}[/bold]  {_class_of(optimizer)}", highlight=False)
-    settings = ", ".join(f"{key}={value}" for key, value in _settings_of(optimizer).items())
+    out, findings = console(), certificate["findings"]
+    out.print(f"\n[bold]{escape(certificate['optimizer'])}[/bold]  {certificate['class']}", highlight=False)
+    settings = ", ".join(f"{key}={value}" for key, value in certificate["settings"].items())
     out.print(escape(settings), style="dim", highlight=False)
-    for device in dict.fromkeys(finding.device for finding in findings):
+    for device in dict.fromkeys(finding["device"] for finding in findings):
         table = Table("check", "verdict", "detail", title=f"on {device}", title_justify="left", box=box.SIMPLE_HEAD)
         table.columns[0].no_wrap = table.columns[1].no_wrap = True
-        for finding in (f for f in findings if f.device == device):
-            colour = COLOURS[finding.verdict]
-            table.add_row(finding.check, f"[{colour}]{finding.verdict}[/{colour}]", escape(finding.detail))
+        for finding in (f for f in findings if f["device"] == device):
+            colour = COLOURS[finding["verdict"]]
+            table.add_row(finding["check"], f"[{colour}]{finding['verdict']}[/{colour}]", escape(finding["detail"]))
         out.print(table)
-    counts = [sum(f.verdict == verdict for f in findings) for verdict in COLOURS]
+    counts = [sum(f["verdict"] == verdict for f in findings) for verdict in COLOURS]
     out.print(f"{counts[0]} hold, {counts[1]} do not, {counts[2]} not applicable", highlight=False)
 
 
-def _help() -> str:
-    width = max(map(len, CHECKS))
-    checks = "\n".join(f"  {key:<{width}}  {sentence}" for key, sentence in CHECKS.items())
-    return (
-        "Says what a person can rely on in an optimizer, by short checks that take some seconds.\n"
-        "Exit status: 0 if no check failed, 1 if one did, 2 if the optimizer could not be made.\n\n"
-        f"Optimizers:\n  {' '.join(OPTIMIZERS)}\n\nChecks:\n{checks}"
-    )
-
-
+CHECK_LINES = "\n".join(f"  {key:<{max(map(len, CHECKS))}}  {sentence}" for key, sentence in CHECKS.items())
 main = Verb(
     "certify",
-    _help(),
+    "Says what a person can rely on in an optimizer, by short checks that take some seconds.\n"
+    "Exit status: 0 if no check failed, 1 if one did, 2 if the optimizer could not be made.\n\n"
+    f"Optimizers:\n  {' '.join(choices('optimizer'))}\n\nChecks:\n{CHECK_LINES}",
     do,
     SETTINGS,
     takes="[KEY=VALUE ...]",

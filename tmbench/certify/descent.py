@@ -34,6 +34,19 @@ class Quadratic:
     target: Tensor
     curvature: Tensor
 
+    @classmethod
+    def of(cls, i: int) -> "Quadratic":
+        """The i-th one, the same in every set: curvatures 0.1 to 1, about 1 from its start to its target."""
+        random, shape = torch.Generator().manual_seed(i), SHAPES[i % len(SHAPES)]
+        start, step = (torch.randn(shape, generator=random, dtype=torch.float64) for _ in range(2))
+        curvature = 0.1 + 0.9 * torch.rand(shape, generator=random, dtype=torch.float64)
+        return cls(start, start + step.sign() * (0.5 + step.abs()), curvature)
+
+    @classmethod
+    def zero(cls, i: int) -> "Quadratic":
+        """One of the i-th shape that is zero, with gradients that are zero: it adds nothing to any sum or norm."""
+        return cls(*(torch.zeros(SHAPES[i % len(SHAPES)], dtype=torch.float64) for _ in range(3)))
+
     def to(self, device: str, dtype: torch.dtype) -> "Quadratic":
         return Quadratic(*(tensor.to(device, dtype) for tensor in (self.start, self.target, self.curvature)))
 
@@ -48,29 +61,24 @@ class Candidate:
     graph: bool = False  # it differentiates the gradients again
     reference: NewOptimizer | None = None
 
-    def build(self, weights: list[Any], foreach: bool | None = None, fused: bool | None = None) -> Optimizer:
-        """An optimizer of these weights; foreach and fused are set in its groups if its constructor takes neither."""
-        path = {key: value for key, value in (("foreach", foreach), ("fused", fused)) if value is not None}
-        if not path:
-            return self.new(weights)
+    def build(self, weights: list[Any], **path: bool) -> Optimizer:
+        """An optimizer of these weights; foreach= and fused= are set in its groups if its constructor takes neither."""
         try:
             return self.new(weights, **path)
-        except TypeError:  # a function of the parameters alone
-            optimizer = self.new(weights)
-            for group in optimizer.param_groups:
-                group.update(path)
-            return optimizer
+        except TypeError:
+            if not path:
+                raise
+        optimizer = self.new(weights)  # made by a function of the parameters alone
+        for group in optimizer.param_groups:
+            group.update(path)
+        return optimizer
 
 
 class Descent:
     """An optimizer that descends: `path(i)` holds the weights of its i-th tensor, one row for each step."""
 
     def __init__(
-        self,
-        candidate: Candidate,
-        problem: Sequence[Quadratic],
-        dtype: torch.dtype = torch.float64,
-        **path: bool | None,
+        self, candidate: Candidate, problem: Sequence[Quadratic], dtype: torch.dtype = torch.float64, **path: bool
     ) -> None:
         torch.manual_seed(0)
         self.candidate = candidate
@@ -141,6 +149,15 @@ class Descent:
     def path(self, i: int) -> Tensor:
         return torch.stack(self.rows[i])
 
+    def moved_since(self, step: int, tensors: Iterable[int] | None = None) -> float:
+        """How far any weight of these tensors, or of all, was from where it was after so many steps."""
+        paths = [self.path(i)[step:] for i in (range(len(self.rows)) if tensors is None else tensors)]
+        return max(float((path - path[0]).abs().max()) for path in paths)
+
+    def distance_to(self, other: "Descent") -> float:
+        """The largest distance of two paths of one tensor."""
+        return max(distance(self.path(i), other.path(i)) for i in range(len(self.weights)))
+
     def loss(self) -> float:
         """The loss in the weights that the optimizer wants evaluated; more steps may follow."""
         self.mode("eval")
@@ -175,24 +192,8 @@ class Descent:
         return other, safe
 
 
-def quadratic(i: int) -> Quadratic:
-    """The i-th quadratic, the same in every set: curvatures 0.1 to 1, about 1 from its start to its target."""
-    random = torch.Generator().manual_seed(i)
-    shape = SHAPES[i % len(SHAPES)]
-    start = torch.randn(shape, generator=random, dtype=torch.float64)
-    step = torch.randn(shape, generator=random, dtype=torch.float64)
-    curvature = 0.1 + 0.9 * torch.rand(shape, generator=random, dtype=torch.float64)
-    return Quadratic(start, start + step.sign() * (0.5 + step.abs()), curvature)
-
-
 def problem(count: int) -> list[Quadratic]:
-    return [quadratic(i) for i in range(count)]
-
-
-def zero_quadratic(i: int) -> Quadratic:
-    """A tensor of the i-th shape that is zero, with gradients that are zero: it adds nothing to any sum or norm."""
-    zeros = torch.zeros(SHAPES[i % len(SHAPES)], dtype=torch.float64)
-    return Quadratic(zeros, zeros, zeros)
+    return [Quadratic.of(i) for i in range(count)]
 
 
 def distance(one: Tensor, other: Tensor) -> float:
@@ -202,10 +203,6 @@ def distance(one: Tensor, other: Tensor) -> float:
     moved = max(float((path - path[0]).abs().max()) for path in (one, other))
     share = float((one - other).abs().max()) / moved if moved else math.inf
     return share if math.isfinite(share) else math.inf
-
-
-def largest_distance(one: Descent, other: Descent) -> float:
-    return max(distance(one.path(i), other.path(i)) for i in range(len(one.weights)))
 
 
 def in_words(d: float) -> str:

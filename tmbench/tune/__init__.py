@@ -9,10 +9,8 @@ by runs with fresh seeds on all training examples. A study is a folder:
                         choice.json   the best trial of each optimizer, and when it was chosen
                         result.json   space, budget, trials, choice and confirmation of each optimizer
 
-The first three carry a digest. The trials are compared with their runs before anything is chosen, and the choice is
-compared with the trials before it is confirmed.
-
-A study can be interrupted at any moment; the same command resumes it and draws what it would have drawn, since every
-draw follows from the trials noted so far. There are two exceptions: trials after a failed one know less than they would
-have known, and a pruner does not look again at epochs that a trial had reached when it was killed.
+The first three carry a digest. The trials are compared with their runs before anything is chosen, and the choice with
+the trials before it is confirmed. The same command resumes a study and draws what it would have drawn, since every draw
+follows from the trials noted so far; but trials after a failed one know less than they would have known, and a pruner
+does not look again at epochs that a trial had reached when it was killed.
 """

@@ -4,7 +4,7 @@ import json
 
 from ..config.settle import Settings
 from ..verbs import Verb, leave
-from .plan import plan_of, settings
+from .plan import SETTINGS, plan_of
 
 
 def do(values: Settings, words: list[str]) -> int:
@@ -12,7 +12,7 @@ def do(values: Settings, words: list[str]) -> int:
     from ..runs.show import console
     from .sampling import load_optuna
     from .study import study
-    from .table import table
+    from .summary import show
 
     load_optuna()
     plan = plan_of(values, words)
@@ -21,7 +21,7 @@ def do(values: Settings, words: list[str]) -> int:
         print(json.dumps(result, indent=2))
         return 0
     out = console()
-    table(result, out)
+    show(result, out)
     out.print(f"files      {plan.folder}", highlight=False, soft_wrap=True)
     return 0
 
@@ -31,7 +31,7 @@ main = Verb(
     "Gives every optimizer the same number of trials on a validation split, then confirms the best setting of each\n"
     "with fresh seeds on the test split. All other words are settings of the runs.",
     do,
-    settings(),
+    SETTINGS,
     takes="[KEY=VALUE ...]",
     examples="tmbench tune task=tc optimizer=tmsgd,sgd trials=20 seeds=5\n"
     "tmbench tune task=tc optimizer=tmsgd,sgd space=switch sampler=grid trials=9   # the best of nine switch epochs",

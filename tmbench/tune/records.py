@@ -6,19 +6,17 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from ..config.settle import Settings
 from ..errors import DataError
-from ..files import read_sealed, write_sealed
+from ..files import read_sealed
 
 T = TypeVar("T")
-Status = Literal["completed", "diverged", "pruned", "failed"]
 
 
 @dataclass
 class Outcome:
     """What came of a trial's run."""
 
-    status: Status
+    status: Literal["completed", "diverged", "pruned", "failed"]
     value: float | None = None  # of the headline metric; None unless the run completed with a finite one
     seconds: float = 0.0  # of training and evaluation
     device_seconds: float = 0.0  # what this trial cost: 0 if its run was done before
@@ -61,12 +59,7 @@ class Choices:
     begun_before: list[str]  # confirming runs that another command had begun
 
 
-TRIALS = TypeAdapter(dict[str, list[Trial]])
-CHOICES = TypeAdapter(Choices)
-QUESTION = TypeAdapter(Settings)
-
-
-def load(path: Path, kind: TypeAdapter[T], remedy: str) -> T:
+def load(path: Path, kind: type[T], remedy: str) -> T:
     """The content of a sealed file.
 
     Raises:
@@ -74,14 +67,10 @@ def load(path: Path, kind: TypeAdapter[T], remedy: str) -> T:
         DataError: it is damaged, or is not of this kind; the message ends with the remedy.
     """
     try:
-        return kind.validate_python(read_sealed(path))
+        return TypeAdapter(kind).validate_python(read_sealed(path))
     except DataError as error:
         raise DataError(f"{error}; {remedy}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise DataError(f"{path}: {where}: {first['msg']}, got {first['input']!r:.60}; {remedy}") from None
-
-
-def save(path: Path, kind: TypeAdapter[T], content: T) -> None:
-    write_sealed(path, kind.dump_python(content))

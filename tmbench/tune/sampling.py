@@ -4,6 +4,8 @@ import math
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..errors import ConfigError
 from ..seeds import derive
 from .plan import Contender, Plan
@@ -28,24 +30,35 @@ def load_optuna() -> Any:
 
 def next_point(plan: Plan, contender: Contender, trials: list[Trial]) -> dict[str, Any]:
     """The point of the space that the next trial takes."""
-    number = len(trials)
-    if plan.settings["sampler"] == "grid":
-        return _grid_point(plan, contender.space, number)
+    number, space = len(trials), contender.space
+    if plan.settings["sampler"] == "grid":  # all points once, in an order that the seed decides; then again
+        points = all_of(space)
+        order = np.random.default_rng(derive("trials", plan.seed)).permutation(len(points))
+        return points[order[number % len(points)]]
     if plan.settings["sampler"] == "qmc":
-        return _quasi_random_point(plan, contender.space, number)
+        return _quasi_random_point(plan, space, number)
     study = _study(contender, trials)
     # Given, not left to Optuna's version: it models pairs of settings, and no trial runs while another is drawn.
     study.sampler = load_optuna().samplers.TPESampler(
         seed=derive("trial", plan.seed, number), n_startup_trials=max(1, min(10, plan.settings["trials"] // 2)),
         multivariate=True, constant_liar=False,
     )  # fmt: skip
-    return study.ask(_distributions(contender.space)).params
+    return study.ask(_distributions(space)).params
 
 
-def is_behind(plan: Plan, contender: Contender, trials: list[Trial], number: int) -> bool:
-    """Whether the pruner would end this trial, by what it and the others have reported."""
-    if plan.settings["pruner"] == "none":
-        return False
+def _quasi_random_point(plan: Plan, space: Space, number: int) -> dict[str, Any]:
+    """The point of this number in a scrambled Sobol sequence, whatever came of the trials before it."""
+    optuna = load_optuna()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        study = optuna.create_study(sampler=optuna.samplers.QMCSampler(scramble=True, seed=derive("trials", plan.seed)))
+    for _ in range(number):
+        study.tell(study.ask(_distributions(space)), 0.0)
+    return study.ask(_distributions(space)).params
+
+
+def is_behind(contender: Contender, trials: list[Trial], number: int) -> bool:
+    """Whether the median pruner would end this trial, by what it and the others have reported."""
     study = _study(contender, trials)
     return load_optuna().pruners.MedianPruner().prune(study, study.get_trials()[number])
 
@@ -85,24 +98,3 @@ def _distributions(space: Space) -> "dict[str, BaseDistribution]":
             kind = IntDistribution if isinstance(spec["low"], int) else FloatDistribution
             distributions[key] = kind(spec["low"], spec["high"], log=spec["log"])
     return distributions
-
-
-def _grid_point(plan: Plan, space: Space, number: int) -> dict[str, Any]:
-    """All points once, in an order that the seed decides; then again."""
-    import numpy as np
-
-    points = all_of(space)
-    order = np.random.default_rng(derive("trials", plan.seed)).permutation(len(points))
-    return points[order[number % len(points)]]
-
-
-def _quasi_random_point(plan: Plan, space: Space, number: int) -> dict[str, Any]:
-    """The point of this number in a scrambled Sobol sequence, whatever came of the trials before it."""
-    optuna = load_optuna()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-        sampler = optuna.samplers.QMCSampler(scramble=True, seed=derive("trials", plan.seed))
-    study = optuna.create_study(sampler=sampler)
-    for _ in range(number):
-        study.tell(study.ask(_distributions(space)), 0.0)
-    return study.ask(_distributions(space)).params

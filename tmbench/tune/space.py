@@ -22,6 +22,12 @@ def as_word(key: str, value: Any) -> str:
     return f"{key}={value}" if isinstance(value, str) else f"{key}={json.dumps(value)}"
 
 
+def words_of(values: Mapping[str, Any]) -> str:
+    """The values as a person reads them, in four digits."""
+    shorter = {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in values.items()}
+    return " ".join(as_word(key, value) for key, value in shorter.items()) or "nothing to tune"
+
+
 def space_of(declared: Settings, raw: Settings) -> Space:
     """An optimizer's space, checked, with switch epochs as whole numbers.
 
@@ -62,11 +68,8 @@ def with_values(raw: Settings, values: Mapping[str, Any]) -> Settings:
     """The configuration with these values at these dotted keys."""
     raw = plain(raw)
     for key, value in values.items():
-        *path, last = key.split(".")
-        node = raw
-        for part in path:
-            node = node[part]
-        node[last] = value
+        group, _, last = key.rpartition(".")
+        (select(raw, group) if group else raw)[last] = value
     return raw
 
 

@@ -1,4 +1,4 @@
-"""The result of a study: what was used, chosen and confirmed, and how sure the means and differences are."""
+"""The result of a study: what was used, chosen and confirmed, how sure the means are, and what a person sees of it."""
 
 import math
 import statistics
@@ -6,36 +6,51 @@ from dataclasses import asdict
 from itertools import combinations
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
 
+from ..config.identity import world_size
 from ..config.settle import Settings
 from ..report.statistics import RESOLUTION, has_spread, worth
-from ..result import BOUNDED, Result, versions
+from ..result import BOUNDED, Result, shown, versions
+from ..runs.show import duration
 from .plan import Contender, Plan
-from .records import Choice, Choices, Outcome, Trial
-from .runner import device_seconds, score
+from .records import Choices, Outcome, Trial
 from .sampling import load_optuna
-from .space import values_of
+from .space import values_of, words_of
 
-SCHEMA = 2  # of a study's result.json
+SCHEMA = 3  # of a study's result.json
 LEVEL = 0.95  # of intervals
 Limits = tuple[float, float]  # between which a mean must be
 JUDGED_BY = "the headline metric after the last epoch"
+
+
+def score(result: Result) -> float | None:
+    """The headline metric after the last epoch so far; None of a run that diverged, or whose metric is not finite."""
+    value = None if result.status == "diverged" else result.metrics["last"].get(result.headline)
+    return value if value is not None and math.isfinite(value) else None
+
+
+def device_seconds(contender: Contender, result: Result) -> float:
+    """What a run cost here: training and evaluating its epochs, less those that came from a shared trunk."""
+    trained = result.epochs["trained"]
+    share = (trained - result.epochs["from_trunk"]) / trained if trained else 1.0
+    return share * (result.seconds + result.evaluation_seconds) * world_size(contender.cfg)
 
 
 def result_of(plan: Plan, trials: dict[str, list[Trial]], chosen: Choices, runs: dict[str, list[Result]]) -> Settings:
     """The content of result.json; `runs` are the confirming ones."""
     example = next(run for each in runs.values() for run in each)
     limits = (0.0, 1.0) if example.metric in BOUNDED else (-math.inf, math.inf)
-    higher = example.higher_is_better
+    higher, baseline = example.higher_is_better, example.baseline.get(example.headline)
     scores = [value for each in runs.values() for run in each if (value := score(run)) is not None]
-    floor = worth(
-        None, example.baseline.get(example.headline), (min if higher else max)(scores, default=None), higher
-    )  # fmt: skip
+    floor = worth(None, baseline, (min if higher else max)(scores, default=None), higher)
     return {
-        "schema_version": SCHEMA, "name": plan.name, "task": plan.task, "profile": example.profile,
-        "headline": example.headline, "higher_is_better": higher, "command": plan.command,
+        "schema_version": SCHEMA, "name": plan.folder.name, "task": example.task, "profile": example.profile,
+        "split": example.split, "metric": example.metric, "higher_is_better": higher, "command": plan.command,
         "budget": {
-            "trials": plan.settings["trials"], "epochs": plan.contenders[0].epochs, "seed": plan.seed,
+            "trials": plan.settings["trials"], "epochs": plan.contenders[0].cfg["epochs"], "seed": plan.seed,
             **{key: plan.settings[key] for key in ("sampler", "pruner")},
         },
         "validation": {
@@ -48,7 +63,10 @@ def result_of(plan: Plan, trials: dict[str, list[Trial]], chosen: Choices, runs:
             "judged_by": f"{JUDGED_BY}; nothing is chosen by it",
         },
         "optimizers": {
-            c.name: _used(c, trials[c.name]) | _confirmed(c, chosen.choices[c.name], runs[c.name], floor, limits)
+            c.name: {
+                **_tried(c, trials[c.name]), "choice": (choice := chosen.choices[c.name]) and asdict(choice),
+                "confirmation": _confirmation(c, runs[c.name], floor, limits),
+            }
             for c in plan.contenders
         },
         "differences": {
@@ -60,69 +78,34 @@ def result_of(plan: Plan, trials: dict[str, list[Trial]], chosen: Choices, runs:
     }  # fmt: skip
 
 
-def summary(values: list[float | None], limits: Limits, tolerances: list[float] | None = None) -> Settings:
-    """Mean, deviation and Student's interval of the mean.
-
-    Args:
-        values: one for each seed; None for a run that diverged and has no value. Then there is no mean and no interval.
-        limits: where the interval ends.
-        tolerances: how far equal values may lie apart, one for each seed, see report.statistics; None: not at all.
-
-    Returns:
-        None in place of what does not exist. One seed, or seeds without a spread, give no interval: they are no
-        evidence.
-    """
-    known = [value for value in values if value is not None]
-    all_known = len(known) == len(values) > 0
-    mean = statistics.fmean(known) if all_known else None
-    deviation = statistics.stdev(known) if all_known and len(known) > 1 else None
-    if deviation and tolerances and not has_spread(np.array(known), np.array(tolerances)):
-        deviation = 0.0
-    interval = None
-    if mean is not None and deviation:
-        from scipy.stats import t
-
-        half = float(t.ppf((1 + LEVEL) / 2, len(known) - 1)) * deviation / math.sqrt(len(known))
-        interval = [max(mean - half, limits[0]), min(mean + half, limits[1])]
-    return {"n": len(values), "mean": mean, "deviation": deviation, "level": LEVEL, "interval": interval}
-
-
-def _used(contender: Contender, trials: list[Trial]) -> Settings:
-    """The trials of an optimizer, and what they cost."""
+def _tried(contender: Contender, trials: list[Trial]) -> Settings:
+    """The trials of an optimizer, how they ended, and what they cost."""
     outcomes = [trial.outcome or Outcome("failed") for trial in trials]
-    statuses = [outcome.status for outcome in outcomes]
     return {
         "space": contender.space,
         "used": {
             "trials": len(trials),
-            **{status: statuses.count(status) for status in ("completed", "diverged", "pruned")},
+            **{status: sum(o.status == status for o in outcomes) for status in ("completed", "diverged", "pruned")},
             "without value": sum(o.status == "completed" and o.value is None for o in outcomes),
             "known_before": sum(trial.known_before for trial in trials),
             **{key: sum(getattr(o, key) for o in outcomes) for key in ("device_seconds", "seconds")},
         },
         "trials": [
-            {**{key: getattr(trial, key) for key in ("number", "run", "known_before")},
+            {"number": trial.number, "run": trial.run, "known_before": trial.known_before,
              "values": values_of(contender.space, trial.params), **asdict(outcome)}
             for trial, outcome in zip(trials, outcomes, strict=True)
         ],
     }  # fmt: skip
 
 
-def _confirmed(
-    contender: Contender, choice: Choice | None, runs: list[Result], floor: float | None, limits: Limits
-) -> Settings:
-    counted = [
+def _confirmation(contender: Contender, runs: list[Result], floor: float | None, limits: Limits) -> Settings:
+    told = [
         {"seed": run.seed, "status": run.status, "value": score(run), "run": run.run_id, "command": run.command,
          "device_seconds": device_seconds(contender, run), "counts_as": _counts_as(run, floor)}
         for run in runs
     ]  # fmt: skip
     about = summary([_counts_as(run, floor) for run in runs], limits)
-    diverged = sum(score(run) is None for run in runs)
-    return {"choice": choice and asdict(choice), "confirmation": {**about, "diverged": diverged, "runs": counted}}
-
-
-def _counts_as(run: Result, floor: float | None) -> float | None:
-    return floor if (value := score(run)) is None else value
+    return {**about, "diverged": sum(score(run) is None for run in runs), "runs": told}
 
 
 def _difference(first: list[Result], second: list[Result], floor: float | None, limits: Limits) -> Settings:
@@ -135,3 +118,80 @@ def _difference(first: list[Result], second: list[Result], floor: float | None, 
     tolerances = [RESOLUTION * max(abs(a or 0.0), abs(b or 0.0)) for a, b in counted]
     diverged = sum(score(a) is None or score(b) is None for a, b in pairs)
     return {**summary(values, (low - high, high - low), tolerances), "diverged": diverged}
+
+
+def _counts_as(run: Result, floor: float | None) -> float | None:
+    return floor if (value := score(run)) is None else value
+
+
+def summary(values: list[float | None], limits: Limits, tolerances: list[float] | None = None) -> Settings:
+    """Mean, deviation and Student's interval of the mean.
+
+    Args:
+        values: one for each seed; None for a run that diverged and has no value. Then there is no mean and no interval.
+        limits: where the interval ends.
+        tolerances: how far equal values may lie apart, one for each seed, see report.statistics; None: not at all.
+
+    One seed, or seeds without a spread, give no interval (None): they are no evidence.
+    """
+    known = [value for value in values if value is not None]
+    all_known = len(known) == len(values) > 0
+    mean = statistics.fmean(known) if all_known else None
+    deviation = statistics.stdev(known) if all_known and len(known) > 1 else None
+    if deviation and tolerances and not has_spread(np.array(known), np.array(tolerances)):
+        deviation = 0.0
+    interval = None
+    if mean is not None and deviation:
+        half = float(stats.t.ppf((1 + LEVEL) / 2, len(known) - 1)) * deviation / math.sqrt(len(known))
+        interval = [max(mean - half, limits[0]), min(mean + half, limits[1])]
+    return {"n": len(values), "mean": mean, "deviation": deviation, "level": LEVEL, "interval": interval}
+
+
+def show(result: Settings, console: Console) -> None:
+    """Prints a line for each optimizer, the differences, and what to know of them."""
+    metric, test = f"{result['split']}/{result['metric']}", result["test"]
+    console.print()
+    console.print(_lines(result, metric))
+    for name, difference in result["differences"].items():
+        told = f"{shown(difference['mean'], metric)} ({interval(difference, metric)})".replace(" %", " points")
+        console.print(f"{name}   {told}, paired by seed", highlight=False)
+    if any(optimizer["confirmation"]["diverged"] for optimizer in result["optimizers"].values()):
+        floor = test["diverged_count_as"]
+        told = (
+            "they are worse than every completed run, by an unknown amount: no mean, no interval"
+            if floor is None
+            else f"they count as the worse of the baseline and the worst score, {shown(floor, metric)}"
+        )
+        console.print(f"diverged   {told}", highlight=False)
+    told = f"read only after the choice was frozen, {test['choice_frozen']}"
+    if begun := len(test["runs_begun_before"]):
+        told = f"[yellow]{begun} of the confirming runs were begun before the choice, by another command[/]"
+    console.print(f"test       {told}", highlight=False)
+
+
+def interval(summary: Settings, metric: str) -> str:
+    """A summary's interval, or why there is none."""
+    count = f"n={summary['n']}" + (f", {summary['diverged']} diverged" if summary["diverged"] else "")
+    if summary["interval"] is None:
+        why = "no spread between seeds, " if summary["deviation"] == 0 else ""
+        return f"{count}: {why}no interval"
+    low, high = (shown(end, metric) for end in summary["interval"])
+    return f"{low} to {high}, {count}"
+
+
+def _lines(result: Settings, metric: str) -> Table:
+    budget = result["budget"]
+    title = f"{result['task']}: {budget['trials']} trials of {budget['epochs']} epochs each, by {budget['sampler']}"
+    lines = Table(title=f"{title}   {result['profile']} data", title_justify="left")
+    for name in ("optimizer", "choice", "validation", "trials", "device time", metric, f"{LEVEL:.0%} interval"):
+        justify = "left" if name in ("optimizer", "choice") else "right"
+        lines.add_column(name, justify=justify, no_wrap=name != "choice")  # type: ignore[arg-type]
+    for name, optimizer in result["optimizers"].items():
+        used, choice, confirmed = optimizer["used"], optimizer["choice"], optimizer["confirmation"]
+        bad = [f"{used[status]} {status}" for status in ("diverged", "pruned", "without value") if used[status]]
+        lines.add_row(
+            name, words_of(choice["values"]) if choice else "[yellow]none: no trial reached a finite value[/]",
+            shown(choice and choice["value"], metric), ", ".join([str(used["trials"]), *bad]),
+            duration(used["device_seconds"]), shown(confirmed["mean"], metric), interval(confirmed, metric),
+        )  # fmt: skip
+    return lines

@@ -1,11 +1,16 @@
-"""Well-known optimizers written out, slow and close to their papers, to hold faster code against."""
+"""Whether an optimizer agrees with a reference; well-known methods are written out, slow and close to their papers."""
 
+import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from . import Outcome
+from .descent import BATCHES, BOUND, STEPS, Candidate, Descent, distance, in_words, problem
 
 Options = dict[str, Any]
 Formula = Callable[[Tensor, Tensor, int, Options, Options], Tensor]
@@ -70,3 +75,40 @@ FORMULAS: dict[str, tuple[Formula, str, tuple[str, ...]]] = {  # and the options
     "Adagrad": (_adagrad, "Adagrad written out", ()),
     "TMSGD": (_tmsgd, "eq. 8 in its weights form", ("decoupled",)),
 }
+
+
+def agrees_with_a_reference(candidate: Candidate) -> Outcome:
+    """The given reference; else, of torch's classes and ours, the formula; else torch's own class of that name."""
+    descent = Descent(candidate, problem(5)).go()
+    optimizer, group = descent.optimizer, dict(descent.optimizer.param_groups[0])
+    group.pop("params")
+    name = type(optimizer).__name__
+    if candidate.reference is not None:
+        other = Descent(replace(candidate, new=candidate.reference), problem(5)).go()
+        d, what = descent.distance_to(other), f"the given {type(other.optimizer).__name__}"
+    elif name in FORMULAS and type(optimizer).__module__.split(".")[0] in ("torch", "tmbench"):
+        _, what, unknown = FORMULAS[name]
+        if unsupported := [key for key in unknown if group.get(key)]:
+            return "not applicable", f"no formula here for {', '.join(unsupported)}"
+        d = _distance_from_formula(descent, name, group)
+    elif name in FORMULAS and hasattr(torch.optim, name):
+        cls = getattr(torch.optim, name)
+        shared = {key: group[key] for key in inspect.signature(cls).parameters if key in group}
+        other = Descent(replace(candidate, new=lambda params: cls(params, **shared)), problem(5)).go()
+        d, what = descent.distance_to(other), f"torch.optim.{name}"
+    else:
+        return "not applicable", "none is known; give one with reference="
+    return "holds" if d <= BOUND else "does not", f"{what}, {STEPS} steps: {in_words(d)}"
+
+
+def _distance_from_formula(descent: Descent, name: str, group: Options) -> float:
+    formula, largest = FORMULAS[name][0], 0.0
+    for i, q in enumerate(descent.quadratics):
+        w, rows = q.start.clone(), [q.start]
+        state: Options = {}
+        for step in range(STEPS):
+            grad = BATCHES[step % len(BATCHES)] * q.curvature * (w - q.target)
+            w = formula(w, -grad if group.get("maximize") else grad, step, group, state)
+            rows.append(w)
+        largest = max(largest, distance(descent.path(i), torch.stack(rows)))
+    return largest
