@@ -14,10 +14,10 @@ from conftest import Compose
 from made_runs import Make, rows, table
 from rich.console import Console
 
-from tmbench.report import figures, formats
+from tmbench.report import figures, formats, page
 from tmbench.report.comparisons import Comparison
 from tmbench.report.contents import Report
-from tmbench.report.words import Cell, Table
+from tmbench.report.formats import Cell, Table
 
 SGD, TMSGD = (0.80, 0.82, 0.81), (0.83, 0.86, 0.82)
 LOWER: dict[str, Any] = {"metric": "mse", "higher_is_better": False}
@@ -243,7 +243,7 @@ def test_diverged_runs_without_a_baseline_rank_below_completed_ones_and_have_no_
     assert any("7 runs diverged, and there is no baseline" in note for note in report.notes)
     (ranking,) = report.rankings
     assert dict(zip(ranking.names, ranking.mean, strict=True)) == {"sgd": 1 + 1 / 8, "tmsgd": 2 - 1 / 8}
-    assert json.loads(formats.as_json(formats.content(report)))
+    assert json.loads(formats.as_json(page.content(report)))
 
 
 def test_diverged_runs_without_a_baseline_are_never_equivalent_even_on_the_same_seeds(make: Make) -> None:
@@ -454,7 +454,7 @@ def test_a_report_relies_on_no_order_that_polars_does_not_promise(make: Make, mo
         for seed in range(5):
             make("sgd", seed, 0.8 + seed**2 / 100, f"task={task}", "epochs=3", parameters=seed)
             make("adam", seed, 0.7 + seed**3 / 1000, f"task={task}", "epochs=3", parameters=seed)
-    expected = formats.content(make.report())
+    expected = page.content(make.report())
     join, group = pl.DataFrame.join, pl.DataFrame.group_by
 
     def reversed_join(self: pl.DataFrame, *words: Any, **more: Any) -> pl.DataFrame:
@@ -467,7 +467,7 @@ def test_a_report_relies_on_no_order_that_polars_does_not_promise(make: Make, mo
 
     monkeypatch.setattr(pl.DataFrame, "join", reversed_join)
     monkeypatch.setattr(pl.DataFrame, "group_by", ordered_group)
-    assert formats.as_json(formats.content(make.report())) == formats.as_json(expected)
+    assert formats.as_json(page.content(make.report())) == formats.as_json(expected)
 
 
 # ---- formats

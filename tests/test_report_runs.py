@@ -19,11 +19,10 @@ from made_runs import Make, rows, table
 from tmbench.config.identity import SCHEMA, digest, identity
 from tmbench.config.settle import flat
 from tmbench.errors import ConfigError
-from tmbench.report import figures, formats
+from tmbench.report import figures, page
 from tmbench.report.__main__ import main, runs_of
-from tmbench.report.folders import opened, records
-from tmbench.report.read import read
-from tmbench.report.scores import table_order
+from tmbench.report.comparisons import table_order
+from tmbench.report.read import opened, read, records
 
 ANSWERS: list[dict[str, Any]] = json.loads((Path(__file__).parent / "wandb_answers.json").read_text())
 
@@ -137,7 +136,7 @@ def test_validation_shares_are_problems_of_their_own_and_their_accuracy_is_an_ac
         make.seeds("adam", [0.8501 + seed / 1000 + first for seed in range(6)], words, split="validation")
     report = make.report()
     assert [p.label for p in report.runs.problems] == ["tc validation=0.1", "tc validation=0.2"]
-    assert {(p["split"], p["metric"]) for p in formats.content(report)["problems"]} == {("validation", "accuracy")}
+    assert {(p["split"], p["metric"]) for p in page.content(report)["problems"]} == {("validation", "accuracy")}
     assert not any("repeat" in note for note in report.notes)
     for comparison, sentence in zip(report.comparisons, report.sentences, strict=True):
         assert comparison.difference.n == 6
@@ -196,7 +195,7 @@ def test_a_method_on_several_problems_is_one_method(make: Make) -> None:
         make.seeds("adam", [0.8, 0.8], f"task={task}", "lr=0.5")
     report = make.report()
     assert report.runs.content == "8 runs of 2 methods on 2 problems"
-    assert "8 runs of 2 methods on 2 problems" in formats.pages(report, [], {})
+    assert "8 runs of 2 methods on 2 problems" in page.pages(report, [], {})
 
 
 # ---- W&B

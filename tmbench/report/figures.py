@@ -18,10 +18,10 @@ from matplotlib.ticker import MaxNLocator
 
 from ..result import FINAL
 from .across import Ranking, profile
+from .comparisons import table_order
 from .contents import Drawing, Report
+from .formats import file_name
 from .problems import Method, Problem
-from .scores import table_order
-from .words import file_name
 
 GREY = "#7F7F7F"
 # Okabe and Ito 2008, without yellow and black, which are hard to see on white and on dark paper.

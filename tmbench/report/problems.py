@@ -16,7 +16,7 @@ import polars as pl
 from ..config.identity import SCHEMA, effective_switch, identity
 from ..config.settle import Settings, flat
 from ..config.table import METHOD, NUMBERS, kind_of
-from ..result import BOUNDED, SHARES
+from ..result import BOUNDED, SHARES, Result
 from ..runs import distinguishing_words
 
 
@@ -29,6 +29,11 @@ class Outcome(NamedTuple):
     metric: str  # accuracy
     higher_is_better: bool
     schema: int  # of result.json; the numbers of different schemas are not compared
+
+    @classmethod
+    def of(cls, result: Result) -> "Outcome":
+        return cls(result.profile, result.data_digest, result.split, result.metric, result.higher_is_better,
+                   result.schema_version)  # fmt: skip
 
 
 @dataclass

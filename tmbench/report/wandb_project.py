@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from ..result import Result
 from ..runs import Run, fitting
 from .contents import Drawing, Report
-from .folders import Record
+from .read import Record
 
 ROWS = 100_000  # of a history; W&B gives a sample if there are more
 STATUS = {
