@@ -21,7 +21,6 @@ from tmbench.config.settle import flat
 from tmbench.errors import ConfigError
 from tmbench.report import figures, page
 from tmbench.report.__main__ import main, runs_of
-from tmbench.report.comparisons import table_order
 from tmbench.report.read import opened, read, records
 
 ANSWERS: list[dict[str, Any]] = json.loads((Path(__file__).parent / "wandb_answers.json").read_text())
@@ -124,7 +123,7 @@ def test_settings_distinguish_methods_and_seeds_do_not(make: Make) -> None:
         for switch in (1, 2, 3):
             make("tmsgd", seed, 0.8 + switch / 100, "epochs=4", f"switch_epoch={switch}")
         make("sgd", seed, 0.8, "epochs=4", f"switch_epoch={seed + 1}")  # which sgd does not read
-    assert [m.label for m in sorted(make.report().runs.methods, key=table_order)] == [
+    assert [m.label for m in sorted(make.report().runs.methods, key=lambda m: m.place)] == [
         "sgd", "tmsgd switch_epoch=1", "tmsgd switch_epoch=2", "tmsgd switch_epoch=3",
     ]  # fmt: skip
 
@@ -182,7 +181,7 @@ def test_labels_show_rates_and_switches_that_differ(make: Make) -> None:
     make("tmsgd", 0, 0.8, "lr=0.2", "epochs=4", "switch_epoch=1")
     make("tmnag", 0, 0.8, "lr=0.2", "epochs=4", "switch_epoch=2")
     methods = make.report().runs.methods
-    assert [m.label for m in sorted(methods, key=table_order)] == [
+    assert [m.label for m in sorted(methods, key=lambda m: m.place)] == [
         "sgd lr=0.1", "tmsgd lr=0.2 switch_epoch=1", "tmnag lr=0.2 switch_epoch=2",
     ]  # fmt: skip
     assert [m.name for m in methods] == [m.optimizer for m in methods]

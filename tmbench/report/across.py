@@ -11,7 +11,7 @@ from scipy import stats
 
 from ..config.settle import Settings
 from ..result import FINAL
-from .comparisons import Scores, table_order
+from .comparisons import Scores
 from .problems import Problem, Runs
 from .statistics import RESOLUTION, Values, tied, tolerance
 
@@ -36,9 +36,8 @@ def common(runs: Runs, kind: str) -> tuple[list[Problem], dict[str, list[int]]]:
     """The problems of a kind; and of the methods that all of them have, by name, the index on each problem."""
     problems = [p for p in runs.problems if p.kind == kind]
     methods: dict[str, list[int]] = {}
-    for method in sorted(runs.methods, key=table_order):
-        if runs.problems[method.problem].kind == kind:
-            methods.setdefault(method.name, []).append(method.index)
+    for method in (method for problem in problems for method in runs.methods_of(problem)):
+        methods.setdefault(method.name, []).append(method.index)
     return problems, {name: on for name, on in methods.items() if len(on) == len(problems)}
 
 

@@ -7,7 +7,7 @@ from ..config.settle import Settings
 from ..errors import ConfigError
 from . import statistics
 from .across import common, improvement, median_times
-from .comparisons import Comparison, sentences, table_order
+from .comparisons import Comparison, sentences
 from .contents import Report, notes_of, numbers_of
 from .formats import DASH, Cell, Table, count, file_name, named, number, numeric, score, signed, span, whole
 from .paper import result_table
@@ -152,10 +152,10 @@ def _time_tables(report: Report) -> list[Table]:
 
     medians = {row["method"]: row for row in median_times(report.times).iter_rows(named=True)}
     rows = []
-    for method in sorted((m for m in report.runs.methods if m.index in medians), key=table_order):
-        problem, row = report.runs.problems[method.problem], medians[method.index]
-        if problem.index in report.targets:
-            target = report.targets[problem.index]
+    for problem in (problem for problem in report.runs.problems if problem.index in report.targets):
+        target = report.targets[problem.index]
+        for method in (method for method in report.runs.methods_of(problem) if method.index in medians):
+            row = medians[method.index]
             rows.append([
                 Cell(problem.label), Cell(problem.profile), named(method), Cell(score(problem, target), target),
                 Cell(f"{row['reached']} of {row['n']}", row["reached"]),

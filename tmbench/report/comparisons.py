@@ -14,7 +14,6 @@ from ..config.table import METHOD, kind_of
 from ..result import FINAL
 from . import statistics
 from .formats import count, difference, diverged_value, number, signed
-from .paper import optimizers
 from .problems import Method, Problem, Runs
 from .statistics import Difference
 
@@ -45,38 +44,24 @@ def values_of(runs: Runs, of_diverged: dict[int, float]) -> pl.DataFrame:
     return runs.runs.filter("counts").with_columns(lost=lost, value=pl.when(lost).then(value).otherwise("score"))
 
 
-def summarize(runs: Runs, values: pl.DataFrame) -> pl.DataFrame:
-    """A row a method: problem, n (values), lost, mean, sd, best, seconds, and how many runs have which status.
+def summarize(runs: Runs, values: pl.DataFrame) -> dict[int, dict[str, Any]]:
+    """By method: problem, n (values), lost, mean, sd, best, seconds, baseline, and how many runs have which status.
 
-    mean and sd are null where a value is infinite; best and seconds are of completed runs.
+    mean and sd are None where a value is infinite; best and seconds are of completed runs.
     """
     counts = runs.runs.group_by("method", maintain_order=True).agg(
-        problem=pl.col("problem").first(), optimizer=pl.col("optimizer").first(), runs=pl.len(),
-        completed=(pl.col("status") == "completed").sum(), diverged=(pl.col("status") == "diverged").sum(),
-        failed=pl.col("status").is_in(["failed", "broken"]).sum(),
+        pl.col("problem", "optimizer").first(), completed=(pl.col("status") == "completed").sum(),
+        diverged=(pl.col("status") == "diverged").sum(), failed=pl.col("status").is_in(["failed", "broken"]).sum(),
         unfinished=pl.col("status").is_in(["interrupted", "running", "stopped"]).sum(),
     )  # fmt: skip
-    value, completed = pl.col("value"), pl.col("status") == "completed"
+    value, of_completed = pl.col("value"), pl.col("best", "seconds").filter(pl.col("status") == "completed")
     is_known = value.is_finite().all()
     numbers = values.group_by("method", maintain_order=True).agg(
-        n=value.count(), lost=pl.col("lost").sum(), mean=pl.when(is_known).then(value.mean()),
-        sd=pl.when(is_known).then(value.std()), best=pl.col("best").filter(completed).mean(),
-        seconds=pl.col("seconds").filter(completed).mean(), baseline=pl.col("baseline").mean(),
-        memory=pl.col("peak_memory_bytes").max(), parameters=pl.col("parameters").first(),
+        of_completed.mean(), n=value.count(), lost=pl.col("lost").sum(), mean=pl.when(is_known).then(value.mean()),
+        sd=pl.when(is_known).then(value.std()), baseline=pl.col("baseline").mean(),
     )  # fmt: skip
-    places = {method.index: i for i, method in enumerate(sorted(runs.methods, key=table_order))}
-    return (
-        counts.join(numbers, on="method", how="left", maintain_order="left")
-        .with_columns(place=pl.col("method").replace_strict(places))
-        .sort("problem", "place")
-    )
-
-
-def table_order(method: Method) -> tuple[Any, ...]:
-    """A sort key: by problem, the paper's optimizers in its order, then the others by name."""
-    known = optimizers()
-    place = known.index(method.optimizer) if method.optimizer in known else len(known)
-    return method.problem, place, method.optimizer, method.label
+    rows = counts.join(numbers, on="method", how="left", maintain_order="left")
+    return {row["method"]: row for row in rows.iter_rows(named=True)}
 
 
 def by_seed(values: pl.DataFrame) -> Scores:
@@ -110,7 +95,7 @@ def comparisons_of(runs: Runs, values: pl.DataFrame, scores: Scores, settings: S
     lost = set(values.filter("lost").select("method", "seed").rows())
     pairs: list[tuple[Problem, Method, Method, list[int]]] = []
     for problem in runs.problems:
-        for method, reference in _pairs(sorted(runs.methods_of(problem), key=table_order), settings["against"]):
+        for method, reference in _pairs(runs.methods_of(problem), settings["against"]):
             if seeds := sorted(scores.get(method.index, {}).keys() & scores.get(reference.index, {}).keys()):
                 pairs.append((problem, method, reference, seeds))
     differences = [

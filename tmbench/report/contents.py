@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -30,7 +30,7 @@ class Report:
     diverged_values: dict[int, float]  # by problem, what a diverged run counts as
     values: pl.DataFrame  # a row a (method, seed); see values_of
     scores: Scores  # the same, by method and seed
-    summary: pl.DataFrame  # a row a method; see summarize
+    summary: dict[int, dict[str, Any]]  # by method; see summarize
     comparisons: list[Comparison]
     rankings: list[Ranking]
     targets: dict[int, float]  # by problem

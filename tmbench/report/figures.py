@@ -18,9 +18,9 @@ from matplotlib.ticker import MaxNLocator
 
 from ..result import FINAL
 from .across import Ranking, profile
-from .comparisons import table_order
 from .contents import Drawing, Report
 from .formats import file_name
+from .paper import table_order
 from .problems import Method, Problem
 
 GREY = "#7F7F7F"
@@ -96,15 +96,17 @@ def _axis(problem: Problem) -> str:
 
 def _selected(report: Report, problem: Problem) -> list[Method]:
     """The methods that a picture has room for: the best setting of each optimizer, then the next best."""
-    methods = {m.index: m for m in report.runs.methods_of(problem)}
+    methods = report.runs.methods_of(problem)
     if len(methods) <= MOST_CURVES:
-        return sorted(methods.values(), key=table_order)
-    rows = report.summary.filter((pl.col("problem") == problem.index) & pl.col("mean").is_not_null())
-    ordered = sorted(rows.iter_rows(named=True), key=lambda row: -problem.sign * row["mean"])
-    best = {row["optimizer"]: row["method"] for row in reversed(ordered)}
+        return methods
+    means = {m.index: report.summary[m.index]["mean"] for m in methods}
+    with_mean = [m for m in methods if means[m.index] is not None]
+    ordered = sorted(with_mean, key=lambda m: -problem.sign * means[m.index])
+    best = {m.optimizer: m.index for m in reversed(ordered)}
     chosen = list(best.values())[-MOST_CURVES:]
-    others = (row["method"] for row in ordered if row["method"] not in chosen)
-    return sorted((methods[i] for i in [*chosen, *islice(others, MOST_CURVES - len(chosen))]), key=table_order)
+    others = (m.index for m in ordered if m.index not in chosen)
+    chosen += islice(others, MOST_CURVES - len(chosen))
+    return [m for m in methods if m.index in chosen]
 
 
 def learning(report: Report, problem: Problem, methods: list[Method]) -> Figure | None:
@@ -163,7 +165,7 @@ def _draw_band(axes: Any, rows: pl.DataFrame, key: str, scale: float, method: Me
 
 def switches(report: Report, problem: Problem) -> Figure | None:
     """Metric against the switch epoch, the reference's level as a band; None unless a method has several switches."""
-    rows = {row["method"]: row for row in report.summary.iter_rows(named=True)}
+    rows = report.summary
     methods = [m for m in report.runs.methods_of(problem) if rows[m.index]["mean"] is not None]
     lines: dict[str, dict[int, Method]] = {}
     for method in sorted((m for m in methods if m.switch is not None), key=lambda m: m.switch or 0):
@@ -177,7 +179,7 @@ def switches(report: Report, problem: Problem) -> Figure | None:
         return problem.scale * row["mean"], problem.scale * (row["sd"] or 0)
 
     figure, ax = plt.subplots(figsize=(6, 3.4), layout="constrained")
-    references = [m for m in sorted(methods, key=table_order) if m.optimizer == report.settings["against"]]
+    references = [m for m in methods if m.optimizer == report.settings["against"]]
     if references:
         mean, sd = values(references[0])
         ax.axhspan(mean - sd, mean + sd, color=GREY, alpha=0.2, linewidth=0)

@@ -51,7 +51,6 @@ def _inline(svg: str) -> str:
 def _runs(report: Report) -> list[dict[str, Any]]:
     """The rows of the table of runs."""
     problems, methods = report.runs.problems, report.runs.methods
-    place = dict(report.summary.select("method", "place").rows())
     rows = []
     for row in report.runs.runs.iter_rows(named=True):
         problem = problems[row["problem"]]
@@ -61,10 +60,9 @@ def _runs(report: Report) -> list[dict[str, Any]]:
                 "metric": problem.metric, "method_label": methods[row["method"]].label,
                 "score_text": score(problem, row["score"]), "best_text": score(problem, row["best"]),
                 "seconds_text": number(row["seconds"]),
-                "order": (row["problem"], place[row["method"]], row["seed"]),
             }
         )  # fmt: skip
-    return sorted(rows, key=lambda row: row["order"])
+    return sorted(rows, key=lambda row: (methods[row["method"]].place, row["seed"]))
 
 
 def _details(report: Report) -> dict[str, Any]:

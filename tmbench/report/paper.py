@@ -3,9 +3,9 @@
 import math
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-import polars as pl
 import yaml
 
 from ..config.settle import Settings
@@ -24,10 +24,11 @@ def paper() -> Any:
     return yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
 
 
-@cache
-def optimizers() -> list[str]:
-    """The paper's optimizers in its order, by their names here."""
-    return list(paper()["paper"]["optimizers"].values())
+def table_order(method: Method) -> tuple[Any, ...]:
+    """A sort key: by problem, the paper's optimizers in its order, then the others by name."""
+    known = list(paper()["paper"]["optimizers"].values())
+    place = known.index(method.optimizer) if method.optimizer in known else len(known)
+    return method.problem, place, method.optimizer, method.label
 
 
 def entry_of(problem: Problem) -> Settings | None:
@@ -70,16 +71,15 @@ def protocol_difference(method: Method, task: str) -> str:
 def result_table(report: "Report", problem: Problem) -> Table:
     entry = entry_of(problem)
     theirs = printed(entry, problem)
-    rows_of = report.summary.filter(pl.col("problem") == problem.index)
     columns = ["method", "ours", *COUNTS, "best epoch's", "train s"]
     if entry:
         columns += ["paper", "ours - paper", "protocol difference"]
     rows = []
-    for row in rows_of.iter_rows(named=True):
-        method = report.runs.methods[row["method"]]
+    for method in report.runs.methods_of(problem):
+        row = report.summary[method.index]
         rows.append([
             named(method), Cell(spread(problem, row["mean"], row["sd"]), row["mean"], method.index),
-            *(whole(row[key] or 0) for key in COUNTS), Cell(score(problem, row["best"]), row["best"]),
+            *(whole(row[key]) for key in COUNTS), Cell(score(problem, row["best"]), row["best"]),
             numeric(row["seconds"]),
         ])  # fmt: skip
         if entry:
@@ -87,7 +87,7 @@ def result_table(report: "Report", problem: Problem) -> Table:
             rows[-1].append(Cell(protocol_difference(method, problem.task)))
     notes = [
         "ours: mean ± standard deviation between seeds (n - 1). best epoch's and train s: means of completed runs.",
-        *_of_lost(report, problem, rows_of), *_of_the_paper(report, problem, entry, theirs),
+        *_of_lost(report, problem), *_of_the_paper(report, problem, entry, theirs),
     ]  # fmt: skip
     key = f"results-{problem.index}-{problem.task}-{problem.profile}"
     return Table(key, _title(report, problem, entry), columns, rows, notes)
@@ -114,18 +114,14 @@ def _beside(theirs: Settings, mean: float | None, scale: float) -> list[Cell]:
     return [Cell(f"{value:g} ± {sd:g}" if sd else f"{value:g}", value), Cell(words, gap)]
 
 
-def _of_lost(report: "Report", problem: Problem, rows: pl.DataFrame) -> list[str]:
-    notes = []
-    if rows["lost"].sum():
+def _of_lost(report: "Report", problem: Problem) -> list[str]:
+    notes, rows = [], [report.summary[method.index] for method in report.runs.methods_of(problem)]
+    if any(row["lost"] for row in rows):
         value = report.diverged_values[problem.index]
-        notes.append(
-            f"A diverged run counts as {diverged_value(problem, value)}."
-            if math.isfinite(value)
-            else "There is no mean where a run diverged: without a baseline it only ranks below every completed run."
-        )
-    baseline = rows["baseline"].mean()
-    if isinstance(baseline, float):
-        notes.append(f"The input-blind baseline scores {score(problem, baseline)}{unit(problem)}.")
+        words = "There is no mean where a run diverged: without a baseline it only ranks below every completed run."
+        notes.append(f"A diverged run counts as {diverged_value(problem, value)}." if math.isfinite(value) else words)
+    if baselines := [row["baseline"] for row in rows if row["baseline"] is not None]:
+        notes.append(f"The input-blind baseline scores {score(problem, fmean(baselines))}{unit(problem)}.")
     return notes
 
 

@@ -98,6 +98,7 @@ class Method:
     facts: Settings  # see method_facts
     name: str = ""  # the same on all problems: the optimizer, and the settings in which its methods differ on one
     label: str = ""  # the name, with its rate and switch where other methods on the problem have others
+    place: int = 0  # in tables; see paper.table_order
 
     @property
     def switch(self) -> int | None:
@@ -130,7 +131,9 @@ class Runs:
         return f"{runs} of {methods} on {problems}"
 
     def methods_of(self, problem: Problem) -> list[Method]:
-        return [method for method in self.methods if method.problem == problem.index]
+        """In the order of tables."""
+        methods = [method for method in self.methods if method.problem == problem.index]
+        return sorted(methods, key=lambda method: method.place)
 
     def kinds(self) -> list[str]:
         """The kinds of the problems; only problems of one kind are seen together."""

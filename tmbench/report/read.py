@@ -16,6 +16,7 @@ from ..errors import ConfigError
 from ..files import read_sealed_text
 from ..result import FINAL, Result
 from ..runs import Run, find, fitting
+from .paper import table_order
 from .problems import Method, Outcome, Problem, Runs, digest_of, label, method_facts, problem_facts
 
 
@@ -133,6 +134,8 @@ def read(records: Iterable[Record], metric: str, notes: list[str]) -> Runs:
     if not rows:
         raise ConfigError("no runs to report on: none fits the words, or none has a result")
     label(list(problems.values()), list(methods.values()))
+    for place, method in enumerate(sorted(methods.values(), key=table_order)):
+        method.place = place
     table = _with_counts(pl.DataFrame(rows, infer_schema_length=None), notes)
     return Runs(table, curves(files, notes), list(problems.values()), list(methods.values()), notes)
 
