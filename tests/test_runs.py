@@ -65,6 +65,7 @@ def the_tmsgd(folder: Path) -> Path:
 
 
 def test_list_shows_status_metric_and_cost(made: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     code, wide, _ = command(made)
     assert code == 0
     assert "4 runs: 2 completed, 1 diverged, 1 stopped; 9 s of training" in wide
