@@ -1,10 +1,10 @@
 """The command line: `tmbench numerics` measures what theory says of the Taylor methods."""
 
-import importlib
 import json
 import math
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,9 @@ def run(names: list[str], out: Path) -> list[str]:
         for name in names:
             print(f"{name}: {EXPERIMENTS[name]}", file=sys.stderr)
             started = time.perf_counter()
-            numbers[name] = rounded(_module(name).measure())
-            save(_module(name).draw(numbers[name]), out / f"{name}.png")
+            experiment = import_module(f"{__package__}.{name}")
+            numbers[name] = rounded(experiment.measure())
+            save(experiment.draw(numbers[name]), out / f"{name}.png")
             seconds[name] = round(time.perf_counter() - started, 1)
     finally:
         torch.set_num_threads(threads)
@@ -73,11 +74,7 @@ def run(names: list[str], out: Path) -> list[str]:
 
 def tables(numbers: dict[str, Any]) -> list[str]:
     """The tables of the page, in Markdown, from what the JSON holds."""
-    return [_module(name).table(numbers[name]) for name in EXPERIMENTS if name in numbers]
-
-
-def _module(name: str) -> Any:
-    return importlib.import_module(f"{__package__}.{name}")
+    return [import_module(f"{__package__}.{name}").table(numbers[name]) for name in EXPERIMENTS if name in numbers]
 
 
 def rounded(x: Any) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter
+from scipy import linalg, signal
 from torch import Tensor
 
 from ..optim import TMSGD
@@ -38,12 +39,10 @@ def variance(method: Method, q: float) -> float:
     padded = np.zeros(len(stay))
     padded[len(stay) - len(move) :] = move
     assert np.count_nonzero(padded) == 1, "one noise a step; not so with Nesterov"
-    n = len(stay) - 1
-    a = np.eye(n, k=-1)
-    a[0] = -(np.array(stay) + q * padded)[1:]
-    noise = np.zeros((n, n))
+    a = linalg.companion(np.array(stay) + q * padded)
+    noise = np.zeros_like(a)
     noise[0, 0] = (q * padded.sum()) ** 2
-    return float(np.linalg.solve(np.eye(n * n) - np.kron(a, a), noise.ravel())[0])
+    return float(linalg.solve_discrete_lyapunov(a, noise)[0, 0])
 
 
 def simulated(methods: list[Method], qs: tuple[float, ...], walkers: int, burn_in: int, steps: int) -> Tensor:
@@ -97,11 +96,7 @@ def impulse(method: Method, steps: int) -> np.ndarray:
     """The steps that one gradient of 1 causes, in units of the rate, descent counted as positive."""
     stay, move = method.polynomials
     recurrence = np.polydiv(np.array(stay), np.array([1.0, -1.0]))[0]  # of the steps: w's without the root at 1
-    h = np.zeros(steps)
-    for k in range(steps):
-        gradient = move[k] if k < len(move) else 0.0
-        h[k] = gradient - sum(recurrence[j] * h[k - j] for j in range(1, min(k, len(recurrence) - 1) + 1))
-    return h
+    return np.asarray(signal.lfilter(move, recurrence, np.eye(1, steps)[0]))
 
 
 def measure(walkers: int = 4000, burn_in: int = 1000, steps: int = 1500) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Iterator
-from itertools import cycle, islice
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def _styles(methods: list[Method]) -> dict[str, dict[str, Any]]:
     styles = zip(cycle(COLOURS), cycle(DASHES), cycle(MARKERS), strict=False)
     return {
         name: {"color": colour, "linestyle": dashes, "marker": marker}
-        for name, (colour, dashes, marker) in zip(names, islice(styles, len(names)), strict=True)
+        for name, (colour, dashes, marker) in zip(names, styles, strict=False)
     }
 
 
@@ -100,13 +100,11 @@ def _selected(report: Report, problem: Problem) -> list[Method]:
     if len(methods) <= MOST_CURVES:
         return methods
     means = {m.index: report.summary[m.index]["mean"] for m in methods}
-    with_mean = [m for m in methods if means[m.index] is not None]
-    ordered = sorted(with_mean, key=lambda m: -problem.sign * means[m.index])
-    best = {m.optimizer: m.index for m in reversed(ordered)}
-    chosen = list(best.values())[-MOST_CURVES:]
-    others = (m.index for m in ordered if m.index not in chosen)
-    chosen += islice(others, MOST_CURVES - len(chosen))
-    return [m for m in methods if m.index in chosen]
+    best_first = sorted((m for m in methods if means[m.index] is not None),
+                        key=lambda m: -problem.sign * means[m.index])  # fmt: skip
+    first = {m.optimizer: m.index for m in reversed(best_first)}
+    chosen = sorted(best_first, key=lambda m: m.index != first[m.optimizer])[:MOST_CURVES]
+    return sorted(chosen, key=lambda m: m.place)
 
 
 def learning(report: Report, problem: Problem, methods: list[Method]) -> Figure | None:
@@ -175,8 +173,7 @@ def switches(report: Report, problem: Problem) -> Figure | None:
         return None
 
     def values(method: Method) -> tuple[float, float]:
-        row = rows[method.index]
-        return problem.scale * row["mean"], problem.scale * (row["sd"] or 0)
+        return problem.scale * rows[method.index]["mean"], problem.scale * (rows[method.index]["sd"] or 0)
 
     figure, ax = plt.subplots(figsize=(6, 3.4), layout="constrained")
     references = [m for m in methods if m.optimizer == report.settings["against"]]
@@ -210,9 +207,8 @@ def ranks(ranking: Ranking) -> Figure:
         ax.plot(ends, [height, height], color=COLOURS[1], linewidth=3, solid_capstyle="butt")
     ax.set_yticks(range(len(order)), [_text(ranking.names[i]) for i in order])
     ax.set(xlim=(0.9, len(order) + 0.1), ylim=(len(order) - 0.3 + 0.45 * len(cliques), -0.6))
-    ax.set_xlabel(
-        f"mean rank over {len(ranking.blocks)} {ranking.unit}s; critical difference {ranking.critical_difference:.2f}"
-    )
+    over = f"{len(ranking.blocks)} {ranking.unit}s"
+    ax.set_xlabel(f"mean rank over {over}; critical difference {ranking.critical_difference:.2f}")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
@@ -260,9 +256,8 @@ def predictions(report: Report, out: Path) -> dict[Path, str]:
     files = {}
     for problem in report.runs.problems:
         methods = [m.index for m in _selected(report, problem)]
-        runs = report.runs.runs.filter(
-            pl.col("counts") & (pl.col("status") == "completed") & pl.col("method").is_in(methods)
-        )
+        is_shown = pl.col("counts") & (pl.col("status") == "completed") & pl.col("method").is_in(methods)
+        runs = report.runs.runs.filter(is_shown)
         if not len(runs):
             continue
         seed = runs["seed"].mode().sort()[0]

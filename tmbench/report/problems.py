@@ -180,11 +180,9 @@ def label(problems: list[Problem], methods: list[Method]) -> None:
 
 def _add_rates(methods: list[Method]) -> None:
     """Labels the methods of one problem: their names, with the rate and switch where these differ between them."""
-    differing = [
-        key for key in ("lr", "switch_epoch") if len({method.facts.get(key) for method in methods} - {None}) > 1
-    ]
+    values = {key: {method.facts.get(key) for method in methods} - {None} for key in ("lr", "switch_epoch")}
     for method in methods:
-        words = [f"{key}={method.facts[key]}" for key in differing if key in method.facts]
-        method.label = " ".join(
-            [method.name, *(word for word in words if f" {word.split('=')[0]}=" not in method.name)]
-        )
+        method.label = method.name
+        for key, several in values.items():
+            if len(several) > 1 and key in method.facts and f" {key}=" not in method.name:
+                method.label += f" {key}={method.facts[key]}"

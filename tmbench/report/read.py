@@ -174,10 +174,9 @@ def _with_counts(runs: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
     Args:
         notes: gets a word on the others.
     """
-    runs = runs.with_columns(final=pl.col("status").is_in(FINAL))
     newest = (
-        runs.sort(["final", "started", "run"], descending=[True, True, True], nulls_last=True)
-        .group_by(["method", "seed"], maintain_order=True).first().select("run")
+        runs.sort(pl.col("status").is_in(FINAL), "started", "run", descending=True, nulls_last=True)
+        .group_by("method", "seed", maintain_order=True).first()
     )  # fmt: skip
     runs = runs.with_columns(counts=pl.col("run").is_in(newest["run"].implode()))
     others = runs.filter(~pl.col("counts"))
@@ -187,15 +186,12 @@ def _with_counts(runs: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
             f"{len(others)} runs repeat the method and seed of another and are no further evidence; the newest counts, "
             f"not {names}."
         )
-    return runs.drop("final")
+    return runs
 
 
 # ---- curves
 
-COLUMNS = {
-    "run": pl.Int64, "epoch": pl.Int64, "step": pl.Int64, "seconds": pl.Float64, "loss": pl.Float64,
-    "metric": pl.Float64,
-}  # fmt: skip
+COLUMNS = dict.fromkeys(("run", "epoch", "step"), pl.Int64) | dict.fromkeys(("seconds", "loss", "metric"), pl.Float64)
 
 
 class CurveFile(NamedTuple):
@@ -217,15 +213,15 @@ def curves(files: list[CurveFile], notes: list[str]) -> pl.DataFrame:
     for file in files:
         head, _, body = file.text.partition("\n")
         if body.strip():
-            body = body if body.endswith("\n") else body + "\n"
+            body = body.removesuffix("\n") + "\n"
             groups.setdefault((head.strip(), file.key), []).append(file._replace(text=body))
     tables = [pl.DataFrame(schema=COLUMNS)]
     for (head, key), alike in groups.items():
         names = head.split(",")
         if not {"epoch", "step", "seconds"} <= set(names):
             notes.append(f"{alike[0].folder}/curves.csv: left out, expected epoch, step and seconds, got {head}")
-        elif (table := _parsed(names, alike, notes)) is not None:
-            tables.append(_selected(table, key))
+        else:
+            tables += [_selected(table, key) for table in _parsed(names, alike, notes)]
     numbers = pl.col("loss", "metric")
     return pl.concat(tables).with_columns(pl.when(numbers.is_finite()).then(numbers))
 
@@ -240,21 +236,15 @@ def _selected(table: pl.DataFrame, key: str) -> pl.DataFrame:
     )  # fmt: skip
 
 
-def _parsed(names: list[str], files: list[CurveFile], notes: list[str]) -> pl.DataFrame | None:
-    """The files as one table, without those that are broken; None if all are."""
-    try:
-        return _parsed_at_once(names, files)
-    except (pl.exceptions.PolarsError, ValueError) as error:
-        if len(files) == 1:
-            notes.append(f"{files[0].folder}/curves.csv: left out, {str(error).splitlines()[0]}")
-            return None
-    tables = [table for file in files if (table := _parsed(names, [file], notes)) is not None]
-    return pl.concat(tables) if tables else None
-
-
-def _parsed_at_once(names: list[str], files: list[CurveFile]) -> pl.DataFrame:
-    table = pl.read_csv(
-        "".join(file.text for file in files).encode(), has_header=False, schema=dict.fromkeys(names, pl.Float64)
-    )
+def _parsed(names: list[str], files: list[CurveFile], notes: list[str]) -> list[pl.DataFrame]:
+    """One table of all files; where some are broken, one of each that is not."""
+    text = "".join(file.text for file in files).encode()
     runs = [file.run for file in files for _ in range(file.text.count("\n"))]
-    return table.with_columns(pl.Series("run", runs, pl.Int64))
+    try:
+        table = pl.read_csv(text, has_header=False, schema=dict.fromkeys(names, pl.Float64))
+        return [table.with_columns(pl.Series("run", runs, pl.Int64))]
+    except (pl.exceptions.PolarsError, ValueError) as error:
+        if len(files) > 1:
+            return [table for file in files for table in _parsed(names, [file], notes)]
+        notes.append(f"{files[0].folder}/curves.csv: left out, {str(error).splitlines()[0]}")
+        return []

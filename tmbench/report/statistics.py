@@ -65,7 +65,6 @@ class Difference:
     has_spread: bool  # whether the differences are not all the same; where they are, p and p_equivalent are 1
     low: float  # of the interval that is to be quoted
     high: float
-    interval: str  # t or bootstrap
     bootstrap_low: float
     bootstrap_high: float
     p: float  # two-sided, exact
@@ -81,7 +80,7 @@ class Difference:
 
 def compare(
     a: Sequence[float], b: Sequence[float], margin: float, level: float, test: str, bound: float = math.inf,
-    both_diverged: Sequence[bool] | None = None,
+    both_diverged: Sequence[bool] = (),
 ) -> Difference:  # fmt: skip
     """The difference of two methods; a[i] and b[i] are of the same seed. The Holm values are left to adjust.
 
@@ -103,15 +102,15 @@ def compare(
     tested, slack_S = _tested(d, test, near_S)
     direction = 0 if abs(tested.sum()) <= slack_S.sum() else int(np.sign(tested.sum()))
     if not is_finite:
-        return Difference(n, nan, nan, direction, True, nan, nan, "none", nan, nan, p, 1.0, margin)
-    informative = np.ones(n, bool) if both_diverged is None else ~np.asarray(both_diverged, bool)
+        return Difference(n, nan, nan, direction, True, nan, nan, nan, nan, p, 1.0, margin)
+    informative = ~np.asarray(both_diverged or [False] * n, bool)
     low, high = t_interval(d, level)
     student, bootstrap = (max(low, -bound), min(high, bound)), bootstrap_interval(d, level)
-    name, quoted = ("bootstrap", bootstrap) if n >= ENOUGH_TO_BOOTSTRAP else ("t", student)
+    quoted = bootstrap if n >= ENOUGH_TO_BOOTSTRAP else student
     mean = 0.0 if abs(d.sum()) <= near_S.sum() else float(d.mean())
     is_informed = has_spread(d[informative], near_S[informative])
     p_equivalent = equivalence_p(d[informative], margin) if is_informed else 1.0
-    return Difference(n, mean, spread(d), direction, is_spread, *quoted, name, *bootstrap, p, p_equivalent, margin)
+    return Difference(n, mean, spread(d), direction, is_spread, *quoted, *bootstrap, p, p_equivalent, margin)
 
 
 def tolerance(*scores: Values) -> Values:
