@@ -131,8 +131,7 @@ def follow(method: Method, slope: Field, h: float, steps: int, exact: Callable[[
 def largest_step(method: Method, gradient: Field, low: float, high: float, size: int = 1, steps: int = 1500) -> float:
     """The step beyond which the optimizer's weights grow: tried in `steps` steps, twice, with 60 rates between two.
 
-    Args:
-        gradient: linear; of weights of shape (60, size), a row for each rate.
+    The gradient is linear, of weights of shape (60, size), a row for each rate.
     """
     for _ in range(2):
         h_B1 = torch.logspace(math.log10(low), math.log10(high), 60, dtype=torch.float64)[:, None]
@@ -174,5 +173,4 @@ def legend_below(ax: Any, columns: int = 1) -> None:
 
 
 def measured_and_theory(measured: list[float], theory: list[float]) -> list[str]:
-    """Cells that show both."""
     return [f"{m:.3f} ({t:.3f})" for m, t in zip(measured, theory, strict=True)]

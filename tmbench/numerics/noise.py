@@ -19,15 +19,12 @@ MOMENTUM = 0.9
 PLAIN = (0.01, 0.1, 0.3, 0.5, 0.7, 0.9)
 HEAVY = (0.01, 0.05, 0.1, 0.3, 0.45)
 WALK = (1, 2, 3, 5, 10, 50)
-METHODS_M = {
-    "sgd": Method("SGD-M", SGD, {"momentum": MOMENTUM}),
-    "tm": Method("TM, c = 1/2 (paper)", TMSGD, {"momentum": MOMENTUM}),
-}
 PAIRS = {
     # name: SGD, the methods beside it, the q at which they are simulated
     "plain": (METHODS["euler"], {key: METHODS[key] for key in ("tm", "tm_third")}, PLAIN),
-    "heavy_ball": (METHODS_M["sgd"], {"tm": METHODS_M["tm"]}, HEAVY),
-}
+    "heavy_ball": (Method("SGD-M", SGD, {"momentum": MOMENTUM}),
+                   {"tm": Method("TM, c = 1/2 (paper)", TMSGD, {"momentum": MOMENTUM})}, HEAVY),
+}  # fmt: skip
 
 
 def variance(method: Method, q: float) -> float:

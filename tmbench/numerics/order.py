@@ -62,13 +62,10 @@ def measure() -> dict[str, Any]:
                 ]
                 of_method[start] = {"errors": errors, "order": fitted_order(problem.steps, errors), "theory": theory}
             numbers[name][key] = of_method
-    numbers["blow_up"] = {
-        key: {
-            "theory": method.limit / STIFF,
-            "measured": largest_step(method, lambda w_BD: w_BD @ STIFF_DD, 0.05 / STIFF, 5 / STIFF, size=2),
-        }
-        for key, method in METHODS.items()
-    }
+    numbers["blow_up"] = {}
+    for key, method in METHODS.items():
+        measured = largest_step(method, lambda w_BD: w_BD @ STIFF_DD, 0.05 / STIFF, 5 / STIFF, size=2)
+        numbers["blow_up"][key] = {"theory": method.limit / STIFF, "measured": measured}
     return numbers
 
 
@@ -80,15 +77,12 @@ def fitted_order(steps: list[int], errors: list[float]) -> float:
 def table(numbers: dict[str, Any]) -> str:
     titles = [problem.title for problem in PROBLEMS.values()]
     head = ["fitted order", *titles, "theory", "x' = -x, Euler start", "theory"]
-    rows = []
+    rows, limits, stiff = [], [], numbers["blow_up"]
     for key, method in METHODS.items():
+        limits.append([method.label, f"{stiff[key]['measured']:.5f}", f"{stiff[key]['theory']:.5f}"])
         exact, euler = numbers["linear"][key]["exact"], numbers["linear"][key]["euler"]
         fits = [f"{numbers[name][key]['exact']['order']:.3f}" for name in PROBLEMS]
         rows.append([method.label, *fits, str(exact["theory"]), f"{euler['order']:.3f}", str(euler["theory"])])
-    limits = [
-        [method.label, f"{numbers['blow_up'][key]['measured']:.5f}", f"{numbers['blow_up'][key]['theory']:.5f}"]
-        for key, method in METHODS.items()
-    ]
     return markdown(head, rows) + "\n\n" + markdown(["stiff: stable up to h =", "measured", "theory"], limits)
 
 

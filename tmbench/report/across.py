@@ -63,11 +63,7 @@ def rankings_of(runs: Runs, scores: Scores, settings: Settings) -> list[Ranking]
 
 
 def _blocks(problems: list[Problem], scores: list[tuple[dict[int, float], ...]]) -> tuple[list[str], list[Any]]:
-    """Names of the blocks, and of each one value a method, the higher the better.
-
-    Args:
-        scores: of each problem, for each method the score of each seed.
-    """
+    """Names of the blocks, and of each one value a method, the higher the better; from each seed's score by problem."""
     blocks: list[str] = []
     rows: list[Any] = []
     for problem, methods in zip(problems, scores, strict=True):
@@ -146,15 +142,11 @@ def profiles_of(runs: Runs, times: pl.DataFrame) -> dict[str, Profile]:
         problems, methods = common(runs, kind)
         chosen = [place for place, problem in enumerate(problems) if problem.index in with_target]
         if len(chosen) > 1 and len(methods) > 1:
-            profiles[kind] = (
-                [*methods],
-                {
-                    unit: np.array(
-                        [[medians.get(on[i], {}).get(key, math.inf) for on in methods.values()] for i in chosen]
-                    )
-                    for unit, key in (("steps", "step"), ("seconds", "seconds"))
-                },
-            )
+            rows = [[medians.get(on[i], {}) for on in methods.values()] for i in chosen]
+            profiles[kind] = [*methods], {
+                unit: np.array([[row.get(key, math.inf) for row in of_problem] for of_problem in rows])
+                for unit, key in (("steps", "step"), ("seconds", "seconds"))
+            }  # fmt: skip
     return profiles
 
 
@@ -164,9 +156,7 @@ def profiles_of(runs: Runs, times: pl.DataFrame) -> dict[str, Profile]:
 def improvement(samples: Sequence[tuple[Sequence[float], Sequence[float]]], level: float) -> tuple[float, float, float]:
     """The probability that a run of a beats one of b on a problem, averaged over problems, with a bootstrap interval.
 
-    Args:
-        samples: for each problem the values of a and of b, the higher the better; ties count half. -inf is allowed.
-
+    Of each problem the values of a and of b, the higher the better; ties count half, and -inf is allowed.
     After Agarwal et al. 2021 (Mann-Whitney's U over the number of pairs; runs are resampled within each problem).
     """
     arrays = []
@@ -176,11 +166,8 @@ def improvement(samples: Sequence[tuple[Sequence[float], Sequence[float]]], leve
         arrays += [ranks_of_both[: len(a)], ranks_of_both[len(a) :]]
 
     def statistic(*drawn: Values, axis: int = -1) -> Any:
-        shares = [
-            (np.sign(a[..., :, None] - b[..., None, :]).mean((-1, -2)) + 1) / 2
-            for a, b in zip(drawn[::2], drawn[1::2], strict=True)
-        ]
-        return np.mean(shares, axis=0)
+        pairs = zip(drawn[::2], drawn[1::2], strict=True)
+        return np.mean([(np.sign(a[..., None] - b[..., None, :]).mean((-1, -2)) + 1) / 2 for a, b in pairs], axis=0)
 
     value = float(statistic(*arrays))
     if min(map(len, arrays)) < 2:
@@ -206,7 +193,7 @@ def friedman_p(ranks_BM: Values) -> float:
     """Friedman's p that the methods do not differ in rank; nan for fewer than 3 methods or 2 blocks."""
     if ranks_BM.shape[0] < 2 or ranks_BM.shape[1] < 3:
         return math.nan
-    if all(np.ptp(row) == 0 for row in ranks_BM):
+    if not np.ptp(ranks_BM, axis=1).any():
         return 1.0
     return float(stats.friedmanchisquare(*ranks_BM.T).pvalue)
 

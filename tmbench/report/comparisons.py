@@ -142,11 +142,9 @@ def _most_similar(method: Method, references: list[Method]) -> list[Method]:
 def margin(problem: Problem, reference: Sequence[float], settings: Settings) -> float:
     """The largest difference that does not matter, in units of the metric; 0 if it is relative and `reference` empty.
 
-    Args:
-        reference: scores of its completed runs; what diverged ones count as would widen the margin.
+    That are the reference's scores in completed runs; what diverged ones count as would widen the margin.
     """
-    fixed = settings["margin"].get(problem.metric)
-    if fixed is not None:
+    if (fixed := settings["margin"].get(problem.metric)) is not None:
         return float(fixed)
     return settings["relative_margin"] * abs(float(np.mean(reference))) if reference else 0.0
 
@@ -224,9 +222,8 @@ def _evidence(comparison: Comparison, settings: Settings, comparisons: int) -> s
     if gap.n == 1:
         return "Undecided: one seed shows no spread between seeds."
     if not gap.has_spread:
-        return (
-            f"Undecided: with {seeds}, every difference is the same; without spread between seeds there is no evidence."
-        )
+        words = f"Undecided: with {seeds}, every difference is the same"
+        return f"{words}; without spread between seeds there is no evidence."
     low, high = sorted((problem.sign * gap.low, problem.sign * gap.high))
     share = f"{100 * (1 - settings['level']):g} %"
     interval = f"With {seeds}, the {share} interval is {signed(problem, low)} to {difference(problem, high, sign=True)}"

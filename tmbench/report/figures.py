@@ -82,12 +82,9 @@ def _text(label: str) -> str:
 
 def _styles(methods: list[Method]) -> dict[str, dict[str, Any]]:
     """Colour, dashes and marker of each method, the same in all figures of a report."""
-    names = list(dict.fromkeys(m.name for m in sorted(methods, key=lambda m: table_order(m)[1:])))
-    styles = zip(cycle(COLOURS), cycle(DASHES), cycle(MARKERS), strict=False)
-    return {
-        name: {"color": colour, "linestyle": dashes, "marker": marker}
-        for name, (colour, dashes, marker) in zip(names, styles, strict=False)
-    }
+    names = dict.fromkeys(m.name for m in sorted(methods, key=lambda m: table_order(m)[1:]))
+    styles = zip(names, cycle(COLOURS), cycle(DASHES), cycle(MARKERS), strict=False)
+    return {name: {"color": colour, "linestyle": dashes, "marker": marker} for name, colour, dashes, marker in styles}
 
 
 def _axis(problem: Problem) -> str:
@@ -118,13 +115,12 @@ def learning(report: Report, problem: Problem, methods: list[Method]) -> Figure 
         of = bands.filter(pl.col("method") == method.index)
         for row, (key, scale) in enumerate((("metric", problem.scale), ("loss", 1.0))):
             _draw_band(axes[row], of.filter(pl.col(key).is_not_null()), key, scale, method, styles[method.name])
-    switch_epochs = sorted({method.switch for method in methods if method.switch})
-    for ax in axes[:, 0]:
-        for epoch in switch_epochs:
+    for i, epoch in enumerate(sorted({method.switch for method in methods if method.switch})):
+        for ax in axes[:, 0]:
             ax.axvline(epoch, color=GREY, linewidth=0.8, linestyle=":")
-    for epoch in switch_epochs[:1]:
-        axes[0, 0].annotate("switch", (epoch, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom",
-                            fontsize="x-small", color=GREY)  # fmt: skip
+        if i == 0:
+            axes[0, 0].annotate("switch", (epoch, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom",
+                                fontsize="x-small", color=GREY)  # fmt: skip
     for ax, name in zip(axes[1], ("epochs", "steps", "seconds of training"), strict=True):
         ax.set_xlabel(name)
     axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -181,8 +177,8 @@ def switches(report: Report, problem: Problem) -> Figure | None:
         mean, sd = values(references[0])
         ax.axhspan(mean - sd, mean + sd, color=GREY, alpha=0.2, linewidth=0)
         ax.axhline(mean, color=GREY, linewidth=1, label=_text(references[0].label))
-    styles = zip(cycle(COLOURS), cycle(MARKERS), cycle(DASHES), strict=False)
-    for (name, by_switch), (colour, marker, dash) in zip(lines.items(), styles, strict=False):
+    styles = zip(lines.items(), cycle(COLOURS), cycle(MARKERS), cycle(DASHES), strict=False)
+    for (name, by_switch), colour, marker, dash in styles:
         means, sds = zip(*map(values, by_switch.values()), strict=True)
         ax.errorbar([*by_switch], means, sds, color=colour, marker=marker, linestyle=dash, capsize=3,
                     label=_text(name))  # fmt: skip
@@ -244,11 +240,8 @@ def profiles(report: Report, kind: str) -> Figure:
 
 
 def predictions(report: Report, out: Path) -> dict[Path, str]:
-    """PNG files of what trained networks predict for the same examples, with captions: for each problem one run a
-    method, all of one seed.
-
-    Raises:
-        ConfigError, DataError: a run's weights or data are not here.
+    """PNG files of what networks predict for the same examples, with captions: of each problem one run a method, all of
+    one seed. Raises ConfigError or DataError if a run's weights or data are not here.
     """
     from ..runs import Run
     from ..runs.figures import compare

@@ -19,12 +19,7 @@ HERE = Path(__file__).parent
 
 
 def page(report: Report, drawings: list[Drawing], pictures: dict[Path, str], command: str) -> str:
-    """The page's HTML.
-
-    Args:
-        pictures: PNG files of predictions, and their captions.
-        command: what a person types to get this report.
-    """
+    """The page's HTML, with the pictures of predictions (PNG files and captions) and the command that makes it."""
     script = (HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = Environment(
@@ -67,13 +62,10 @@ def _runs(report: Report) -> list[dict[str, Any]]:
 
 def _details(report: Report) -> dict[str, Any]:
     """What the page shows of a run on a click: its command and configuration; the latter once a method."""
-    configs = {
-        method.index: yaml.dump(
-            {key: value for key, value in method.config.items() if kind_of(key) in (METHOD, PROBLEM)},
-            sort_keys=False, Dumper=yaml.CSafeDumper,
-        )
-        for method in report.runs.methods
-    }  # fmt: skip
+    configs = {}
+    for method in report.runs.methods:
+        shown = {key: value for key, value in method.config.items() if kind_of(key) in (METHOD, PROBLEM)}
+        configs[method.index] = yaml.dump(shown, sort_keys=False, Dumper=yaml.CSafeDumper)
     keys = ("command", "folder", "hardware", "versions", "git_commit", "started", "error", "steps", "parameters",
             "peak_memory_bytes", "from_trunk", "diverged_epoch")  # fmt: skip
     runs = {
@@ -88,13 +80,10 @@ def content(report: Report) -> dict[str, Any]:
     return {
         "settings": report.settings, "sentences": report.sentences, "notes": report.notes,
         "tables": [table_content(table) for table in report.tables],
-        "problems": [
-            {"index": p.index, "label": p.label, "task": p.task, **p.outcome._asdict()} for p in report.runs.problems
-        ],
-        "methods": [
-            {"index": m.index, "problem": m.problem, "label": m.label, "name": m.name, "optimizer": m.optimizer}
-            for m in report.runs.methods
-        ],
+        "problems": [{"index": p.index, "label": p.label, "task": p.task, **p.outcome._asdict()}
+                     for p in report.runs.problems],
+        "methods": [{"index": m.index, "problem": m.problem, "label": m.label, "name": m.name, "optimizer": m.optimizer}
+                    for m in report.runs.methods],
         "runs": report.runs.runs.to_dicts(),
     }  # fmt: skip
 

@@ -35,8 +35,7 @@ class Record:
 def opened(words: list[str], runs_dir: Path) -> list[Run]:
     """The runs that words mean: folders of runs, or of one, or globs of either, or run ids under runs_dir; all filters.
 
-    Raises:
-        ConfigError: there is none.
+    Raises ConfigError if there is none.
     """
     places, filters = [w for w in words if "=" not in w], [w for w in words if "=" in w]
     if not places and not runs_dir.is_dir():
@@ -84,14 +83,11 @@ def records(runs: list[Run]) -> tuple[list[Record], list[str]]:
 
 
 def read(records: Iterable[Record], metric: str, notes: list[str]) -> Runs:
-    """Tables of the runs, sorted into problems and methods.
+    """Tables of the runs, sorted into problems and methods. Raises ConfigError if there is no run to report on.
 
     Args:
         metric: last or best.
         notes: what is known of the runs already.
-
-    Raises:
-        ConfigError: there is no run to report on.
     """
     records = list(records)
     # Runs that share a parsed configuration share its facts.
@@ -121,13 +117,10 @@ def read(records: Iterable[Record], metric: str, notes: list[str]) -> Runs:
         else:
             notes.append(f"{record.name}: {record.status}; the metric of its task is not known, so no table has it")
             continue
-        problem = problems.setdefault(
-            (problem_digest, outcome), Problem(len(problems), config["task"]["name"], config, of_problem, outcome)
-        )
-        method = methods.setdefault(
-            (problem.index, method_digest),
-            Method(len(methods), problem.index, config["optimizer"]["name"], config, of_method),
-        )
+        problem = Problem(len(problems), config["task"]["name"], config, of_problem, outcome)
+        problem = problems.setdefault((problem_digest, outcome), problem)
+        method = Method(len(methods), problem.index, config["optimizer"]["name"], config, of_method)
+        method = methods.setdefault((problem.index, method_digest), method)
         if record.curves:
             files.append(CurveFile(len(rows), record.folder, problem.key, record.curves))
         rows.append(_row(len(rows), record, problem, method, metric))
@@ -204,10 +197,7 @@ class CurveFile(NamedTuple):
 def curves(files: list[CurveFile], notes: list[str]) -> pl.DataFrame:
     """All curves as one table; files with the same head are parsed at once.
 
-    What is not finite becomes null: to polars a NaN is larger than every number.
-
-    Args:
-        notes: gets what is wrong with some of the files.
+    What is not finite becomes null: to polars a NaN is larger than every number. Notes tell what is wrong with files.
     """
     groups: dict[tuple[str, str], list[CurveFile]] = {}
     for file in files:

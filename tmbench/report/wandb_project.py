@@ -76,8 +76,7 @@ def _curves(entry: Any) -> str:
 def sent(report: Report, drawings: list[Drawing], out: Path) -> list[str]:
     """Sends W&B the report: a run of type `report` with its tables and figures, and the page as an artifact.
 
-    Returns:
-        What a person should know of it. If W&B fails, the report's folder is complete all the same.
+    Returns what a person should know of it. If W&B fails, the report's folder is complete all the same.
     """
     import wandb
 
