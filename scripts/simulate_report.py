@@ -23,8 +23,7 @@ from tmbench.config.values import Setting
 from tmbench.report.__main__ import main as report_command
 from tmbench.report.answers import report
 from tmbench.report.comparisons import Comparison
-from tmbench.report.folders import Record
-from tmbench.report.read import read
+from tmbench.report.read import Record, read
 from tmbench.result import Result, versions
 from tmbench.verbs import Values, Verb
 

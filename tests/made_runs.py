@@ -12,7 +12,7 @@ from tmbench.config.settle import plain, settled
 from tmbench.report import answers, formats
 from tmbench.report.__main__ import main, runs_of
 from tmbench.report.contents import Report
-from tmbench.report.words import Table
+from tmbench.report.formats import Table
 from tmbench.result import Result, versions
 
 SETTLED: dict[tuple[str, ...], dict[str, Any]] = {}  # by the words; composing takes longer than all else here

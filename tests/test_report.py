@@ -14,10 +14,10 @@ from conftest import Compose
 from made_runs import Make, rows, table
 from rich.console import Console
 
-from tmbench.report import figures, formats
+from tmbench.report import figures, formats, page
 from tmbench.report.comparisons import Comparison
 from tmbench.report.contents import Report
-from tmbench.report.words import Cell, Table
+from tmbench.report.formats import Cell, Table
 
 SGD, TMSGD = (0.80, 0.82, 0.81), (0.83, 0.86, 0.82)
 LOWER: dict[str, Any] = {"metric": "mse", "higher_is_better": False}
@@ -58,32 +58,67 @@ def test_numbers_are_those_of_numpy_and_pairs_are_by_seed(make: Make) -> None:
         assert words in sentence
 
 
-def test_lower_is_better_where_the_metric_says_so(make: Make) -> None:
-    make.seeds("sgd", [0.5 + seed / 100 for seed in range(8)], **LOWER)
-    make.seeds("adam", [0.3 + seed / 90 for seed in range(8)], **LOWER)
-    report = make.report()
+EIGHT = [0.8 + seed / 100 for seed in range(8)]
+NO_SPREAD = "every difference is the same; without spread between seeds there is no evidence."
+VERDICTS: dict[str, tuple[Any, Any, dict[str, Any], list[str], str, str]] = {
+    # scores of sgd and of adam, what else the results say, words, the verdict, words of the sentence
+    "lower is better": ([0.5 + seed / 100 for seed in range(8)], [0.3 + seed / 90 for seed in range(8)], LOWER, [],
+                        "better", "and p = 0.00781 after Holm: better."),
+    "equivalent": (EIGHT, [x + (-1) ** i * 1e-4 for i, x in enumerate(EIGHT)], {}, [],
+                   "equivalent", "within the margin of 0.50 points: equivalent (p = "),
+    "not within a small margin": (EIGHT, [x + (-1) ** i * 1e-4 for i, x in enumerate(EIGHT)], {},
+                                  ["margin.accuracy=1e-5"], "undecided", "which includes zero"),
+    "within the margin": ([0.8] * 8, [0.801 + seed / 1e5 for seed in range(8)], {}, [],
+                          "better, by less than the margin", "after Holm: better, by less than the margin."),
+    "one seed": ([0.8], [0.8], {}, [], "undecided", "adam and sgd score the same on tc (accuracy, tiny data). "
+                 "Undecided: one seed shows no spread between seeds."),
+    "two seeds": ([0.8, 0.8], [0.8, 0.8 + 1e-6], {}, [], "undecided", "which includes zero"),
+    "two seeds, no spread": (EIGHT[:2], [x + 0.001 for x in EIGHT[:2]], {}, [],
+                             "undecided: no spread between seeds", NO_SPREAD),
+    "no difference": (EIGHT, EIGHT, {}, [], "undecided: no spread between seeds", NO_SPREAD),
+    "no spread": (EIGHT, [x + 0.02 for x in EIGHT], {}, [], "undecided: no spread between seeds", NO_SPREAD),
+    "both diverge": ([0.9, 0.9, *[None] * 6], [0.9, 0.9001, *[None] * 6], {}, [], "undecided", "6 of adam's runs and"),
+    "both diverge without a baseline": (
+        [None, *[0.8] * 7], [None, *(0.8 + 1e-4 * (-1) ** seed for seed in range(1, 8))], {"baseline": {}}, [],
+        "undecided", "with 8 seeds, 1 of adam's runs and 1 of sgd's diverged"),
+    "a share is bounded": ([0.2, 0.3], [0.9, 0.4], {}, [], "undecided", "interval is -100.00 to +100.00 points"),
+    "a map is a share": ([0.2, 0.3], [0.9, 0.4], {"metric": "map"}, [],
+                         "undecided", "points better than sgd on tc (map, tiny data)"),
+    "ranks against the mean": ([0.8] * 9, [0.1, *(0.81 + seed / 1000 for seed in range(1, 9))], {},
+                               ["test=wilcoxon", "level=0.15"], "undecided", "85 % interval"),
+    "too few seeds": ([0.8] * 3, [0.85, 0.851, 0.852], {}, [], "undecided",
+                      "excludes zero, but no test of 3 seeds can go below p = 0.25 in 1 comparison."),
+    "diverged on another seed": ([0.8, 0.81, 0.82, 0.83], [0.8, 0.8, 0.8, 0.8, None], {}, [], "undecided", "worse"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", VERDICTS)
+def test_a_verdict_and_its_sentence_say_what_the_seeds_show(case: str, make: Make) -> None:
+    sgd, adam, facts, words, verdict, fragment = VERDICTS[case]
+    make.seeds("sgd", sgd, **facts)
+    make.seeds("adam", adam, **facts)
+    report = make.report(*words)
     comparison, sentence = only(report)
-    assert comparison.verdict == "better"
-    assert sentence.startswith("adam is 0.196 better than sgd")
-    assert sentence.endswith("and p = 0.00781 after Holm: better.")
-    assert report.rankings[0].names[int(np.argmin(report.rankings[0].mean))] == "adam"
-
-
-def test_equal_methods_are_equivalent_and_not_merely_undecided(make: Make) -> None:
-    make.seeds("sgd", [0.8 + seed / 100 for seed in range(8)])
-    make.seeds("adam", [0.8 + seed / 100 + (-1) ** seed * 1e-4 for seed in range(8)])
-    comparison, sentence = only(make.report())
-    assert comparison.verdict == "equivalent"
-    assert "within the margin of 0.50 points: equivalent (p = " in sentence
-    assert make.report("margin.accuracy=1e-5").comparisons[0].verdict == "undecided"
-
-
-def test_a_sure_difference_within_the_margin_is_said_to_be_small(make: Make) -> None:
-    make.seeds("sgd", [0.8] * 8)
-    make.seeds("adam", [0.801 + seed / 1e5 for seed in range(8)])
-    comparison, sentence = only(make.report())
-    assert comparison.verdict == "better, by less than the margin"
-    assert sentence.endswith("after Holm: better, by less than the margin.")
+    assert comparison.verdict == verdict
+    assert fragment in sentence
+    gap, row = comparison.difference, rows(table(report, "comparisons"))["adam"]
+    assert gap.n == min(len(sgd), len(adam))
+    if "no spread" in verdict:
+        assert (gap.p, gap.p_equivalent, row["95 % interval"]) == (1.0, 1.0, "")
+    if case == "lower is better":
+        assert sentence.startswith("adam is 0.196 better than sgd")
+        assert report.rankings[0].names[int(np.argmin(report.rankings[0].mean))] == "adam"
+    elif case == "one seed":
+        assert report.rankings == []
+    elif case == "both diverge":
+        assert gap.p_equivalent == 1
+    elif "share" in case:
+        assert (gap.low, gap.high, gap.margin) == (-1.0, 1.0, 0.005)
+    elif case == "ranks against the mean":
+        assert gap.p <= 0.15
+        assert gap.mean < 0 < gap.direction
+    elif case == "diverged on another seed":
+        assert "iverged" not in sentence
 
 
 def test_profiles_never_mix(make: Make) -> None:
@@ -143,27 +178,20 @@ def test_several_tasks_have_ranks_profiles_and_improvement(make: Make) -> None:
     assert all(xml.etree.ElementTree.fromstring(drawing.svg).tag.endswith("svg") for drawing in drawings)
 
 
-def test_one_block_has_no_ranks(make: Make) -> None:
-    for optimizer in ("sgd", "adam", "sgdm"):
-        make(optimizer, 0, 0.8)
-    report = make.report()
-    assert report.rankings == []
-    assert not any(t.key.startswith("ranks") for t in report.tables)
-
-
-@pytest.mark.parametrize(("words", "has_reference"), [([], True), (["against=all"], False)])
-def test_switch_epochs_are_drawn_beside_the_reference(words: list[str], has_reference: bool, make: Make) -> None:
+def test_switch_epochs_are_drawn_beside_the_reference(make: Make) -> None:
     for switch in (1, 2):
         make("tmsgd", 0, 0.8 + switch / 100, "epochs=4", f"switch_epoch={switch}")
     make("adam", 0, 0.7, "epochs=4")
     make("sgd", 0, 0.8, "epochs=4")
-    report = make.report(*words)
+    report = make.report()
     drawings = list(figures.figures(report))
     assert list(figures.figures(report)) == drawings  # the same when drawn again
     svg = {drawing.name: drawing.svg for drawing in drawings}["switch-0-tc-tiny"]
-    assert (">sgd<" in svg) == has_reference
-    assert ">tmsgd<" in svg
-    assert ">adam<" not in svg
+    assert [f">{name}<" in svg for name in ("sgd", "tmsgd", "adam")] == [True, True, False]
+    report = make.report("against=all")
+    without = figures.switches(report, report.runs.problems[0])
+    assert without is not None
+    assert [text.get_text() for text in without.axes[0].get_legend().get_texts()] == ["tmsgd"]
 
 
 # ---- time to target
@@ -243,15 +271,7 @@ def test_diverged_runs_without_a_baseline_rank_below_completed_ones_and_have_no_
     assert any("7 runs diverged, and there is no baseline" in note for note in report.notes)
     (ranking,) = report.rankings
     assert dict(zip(ranking.names, ranking.mean, strict=True)) == {"sgd": 1 + 1 / 8, "tmsgd": 2 - 1 / 8}
-    assert json.loads(formats.as_json(formats.content(report)))
-
-
-def test_diverged_runs_without_a_baseline_are_never_equivalent_even_on_the_same_seeds(make: Make) -> None:
-    make.seeds("sgd", [None, *[0.8] * 7], baseline={})
-    make.seeds("adam", [None, *(0.8 + 1e-4 * (-1) ** seed for seed in range(1, 8))], baseline={})
-    comparison, sentence = only(make.report())
-    assert comparison.verdict == "undecided"
-    assert "with 8 seeds, 1 of adam's runs and 1 of sgd's diverged" in sentence
+    assert json.loads(formats.as_json(page.content(report)))
 
 
 def test_diverged_runs_without_a_baseline_put_a_method_last_on_their_problem(make: Make) -> None:
@@ -282,80 +302,11 @@ def test_diverged_runs_of_the_reference_do_not_widen_the_margin(make: Make) -> N
     assert make.report().comparisons[0].difference.margin == pytest.approx(0.05 * 0.01)
 
 
-def test_only_runs_of_the_compared_seeds_are_said_to_have_diverged(make: Make) -> None:
-    make.seeds("sgd", [0.8, 0.81, 0.82, 0.83])
-    make.seeds("adam", [0.8, 0.8, 0.8, 0.8, None])
-    assert "iverged" not in make.report().sentences[0]
-
-
 def test_no_target_is_what_a_diverged_run_counts_as(make: Make) -> None:
     make.seeds("sgd", [0.8, None, None])
     report = make.report()
     assert report.targets == {}
     assert not any(t.key == "time-to-target" for t in report.tables)
-
-
-# ---- no evidence
-
-
-@pytest.mark.parametrize(("seeds", "gap"), [(2, 0.001), (8, 0.0), (8, 0.02)])
-def test_no_spread_between_seeds_decides_nothing(seeds: int, gap: float, make: Make) -> None:
-    make.seeds("sgd", [0.8 + seed / 100 for seed in range(seeds)])
-    make.seeds("adam", [0.8 + seed / 100 + gap for seed in range(seeds)])
-    report = make.report()
-    comparison, sentence = only(report)
-    assert comparison.verdict == "undecided: no spread between seeds"
-    assert "every difference is the same; without spread between seeds there is no evidence." in sentence
-    assert (comparison.difference.p, comparison.difference.p_equivalent) == (1.0, 1.0)
-    assert rows(table(report, "comparisons"))["adam"]["95 % interval"] == ""
-
-
-def test_one_seed_decides_nothing(make: Make) -> None:
-    make("sgd", 0, 0.8)
-    make("adam", 0, 0.8)
-    comparison, sentence = only(make.report())
-    assert comparison.verdict == "undecided"
-    assert sentence == (
-        "adam and sgd score the same on tc (accuracy, tiny data). Undecided: one seed shows no spread between seeds."
-    )
-
-
-def test_seeds_on_which_both_diverge_show_no_equivalence(make: Make) -> None:
-    make.seeds("sgd", [0.9, 0.9, *[None] * 6])
-    make.seeds("adam", [0.9, 0.9001, *[None] * 6])
-    comparison, _ = only(make.report())
-    assert (comparison.verdict, comparison.difference.n, comparison.difference.p_equivalent) == ("undecided", 8, 1)
-
-
-def test_two_seeds_show_no_equivalence(make: Make) -> None:
-    make.seeds("sgd", [0.8, 0.8])
-    make.seeds("adam", [0.8, 0.8 + 1e-6])
-    assert make.report().comparisons[0].verdict == "undecided"
-
-
-def test_an_interval_of_a_share_stays_between_minus_one_and_one(make: Make) -> None:
-    make.seeds("sgd", [0.2, 0.3])
-    make.seeds("adam", [0.9, 0.4])
-    comparison, sentence = only(make.report())
-    assert (comparison.difference.low, comparison.difference.high) == (-1.0, 1.0)
-    assert "interval is -100.00 to +100.00 points" in sentence
-
-
-def test_a_verdict_of_signed_ranks_against_the_mean_is_none(make: Make) -> None:
-    make.seeds("sgd", [0.8] * 9)
-    make.seeds("adam", [0.1, *(0.81 + seed / 1000 for seed in range(1, 9))])
-    comparison, sentence = only(make.report("test=wilcoxon", "level=0.15"))
-    assert comparison.difference.p <= 0.15
-    assert comparison.difference.mean < 0 < comparison.difference.direction
-    assert comparison.verdict == "undecided"
-    assert "85 % interval" in sentence
-
-
-def test_an_interval_without_zero_says_why_it_decides_nothing(make: Make) -> None:
-    make.seeds("sgd", [0.8, 0.8, 0.8])
-    make.seeds("adam", [0.85, 0.851, 0.852])
-    _, sentence = only(make.report())
-    assert "excludes zero, but no test of 3 seeds can go below p = 0.25 in 1 comparison." in sentence
 
 
 def test_all_references_that_are_as_similar_are_compared_and_not_the_best_of_them(make: Make) -> None:
@@ -454,7 +405,7 @@ def test_a_report_relies_on_no_order_that_polars_does_not_promise(make: Make, mo
         for seed in range(5):
             make("sgd", seed, 0.8 + seed**2 / 100, f"task={task}", "epochs=3", parameters=seed)
             make("adam", seed, 0.7 + seed**3 / 1000, f"task={task}", "epochs=3", parameters=seed)
-    expected = formats.content(make.report())
+    expected = page.content(make.report())
     join, group = pl.DataFrame.join, pl.DataFrame.group_by
 
     def reversed_join(self: pl.DataFrame, *words: Any, **more: Any) -> pl.DataFrame:
@@ -467,7 +418,7 @@ def test_a_report_relies_on_no_order_that_polars_does_not_promise(make: Make, mo
 
     monkeypatch.setattr(pl.DataFrame, "join", reversed_join)
     monkeypatch.setattr(pl.DataFrame, "group_by", ordered_group)
-    assert formats.as_json(formats.content(make.report())) == formats.as_json(expected)
+    assert formats.as_json(page.content(make.report())) == formats.as_json(expected)
 
 
 # ---- formats
@@ -485,11 +436,3 @@ def test_formats_say_the_same_and_escape_what_is_theirs() -> None:
     out = Console(width=80, record=True, file=io.StringIO())
     formats.console(AWKWARD, out)
     assert "a|b_<i>$" in out.export_text()
-
-
-def test_a_map_is_read_in_percent_and_bounded(make: Make) -> None:
-    make.seeds("sgd", [0.2, 0.3], metric="map")
-    make.seeds("adam", [0.9, 0.4], metric="map")
-    comparison, sentence = only(make.report())
-    assert (comparison.difference.high, comparison.difference.margin) == (1.0, 0.005)
-    assert "points better than sgd on tc (map, tiny data)" in sentence

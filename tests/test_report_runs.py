@@ -19,11 +19,9 @@ from made_runs import Make, rows, table
 from tmbench.config.identity import SCHEMA, digest, identity
 from tmbench.config.settle import flat
 from tmbench.errors import ConfigError
-from tmbench.report import figures, formats
+from tmbench.report import figures, page
 from tmbench.report.__main__ import main, runs_of
-from tmbench.report.folders import opened, records
-from tmbench.report.read import read
-from tmbench.report.scores import table_order
+from tmbench.report.read import opened, read, records
 
 ANSWERS: list[dict[str, Any]] = json.loads((Path(__file__).parent / "wandb_answers.json").read_text())
 
@@ -125,7 +123,7 @@ def test_settings_distinguish_methods_and_seeds_do_not(make: Make) -> None:
         for switch in (1, 2, 3):
             make("tmsgd", seed, 0.8 + switch / 100, "epochs=4", f"switch_epoch={switch}")
         make("sgd", seed, 0.8, "epochs=4", f"switch_epoch={seed + 1}")  # which sgd does not read
-    assert [m.label for m in sorted(make.report().runs.methods, key=table_order)] == [
+    assert [m.label for m in sorted(make.report().runs.methods, key=lambda m: m.place)] == [
         "sgd", "tmsgd switch_epoch=1", "tmsgd switch_epoch=2", "tmsgd switch_epoch=3",
     ]  # fmt: skip
 
@@ -137,7 +135,7 @@ def test_validation_shares_are_problems_of_their_own_and_their_accuracy_is_an_ac
         make.seeds("adam", [0.8501 + seed / 1000 + first for seed in range(6)], words, split="validation")
     report = make.report()
     assert [p.label for p in report.runs.problems] == ["tc validation=0.1", "tc validation=0.2"]
-    assert {(p["split"], p["metric"]) for p in formats.content(report)["problems"]} == {("validation", "accuracy")}
+    assert {(p["split"], p["metric"]) for p in page.content(report)["problems"]} == {("validation", "accuracy")}
     assert not any("repeat" in note for note in report.notes)
     for comparison, sentence in zip(report.comparisons, report.sentences, strict=True):
         assert comparison.difference.n == 6
@@ -183,7 +181,7 @@ def test_labels_show_rates_and_switches_that_differ(make: Make) -> None:
     make("tmsgd", 0, 0.8, "lr=0.2", "epochs=4", "switch_epoch=1")
     make("tmnag", 0, 0.8, "lr=0.2", "epochs=4", "switch_epoch=2")
     methods = make.report().runs.methods
-    assert [m.label for m in sorted(methods, key=table_order)] == [
+    assert [m.label for m in sorted(methods, key=lambda m: m.place)] == [
         "sgd lr=0.1", "tmsgd lr=0.2 switch_epoch=1", "tmnag lr=0.2 switch_epoch=2",
     ]  # fmt: skip
     assert [m.name for m in methods] == [m.optimizer for m in methods]
@@ -196,7 +194,7 @@ def test_a_method_on_several_problems_is_one_method(make: Make) -> None:
         make.seeds("adam", [0.8, 0.8], f"task={task}", "lr=0.5")
     report = make.report()
     assert report.runs.content == "8 runs of 2 methods on 2 problems"
-    assert "8 runs of 2 methods on 2 problems" in formats.pages(report, [], {})
+    assert "8 runs of 2 methods on 2 problems" in page.pages(report, [], {})
 
 
 # ---- W&B

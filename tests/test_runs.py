@@ -64,6 +64,7 @@ def the_tmsgd(folder: Path) -> Path:
 
 
 def test_list_shows_status_metric_and_cost(made: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     code, wide, _ = command(made)
     counts = "4 runs: 2 completed, 1 diverged, 1 stopped; 9 s of training"
     words = ("tc-tmsgd-0-", "accuracy", "2/2", "tiny", "lr=1e+38", "baseline", counts)

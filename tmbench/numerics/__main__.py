@@ -1,10 +1,10 @@
 """The command line: `tmbench numerics` measures what theory says of the Taylor methods."""
 
-import importlib
 import json
 import math
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def run(names: list[str], out: Path) -> list[str]:
         for name in names:
             print(f"{name}: {EXPERIMENTS[name]}", file=sys.stderr)
             started = time.perf_counter()
-            experiment = importlib.import_module(f"{__package__}.{name}")
+            experiment = import_module(f"{__package__}.{name}")
             numbers[name] = rounded(experiment.measure())
             save(experiment.draw(numbers[name]), out / f"{name}.png")
             seconds[name] = round(time.perf_counter() - started, 1)
@@ -74,9 +74,7 @@ def run(names: list[str], out: Path) -> list[str]:
 
 def tables(numbers: dict[str, Any]) -> list[str]:
     """The tables of the page, in Markdown, from what the JSON holds."""
-    return [
-        importlib.import_module(f"{__package__}.{name}").table(numbers[name]) for name in EXPERIMENTS if name in numbers
-    ]
+    return [import_module(f"{__package__}.{name}").table(numbers[name]) for name in EXPERIMENTS if name in numbers]
 
 
 def rounded(x: Any) -> Any:

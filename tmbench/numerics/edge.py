@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..optim import TMSGD, stability
-from .formulas import LineStyle, markdown
+from .formulas import LineStyle, legend_below, markdown
 
 LR = 0.05
 SEEDS, HIDDEN, EXAMPLES, DEGREE = 3, 40, 20, 4
@@ -54,12 +54,8 @@ def initial(seeds: int, hidden: int) -> list[Tensor]:
     for fan_in, fan_out in ((1, hidden), (hidden, hidden), (hidden, 1)):
         for shape in ((fan_in, fan_out), (1, fan_out)):
             # A generator for each tensor of each seed: seed 0 begins alike, however many are beside it.
-            drawn = [
-                torch.rand(
-                    shape, generator=torch.Generator().manual_seed(100 * seed + len(params)), dtype=torch.float64
-                )
-                for seed in range(seeds)
-            ]
+            random = [torch.Generator().manual_seed(100 * seed + len(params)) for seed in range(seeds)]
+            drawn = [torch.rand(shape, generator=of_seed, dtype=torch.float64) for of_seed in random]
             params.append(((2 * torch.stack(drawn) - 1) / fan_in**0.5).requires_grad_())
     return params
 
@@ -93,8 +89,7 @@ def top_eigenvalues(
         vectors = [v / norm_S.view(-1, 1, 1) for v in vectors]
         products = torch.autograd.grad(slopes, params, vectors, retain_graph=True)
         before_S, values_S = values_S, _dot(vectors, products).detach()
-        done_S = ((values_S - before_S).abs() <= tolerance * values_S.abs()) | ~losses_S.isfinite()
-        if done_S.all():
+        if (((values_S - before_S).abs() <= tolerance * values_S.abs()) | ~losses_S.isfinite()).all():
             break
         vectors = [v.detach() for v in products]
     return values_S, vectors
@@ -178,17 +173,15 @@ def draw(numbers: dict[str, Any]) -> Figure:
             for row, what in enumerate(("eigenvalue", "loss")):
                 values = np.array(record[what], dtype=float)[shown]
                 axes[row, column].plot(np.array(record["step"])[shown], values[:, 0], label=arm.label, **arm.style.line)
-        for divisor, limit in ((1, "1/lr"), (2, "2/lr")):
-            axes[0, column].axhline(divisor / numbers["lr"], color="grey", linewidth=0.8)
-            axes[0, column].annotate(
-                limit, (1, divisor / numbers["lr"]), xycoords=("axes fraction", "data"), ha="right", va="bottom"
-            )
+        for divisor in (1, 2):
+            limit = divisor / numbers["lr"]
+            axes[0, column].axhline(limit, color="grey", linewidth=0.8)
+            axes[0, column].annotate(f"{divisor}/lr", (1, limit), xycoords=("axes fraction", "data"), ha="right",
+                                     va="bottom")  # fmt: skip
         axes[1, column].set(yscale="log", xlabel="steps")
         for ax in axes[:, column]:
             ax.grid(alpha=0.3)
-        axes[1, column].legend(
-            fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3, frameon=False
-        )
+        legend_below(axes[1, column], 3)
     axes[0, 0].set(title="one optimizer from the first step on", ylabel="top eigenvalue of the Hessian")
     axes[0, 1].set(title=f"switched at step {numbers['switch']} of SGD")
     axes[1, 0].set(ylabel=f"largest training loss in {EVERY} steps")

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..optim import TMSGD, MultistepSGD, stability
@@ -103,11 +105,10 @@ METHODS = {
     "tm_third": Method("TM, c = 1/3", TMSGD, {"c": 1 / 3}, LineStyle("#0072B2", "--", "^")),
     "tm_0.2": Method("TM, c = 0.2", TMSGD, {"c": 0.2}, LineStyle("#56B4E9", DASHES, "<")),
     "five_point": Method("five points", MultistepSGD, {"preset": "five_point"}, LineStyle("#CC79A7", "-", "d"), 3),
-    "five_point_best": Method(
-        "five points, best", MultistepSGD, {"preset": "five_point_best"}, LineStyle("#8F5A78", "--", "p"), 3
-    ),
+    "five_point_best": Method("five points, best", MultistepSGD, {"preset": "five_point_best"},
+                              LineStyle("#8F5A78", "--", "p"), 3),
     "six_point": Method("six points", MultistepSGD, {"preset": "six_point"}, LineStyle("#5D3A4E", ":", "*"), 3),
-}
+}  # fmt: skip
 
 
 def follow(method: Method, slope: Field, h: float, steps: int, exact: Callable[[float], Tensor], start: str) -> Tensor:
@@ -130,8 +131,7 @@ def follow(method: Method, slope: Field, h: float, steps: int, exact: Callable[[
 def largest_step(method: Method, gradient: Field, low: float, high: float, size: int = 1, steps: int = 1500) -> float:
     """The step beyond which the optimizer's weights grow: tried in `steps` steps, twice, with 60 rates between two.
 
-    Args:
-        gradient: linear; of weights of shape (60, size), a row for each rate.
+    The gradient is linear, of weights of shape (60, size), a row for each rate.
     """
     for _ in range(2):
         h_B1 = torch.logspace(math.log10(low), math.log10(high), 60, dtype=torch.float64)[:, None]
@@ -160,6 +160,17 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(map(str.ljust, cells, widths)) + " |" for cells in lines)
 
 
+def panels(columns: int, height: float, **settings: Any) -> tuple[Figure, Any]:
+    """A figure and its axes, side by side, with grids."""
+    figure, axes = plt.subplots(1, columns, figsize=(11, height), layout="constrained", **settings)
+    for ax in axes:
+        ax.grid(alpha=0.3)
+    return figure, axes
+
+
+def legend_below(ax: Any, columns: int = 1) -> None:
+    ax.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=columns, frameon=False)
+
+
 def measured_and_theory(measured: list[float], theory: list[float]) -> list[str]:
-    """Cells that show both."""
     return [f"{m:.3f} ({t:.3f})" for m, t in zip(measured, theory, strict=True)]

@@ -5,12 +5,11 @@ Shapes: Q curvatures, a weight each.
 
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from .formulas import METHODS, LineStyle, Method, markdown
+from .formulas import METHODS, LineStyle, Method, markdown, panels
 
 RELATIVE = (0.95, 0.999, 1.001, 1.05)  # of the theoretical limit
 STEPS, WINDOW = 20_000, 20
@@ -40,13 +39,10 @@ def bisected(method: Method) -> float:
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         windows, _ = amplitudes(method, [middle], TRIAL)
-        low, high = (middle, high) if _falls(windows) else (low, middle)
+        half, end = windows[len(windows) // 2], windows[-1]
+        falls = bool((end <= half) & end.isfinite())  # equal where both have come to 0
+        low, high = (middle, high) if falls else (low, middle)
     return (low + high) / 2
-
-
-def _falls(windows: torch.Tensor) -> bool:
-    half, end = windows[len(windows) // 2], windows[-1]
-    return bool((end <= half) & end.isfinite())  # equal where both have come to 0
 
 
 def measure() -> dict[str, Any]:
@@ -64,12 +60,8 @@ def measure() -> dict[str, Any]:
 
 
 def table(numbers: dict[str, Any]) -> str:
-    head = [
-        "largest lr * curvature",
-        "theory",
-        "by bisection",
-        *(f"weight at {r:g} of it" for r in numbers["relative"]),
-    ]
+    weights = [f"weight at {r:g} of it" for r in numbers["relative"]]
+    head = ["largest lr * curvature", "theory", "by bisection", *weights]
     rows = []
     for key in TRAINED:
         of_method = numbers[key]
@@ -79,13 +71,12 @@ def table(numbers: dict[str, Any]) -> str:
 
 
 def draw(numbers: dict[str, Any]) -> Figure:
-    figure, axes = plt.subplots(1, len(TRAINED), figsize=(11, 3.8), layout="constrained", sharey=True)
+    figure, axes = panels(len(TRAINED), 3.8, sharey=True)
     for ax, key in zip(axes, TRAINED, strict=True):
         for q, amplitude, style in zip(numbers[key]["q"], numbers[key]["amplitude"], STYLES, strict=True):
             known = [min(a, OUTSIDE) if a is not None else OUTSIDE for a in amplitude]
             ax.plot(numbers["steps"], known, label=f"lr * curvature = {q:.4g}", **style.line)
         ax.set(title=METHODS[key].label, xlabel="steps", xscale="log", yscale="log", ylim=(1e-8, 1e8))
-        ax.grid(alpha=0.3)
         ax.legend(fontsize="small", loc="lower left")
     axes[0].set_ylabel("largest |weight| in 20 steps")
     return figure

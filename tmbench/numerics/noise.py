@@ -5,29 +5,26 @@ Shapes: Q values of q = lr * curvature, N independent walkers.
 
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter
+from scipy import linalg, signal
 from torch import Tensor
 
 from ..optim import TMSGD
-from .formulas import METHODS, SGD, Method, markdown, measured_and_theory
+from .formulas import METHODS, SGD, Method, markdown, measured_and_theory, panels
 
 MOMENTUM = 0.9
 PLAIN = (0.01, 0.1, 0.3, 0.5, 0.7, 0.9)
 HEAVY = (0.01, 0.05, 0.1, 0.3, 0.45)
 WALK = (1, 2, 3, 5, 10, 50)
-METHODS_M = {
-    "sgd": Method("SGD-M", SGD, {"momentum": MOMENTUM}),
-    "tm": Method("TM, c = 1/2 (paper)", TMSGD, {"momentum": MOMENTUM}),
-}
 PAIRS = {
     # name: SGD, the methods beside it, the q at which they are simulated
     "plain": (METHODS["euler"], {key: METHODS[key] for key in ("tm", "tm_third")}, PLAIN),
-    "heavy_ball": (METHODS_M["sgd"], {"tm": METHODS_M["tm"]}, HEAVY),
-}
+    "heavy_ball": (Method("SGD-M", SGD, {"momentum": MOMENTUM}),
+                   {"tm": Method("TM, c = 1/2 (paper)", TMSGD, {"momentum": MOMENTUM})}, HEAVY),
+}  # fmt: skip
 
 
 def variance(method: Method, q: float) -> float:
@@ -39,12 +36,10 @@ def variance(method: Method, q: float) -> float:
     padded = np.zeros(len(stay))
     padded[len(stay) - len(move) :] = move
     assert np.count_nonzero(padded) == 1, "one noise a step; not so with Nesterov"
-    n = len(stay) - 1
-    a = np.eye(n, k=-1)
-    a[0] = -(np.array(stay) + q * padded)[1:]
-    noise = np.zeros((n, n))
+    a = linalg.companion(np.array(stay) + q * padded)
+    noise = np.zeros_like(a)
     noise[0, 0] = (q * padded.sum()) ** 2
-    return float(np.linalg.solve(np.eye(n * n) - np.kron(a, a), noise.ravel())[0])
+    return float(linalg.solve_discrete_lyapunov(a, noise)[0, 0])
 
 
 def simulated(methods: list[Method], qs: tuple[float, ...], walkers: int, burn_in: int, steps: int) -> Tensor:
@@ -98,51 +93,39 @@ def impulse(method: Method, steps: int) -> np.ndarray:
     """The steps that one gradient of 1 causes, in units of the rate, descent counted as positive."""
     stay, move = method.polynomials
     recurrence = np.polydiv(np.array(stay), np.array([1.0, -1.0]))[0]  # of the steps: w's without the root at 1
-    h = np.zeros(steps)
-    for k in range(steps):
-        gradient = move[k] if k < len(move) else 0.0
-        h[k] = gradient - sum(recurrence[j] * h[k - j] for j in range(1, min(k, len(recurrence) - 1) + 1))
-    return h
+    return np.asarray(signal.lfilter(move, recurrence, np.eye(1, steps)[0]))
 
 
 def measure(walkers: int = 4000, burn_in: int = 1000, steps: int = 1500) -> dict[str, Any]:
     numbers: dict[str, Any] = {"momentum": MOMENTUM, "walkers": walkers}
     for name, (sgd, others, qs) in PAIRS.items():
         sums = simulated([sgd, *others.values()], qs, walkers, burn_in, steps)
-        numbers[name] = {
-            "q": qs, "sgd": {"measured": sums[0].tolist(), "theory": [variance(sgd, q) for q in qs]}
-        }  # fmt: skip
+        numbers[name] = {"q": qs, "sgd": {"measured": sums[0].tolist(), "theory": [variance(sgd, q) for q in qs]}}
         for row, (key, method) in zip(sums[1:], others.items(), strict=True):
             fine = method.limit * np.sin(np.linspace(0.0005, 0.495, 150) * np.pi)  # closer near the limit
             numbers[name][key] = {
-                "measured": row.tolist(),
-                "theory": [variance(method, q) for q in qs],
+                "measured": row.tolist(), "theory": [variance(method, q) for q in qs],
                 "ratio_measured": (row / sums[0]).tolist(),
                 "ratio_theory": [variance(method, q) / variance(sgd, q) for q in qs],
-                "curve_q": fine.tolist(),
-                "curve": [variance(method, q) / variance(sgd, q) for q in fine],
-            }
+                "curve_q": fine.tolist(), "curve": [variance(method, q) / variance(sgd, q) for q in fine],
+            }  # fmt: skip
     return {**numbers, "walk": random_walk(50 * walkers)}
 
 
 def table(numbers: dict[str, Any]) -> str:
+    walk, ratios = numbers["walk"], ("ratio_measured", "ratio_theory")
     parts = [  # title, columns, numbers by method, keys of the measured and the theoretical ones
-        (title, numbers[name]["q"], numbers[name], ("ratio_measured", "ratio_theory"))
-        for name, title in (("plain", "variance beside SGD's, at q ="), ("heavy_ball", "with momentum 0.9, at q ="))
+        ("variance beside SGD's, at q =", numbers["plain"]["q"], numbers["plain"], ratios),
+        ("with momentum 0.9, at q =", numbers["heavy_ball"]["q"], numbers["heavy_ball"], ratios),
+        ("flat: Var(W_n - W_0) beside SGD's, at n =", walk["n"], walk, ("measured", "theory")),
     ]
-    walk = numbers["walk"]
-    parts.append(("flat: Var(W_n - W_0) beside SGD's, at n =", walk["n"], walk, ("measured", "theory")))
-    tables = [
-        markdown(
-            [title, *map(str, columns)],
-            [
-                [f"{METHODS[key].label}: measured (theory)", *measured_and_theory(*(methods[key][k] for k in pair))]
-                for key in ("tm", "tm_third")
-                if key in methods
-            ],
-        )
-        for title, columns, methods, pair in parts
-    ]
+    tables = []
+    for title, columns, methods, pair in parts:
+        rows = [
+            [f"{METHODS[key].label}: measured (theory)", *measured_and_theory(*(methods[key][k] for k in pair))]
+            for key in ("tm", "tm_third") if key in methods
+        ]  # fmt: skip
+        tables.append(markdown([title, *map(str, columns)], rows))
     keys = [key for key in walk if key in METHODS]
     gains = measured_and_theory(*([walk[key][k] for key in keys] for k in ("gain", "gain_theory")))
     head = ["flat: variance of one step beside SGD's", *(METHODS[key].label for key in keys)]
@@ -150,7 +133,7 @@ def table(numbers: dict[str, Any]) -> str:
 
 
 def draw(numbers: dict[str, Any]) -> Figure:
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.8), layout="constrained")
+    figure, axes = panels(3, 3.8)
     for ax, name in zip(axes, PAIRS, strict=False):
         for key in PAIRS[name][1]:
             of_method, style = numbers[name][key], METHODS[key].style
@@ -169,7 +152,5 @@ def draw(numbers: dict[str, Any]) -> Figure:
     axes[2].axhline(1, color="black", linewidth=0.8, label="SGD")
     axes[2].set(title="without curvature: spread beside SGD's", xlabel="steps", xscale="log")
     axes[2].xaxis.set_major_formatter(FormatStrFormatter("%g"))
-    for ax in axes:
-        ax.grid(alpha=0.3)
     axes[2].legend(fontsize="small")
     return figure

@@ -8,14 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
-from .formulas import METHODS, Field, follow, largest_step, markdown
+from .formulas import METHODS, Field, follow, largest_step, markdown, panels
 
 STIFF = 100.0  # the larger eigenvalue; the smaller is 1
 OUTSIDE = 1e9  # of the figure
@@ -30,13 +29,9 @@ class Problem:
     steps: list[int]  # to t = 1; h is one over it
 
 
-def _turned() -> Tensor:
-    """Eigenvectors that are no axes: the components of the stiff system are coupled."""
-    angle = math.radians(30)
-    return torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]], dtype=torch.float64)
-
-
-TURN_DD = _turned()
+# Eigenvectors that are no axes: the components of the stiff system are coupled.
+COS, SIN = math.cos(math.radians(30)), math.sin(math.radians(30))
+TURN_DD = torch.tensor([[COS, -SIN], [SIN, COS]], dtype=torch.float64)
 RATES_D = torch.tensor([1.0, STIFF], dtype=torch.float64)
 STIFF_DD = TURN_DD @ RATES_D.diag() @ TURN_DD.T
 ONE = torch.ones(1, dtype=torch.float64)
@@ -59,9 +54,7 @@ def measure() -> dict[str, Any]:
         for key, method in METHODS.items():
             of_method: dict[str, Any] = {}
             # An Euler step leaves an error O(h^2), whatever comes after it; shown once.
-            orders = (
-                {"exact": method.order, "euler": min(2, method.order)} if name == "linear" else {"exact": method.order}
-            )
+            orders = {"exact": method.order} | ({"euler": min(2, method.order)} if name == "linear" else {})
             for start, theory in orders.items():
                 errors = [
                     (follow(method, problem.slope, 1 / n, n, problem.exact, start) - problem.exact(1.0)).norm().item()
@@ -69,13 +62,10 @@ def measure() -> dict[str, Any]:
                 ]
                 of_method[start] = {"errors": errors, "order": fitted_order(problem.steps, errors), "theory": theory}
             numbers[name][key] = of_method
-    numbers["blow_up"] = {
-        key: {
-            "theory": method.limit / STIFF,
-            "measured": largest_step(method, lambda w_BD: w_BD @ STIFF_DD, 0.05 / STIFF, 5 / STIFF, size=2),
-        }
-        for key, method in METHODS.items()
-    }
+    numbers["blow_up"] = {}
+    for key, method in METHODS.items():
+        measured = largest_step(method, lambda w_BD: w_BD @ STIFF_DD, 0.05 / STIFF, 5 / STIFF, size=2)
+        numbers["blow_up"][key] = {"theory": method.limit / STIFF, "measured": measured}
     return numbers
 
 
@@ -85,29 +75,19 @@ def fitted_order(steps: list[int], errors: list[float]) -> float:
 
 
 def table(numbers: dict[str, Any]) -> str:
-    head = [
-        "fitted order",
-        *(problem.title for problem in PROBLEMS.values()),
-        "theory",
-        "x' = -x, Euler start",
-        "theory",
-    ]
-    rows = []
+    titles = [problem.title for problem in PROBLEMS.values()]
+    head = ["fitted order", *titles, "theory", "x' = -x, Euler start", "theory"]
+    rows, limits, stiff = [], [], numbers["blow_up"]
     for key, method in METHODS.items():
-        linear = numbers["linear"][key]
-        fits = [*(numbers[name][key]["exact"]["order"] for name in PROBLEMS), linear["euler"]["order"]]
-        cells = [f"{fit:.3f}" for fit in fits]
-        cells[3:3] = [str(linear["exact"]["theory"])]
-        rows.append([method.label, *cells, str(linear["euler"]["theory"])])
-    limits = [
-        [method.label, f"{numbers['blow_up'][key]['measured']:.5f}", f"{numbers['blow_up'][key]['theory']:.5f}"]
-        for key, method in METHODS.items()
-    ]
+        limits.append([method.label, f"{stiff[key]['measured']:.5f}", f"{stiff[key]['theory']:.5f}"])
+        exact, euler = numbers["linear"][key]["exact"], numbers["linear"][key]["euler"]
+        fits = [f"{numbers[name][key]['exact']['order']:.3f}" for name in PROBLEMS]
+        rows.append([method.label, *fits, str(exact["theory"]), f"{euler['order']:.3f}", str(euler["theory"])])
     return markdown(head, rows) + "\n\n" + markdown(["stiff: stable up to h =", "measured", "theory"], limits)
 
 
 def draw(numbers: dict[str, Any]) -> Figure:
-    figure, axes = plt.subplots(1, 3, figsize=(11, 4.4), layout="constrained", sharey=True)
+    figure, axes = panels(3, 4.4, sharey=True)
     for ax, (name, problem) in zip(axes, PROBLEMS.items(), strict=True):
         h = np.array(numbers[name]["h"])
         for key, method in METHODS.items():
@@ -119,7 +99,6 @@ def draw(numbers: dict[str, Any]) -> Figure:
             ax.annotate(f"slope {order}", (h[1], guide[1]), color="grey", fontsize="small", ha="right", va="bottom")
         ax.set(title=problem.title, xlabel="step h", ylim=(1e-13, 1e3))
         ax.xaxis.set_minor_formatter(NullFormatter())
-        ax.grid(alpha=0.3)
     axes[0].set_ylabel("error at t = 1")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     return figure

@@ -5,7 +5,6 @@ Shapes: A points on the edge of a region, R roots.
 
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -13,7 +12,17 @@ from torch import Tensor
 
 from ..optim import TMSGD
 from ..optim.stability import roots
-from .formulas import METHODS, SGD, LineStyle, Method, largest_step, markdown, measured_and_theory
+from .formulas import (
+    METHODS,
+    SGD,
+    LineStyle,
+    Method,
+    largest_step,
+    legend_below,
+    markdown,
+    measured_and_theory,
+    panels,
+)  # fmt: skip
 
 SECOND = ("euler", "ab2", "tm", "tm_third")
 THIRD = ("tm", "five_point", "five_point_best", "six_point")
@@ -59,12 +68,10 @@ def measure() -> dict[str, Any]:
         methods = [_with(key, beta) for beta in BETAS]
         fine = np.linspace(0, 0.99, 100).tolist()
         numbers["momentum"][key] = {
-            "beta": BETAS,
-            "theory": [method.limit for method in methods],
+            "beta": BETAS, "theory": [method.limit for method in methods],
             "measured": [largest_step(method, lambda w: w, 0.05, 5) for method in methods],
-            "curve_beta": fine,
-            "curve": [_with(key, beta).limit for beta in fine],
-        }
+            "curve_beta": fine, "curve": [_with(key, beta).limit for beta in fine],
+        }  # fmt: skip
     return numbers
 
 
@@ -83,7 +90,7 @@ def table(numbers: dict[str, Any]) -> str:
 
 
 def draw(numbers: dict[str, Any]) -> Figure:
-    figure, axes = plt.subplots(1, 3, figsize=(11, 4.6), layout="constrained")
+    figure, axes = panels(3, 4.6)
     for ax, keys, title in ((axes[0], SECOND, "orders 1 and 2"), (axes[1], THIRD, "order 3 beside the paper's")):
         for key in keys:
             formula, style = numbers["formulas"][key], METHODS[key].style
@@ -94,7 +101,6 @@ def draw(numbers: dict[str, Any]) -> Figure:
         ax.axhline(0, color="grey", linewidth=0.5)
         ax.axvline(0, color="grey", linewidth=0.5)
         ax.set(title=title, xlabel="Re hλ", aspect="equal")
-        ax.grid(alpha=0.3)
     axes[0].set_ylabel("Im hλ")
     axes[1].set_ylim(-0.85, 0.85)
     for key, limits in numbers["momentum"].items():
@@ -103,7 +109,6 @@ def draw(numbers: dict[str, Any]) -> Figure:
         axes[2].plot(limits["beta"], limits["measured"], **style.marks)
         axes[2].plot([], [], label=MOMENTUM[key].label, **style.both)
     axes[2].set(title="limit under momentum", xlabel="momentum", ylabel="lr * curvature", ylim=(0, 4.2))
-    axes[2].grid(alpha=0.3)
     for ax in axes:
-        ax.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False)
+        legend_below(ax, 2)
     return figure

@@ -3,13 +3,12 @@
 import math
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
 from ..optim import TMSGD
-from .formulas import DASHES, METHODS, LineStyle, markdown
+from .formulas import DASHES, METHODS, LineStyle, legend_below, markdown, panels
 from .noise import impulse
 
 Q = 0.1  # lr * curvature
@@ -74,13 +73,12 @@ def table(numbers: dict[str, Any]) -> str:
 
 
 def draw(numbers: dict[str, Any]) -> Figure:
-    figure, axes = plt.subplots(1, 3, figsize=(11, 4.4), layout="constrained")
+    figure, axes = panels(3, 4.4)
     for case, weights in numbers["paths"].items():
         off = 100 * (np.array(weights) - numbers["flow"])
         axes[0].plot(off, label=CASES[case][0], **CASES[case][2].both)
-    axes[0].set(
-        title=f"the first steps, q = {numbers['q']}", xlabel="steps", ylabel="off the flow, % of the first weight"
-    )
+    axes[0].set(title=f"the first steps, q = {numbers['q']}", xlabel="steps",
+                ylabel="off the flow, % of the first weight")  # fmt: skip
     for key, response in numbers["impulse"].items():
         axes[1].plot(range(1, len(response) + 1), response, label=METHODS[key].label, **METHODS[key].style.both)
     axes[1].set(title="answer to one gradient", xlabel="steps", ylabel="moved so far, in units of lr")
@@ -90,6 +88,5 @@ def draw(numbers: dict[str, Any]) -> Figure:
     axes[2].set(title=f"after a switch from SGD, q = {numbers['q']}", xlabel="steps since the switch",
                 ylabel="off the flow, % of the weight then")  # fmt: skip
     for ax in axes:
-        ax.grid(alpha=0.3)
-        ax.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
+        legend_below(ax)
     return figure

@@ -51,16 +51,14 @@ def _settings() -> dict[str, Setting]:
 
 def runs_of(settings: Values, words: list[str]) -> "Runs":
     """The runs that the words mean, read into tables."""
+    from .read import opened, read, records
+
     if settings["source"] == "wandb":
         from .wandb_project import fetched
 
         runs, notes = fetched(settings, words)
     else:
-        from .folders import opened, records
-
         runs, notes = records(opened(words, Path(settings["runs_dir"])))
-    from .read import read
-
     return read(runs, settings["metric"], notes)
 
 
@@ -73,11 +71,11 @@ def do(settings: Values, words: list[str]) -> int:
     for metric, value in settings["margin"].items():
         Setting("a number > 0", "").checked(f"margin.{metric}", value)
     from ..runs import show
-    from . import answers, formats, planning
+    from . import answers, formats, page
 
     if settings["plan"] is not None:
         shown = None if settings["sd"] is not None else answers.report(runs_of(settings, words), settings)
-        tables = planning.plan(settings, shown)
+        tables = answers.plan(settings, shown)
         if settings["json"]:
             print(formats.as_json({"tables": [formats.table_content(table) for table in tables]}), end="")
         for table in () if settings["json"] else tables:
@@ -86,7 +84,7 @@ def do(settings: Values, words: list[str]) -> int:
     report = answers.report(runs_of(settings, words), settings)
     notes = _write(report, _command(settings, words))
     if settings["json"]:
-        print(formats.as_json(formats.content(report)), end="")
+        print(formats.as_json(page.content(report)), end="")
     else:
         _print(report, notes, show.console())
     return 0
@@ -109,7 +107,7 @@ def _write(report: "Report", command: str) -> list[str]:
     from ..files import write
     from . import formats
     from .figures import figures, predictions
-    from .page import page
+    from .page import content, page, pages
 
     settings = report.settings
     out = Path(settings["out"])
@@ -125,8 +123,8 @@ def _write(report: "Report", command: str) -> list[str]:
     for table in report.tables:
         write(out / "tables" / f"{table.key}.csv", formats.comma(table))
         write(out / "tables" / f"{table.key}.tex", formats.latex(table))
-    write(out / "report.md", formats.pages(report, drawings, pictures))
-    write(out / "report.json", formats.as_json(formats.content(report)))
+    write(out / "report.md", pages(report, drawings, pictures))
+    write(out / "report.json", formats.as_json(content(report)))
     write(out / "report.html", page(report, drawings, pictures, command))
     if settings["logger"] != "wandb":
         return []

@@ -11,11 +11,11 @@ from scipy import stats
 
 from ..config.settle import Settings
 from ..result import FINAL
+from .comparisons import Scores
 from .problems import Problem, Runs
-from .scores import by_seed, table_order
 from .statistics import RESOLUTION, Values, tied, tolerance
 
-Profile = tuple[list[str], dict[str, np.ndarray[Any, Any]]]  # names; times (problem x method) in steps and in seconds
+Profile = tuple[list[str], dict[str, Values]]  # names; times (problem x method) in steps and in seconds
 
 
 @dataclass
@@ -32,45 +32,41 @@ class Ranking:
     p: float  # Friedman's
 
 
-def common(runs: Runs, kind: str) -> tuple[list[Problem], list[str]]:
-    """The problems of a kind, and the names of the methods that have runs on all of them."""
+def common(runs: Runs, kind: str) -> tuple[list[Problem], dict[str, list[int]]]:
+    """The problems of a kind; and of the methods that all of them have, by name, the index on each problem."""
     problems = [p for p in runs.problems if p.kind == kind]
-    names = set.intersection(*({m.name for m in runs.methods_of(p)} for p in problems)) if problems else set()
-    first = [m for m in runs.methods_of(problems[0]) if m.name in names] if problems else []
-    return problems, [m.name for m in sorted(first, key=table_order)]
+    methods: dict[str, list[int]] = {}
+    for method in (method for problem in problems for method in runs.methods_of(problem)):
+        methods.setdefault(method.name, []).append(method.index)
+    return problems, {name: on for name, on in methods.items() if len(on) == len(problems)}
 
 
-def indices(runs: Runs) -> dict[tuple[int, str], int]:
-    """By problem and name, the method."""
-    return {(m.problem, m.name): m.index for m in runs.methods}
-
-
-def rankings_of(runs: Runs, values: pl.DataFrame, settings: Settings) -> list[Ranking]:
+def rankings_of(runs: Runs, scores: Scores, settings: Settings) -> list[Ranking]:
     """Of each kind of problems that has at least two methods and two blocks."""
-    scores, index, rankings = by_seed(values), indices(runs), []
+    rankings = []
     for kind in runs.kinds():
-        problems, names = common(runs, kind)
-        names = [name for name in names if all(scores.get(index[p.index, name]) for p in problems)]
-        if len(names) < 2:
+        problems, methods = common(runs, kind)
+        of_methods = {name: [scores[i] for i in on] for name, on in methods.items() if all(scores.get(i) for i in on)}
+        if len(of_methods) < 2:
             continue
-        of_problems = {p.label: [scores[index[p.index, name]] for name in names] for p in problems}
-        blocks, rows = _blocks(problems, of_problems)
+        blocks, rows = _blocks(problems, list(zip(*of_methods.values(), strict=True)))
         if len(blocks) > 1:
-            unit = "seed" if len(problems) == 1 else "problem"
-            rankings.append(_ranking(kind, names, blocks, np.array(rows), unit, settings["level"]))
+            ranks_BM = ranks(np.array(rows))
+            without_BM = np.array([np.delete(ranks_BM, i, 0).mean(0) for i in range(len(blocks))])
+            rankings.append(Ranking(
+                kind, [*of_methods], ranks_BM.mean(0).tolist(),
+                list(zip(without_BM.min(0).tolist(), without_BM.max(0).tolist(), strict=True)), blocks,
+                "seed" if len(problems) == 1 else "problem",
+                critical_difference(len(of_methods), len(blocks), settings["level"]), friedman_p(ranks_BM),
+            ))  # fmt: skip
     return rankings
 
 
-def _blocks(problems: list[Problem], scores: dict[str, list[dict[int, float]]]) -> tuple[list[str], list[Any]]:
-    """Names of the blocks, and of each one value a method, the higher the better.
-
-    Args:
-        scores: by the problem's label, for each method the score of each seed.
-    """
+def _blocks(problems: list[Problem], scores: list[tuple[dict[int, float], ...]]) -> tuple[list[str], list[Any]]:
+    """Names of the blocks, and of each one value a method, the higher the better; from each seed's score by problem."""
     blocks: list[str] = []
     rows: list[Any] = []
-    for problem in problems:
-        methods = scores[problem.label]
+    for problem, methods in zip(problems, scores, strict=True):
         seeds = sorted(set.intersection(*({*of_seeds} for of_seeds in methods)))
         scores_SM = np.array([[problem.sign * of_seeds[seed] for of_seeds in methods] for seed in seeds])
         if len(problems) == 1:
@@ -81,15 +77,6 @@ def _blocks(problems: list[Problem], scores: dict[str, list[dict[int, float]]]) 
             rows.append(scores_SM.mean(0) if has_mean else -ranks(scores_SM).mean(0))
             blocks.append(problem.label)
     return blocks, rows
-
-
-def _ranking(kind: str, names: list[str], blocks: list[str], scores_BM: Any, unit: str, level: float) -> Ranking:
-    ranks_BM = ranks(scores_BM)
-    without_BM = np.array([np.delete(ranks_BM, i, 0).mean(0) for i in range(len(blocks))])
-    ranges = list(zip(without_BM.min(0).tolist(), without_BM.max(0).tolist(), strict=True))
-    critical = critical_difference(len(names), len(blocks), level)
-    p = friedman_p(ranks_BM)
-    return Ranking(kind, names, ranks_BM.mean(0).tolist(), ranges, blocks, unit, critical, p)
 
 
 # ---- the time to reach a target
@@ -135,25 +122,31 @@ def times_of(runs: Runs, targets: dict[int, float]) -> pl.DataFrame:
     return counting.join(reached, on="run", how="left", maintain_order="left")
 
 
+def median_times(times: pl.DataFrame) -> pl.DataFrame:
+    """A row a method: problem, medians of epoch, step and seconds (a target that is not reached takes infinitely long),
+    how many runs reached it, and n."""
+    units = pl.col("epoch", "step", "seconds")
+    return (
+        times.with_columns(units.cast(pl.Float64).fill_null(math.inf))
+        .group_by("method", maintain_order=True)
+        .agg(pl.col("problem").first(), units.median(), reached=pl.col("epoch").is_finite().sum(), n=pl.len())
+    )
+
+
 def profiles_of(runs: Runs, times: pl.DataFrame) -> dict[str, Profile]:
     """Of each kind with several problems that have a target, the median times of the methods that all of them have."""
-    index, profiles = indices(runs), {}
-    medians = times.with_columns(pl.col("step", "seconds").cast(pl.Float64).fill_null(math.inf)).group_by(
-        "method", maintain_order=True
-    ).agg(pl.col("step", "seconds").median())  # fmt: skip
-    known = {method: {"steps": step, "seconds": seconds} for method, step, seconds in medians.rows()}
+    profiles = {}
+    medians = {row["method"]: row for row in median_times(times).iter_rows(named=True)}
     with_target = set(times.filter(pl.col("target").is_not_null())["problem"])
     for kind in runs.kinds():
-        problems, names = common(runs, kind)
-        problems = [p for p in problems if p.index in with_target]
-        if len(problems) < 2 or len(names) < 2:
-            continue
-        times_BM = {
-            unit: np.array([[known.get(index[p.index, name], {}).get(unit, math.inf) for name in names]
-                            for p in problems])
-            for unit in ("steps", "seconds")
-        }  # fmt: skip
-        profiles[kind] = (names, times_BM)
+        problems, methods = common(runs, kind)
+        chosen = [place for place, problem in enumerate(problems) if problem.index in with_target]
+        if len(chosen) > 1 and len(methods) > 1:
+            rows = [[medians.get(on[i], {}) for on in methods.values()] for i in chosen]
+            profiles[kind] = [*methods], {
+                unit: np.array([[row.get(key, math.inf) for row in of_problem] for of_problem in rows])
+                for unit, key in (("steps", "step"), ("seconds", "seconds"))
+            }  # fmt: skip
     return profiles
 
 
@@ -163,9 +156,7 @@ def profiles_of(runs: Runs, times: pl.DataFrame) -> dict[str, Profile]:
 def improvement(samples: Sequence[tuple[Sequence[float], Sequence[float]]], level: float) -> tuple[float, float, float]:
     """The probability that a run of a beats one of b on a problem, averaged over problems, with a bootstrap interval.
 
-    Args:
-        samples: for each problem the values of a and of b, the higher the better; ties count half. -inf is allowed.
-
+    Of each problem the values of a and of b, the higher the better; ties count half, and -inf is allowed.
     After Agarwal et al. 2021 (Mann-Whitney's U over the number of pairs; runs are resampled within each problem).
     """
     arrays = []
@@ -175,11 +166,8 @@ def improvement(samples: Sequence[tuple[Sequence[float], Sequence[float]]], leve
         arrays += [ranks_of_both[: len(a)], ranks_of_both[len(a) :]]
 
     def statistic(*drawn: Values, axis: int = -1) -> Any:
-        shares = [
-            (np.sign(a[..., :, None] - b[..., None, :]).mean((-1, -2)) + 1) / 2
-            for a, b in zip(drawn[::2], drawn[1::2], strict=True)
-        ]
-        return np.mean(shares, axis=0)
+        pairs = zip(drawn[::2], drawn[1::2], strict=True)
+        return np.mean([(np.sign(a[..., None] - b[..., None, :]).mean((-1, -2)) + 1) / 2 for a, b in pairs], axis=0)
 
     value = float(statistic(*arrays))
     if min(map(len, arrays)) < 2:
@@ -205,7 +193,7 @@ def friedman_p(ranks_BM: Values) -> float:
     """Friedman's p that the methods do not differ in rank; nan for fewer than 3 methods or 2 blocks."""
     if ranks_BM.shape[0] < 2 or ranks_BM.shape[1] < 3:
         return math.nan
-    if all(np.ptp(row) == 0 for row in ranks_BM):
+    if not np.ptp(ranks_BM, axis=1).any():
         return 1.0
     return float(stats.friedmanchisquare(*ranks_BM.T).pvalue)
 

@@ -1,12 +1,18 @@
-"""From runs to a report."""
+"""From runs to a report, and its tables that compare methods: differences, ranks, time to target; plans."""
+
+import math
+from typing import Any
 
 from ..config.settle import Settings
-from .contents import Report, numbers_of
-from .notes import notes_of
+from ..errors import ConfigError
+from . import statistics
+from .across import common, improvement, median_times
+from .comparisons import Comparison, sentences
+from .contents import Report, notes_of, numbers_of
+from .formats import DASH, Cell, Table, count, file_name, named, number, numeric, score, signed, span, whole
+from .paper import result_table
 from .problems import Runs
-from .result_table import result_table
-from .sentences import sentences
-from .tables import comparison_tables, improvement_tables, ranking_tables, time_tables
+from .statistics import attainable_p, seeds_to_attain, seeds_to_find
 
 
 def report(runs: Runs, settings: Settings) -> Report:
@@ -15,9 +21,222 @@ def report(runs: Runs, settings: Settings) -> Report:
     done.notes = ([settings["note"]] if settings["note"] else []) + notes_of(done) + runs.notes
     done.tables = [
         *(result_table(done, problem) for problem in runs.problems),
-        *comparison_tables(done), *ranking_tables(done), *improvement_tables(done), *time_tables(done),
+        *_comparison_tables(done), *_ranking_tables(done), *_improvement_tables(done), *_time_tables(done),
     ]  # fmt: skip
     against = settings["against"]
     nothing = "there is one method only" if against == "all" else f"there is no run of {against} to compare with"
     done.sentences = sentences(done.comparisons, settings, done.diverged_values) or [f"Nothing to compare: {nothing}."]
     return done
+
+
+# ---- differences
+
+
+def _comparison_tables(report: Report) -> list[Table]:
+    if not report.comparisons:
+        return []
+    share = f"{100 * (1 - report.settings['level']):g} %"
+    columns = ["problem", "data", "method", "against", "verdict", "n", "difference", f"{share} interval",
+               f"{share} bootstrap", "p", "p (Holm)", "p equivalent (Holm)", "margin"]  # fmt: skip
+    rows = [_comparison_row(comparison) for comparison in report.comparisons]
+    return [Table("comparisons", "Is it better?", columns, rows, _comparison_notes(report))]
+
+
+def _comparison_row(comparison: Comparison) -> list[Cell]:
+    problem, gap = comparison.problem, comparison.difference
+
+    def interval(low: float, high: float) -> Cell:
+        if not (gap.has_spread and math.isfinite(low)):
+            return Cell(DASH)
+        return Cell(f"{signed(problem, low)} to {signed(problem, high)}", [low, high])
+
+    return [
+        Cell(problem.label), Cell(problem.profile), named(comparison.method), named(comparison.reference),
+        Cell(comparison.verdict), whole(gap.n),
+        Cell(DASH) if math.isnan(gap.mean) else Cell(signed(problem, gap.mean), gap.mean),
+        interval(gap.low, gap.high), interval(gap.bootstrap_low, gap.bootstrap_high),
+        Cell(number(gap.p) + (", sampled" if gap.is_sampled else ""), gap.p), numeric(gap.p_holm),
+        numeric(gap.p_equivalent_holm), Cell(number(problem.scale * gap.margin), gap.margin),
+    ]  # fmt: skip
+
+
+def _comparison_notes(report: Report) -> list[str]:
+    comparisons, level, n = report.comparisons, report.settings["level"], len(report.comparisons)
+    test = {"permutation": "changes of sign (permutation of the mean)", "wilcoxon": "signed ranks"}
+    positive = "better" if all(c.problem.higher_is_better for c in comparisons) else "higher, not always better"
+    enough = "No number of seeds can reach it."
+    if least := seeds_to_attain(level, n):
+        enough = f"At least {count(least, 'seed')} are needed to reach it."
+    notes = [
+        "Differences are method - against, paired by seed, in points where the metric is a share. "
+        f"Positive is {positive}.",
+        f"p: two-sided, by {test[report.settings['test']]}; exact up to {statistics.EXACT_UP_TO} seeds, for more from "
+        f"{statistics.RESAMPLES:,} samples. Holm over the {count(n, 'comparison')} of this report, at {level:g} in "
+        f"all. {enough}",
+        f"Holm holds the tests of a difference to {level:g} together, and those of equivalence to another {level:g}: "
+        f"with probability {1 - 2 * level:g} or more no verdict of either kind is false.",
+        f"The interval is Student's below {statistics.ENOUGH_TO_BOOTSTRAP} seeds, where the bootstrap's (BCa) is too "
+        "narrow. Each interval covers by itself, not all together.",
+        "p equivalent: two one-sided t-tests against the margin, which conf/report.yaml sets; 1 below "
+        f"{statistics.LEAST_TO_EQUATE} seeds on which not both diverged, and where these show no spread.",
+    ]
+    if seeds := [c.difference.n for c in comparisons if c.verdict == "equivalent"]:
+        notes.append(
+            f"equivalent is about the scores that were seen. After {min(seeds)} seeds without a divergence, up to "
+            f"{1 - level ** (1 / min(seeds)):.0%} of a method's runs may still diverge (at {100 * (1 - level):g} % "
+            "confidence)."
+        )
+    if any(math.isnan(c.difference.mean) for c in comparisons):
+        notes.append("There is no difference where a run diverged without a baseline: p is that of the signed ranks.")
+    return notes
+
+
+# ---- across problems
+
+
+def _ranking_tables(report: Report) -> list[Table]:
+    tables = []
+    for ranking in report.rankings:
+        unit, blocks = ranking.unit, ranking.blocks
+        by_rank = sorted(zip(ranking.mean, ranking.names, ranking.range_without_one, strict=True))
+        rows = [[Cell(name), Cell(f"{mean:.2f}", mean), span(*ends)] for mean, name, ends in by_rank]
+        by = ", by the means on the seeds that all methods have" if unit == "problem" else ""
+        friedman = "" if math.isnan(ranking.p) else f"; that none differs: Friedman's p = {number(ranking.p)}"
+        notes = [
+            f"Blocks are {unit}s{by}: {', '.join(blocks[:8])}{', ...' if len(blocks) > 8 else ''}.",
+            f"Mean ranks {ranking.critical_difference:.2f} apart differ (Nemenyi, {report.settings['level']:g})"
+            f"{friedman}.",
+        ]
+        if unit == "seed":
+            notes.append("These are seeds of one problem: the ranks say nothing about other problems.")
+        columns = ["method", "mean rank", f"without any one {unit}"]
+        title = f"Ranks on {ranking.kind} data (1 is best)"
+        tables.append(Table(file_name("ranks", ranking.kind), title, columns, rows, notes))
+    return tables
+
+
+def _improvement_tables(report: Report) -> list[Table]:
+    """The probability of improvement over the reference, across problems."""
+    against, level, tables = report.settings["against"], report.settings["level"], []
+    for kind in report.runs.kinds():
+        problems, methods = common(report.runs, kind)
+        if against not in methods or len(methods) < 2:
+            continue
+        values = {
+            name: [[p.sign * score for score in report.scores.get(i, {}).values()]
+                   for p, i in zip(problems, on, strict=True)]
+            for name, on in methods.items()
+        }  # fmt: skip
+        rows = []
+        for name in methods:
+            samples = [(a, b) for a, b in zip(values[name], values[against], strict=True) if a and b]
+            if name != against and samples:
+                value, *ends = improvement(samples, level)
+                rows.append([Cell(name), Cell(f"{value:.2f}", value), span(*ends), whole(len(samples))])
+        title = f"Probability that a run beats one of {against}, on {kind} data"
+        note = (
+            "Mann-Whitney's, averaged over problems; a tie counts half. The interval is a bootstrap over seeds, too "
+            f"narrow below {statistics.ENOUGH_TO_BOOTSTRAP} of them."
+        )
+        columns = ["method", "P", f"{100 * (1 - level):g} % bootstrap", "problems"]
+        tables.append(Table(file_name("improvement", kind), title, columns, rows, [note]))
+    return tables
+
+
+# ---- time to target
+
+
+def _time_tables(report: Report) -> list[Table]:
+    def time(value: Any) -> Cell:
+        return Cell("never") if math.isinf(value) else numeric(value)
+
+    medians = {row["method"]: row for row in median_times(report.times).iter_rows(named=True)}
+    rows = []
+    for problem in (problem for problem in report.runs.problems if problem.index in report.targets):
+        target = report.targets[problem.index]
+        for method in (method for method in report.runs.methods_of(problem) if method.index in medians):
+            row = medians[method.index]
+            rows.append([
+                Cell(problem.label), Cell(problem.profile), named(method), Cell(score(problem, target), target),
+                Cell(f"{row['reached']} of {row['n']}", row["reached"]),
+                *(time(row[key]) for key in ("epoch", "step", "seconds")),
+            ])  # fmt: skip
+    if not rows:
+        return []
+    columns = ["problem", "data", "method", "target", "reached", "epochs", "steps", "train s"]
+    note = (
+        f"Target: {_target_words(report)}. Medians over seeds of the first epoch at whose end it is reached; a run "
+        "that never reaches it counts as infinite."
+    )
+    return [Table("time-to-target", "Time to target", columns, rows, [note])]
+
+
+def _target_words(report: Report) -> str:
+    """Where the targets come from."""
+    if report.settings["target"] is not None:
+        return "as set"
+    against = report.settings["against"]
+    of_against = [m.problem for m in report.runs.methods if m.optimizer == against]
+    several = " with the best of its settings" if len(of_against) > len(set(of_against)) else ""
+    without = [p.label for p in report.runs.problems if p.index in report.targets and p.index not in of_against]
+    of_all = "the median that all runs end with"
+    if not of_against:
+        return of_all
+    words = f"the median that {against} ends with{several}"
+    return f"{words}; on {', '.join(without)}, where {against} has no run, {of_all}" if without else words
+
+
+# ---- plans
+
+
+def plan(settings: Settings, report: Report | None) -> list[Table]:
+    """Which p is attainable with n seeds, and how many seeds would find the difference `settings["plan"]`.
+
+    Args:
+        report: on runs that show the spread of paired differences, unless the settings say it (sd).
+
+    Raises:
+        ConfigError: no spread is known.
+    """
+    pairs = report.comparisons if report else []
+    spreads = [
+        (c.problem.name, f"{c.method.label} - {c.reference.label}", c.difference.sd)
+        for c in pairs if c.difference.has_spread and c.difference.sd > 0
+    ]  # fmt: skip
+    if settings["sd"] is not None:
+        spreads = [("any", "as given", float(settings["sd"]))]
+    if not spreads:
+        raise ConfigError(
+            "plan: the spread is not known; give sd=..., or name runs of two methods that show one over 2 seeds or more"
+        )
+    comparisons = settings["comparisons"] or len(pairs) or 1
+    return [_attainable(settings["level"], comparisons), _needed(settings, spreads, comparisons)]
+
+
+def _attainable(level: float, comparisons: int) -> Table:
+    rows = []
+    for n in range(1, max(12, seeds_to_attain(level, comparisons) or 0) + 1):
+        adjusted = attainable_p(n) * comparisons
+        reaches = Cell("yes" if adjusted <= level else "no")
+        rows.append([whole(n), numeric(attainable_p(n)), Cell(number(min(1.0, adjusted))), reaches])
+    columns = ["seeds", "p", f"p (Holm, {comparisons})", f"reaches {level:g}"]
+    title = f"The smallest p of a paired test, alone and with {count(comparisons, 'comparison')} (Holm)"
+    return Table("attainable", title, columns, rows)
+
+
+def _needed(settings: Settings, spreads: list[tuple[str, str, float]], comparisons: int) -> Table:
+    level, power, difference = settings["level"], settings["power"], float(settings["plan"])
+    none = "over a million" if seeds_to_attain(level, comparisons) else "no number is enough"
+    rows = []
+    for problem, methods, sd in spreads:
+        seeds = [seeds_to_find(difference, sd, level, power, n) for n in (1, comparisons)]
+        rows.append([Cell(problem), Cell(methods), numeric(sd), numeric(difference),
+                     *(Cell(str(n or none), n) for n in seeds)])  # fmt: skip
+    columns = ["problem", "differences of", "their sd", "difference", "seeds, alone",
+               f"seeds, {count(comparisons, 'comparison')}"]  # fmt: skip
+    title = f"Seeds that find a true difference of {number(difference)} with probability {power:g}"
+    note = (
+        "By the power of Student's paired test, and at least what an exact test needs. A spread that is known from few "
+        "seeds is itself uncertain: from 3 seeds by a factor of 0.5 to 6 (95 %)."
+    )
+    return Table("seeds", title, columns, rows, [note])

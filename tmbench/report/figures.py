@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Iterator
-from itertools import cycle, islice
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from matplotlib.ticker import MaxNLocator
 from ..result import FINAL
 from .across import Ranking, profile
 from .contents import Drawing, Report
+from .formats import file_name
+from .paper import table_order
 from .problems import Method, Problem
-from .scores import table_order
-from .words import file_name
 
 GREY = "#7F7F7F"
 # Okabe and Ito 2008, without yellow and black, which are hard to see on white and on dark paper.
@@ -82,12 +82,9 @@ def _text(label: str) -> str:
 
 def _styles(methods: list[Method]) -> dict[str, dict[str, Any]]:
     """Colour, dashes and marker of each method, the same in all figures of a report."""
-    names = list(dict.fromkeys(m.name for m in sorted(methods, key=lambda m: table_order(m)[1:])))
-    styles = zip(cycle(COLOURS), cycle(DASHES), cycle(MARKERS), strict=False)
-    return {
-        name: {"color": colour, "linestyle": dashes, "marker": marker}
-        for name, (colour, dashes, marker) in zip(names, islice(styles, len(names)), strict=True)
-    }
+    names = dict.fromkeys(m.name for m in sorted(methods, key=lambda m: table_order(m)[1:]))
+    styles = zip(names, cycle(COLOURS), cycle(DASHES), cycle(MARKERS), strict=False)
+    return {name: {"color": colour, "linestyle": dashes, "marker": marker} for name, colour, dashes, marker in styles}
 
 
 def _axis(problem: Problem) -> str:
@@ -96,15 +93,15 @@ def _axis(problem: Problem) -> str:
 
 def _selected(report: Report, problem: Problem) -> list[Method]:
     """The methods that a picture has room for: the best setting of each optimizer, then the next best."""
-    methods = {m.index: m for m in report.runs.methods_of(problem)}
+    methods = report.runs.methods_of(problem)
     if len(methods) <= MOST_CURVES:
-        return sorted(methods.values(), key=table_order)
-    rows = report.summary.filter((pl.col("problem") == problem.index) & pl.col("mean").is_not_null())
-    ordered = sorted(rows.iter_rows(named=True), key=lambda row: -problem.sign * row["mean"])
-    best = {row["optimizer"]: row["method"] for row in reversed(ordered)}
-    chosen = list(best.values())[-MOST_CURVES:]
-    others = (row["method"] for row in ordered if row["method"] not in chosen)
-    return sorted((methods[i] for i in [*chosen, *islice(others, MOST_CURVES - len(chosen))]), key=table_order)
+        return methods
+    means = {m.index: report.summary[m.index]["mean"] for m in methods}
+    best_first = sorted((m for m in methods if means[m.index] is not None),
+                        key=lambda m: -problem.sign * means[m.index])  # fmt: skip
+    first = {m.optimizer: m.index for m in reversed(best_first)}
+    chosen = sorted(best_first, key=lambda m: m.index != first[m.optimizer])[:MOST_CURVES]
+    return sorted(chosen, key=lambda m: m.place)
 
 
 def learning(report: Report, problem: Problem, methods: list[Method]) -> Figure | None:
@@ -118,13 +115,12 @@ def learning(report: Report, problem: Problem, methods: list[Method]) -> Figure 
         of = bands.filter(pl.col("method") == method.index)
         for row, (key, scale) in enumerate((("metric", problem.scale), ("loss", 1.0))):
             _draw_band(axes[row], of.filter(pl.col(key).is_not_null()), key, scale, method, styles[method.name])
-    switch_epochs = sorted({method.switch for method in methods if method.switch})
-    for ax in axes[:, 0]:
-        for epoch in switch_epochs:
+    for i, epoch in enumerate(sorted({method.switch for method in methods if method.switch})):
+        for ax in axes[:, 0]:
             ax.axvline(epoch, color=GREY, linewidth=0.8, linestyle=":")
-    for epoch in switch_epochs[:1]:
-        axes[0, 0].annotate("switch", (epoch, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom",
-                            fontsize="x-small", color=GREY)  # fmt: skip
+        if i == 0:
+            axes[0, 0].annotate("switch", (epoch, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom",
+                                fontsize="x-small", color=GREY)  # fmt: skip
     for ax, name in zip(axes[1], ("epochs", "steps", "seconds of training"), strict=True):
         ax.set_xlabel(name)
     axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -163,7 +159,7 @@ def _draw_band(axes: Any, rows: pl.DataFrame, key: str, scale: float, method: Me
 
 def switches(report: Report, problem: Problem) -> Figure | None:
     """Metric against the switch epoch, the reference's level as a band; None unless a method has several switches."""
-    rows = {row["method"]: row for row in report.summary.iter_rows(named=True)}
+    rows = report.summary
     methods = [m for m in report.runs.methods_of(problem) if rows[m.index]["mean"] is not None]
     lines: dict[str, dict[int, Method]] = {}
     for method in sorted((m for m in methods if m.switch is not None), key=lambda m: m.switch or 0):
@@ -173,17 +169,16 @@ def switches(report: Report, problem: Problem) -> Figure | None:
         return None
 
     def values(method: Method) -> tuple[float, float]:
-        row = rows[method.index]
-        return problem.scale * row["mean"], problem.scale * (row["sd"] or 0)
+        return problem.scale * rows[method.index]["mean"], problem.scale * (rows[method.index]["sd"] or 0)
 
     figure, ax = plt.subplots(figsize=(6, 3.4), layout="constrained")
-    references = [m for m in sorted(methods, key=table_order) if m.optimizer == report.settings["against"]]
+    references = [m for m in methods if m.optimizer == report.settings["against"]]
     if references:
         mean, sd = values(references[0])
         ax.axhspan(mean - sd, mean + sd, color=GREY, alpha=0.2, linewidth=0)
         ax.axhline(mean, color=GREY, linewidth=1, label=_text(references[0].label))
-    styles = zip(cycle(COLOURS), cycle(MARKERS), cycle(DASHES), strict=False)
-    for (name, by_switch), (colour, marker, dash) in zip(lines.items(), styles, strict=False):
+    styles = zip(lines.items(), cycle(COLOURS), cycle(MARKERS), cycle(DASHES), strict=False)
+    for (name, by_switch), colour, marker, dash in styles:
         means, sds = zip(*map(values, by_switch.values()), strict=True)
         ax.errorbar([*by_switch], means, sds, color=colour, marker=marker, linestyle=dash, capsize=3,
                     label=_text(name))  # fmt: skip
@@ -208,9 +203,8 @@ def ranks(ranking: Ranking) -> Figure:
         ax.plot(ends, [height, height], color=COLOURS[1], linewidth=3, solid_capstyle="butt")
     ax.set_yticks(range(len(order)), [_text(ranking.names[i]) for i in order])
     ax.set(xlim=(0.9, len(order) + 0.1), ylim=(len(order) - 0.3 + 0.45 * len(cliques), -0.6))
-    ax.set_xlabel(
-        f"mean rank over {len(ranking.blocks)} {ranking.unit}s; critical difference {ranking.critical_difference:.2f}"
-    )
+    over = f"{len(ranking.blocks)} {ranking.unit}s"
+    ax.set_xlabel(f"mean rank over {over}; critical difference {ranking.critical_difference:.2f}")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
@@ -246,11 +240,8 @@ def profiles(report: Report, kind: str) -> Figure:
 
 
 def predictions(report: Report, out: Path) -> dict[Path, str]:
-    """PNG files of what trained networks predict for the same examples, with captions: for each problem one run a
-    method, all of one seed.
-
-    Raises:
-        ConfigError, DataError: a run's weights or data are not here.
+    """PNG files of what networks predict for the same examples, with captions: of each problem one run a method, all of
+    one seed. Raises ConfigError or DataError if a run's weights or data are not here.
     """
     from ..runs import Run
     from ..runs.figures import compare
@@ -258,9 +249,8 @@ def predictions(report: Report, out: Path) -> dict[Path, str]:
     files = {}
     for problem in report.runs.problems:
         methods = [m.index for m in _selected(report, problem)]
-        runs = report.runs.runs.filter(
-            pl.col("counts") & (pl.col("status") == "completed") & pl.col("method").is_in(methods)
-        )
+        is_shown = pl.col("counts") & (pl.col("status") == "completed") & pl.col("method").is_in(methods)
+        runs = report.runs.runs.filter(is_shown)
         if not len(runs):
             continue
         seed = runs["seed"].mode().sort()[0]

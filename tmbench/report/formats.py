@@ -1,24 +1,116 @@
-"""A table as Rich, Markdown, CSV, LaTeX (booktabs) and JSON have it. Whatever runs are called, it stays text."""
+"""Tables and their cells: how numbers are written, and a table as Rich, Markdown, CSV, LaTeX (booktabs) and JSON.
+
+Whatever runs are called, it stays text.
+"""
 
 import csv
 import io
 import json
 import math
 import re
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from .contents import Drawing, Report
-from .words import Cell, Table
+from .problems import Method, Problem
 
+DASH = "-"  # nothing there
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "<": r"\textless{}", ">": r"\textgreater{}",
 }  # fmt: skip
+
+
+class Cell(NamedTuple):
+    """One entry of a table: as it is read, and as it is."""
+
+    text: str
+    value: Any = None
+    method: int | None = None  # whose runs it is made of
+
+
+@dataclass
+class Table:
+    key: str  # a file name
+    title: str
+    columns: list[str]
+    rows: list[list[Cell]]
+    notes: list[str] = field(default_factory=list)
+
+
+# ---- how numbers are written
+
+
+def file_name(*words: str) -> str:
+    return "-".join(words).replace(" ", "-")
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A plain number with so many significant digits."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    return f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def numeric(value: float | None) -> Cell:
+    return Cell(number(value), value)
+
+
+def whole(value: int) -> Cell:
+    return Cell(str(value), value)
+
+
+def span(low: float, high: float) -> Cell:
+    """An interval of plain numbers."""
+    return Cell(DASH if math.isnan(low) else f"{low:.2f} to {high:.2f}", [low, high])
+
+
+def named(method: Method) -> Cell:
+    return Cell(method.label, method.label, method.index)
+
+
+def unit(problem: Problem) -> str:
+    """What follows a score of this problem in a sentence."""
+    return " %" if problem.is_percent else ""
+
+
+def score(problem: Problem, value: float | None) -> str:
+    if value is None or not math.isfinite(value):
+        return DASH
+    return f"{100 * value:.2f}" if problem.is_percent else f"{value:.4g}"
+
+
+def diverged_value(problem: Problem, value: float) -> str:
+    """What a diverged run counts as, in words."""
+    return f"the worse of the baseline and the worst completed run, {score(problem, value)}{unit(problem)}"
+
+
+def difference(problem: Problem, value: float, sign: bool = False) -> str:
+    """A difference of two values, in words."""
+    plus = "+" if sign else ""
+    return f"{100 * value:{plus}.2f} points" if problem.is_percent else f"{value:{plus}.3g}"
+
+
+def signed(problem: Problem, value: float) -> str:
+    return difference(problem, value, sign=True).removesuffix(" points")
+
+
+def spread(problem: Problem, mean: float | None, sd: float | None) -> str:
+    if mean is None or sd is None or not math.isfinite(sd):
+        return score(problem, mean)
+    places = 2 if problem.is_percent else max(0, 1 - math.floor(math.log10(sd))) if sd else 4
+    return f"{problem.scale * mean:.{places}f} ± {problem.scale * sd:.{places}f}"
+
+
+def count(n: int, word: str) -> str:
+    """1 seed, 2 seeds."""
+    return f"{n:,} {word}{'' if n == 1 else 's'}"
+
+
+# ---- how tables are written
 
 
 def is_number(cell: Cell) -> bool:
@@ -44,30 +136,27 @@ def console(table: Table, out: Console) -> None:
 
 
 def markdown(table: Table) -> str:
-    def line(words: list[str]) -> str:
-        return "| " + " | ".join(words) + " |"
-
     rule = ["--:" if right else "---" for right in are_numbers(table)]
-    rows = [line([_markdown(cell.text) for cell in row]) for row in table.rows]
-    head = [f"### {_markdown(table.title)}", "", line([_markdown(name) for name in table.columns]), line(rule)]
-    return "\n".join([*head, *rows, *(f"\n{_markdown(note)}" for note in table.notes)]) + "\n"
+    rows = [[markdown_text(cell.text) for cell in row] for row in table.rows]
+    lines = [f"| {' | '.join(words)} |" for words in ([*map(markdown_text, table.columns)], rule, *rows)]
+    notes = [f"\n{markdown_text(note)}" for note in table.notes]
+    return "\n".join([f"### {markdown_text(table.title)}", "", *lines, *notes]) + "\n"
 
 
-def _markdown(text: str) -> str:
+def markdown_text(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<|])", r"\\\1", " ".join(text.split()))
 
 
 def latex(table: Table) -> str:
     """A tabular for \\input; needs \\usepackage{booktabs}."""
     columns = "".join("r" if right else "l" for right in are_numbers(table))
-
-    def line(words: list[str]) -> str:
-        return " & ".join(map(_latex, words)) + r" \\"
-
-    rows = [line([cell.text for cell in row]) for row in table.rows]
+    head, *rows = (
+        " & ".join(map(_latex, words)) + r" \\"
+        for words in (table.columns, *([cell.text for cell in row] for row in table.rows))
+    )
     notes = [f"% {' '.join(note.split())}" for note in (table.title, *table.notes)]
-    head = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", line(table.columns), r"\midrule"]
-    return "\n".join([*notes, *head, *rows, r"\bottomrule", r"\end{tabular}"]) + "\n"
+    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule"]
+    return "\n".join([*notes, *lines, r"\end{tabular}"]) + "\n"
 
 
 def _latex(text: str) -> str:
@@ -76,44 +165,23 @@ def _latex(text: str) -> str:
 
 def comma(table: Table) -> str:
     """CSV of the plain values, not rounded; an interval is two columns."""
-    spans = [any(isinstance(row[i].value, list) for row in table.rows) for i in range(len(table.columns))]
-    head = [
-        name for column, span in zip(table.columns, spans, strict=True)
-        for name in ([f"{column}, low", f"{column}, high"] if span else [column])
-    ]  # fmt: skip
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    for row in table.rows:
-        values: list[Any] = []
-        for cell, span in zip(row, spans, strict=True):
-            if span:
-                values += cell.value if isinstance(cell.value, list) else ["", ""]
-            else:
-                values.append(plain(cell))
-        writer.writerow(values)
+    columns = []
+    for i, name in enumerate(table.columns):
+        cells = [row[i] for row in table.rows]
+        if any(isinstance(cell.value, list) for cell in cells):
+            ends = [cell.value if isinstance(cell.value, list) else ["", ""] for cell in cells]
+            columns += [[f"{name}, low", *(low for low, _ in ends)], [f"{name}, high", *(high for _, high in ends)]]
+        else:
+            columns.append([name, *map(plain, cells)])
+    writer.writerows(zip(*columns, strict=True))
     return text.getvalue()
 
 
 def plain(cell: Cell) -> Any:
     """The value of a cell; its text where that is all it has."""
-    return cell.value if cell.value is not None else "" if cell.text == "-" else cell.text
-
-
-def content(report: Report) -> dict[str, Any]:
-    """The report for another program: all tables with plain values, the sentences, the notes, and the runs."""
-    return {
-        "settings": report.settings, "sentences": report.sentences, "notes": report.notes,
-        "tables": [table_content(table) for table in report.tables],
-        "problems": [
-            {"index": p.index, "label": p.label, "task": p.task, **p.outcome._asdict()} for p in report.runs.problems
-        ],
-        "methods": [
-            {"index": m.index, "problem": m.problem, "label": m.label, "name": m.name, "optimizer": m.optimizer}
-            for m in report.runs.methods
-        ],
-        "runs": report.runs.runs.to_dicts(),
-    }  # fmt: skip
+    return cell.value if cell.value is not None else "" if cell.text == DASH else cell.text
 
 
 def table_content(table: Table) -> dict[str, Any]:
@@ -123,26 +191,13 @@ def table_content(table: Table) -> dict[str, Any]:
 
 def as_json(content: dict[str, Any]) -> str:
     """JSON text; null for a number that is not finite, which JSON does not know."""
-    return json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
+    return json.dumps(finite(content), indent=1, allow_nan=False) + "\n"
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The value with None for each number that is not finite."""
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def pages(report: Report, drawings: list[Drawing], pictures: dict[Path, str]) -> str:
-    """The whole report as Markdown, with its figures beside it."""
-    profiles = ", ".join(dict.fromkeys(problem.profile for problem in report.runs.problems))
-    parts = [
-        "# tmbench report", f"{report.runs.content}; {profiles} data.",
-        "\n".join(f"- {_markdown(sentence)}" for sentence in report.sentences),
-        "\n".join(f"> **Note** {_markdown(note)}\n" for note in report.notes),
-        *(markdown(table) for table in report.tables),
-        *(f"![{_markdown(drawing.text)}](figures/{drawing.name}.svg)" for drawing in drawings),
-        *(f"![{_markdown(caption)}](figures/{picture.name})" for picture, caption in pictures.items()),
-    ]  # fmt: skip
-    return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"

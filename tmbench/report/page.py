@@ -1,8 +1,7 @@
-"""The report as one HTML file, which needs no network and no other file, and treats all that runs say as text."""
+"""The whole report as Markdown, JSON and one HTML file, which needs no network and treats all that runs say as text."""
 
 import base64
 import hashlib
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -14,21 +13,13 @@ from markupsafe import Markup
 from .. import __version__
 from ..config.table import METHOD, PROBLEM, kind_of
 from .contents import Drawing, Report
-from .formats import are_numbers, is_number
-from .words import number, score
+from .formats import are_numbers, finite, is_number, markdown, markdown_text, number, score, table_content
 
 HERE = Path(__file__).parent
 
 
 def page(report: Report, drawings: list[Drawing], pictures: dict[Path, str], command: str) -> str:
-    """The page's HTML.
-
-    Args:
-        report: what to show.
-        drawings: its figures.
-        pictures: PNG files of predictions, and their captions.
-        command: what a person types to get this report.
-    """
+    """The page's HTML, with the pictures of predictions (PNG files and captions) and the command that makes it."""
     script = (HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = Environment(
@@ -54,40 +45,58 @@ def _inline(svg: str) -> str:
 
 def _runs(report: Report) -> list[dict[str, Any]]:
     """The rows of the table of runs."""
-    problems = {p.index: p for p in report.runs.problems}
-    labels = {m.index: m.label for m in report.runs.methods}
-    place = dict(report.summary.select("method", "place").rows())
+    problems, methods = report.runs.problems, report.runs.methods
     rows = []
     for row in report.runs.runs.iter_rows(named=True):
         problem = problems[row["problem"]]
         rows.append(
             row | {
-                "problem_label": problem.label, "profile": problem.profile, "method_label": labels[row["method"]],
-                "split": problem.split, "metric": problem.metric, "score_text": score(problem, row["score"]),
-                "best_text": score(problem, row["best"]), "seconds_text": number(row["seconds"]),
-                "order": (row["problem"], place[row["method"]], row["seed"]),
+                "problem_label": problem.label, "profile": problem.profile, "split": problem.split,
+                "metric": problem.metric, "method_label": methods[row["method"]].label,
+                "score_text": score(problem, row["score"]), "best_text": score(problem, row["best"]),
+                "seconds_text": number(row["seconds"]),
             }
         )  # fmt: skip
-    return sorted(rows, key=lambda row: row["order"])
+    return sorted(rows, key=lambda row: (methods[row["method"]].place, row["seed"]))
 
 
 def _details(report: Report) -> dict[str, Any]:
     """What the page shows of a run on a click: its command and configuration; the latter once a method."""
-    configs = {
-        method.index: yaml.dump(
-            {key: value for key, value in method.config.items() if kind_of(key) in (METHOD, PROBLEM)},
-            sort_keys=False, Dumper=yaml.CSafeDumper,
-        )
-        for method in report.runs.methods
-    }  # fmt: skip
+    configs = {}
+    for method in report.runs.methods:
+        shown = {key: value for key, value in method.config.items() if kind_of(key) in (METHOD, PROBLEM)}
+        configs[method.index] = yaml.dump(shown, sort_keys=False, Dumper=yaml.CSafeDumper)
     keys = ("command", "folder", "hardware", "versions", "git_commit", "started", "error", "steps", "parameters",
             "peak_memory_bytes", "from_trunk", "diverged_epoch")  # fmt: skip
     runs = {
-        row["run"]: [row["method"], row["seed"], row["run_id"], row["status"], *(_known(row[key]) for key in keys)]
+        row["run"]: [row["method"], row["seed"], row["run_id"], row["status"], *(finite(row[key]) for key in keys)]
         for row in report.runs.runs.iter_rows(named=True)
     }
     return {"configs": configs, "runs": runs, "keys": list(keys)}
 
 
-def _known(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def content(report: Report) -> dict[str, Any]:
+    """The report for another program: all tables with plain values, the sentences, the notes, and the runs."""
+    return {
+        "settings": report.settings, "sentences": report.sentences, "notes": report.notes,
+        "tables": [table_content(table) for table in report.tables],
+        "problems": [{"index": p.index, "label": p.label, "task": p.task, **p.outcome._asdict()}
+                     for p in report.runs.problems],
+        "methods": [{"index": m.index, "problem": m.problem, "label": m.label, "name": m.name, "optimizer": m.optimizer}
+                    for m in report.runs.methods],
+        "runs": report.runs.runs.to_dicts(),
+    }  # fmt: skip
+
+
+def pages(report: Report, drawings: list[Drawing], pictures: dict[Path, str]) -> str:
+    """The whole report as Markdown, with its figures beside it."""
+    profiles = ", ".join(dict.fromkeys(problem.profile for problem in report.runs.problems))
+    parts = [
+        "# tmbench report", f"{report.runs.content}; {profiles} data.",
+        "\n".join(f"- {markdown_text(sentence)}" for sentence in report.sentences),
+        "\n".join(f"> **Note** {markdown_text(note)}\n" for note in report.notes),
+        *(markdown(table) for table in report.tables),
+        *(f"![{markdown_text(drawing.text)}](figures/{drawing.name}.svg)" for drawing in drawings),
+        *(f"![{markdown_text(caption)}](figures/{picture.name})" for picture, caption in pictures.items()),
+    ]  # fmt: skip
+    return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"

@@ -1,14 +1,21 @@
-"""What the paper printed (paper_results.yaml), beside what was found here."""
+"""What each method scored on a problem, in the paper's form: a row a method, ours beside what the paper printed."""
 
 import math
 from functools import cache
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from ..config.settle import Settings
+from .formats import DASH, Cell, Table, diverged_value, named, numeric, score, spread, unit, whole
 from .problems import Method, Problem
+
+if TYPE_CHECKING:
+    from .contents import Report
+
+COUNTS = ("n", "completed", "diverged", "failed", "unfinished")
 
 
 @cache
@@ -17,10 +24,11 @@ def paper() -> Any:
     return yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
 
 
-@cache
-def optimizers() -> list[str]:
-    """The paper's optimizers in its order, by their names here."""
-    return list(paper()["paper"]["optimizers"].values())
+def table_order(method: Method) -> tuple[Any, ...]:
+    """A sort key: by problem, the paper's optimizers in its order, then the others by name."""
+    known = list(paper()["paper"]["optimizers"].values())
+    place = known.index(method.optimizer) if method.optimizer in known else len(known)
+    return method.problem, place, method.optimizer, method.label
 
 
 def entry_of(problem: Problem) -> Settings | None:
@@ -57,26 +65,92 @@ def protocol_difference(method: Method, task: str) -> str:
     return ", ".join(f"{key} {value} (paper {theirs[key]})" for key, value in ours.items() if value != theirs[key])
 
 
-def order_note(
-    values: dict[str, Settings], problem: Problem, scores: list[tuple[Method, dict[int, float]]]
-) -> list[str]:
-    """The paper's order and ours, of the optimizers that both have; ours on the seeds that all of these have.
+# ---- the table
 
-    Args:
-        values: see `printed`.
-        scores: of each method the score of each seed.
-    """
-    theirs = {name: problem.sign * value["mean"] for name, value in values.items() if value.get("mean") is not None}
-    scores = [(method, by_seed) for method, by_seed in scores if by_seed and method.optimizer in theirs]
-    seeds = sorted(set.intersection(*({*by_seed} for _, by_seed in scores))) if scores else []
+
+def result_table(report: "Report", problem: Problem) -> Table:
+    entry = entry_of(problem)
+    theirs = printed(entry, problem)
+    columns = ["method", "ours", *COUNTS, "best epoch's", "train s"]
+    if entry:
+        columns += ["paper", "ours - paper", "protocol difference"]
+    rows = []
+    for method in report.runs.methods_of(problem):
+        row = report.summary[method.index]
+        rows.append([
+            named(method), Cell(spread(problem, row["mean"], row["sd"]), row["mean"], method.index),
+            *(whole(row[key]) for key in COUNTS), Cell(score(problem, row["best"]), row["best"]),
+            numeric(row["seconds"]),
+        ])  # fmt: skip
+        if entry:
+            rows[-1] += _beside(theirs.get(method.optimizer, {}), row["mean"], entry["ours"]["scale"])
+            rows[-1].append(Cell(protocol_difference(method, problem.task)))
+    notes = [
+        "ours: mean ± standard deviation between seeds (n - 1). best epoch's and train s: means of completed runs.",
+        *_of_lost(report, problem), *_of_the_paper(report, problem, entry, theirs),
+    ]  # fmt: skip
+    key = f"results-{problem.index}-{problem.task}-{problem.profile}"
+    return Table(key, _title(report, problem, entry), columns, rows, notes)
+
+
+def _title(report: "Report", problem: Problem, entry: Settings | None) -> str:
+    rates = {method.config["lr"] for method in report.runs.methods_of(problem)}
+    rate = f", lr {rates.pop():g}" if len(rates) == 1 else ""  # else it is in the methods' labels
+    model = entry and (problem.config["task"].get("model") or str(entry["model"]))
+    name = f"{entry['task']}, {entry['dataset']}, {model}" if entry else problem.label
+    when = "after the last epoch" if report.settings["metric"] == "last" else "of the best epoch"
+    percent = " (%)" if problem.is_percent else ""
+    about = f"{problem.profile} data, {problem.config['epochs']} epochs{rate}"
+    return f"{name}: {problem.measure}{percent} {when}; {about}"
+
+
+def _beside(theirs: Settings, mean: float | None, scale: float) -> list[Cell]:
+    """What the paper printed for a method, and how far ours is from it."""
+    value, sd = theirs.get("mean"), theirs.get("spread")
+    if value is None:
+        return [Cell(theirs.get("bound", DASH)), Cell(DASH)]
+    gap = None if mean is None else scale * mean - value
+    words = DASH if gap is None else f"{gap:+.{2 if scale == 100 else 4}f}"
+    return [Cell(f"{value:g} ± {sd:g}" if sd else f"{value:g}", value), Cell(words, gap)]
+
+
+def _of_lost(report: "Report", problem: Problem) -> list[str]:
+    notes, rows = [], [report.summary[method.index] for method in report.runs.methods_of(problem)]
+    if any(row["lost"] for row in rows):
+        value = report.diverged_values[problem.index]
+        words = "There is no mean where a run diverged: without a baseline it only ranks below every completed run."
+        notes.append(f"A diverged run counts as {diverged_value(problem, value)}." if math.isfinite(value) else words)
+    if baselines := [row["baseline"] for row in rows if row["baseline"] is not None]:
+        notes.append(f"The input-blind baseline scores {score(problem, fmean(baselines))}{unit(problem)}.")
+    return notes
+
+
+def _of_the_paper(report: "Report", problem: Problem, entry: Settings | None, theirs: dict[str, Settings]) -> list[str]:
+    if entry:
+        notes = [f"paper: {entry['source']}; it does not say how many runs, nor what ± is."]
+        if entry["ours"]["metric"] != problem.metric:
+            return [*notes, f"The paper has {entry['metric']}, not {problem.metric}: no value stands beside ours."]
+        return notes + _order_note(report, problem, theirs)
+    if problem.split != "test":
+        return ["Judged on examples held out of training; the paper's values are of the test split."]
+    if problem.profile == "tiny":
+        return ["Tiny data are made up: the paper's values do not stand beside them."]
+    return []
+
+
+def _order_note(report: "Report", problem: Problem, of_paper: dict[str, Settings]) -> list[str]:
+    """The paper's order and ours, of the optimizers that both have; ours on the seeds that all of these have."""
+    theirs = {name: problem.sign * value["mean"] for name, value in of_paper.items() if value.get("mean") is not None}
+    methods = [m for m in report.runs.methods_of(problem) if m.optimizer in theirs and report.scores.get(m.index)]
+    seeds = sorted(set.intersection(*({*report.scores[m.index]} for m in methods))) if methods else []
     ours: dict[str, float] = {}
-    for method, by_seed in scores:
-        total = problem.sign * math.fsum(by_seed[seed] for seed in seeds)
+    for method in methods:
+        total = problem.sign * math.fsum(report.scores[method.index][seed] for seed in seeds)
         ours[method.optimizer] = max(total, ours.get(method.optimizer, -math.inf))
     if len(ours) < 2 or not seeds:
         return []
     theirs_first, ours_first = (" > ".join(sorted(ours, key=lambda name: -table[name])) for table in (theirs, ours))
     which = f"on the {len(seeds)} seeds that all have" if len(seeds) > 1 else "on the one seed that all have"
-    several = ", of several settings the best" if len(scores) > len(ours) else ""
+    several = ", of several settings the best" if len(methods) > len(ours) else ""
     same = " (the same)" if theirs_first == ours_first else ""
     return [f"Best first: the paper {theirs_first}; ours {ours_first}{same}, {which}{several}."]

@@ -16,7 +16,7 @@ import polars as pl
 from ..config.identity import SCHEMA, effective_switch, identity
 from ..config.settle import Settings, flat
 from ..config.table import METHOD, NUMBERS, kind_of
-from ..result import BOUNDED, SHARES
+from ..result import BOUNDED, SHARES, Result
 from ..runs import distinguishing_words
 
 
@@ -29,6 +29,11 @@ class Outcome(NamedTuple):
     metric: str  # accuracy
     higher_is_better: bool
     schema: int  # of result.json; the numbers of different schemas are not compared
+
+    @classmethod
+    def of(cls, result: Result) -> "Outcome":
+        return cls(result.profile, result.data_digest, result.split, result.metric, result.higher_is_better,
+                   result.schema_version)  # fmt: skip
 
 
 @dataclass
@@ -93,6 +98,7 @@ class Method:
     facts: Settings  # see method_facts
     name: str = ""  # the same on all problems: the optimizer, and the settings in which its methods differ on one
     label: str = ""  # the name, with its rate and switch where other methods on the problem have others
+    place: int = 0  # in tables; see paper.table_order
 
     @property
     def switch(self) -> int | None:
@@ -125,7 +131,9 @@ class Runs:
         return f"{runs} of {methods} on {problems}"
 
     def methods_of(self, problem: Problem) -> list[Method]:
-        return [method for method in self.methods if method.problem == problem.index]
+        """In the order of tables."""
+        methods = [method for method in self.methods if method.problem == problem.index]
+        return sorted(methods, key=lambda method: method.place)
 
     def kinds(self) -> list[str]:
         """The kinds of the problems; only problems of one kind are seen together."""
@@ -172,11 +180,9 @@ def label(problems: list[Problem], methods: list[Method]) -> None:
 
 def _add_rates(methods: list[Method]) -> None:
     """Labels the methods of one problem: their names, with the rate and switch where these differ between them."""
-    differing = [
-        key for key in ("lr", "switch_epoch") if len({method.facts.get(key) for method in methods} - {None}) > 1
-    ]
+    values = {key: {method.facts.get(key) for method in methods} - {None} for key in ("lr", "switch_epoch")}
     for method in methods:
-        words = [f"{key}={method.facts[key]}" for key in differing if key in method.facts]
-        method.label = " ".join(
-            [method.name, *(word for word in words if f" {word.split('=')[0]}=" not in method.name)]
-        )
+        method.label = method.name
+        for key, several in values.items():
+            if len(several) > 1 and key in method.facts and f" {key}=" not in method.name:
+                method.label += f" {key}={method.facts[key]}"

@@ -1,39 +1,105 @@
-"""Runs, read into tables: one row a run, one row an epoch."""
+"""The runs that the words of the command line mean, read into tables: one row a run, one row an epoch."""
 
+import glob
 import math
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
 
 from ..config.identity import SCHEMA
+from ..config.settle import Settings
 from ..errors import ConfigError
+from ..files import read_sealed_text
 from ..result import FINAL, Result
-from .folders import Record
+from ..runs import Run, find, fitting
+from .paper import table_order
 from .problems import Method, Outcome, Problem, Runs, digest_of, label, method_facts, problem_facts
 
-ENVIRONMENT = {"hardware": "hardware", "git_commit": "commits", "versions": "versions"}  # columns, and their words
+
+@dataclass
+class Record:
+    """What a run's folder, or W&B, has of the run."""
+
+    name: str
+    folder: str
+    status: str
+    config: Settings
+    result: Result | None
+    curves: str  # CSV
+
+
+def opened(words: list[str], runs_dir: Path) -> list[Run]:
+    """The runs that words mean: folders of runs, or of one, or globs of either, or run ids under runs_dir; all filters.
+
+    Raises ConfigError if there is none.
+    """
+    places, filters = [w for w in words if "=" not in w], [w for w in words if "=" in w]
+    if not places and not runs_dir.is_dir():
+        raise ConfigError(f"{runs_dir}: no such folder; name one, or say runs_dir=DIR")
+    runs: dict[Path, Run] = {}
+    for place in places or [str(runs_dir)]:
+        paths = [Path(path) for path in sorted(glob.glob(place)) if Path(path).is_dir()]
+        folders: list[Path] = []
+        for path in paths:
+            is_run = (path / "config.yaml").is_file()
+            folders += [path] if is_run else sorted(file.parent for file in path.glob("[!.]*/config.yaml"))
+        if not paths:
+            if not runs_dir.is_dir():
+                raise ConfigError(f"{place}: no such folder")
+            folders = [run.folder for run in find(runs_dir, [place])]
+        runs |= {folder.resolve(): Run.open(folder) for folder in folders if folder.resolve() not in runs}
+    return fitting(list(runs.values()), filters)
+
+
+def records(runs: list[Run]) -> tuple[list[Record], list[str]]:
+    """The runs' files, and what is wrong with some; runs that differ by seed alone share the parsed configuration."""
+    parsed: dict[str, Settings] = {}
+    readable, notes = [], []
+    for run in runs:
+        try:
+            text = read_sealed_text(run.folder / "config.yaml")
+            # The seed is a line of its own, and all that differs in most of many runs.
+            before, found, rest = f"\n{text}".partition("\nseed: ")
+            seed, _, rest = rest.partition("\n")
+            if (key := f"{before}\n{rest}") not in parsed:
+                parsed[key] = run.config
+            config = parsed[key] | {"seed": int(seed)} if found else run.config
+            csv = run.curves
+        except (OSError, ValueError) as error:
+            notes.append(f"{run.folder}: left out, {error}")
+            continue
+        if missing := [key for key in ("task", "optimizer", "epochs", "seed", "data") if key not in config]:
+            notes.append(f"{run.folder}: left out, its config.yaml has no {', '.join(missing)}")
+            continue
+        readable.append(Record(run.folder.name, str(run.folder), run.status, config, run.result, csv))
+    return readable, notes
+
+
+# ---- the table of runs
 
 
 def read(records: Iterable[Record], metric: str, notes: list[str]) -> Runs:
-    """Tables of the runs, sorted into problems and methods.
+    """Tables of the runs, sorted into problems and methods. Raises ConfigError if there is no run to report on.
 
     Args:
-        records: the runs.
         metric: last or best.
         notes: what is known of the runs already.
-
-    Raises:
-        ConfigError: there is no run to report on.
     """
     records = list(records)
     # Runs that share a parsed configuration share its facts.
     configs = {id(record.config["task"]): record.config for record in records}
     facts = {key: (problem_facts(config), method_facts(config)) for key, config in configs.items()}
     digests = {key: (digest_of(of_problem), digest_of(of_method)) for key, (of_problem, of_method) in facts.items()}
-    usual = _usual_outcomes([(digests[id(r.config["task"])][0], r.result) for r in records if r.result])
-    of_task = {record.result.task: record.result for record in records if record.result}
+    usual: dict[str, Counter[Outcome]] = {}  # by the problem's digest
+    of_task: dict[str, Outcome] = {}
+    for record in records:
+        if record.result:
+            of_task[record.result.task] = outcome = Outcome.of(record.result)
+            usual.setdefault(digests[id(record.config["task"])][0], Counter())[outcome] += 1
     problems: dict[tuple[str, Outcome], Problem] = {}
     methods: dict[tuple[int, str], Method] = {}
     rows: list[dict[str, Any]] = []
@@ -41,50 +107,30 @@ def read(records: Iterable[Record], metric: str, notes: list[str]) -> Runs:
     for record in records:
         config, key = record.config, id(record.config["task"])
         (of_problem, of_method), (problem_digest, method_digest) = facts[key], digests[key]
-        outcome = _outcome(record, usual.get(problem_digest), of_task)
-        if outcome is None:
+        if record.result:
+            outcome = Outcome.of(record.result)
+        elif problem_digest in usual:  # as most runs with its settings have
+            outcome = usual[problem_digest].most_common(1)[0][0]
+        elif like := of_task.get(config["task"]["name"]):
+            split = "test" if config.get("validation") is None else "validation"
+            outcome = like._replace(profile=config["data"]["profile"], data_digest="", split=split, schema=SCHEMA)
+        else:
             notes.append(f"{record.name}: {record.status}; the metric of its task is not known, so no table has it")
             continue
-        problem = problems.setdefault(
-            (problem_digest, outcome), Problem(len(problems), config["task"]["name"], config, of_problem, outcome)
-        )
-        method = methods.setdefault(
-            (problem.index, method_digest),
-            Method(len(methods), problem.index, config["optimizer"]["name"], config, of_method),
-        )
+        problem = Problem(len(problems), config["task"]["name"], config, of_problem, outcome)
+        problem = problems.setdefault((problem_digest, outcome), problem)
+        method = Method(len(methods), problem.index, config["optimizer"]["name"], config, of_method)
+        method = methods.setdefault((problem.index, method_digest), method)
         if record.curves:
             files.append(CurveFile(len(rows), record.folder, problem.key, record.curves))
         rows.append(_row(len(rows), record, problem, method, metric))
     if not rows:
         raise ConfigError("no runs to report on: none fits the words, or none has a result")
     label(list(problems.values()), list(methods.values()))
+    for place, method in enumerate(sorted(methods.values(), key=table_order)):
+        method.place = place
     table = _with_counts(pl.DataFrame(rows, infer_schema_length=None), notes)
     return Runs(table, curves(files, notes), list(problems.values()), list(methods.values()), notes)
-
-
-def _outcome_of(result: Result) -> Outcome:
-    return Outcome(
-        result.profile, result.data_digest, result.split, result.metric, result.higher_is_better, result.schema_version
-    )
-
-
-def _usual_outcomes(results: list[tuple[str, Result]]) -> dict[str, Outcome]:
-    """By the digest of a problem's facts, the outcome that most of its runs have."""
-    counts: dict[str, Counter[Outcome]] = {}
-    for digest, result in results:
-        counts.setdefault(digest, Counter())[_outcome_of(result)] += 1
-    return {digest: counter.most_common(1)[0][0] for digest, counter in counts.items()}
-
-
-def _outcome(record: Record, usual: Outcome | None, of_task: dict[str, Result]) -> Outcome | None:
-    """The outcome of a run; of one without a result what runs with its settings, or else of its task, have."""
-    if record.result:
-        return _outcome_of(record.result)
-    like = of_task.get(record.config["task"]["name"])
-    if usual or like is None:
-        return usual
-    split = "test" if record.config.get("validation") is None else "validation"
-    return Outcome(record.config["data"]["profile"], "", split, like.metric, like.higher_is_better, SCHEMA)
 
 
 def _row(run: int, record: Record, problem: Problem, method: Method, metric: str) -> dict[str, Any]:
@@ -94,26 +140,24 @@ def _row(run: int, record: Record, problem: Problem, method: Method, metric: str
         "optimizer": method.optimizer, "seed": int(record.config["seed"]), "status": record.status,
     }  # fmt: skip
     if result is None:
-        return row | dict.fromkeys((
-            "score", "best", "best_epoch", "baseline", "seconds", "epochs", "from_trunk", "steps", "parameters",
-            "peak_memory_bytes", "hardware", "versions", "git_commit", "command", "started", "error", "diverged_epoch",
-        ))  # fmt: skip
+        return row
     best = result.metrics["best"]
     return row | {
-        "score": _finite(result.metrics[metric].get(key)) if record.status == "completed" else None,
-        "best": _finite(best.get(key)), "best_epoch": _finite(best.get("epoch")),
-        "baseline": _finite(result.baseline.get(key)), "seconds": float(result.seconds),
+        "score": _number(result.metrics[metric], key) if record.status == "completed" else None,
+        "best": _number(best, key), "best_epoch": _number(best, "epoch"),
+        "baseline": _number(result.baseline, key), "seconds": float(result.seconds),
         "epochs": int(result.epochs["trained"]), "from_trunk": int(result.epochs["from_trunk"]),
         "steps": int(result.steps), "parameters": int(result.parameters),
         "peak_memory_bytes": int(result.peak_memory_bytes), "hardware": result.hardware,
         "versions": " ".join(f"{name} {version}" for name, version in result.versions.items()),
         "git_commit": result.git_commit, "command": result.command, "started": result.started, "error": result.error,
-        "diverged_epoch": _finite((result.diverged_at or {}).get("epoch")),
+        "diverged_epoch": _number(result.diverged_at or {}, "epoch"),
     }  # fmt: skip
 
 
-def _finite(value: Any) -> float | None:
-    """The number; None of None, and of one that is not finite: it compares with nothing."""
+def _number(values: dict[str, Any], key: str) -> float | None:
+    """The number; None of one that is missing, or not finite: it compares with nothing."""
+    value = values.get(key)
     return None if value is None or not math.isfinite(value) else float(value)
 
 
@@ -121,12 +165,11 @@ def _with_counts(runs: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
     """The table with the column `counts`: whether a run is the newest of its method and seed; others are no evidence.
 
     Args:
-        notes: a word on the others is added to it.
+        notes: gets a word on the others.
     """
-    runs = runs.with_columns(final=pl.col("status").is_in(FINAL))
     newest = (
-        runs.sort(["final", "started", "run"], descending=[True, True, True], nulls_last=True)
-        .group_by(["method", "seed"], maintain_order=True).first().select("run")
+        runs.sort(pl.col("status").is_in(FINAL), "started", "run", descending=True, nulls_last=True)
+        .group_by("method", "seed", maintain_order=True).first()
     )  # fmt: skip
     runs = runs.with_columns(counts=pl.col("run").is_in(newest["run"].implode()))
     others = runs.filter(~pl.col("counts"))
@@ -136,15 +179,12 @@ def _with_counts(runs: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
             f"{len(others)} runs repeat the method and seed of another and are no further evidence; the newest counts, "
             f"not {names}."
         )
-    return runs.drop("final")
+    return runs
 
 
 # ---- curves
 
-COLUMNS = {
-    "run": pl.Int64, "epoch": pl.Int64, "step": pl.Int64, "seconds": pl.Float64, "loss": pl.Float64,
-    "metric": pl.Float64,
-}  # fmt: skip
+COLUMNS = dict.fromkeys(("run", "epoch", "step"), pl.Int64) | dict.fromkeys(("seconds", "loss", "metric"), pl.Float64)
 
 
 class CurveFile(NamedTuple):
@@ -157,24 +197,21 @@ class CurveFile(NamedTuple):
 def curves(files: list[CurveFile], notes: list[str]) -> pl.DataFrame:
     """All curves as one table; files with the same head are parsed at once.
 
-    What is not finite becomes null: to polars a NaN is larger than every number.
-
-    Args:
-        notes: what is wrong with some of the files is added to it.
+    What is not finite becomes null: to polars a NaN is larger than every number. Notes tell what is wrong with files.
     """
     groups: dict[tuple[str, str], list[CurveFile]] = {}
     for file in files:
         head, _, body = file.text.partition("\n")
         if body.strip():
-            body = body if body.endswith("\n") else body + "\n"
+            body = body.removesuffix("\n") + "\n"
             groups.setdefault((head.strip(), file.key), []).append(file._replace(text=body))
     tables = [pl.DataFrame(schema=COLUMNS)]
     for (head, key), alike in groups.items():
         names = head.split(",")
         if not {"epoch", "step", "seconds"} <= set(names):
             notes.append(f"{alike[0].folder}/curves.csv: left out, expected epoch, step and seconds, got {head}")
-        elif (table := _parsed(names, alike, notes)) is not None:
-            tables.append(_selected(table, key))
+        else:
+            tables += [_selected(table, key) for table in _parsed(names, alike, notes)]
     numbers = pl.col("loss", "metric")
     return pl.concat(tables).with_columns(pl.when(numbers.is_finite()).then(numbers))
 
@@ -189,21 +226,15 @@ def _selected(table: pl.DataFrame, key: str) -> pl.DataFrame:
     )  # fmt: skip
 
 
-def _parsed(names: list[str], files: list[CurveFile], notes: list[str]) -> pl.DataFrame | None:
-    """The files as one table, without those that are broken; None if all are."""
-    try:
-        return _parsed_at_once(names, files)
-    except (pl.exceptions.PolarsError, ValueError) as error:
-        if len(files) == 1:
-            notes.append(f"{files[0].folder}/curves.csv: left out, {str(error).splitlines()[0]}")
-            return None
-    tables = [table for file in files if (table := _parsed(names, [file], notes)) is not None]
-    return pl.concat(tables) if tables else None
-
-
-def _parsed_at_once(names: list[str], files: list[CurveFile]) -> pl.DataFrame:
-    table = pl.read_csv(
-        "".join(file.text for file in files).encode(), has_header=False, schema=dict.fromkeys(names, pl.Float64)
-    )
+def _parsed(names: list[str], files: list[CurveFile], notes: list[str]) -> list[pl.DataFrame]:
+    """One table of all files; where some are broken, one of each that is not."""
+    text = "".join(file.text for file in files).encode()
     runs = [file.run for file in files for _ in range(file.text.count("\n"))]
-    return table.with_columns(pl.Series("run", runs, pl.Int64))
+    try:
+        table = pl.read_csv(text, has_header=False, schema=dict.fromkeys(names, pl.Float64))
+        return [table.with_columns(pl.Series("run", runs, pl.Int64))]
+    except (pl.exceptions.PolarsError, ValueError) as error:
+        if len(files) > 1:
+            return [table for file in files for table in _parsed(names, [file], notes)]
+        notes.append(f"{files[0].folder}/curves.csv: left out, {str(error).splitlines()[0]}")
+        return []

@@ -7,6 +7,7 @@ its noise, which the difference takes out; they are never counted as replicates 
 import itertools
 import math
 import warnings
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -34,25 +35,19 @@ Values = NDArray[np.float64]
 def worth(score: float | None, baseline: float | None, worst: float | None, higher_is_better: bool) -> float | None:
     """The value that a run counts as: its score; of a diverged run the worse of the baseline and the worst score seen.
 
+    None for a diverged run without a baseline: it is worse than every completed run, no number says by how much.
+
     Args:
         score: the run's metric; None, or not finite, if the run diverged.
         baseline: the score of the input-blind baseline on the problem, if there is one.
         worst: the worst score of the problem's completed runs, if there are any.
-
-    Returns:
-        None for a diverged run without a baseline: it is worse than every completed run, and no number says by how
-        much.
     """
-    if _is_finite(score):
+    if score is not None and math.isfinite(score):
         return score
-    if not _is_finite(baseline):
+    if baseline is None or not math.isfinite(baseline):
         return None
-    known = [value for value in (baseline, worst) if value is not None and _is_finite(value)]
+    known = [baseline, baseline if worst is None or not math.isfinite(worst) else worst]
     return min(known) if higher_is_better else max(known)
-
-
-def _is_finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
 
 
 @dataclass
@@ -70,7 +65,6 @@ class Difference:
     has_spread: bool  # whether the differences are not all the same; where they are, p and p_equivalent are 1
     low: float  # of the interval that is to be quoted
     high: float
-    interval: str  # t or bootstrap
     bootstrap_low: float
     bootstrap_high: float
     p: float  # two-sided, exact
@@ -86,7 +80,7 @@ class Difference:
 
 def compare(
     a: Sequence[float], b: Sequence[float], margin: float, level: float, test: str, bound: float = math.inf,
-    both_diverged: Sequence[bool] | None = None,
+    both_diverged: Sequence[bool] = (),
 ) -> Difference:  # fmt: skip
     """The difference of two methods; a[i] and b[i] are of the same seed. The Holm values are left to adjust.
 
@@ -97,10 +91,9 @@ def compare(
             the methods are: equivalence is tested on the other seeds.
     """
     a_S, b_S = np.asarray(a, float), np.asarray(b, float)
-    with np.errstate(invalid="ignore"):
-        d = np.where(a_S == b_S, 0.0, a_S - b_S)
     near_S = tolerance(a_S, b_S)
-    d[np.abs(d) <= near_S] = 0.0
+    with np.errstate(invalid="ignore"):
+        d = np.where((a_S == b_S) | (np.abs(a_S - b_S) <= near_S), 0.0, a_S - b_S)
     near_S[d == 0] = 0.0
     n, is_finite, nan = len(d), bool(np.isfinite([a_S, b_S]).all()), math.nan
     test = test if is_finite else "wilcoxon"
@@ -109,15 +102,15 @@ def compare(
     tested, slack_S = _tested(d, test, near_S)
     direction = 0 if abs(tested.sum()) <= slack_S.sum() else int(np.sign(tested.sum()))
     if not is_finite:
-        return Difference(n, nan, nan, direction, True, nan, nan, "none", nan, nan, p, 1.0, margin)
-    informative = np.ones(n, bool) if both_diverged is None else ~np.asarray(both_diverged, bool)
+        return Difference(n, nan, nan, direction, True, nan, nan, nan, nan, p, 1.0, margin)
+    informative = ~np.asarray(both_diverged or [False] * n, bool)
     low, high = t_interval(d, level)
     student, bootstrap = (max(low, -bound), min(high, bound)), bootstrap_interval(d, level)
-    name, quoted = ("bootstrap", bootstrap) if n >= ENOUGH_TO_BOOTSTRAP else ("t", student)
+    quoted = bootstrap if n >= ENOUGH_TO_BOOTSTRAP else student
     mean = 0.0 if abs(d.sum()) <= near_S.sum() else float(d.mean())
     is_informed = has_spread(d[informative], near_S[informative])
     p_equivalent = equivalence_p(d[informative], margin) if is_informed else 1.0
-    return Difference(n, mean, spread(d), direction, is_spread, *quoted, name, *bootstrap, p, p_equivalent, margin)
+    return Difference(n, mean, spread(d), direction, is_spread, *quoted, *bootstrap, p, p_equivalent, margin)
 
 
 def tolerance(*scores: Values) -> Values:
@@ -196,9 +189,8 @@ def tied(values: Values, near: float | Values) -> Values:
     order = np.argsort(values, kind="stable")
     ordered, near_S = values[order], np.broadcast_to(near, values.shape)[order]
     with np.errstate(invalid="ignore"):
-        starts = np.r_[
-            True, ~((ordered[1:] == ordered[:-1]) | (np.diff(ordered) <= np.maximum(near_S[1:], near_S[:-1])))
-        ]
+        is_near = np.diff(ordered) <= np.maximum(near_S[1:], near_S[:-1])
+    starts = np.r_[True, ~((ordered[1:] == ordered[:-1]) | is_near)]
     equal = np.empty_like(values)
     equal[order] = ordered[starts][np.cumsum(starts) - 1]
     return equal
@@ -222,9 +214,8 @@ def holm(p: Sequence[float]) -> list[float]:
     statsmodels has it, too, but collects all garbage at each call, which takes longer than a whole report.
     """
     order = np.argsort(p)
-    adjusted = np.maximum.accumulate(np.asarray(p, float)[order] * np.arange(len(p), 0, -1))
     values = np.empty(len(p))
-    values[order] = np.minimum(adjusted, 1.0)
+    values[order] = np.minimum(np.maximum.accumulate(np.asarray(p, float)[order] * np.arange(len(p), 0, -1)), 1.0)
     return [float(value) for value in values]
 
 
@@ -233,3 +224,48 @@ def adjust(differences: Sequence[Difference]) -> None:
     adjusted = holm([d.p for d in differences]), holm([d.p_equivalent for d in differences])
     for one, p, p_equivalent in zip(differences, *adjusted, strict=True):
         one.p_holm, one.p_equivalent_holm = p, p_equivalent
+
+
+# ---- how many seeds a question needs
+
+
+def attainable_p(n: int) -> float:
+    """The smallest two-sided p of a paired test with n seeds, whatever the difference: exact, or of a sample."""
+    return min(1.0, max(2.0 ** (1 - n), 1 / (RESAMPLES + 1) if n > EXACT_UP_TO else 0.0))
+
+
+def seeds_to_attain(level: float, comparisons: int = 1) -> int | None:
+    """The fewest seeds whose test can fall below the level as the first of so many comparisons (Holm).
+
+    None if no number of seeds can: the comparisons are too many for a sample of RESAMPLES.
+    """
+    return next((n for n in range(1, EXACT_UP_TO + 10) if attainable_p(n) <= level / comparisons), None)
+
+
+@cache
+def seeds_to_find(difference: float, sd: float, level: float, power: float, comparisons: int = 1) -> int | None:
+    """How many seeds would find a true mean difference with this power, if paired differences have this spread.
+
+    By the power of Student's paired test (statsmodels'), at the level that Holm leaves the first of so many
+    comparisons; at least as many as the exact test needs. None if a million would not do, or no number can.
+    """
+    from statsmodels.stats.power import TTestPower
+
+    attaining = seeds_to_attain(level, comparisons)
+    if attaining is None:
+        return None
+    least = max(2, attaining)
+    if not sd > 0:
+        return least
+    effect, alpha = abs(difference) / sd, level / comparisons
+
+    def is_enough(n: int) -> bool:
+        power_of_n = float(TTestPower().power(effect, n, alpha))
+        return power_of_n >= power or (math.isnan(power_of_n) and effect > 1)  # so sure that it underflows
+
+    high = least
+    while not is_enough(high):
+        high *= 2
+        if high > 1_000_000:
+            return None
+    return bisect_left(range(high), True, max(least, high // 2), high, key=is_enough)

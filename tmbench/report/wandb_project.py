@@ -12,15 +12,11 @@ from ..errors import ConfigError
 from ..result import Result
 from ..runs import Run, fitting
 from .contents import Drawing, Report
-from .folders import Record
+from .read import Record
 
 ROWS = 100_000  # of a history; W&B gives a sample if there are more
-STATUS = {
-    "crashed": "failed",
-    "failed": "failed",
-    "killed": "failed",
-    "running": "running",
-}  # by W&B's state, of a run without a result
+# By W&B's state, of a run without a result.
+STATUS = {"crashed": "failed", "failed": "failed", "killed": "failed", "running": "running"}
 
 
 def fetched(settings: Settings, words: list[str]) -> tuple[list[Record], list[str]]:
@@ -38,8 +34,7 @@ def fetched(settings: Settings, words: list[str]) -> tuple[list[Record], list[st
         entries = [entry for entry in wandb.Api(timeout=60).runs(path, lazy=False) if entry.job_type != "report"]
     except Exception as error:  # its kinds are many, and none of them ours
         raise ConfigError(f"source=wandb: {path}: {error}; is it there, and WANDB_API_KEY set?") from None
-    notes: list[str] = []
-    runs: list[tuple[Run, Any]] = []
+    notes, runs = [], []
     for entry in entries:
         config, result = dict(entry.config), _result(entry.summary_metrics)
         if not {"task", "optimizer", "data", "epochs", "seed"} <= config.keys():
@@ -53,8 +48,7 @@ def fetched(settings: Settings, words: list[str]) -> tuple[list[Record], list[st
         runs.append((run, entry))
     fit = {id(run) for run in fitting([run for run, _ in runs], words)}
     return [
-        Record(run.folder.name, entry.url, run.status, run.config, run.result,
-               _curves(entry.history(ROWS, pandas=False)))
+        Record(run.folder.name, entry.url, run.status, run.config, run.result, _curves(entry))
         for run, entry in runs if id(run) in fit
     ], notes  # fmt: skip
 
@@ -66,11 +60,12 @@ def _result(summary: dict[str, Any]) -> Result | None:
         return None
 
 
-def _curves(history: list[dict[str, Any]]) -> str:
+def _curves(entry: Any) -> str:
     """The epochs in a history as the CSV that a run folder has; a resumed run has sent some of them twice."""
+    history = entry.history(ROWS, pandas=False)
     rows = {row["epoch"]: row for row in history if row.get("epoch") is not None and "step" in row}
-    names = [key for key in dict.fromkeys(key for row in rows.values() for key in row) if not key.startswith("_")]
-    names = [key for key in names if not key.startswith("figures/")]
+    names = [key for key in dict.fromkeys(key for row in rows.values() for key in row)
+             if not key.startswith(("_", "figures/"))]  # fmt: skip
     text = io.StringIO()
     writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -81,8 +76,7 @@ def _curves(history: list[dict[str, Any]]) -> str:
 def sent(report: Report, drawings: list[Drawing], out: Path) -> list[str]:
     """Sends W&B the report: a run of type `report` with its tables and figures, and the page as an artifact.
 
-    Returns:
-        What a person should know of it. If W&B fails, the report's folder is complete all the same.
+    Returns what a person should know of it. If W&B fails, the report's folder is complete all the same.
     """
     import wandb
 
