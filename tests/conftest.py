@@ -17,7 +17,7 @@ from tmbench.data import fetch
 from tmbench.data.catalogue import Entry
 from tmbench.result import Result
 from tmbench.run import run
-from tmbench.sweeps.compose import JobComposer
+from tmbench.sweeps.plan import JobComposer
 
 REAL_DATA = Path(os.environ.get("TMBENCH_DATA", "data"))
 

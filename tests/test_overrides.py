@@ -28,9 +28,8 @@ from tmbench.errors import ConfigError
 from tmbench.files import sealed_text
 from tmbench.run import run
 from tmbench.sweeps import sweep
-from tmbench.sweeps.compose import JobComposer
-from tmbench.sweeps.plan import Job, RunFinder, words_of_arms
-from tmbench.sweeps.record import JobOrder
+from tmbench.sweeps.job import JobOrder
+from tmbench.sweeps.plan import Job, JobComposer, RunFinder, words_of_arms
 
 COMPOSER = JobComposer([], [*GROUPS, "launcher"])
 SHORT = ["task=tc", "epochs=1", "batch_size=80"]

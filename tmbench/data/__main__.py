@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..config.declared import values_of
+from ..config.table import values_of
 from ..config.values import Setting
 from ..errors import ConfigError, DataError, UsageError
 from ..files import MANIFEST, digest_of
