@@ -140,10 +140,10 @@ def _fill_devices(trainer: Settings, launcher: Settings) -> None:
     if trainer["accelerator"] == "auto":
         trainer["accelerator"] = "cuda" if gpus else "cpu"
     name, on_gpu = trainer["name"], trainer["accelerator"] == "cuda"
-    if on_gpu and not gpus and elsewhere is not None:
-        one = "gpus_per_node=1" if "gpus_per_node" in launcher else "num_gpus=1"
-        raise ConfigError(f"trainer={name}: launcher={launcher['name']} gives a run no GPU; say launcher.{one}")
     if on_gpu and not gpus:
+        if elsewhere is not None:
+            one = "gpus_per_node=1" if "gpus_per_node" in launcher else "num_gpus=1"
+            raise ConfigError(f"trainer={name}: launcher={launcher['name']} gives a run no GPU; say launcher.{one}")
         raise ConfigError(f"trainer={name}: no NVIDIA GPU is visible here; use trainer=cpu or trainer=ddp_cpu")
     if trainer["devices"] == -1:
         trainer["devices"] = gpus if on_gpu else os.cpu_count()
