@@ -87,10 +87,3 @@ def test_a_plan_of_many_runs_whose_data_are_not_here(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "160 to do" in done.stdout
     assert "the data are not here yet" in done.stdout
-
-
-@pytest.mark.parametrize("word", ["plan=true", "study=switch"])
-def test_plan_and_study_ask_for_a_sweep(word: str, tmp_path: Path) -> None:
-    done = tmbench("task=tc", word, f"runs_dir={tmp_path}")
-    assert done.returncode == 1
-    assert f"{word.split('=')[0]}: expected a sweep: add -m" in done.stderr

@@ -5,6 +5,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from omegaconf import DictConfig
+
 from ..errors import ConfigError
 from .settle import Settings, plain
 from .table import NEVER, file_of, key_of_group, known_keys, top_keys
@@ -33,7 +35,7 @@ def world_size(cfg: Mapping[Any, Any]) -> int:
 def identity(cfg: Mapping[Any, Any], data_digest: str) -> Settings:
     """Everything in a settled configuration that can change the numbers, and nothing else; table.py says what does."""
     facts: Settings = {}
-    for key, value in plain(cfg).items():
+    for key, value in (plain(cfg) if isinstance(cfg, DictConfig) else cfg).items():  # a thousand copies take time
         if isinstance(value, dict):
             known, other = known_keys(key, file_of(value)), key_of_group(key)
             group = {name: inner for name, inner in value.items() if known.get(name, other).is_identity(value)}

@@ -234,10 +234,9 @@ def forecast_epochs(jobs: list[Job]) -> None:
 
 def words_of_arms(job: Job) -> dict[str, list[str]]:
     """The arms that the job's study adds to it: the name of each, and the override words of its run."""
-    arms: dict[str, list[str]] = {}
     if job.shared_prefix is None or not job.shared_prefix.switches:
-        return arms
-    settings = flat(job.cfg)
+        return {}
+    arms, settings = dict[str, list[str]](), flat(job.cfg)
     for name, words in job.raw["study"].get("arms", {}).items():
         filled = (re.sub(r"\$\{([\w.]+)\}", lambda found: str(settings[found[1]]).lower(), word) for word in words)
         changes = dict(word.split("=", 1) for word in filled)
