@@ -20,12 +20,12 @@ from tmbench.errors import ConfigError, DataError
 from tmbench.result import Result
 from tmbench.runs import show
 from tmbench.task import NotFinite
+from tmbench.tasks import classification
 from tmbench.tasks.ic.task import IC
 from tmbench.tasks.ig.distances import Frechet, Kernel, PrecisionRecall, spaces
 from tmbench.tasks.ig.sneakers import Sneakers
 from tmbench.tasks.od.boxes import VOCDetection
 from tmbench.tasks.seg.masks import VOCSegmentation
-from tmbench.tasks.tc import task as tc_task
 from tmbench.tasks.tc.task import TC, LSTMClassifier
 from tmbench.training.evaluation import Evaluation, hold_out
 from tmbench.training.loader import TestLoader
@@ -143,14 +143,14 @@ def test_an_update_that_is_not_finite_is_told_before_anything_is_evaluated(do: R
 def test_a_metric_that_is_not_finite_ends_the_run_by_its_key_and_is_never_best(
     value: float, do: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Broken(tc_task.MulticlassAccuracy):
+    class Broken(classification.MulticlassAccuracy):
         computed = 0
 
         def compute(self) -> torch.Tensor:
             Broken.computed += 1
             return super().compute() if Broken.computed < 3 else torch.tensor(value)
 
-    monkeypatch.setattr(tc_task, "MulticlassAccuracy", Broken)
+    monkeypatch.setattr(classification, "MulticlassAccuracy", Broken)
     result, folder = do(*TC_RUN)
     assert (result.status, result.epochs["trained"]) == ("diverged", 2)
     assert f"diverged: test/accuracy is {value} after epoch 3" in result.notes
