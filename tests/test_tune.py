@@ -385,16 +385,9 @@ def test_an_optimizer_whose_trials_all_diverge_has_no_choice_and_the_others_go_o
     assert result["optimizers"]["sgd"]["confirmation"]["runs"] == []
     assert result["differences"]["tmsgd - sgd"]["n"] == 0
     assert "none: no trial reached a finite value" in capsys.readouterr().out
-
-
-def test_nothing_is_frozen_if_all_trials_of_all_optimizers_diverge(
-    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fake.diverges = lambda cfg: True
-    assert main(alone(tmp_path)) == 1
+    assert main(alone(tmp_path, "name=alone")) == 1  # with nobody else nothing is frozen
     assert "sgd: no trial reached a finite value" in capsys.readouterr().err
-    assert not (tmp_path / ".tune" / "s" / "choice.json").exists()
-    assert all(c.validation for c in fake.calls)
+    assert not (tmp_path / ".tune" / "alone" / "choice.json").exists()
 
 
 def test_failed_trials_are_told_and_tried_again_before_anything_is_chosen(
@@ -419,26 +412,21 @@ def test_a_diverged_confirmation_counts_as_the_worse_of_baseline_and_worst_seen(
     fake.baseline = {"test/accuracy": 0.125, "validation/accuracy": 0.5}
     assert main(asked(tmp_path)) == 0
     result = outcome(tmp_path)
-    confirmed = result["optimizers"]["sgd"]["confirmation"]
+    confirmed, difference = result["optimizers"]["sgd"]["confirmation"], result["differences"]["tmsgd - sgd"]
     values = [run["counts_as"] for run in confirmed["runs"]]
     assert [run["value"] for run in confirmed["runs"]] == [values[0], None, values[2]]
     assert values[1] == result["test"]["diverged_count_as"] == 0.125
-    assert (confirmed["n"], confirmed["diverged"]) == (3, 1)
+    assert (confirmed["n"], confirmed["diverged"]) == (difference["n"], difference["diverged"]) == (3, 1)
     assert confirmed["mean"] == pytest.approx(np.mean(values))
     assert confirmed["interval"] == [0, 1]  # of a share
-    difference = result["differences"]["tmsgd - sgd"]
-    assert (difference["n"], difference["diverged"]) == (3, 1)
     others = [run["value"] for run in result["optimizers"]["tmsgd"]["confirmation"]["runs"]]
     assert difference["mean"] == pytest.approx(np.mean(np.subtract(others, values)))
     told = capsys.readouterr().out
     assert "0.00 % to 100.00 %, n=3, 1 diverged" in told
     assert "diverged   they count as the worse of the baseline and the worst score, 12.50 %" in told
-
-
-def test_without_a_baseline_a_diverged_confirmation_leaves_no_mean_and_no_interval(
-    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fake.diverges = lambda cfg: cfg.seed == 2 and cfg.optimizer.name == "sgd"
+    # Without a baseline there is no mean and no interval.
+    shutil.rmtree(tmp_path)
+    fake.baseline = {}
     assert main(asked(tmp_path)) == 0
     result = outcome(tmp_path)
     for own in (result["optimizers"]["sgd"]["confirmation"], result["differences"]["tmsgd - sgd"]):
@@ -630,19 +618,14 @@ def test_the_interval_is_students_within_the_metric_s_limits() -> None:
     assert summary([0.9, None, 0.8], (0, 1)) == {"n": 3, "level": 0.95} | nothing
 
 
-def test_differences_that_are_equal_but_for_float32_have_no_spread() -> None:
+def test_seeds_that_are_equal_but_for_float32_have_no_spread_and_give_no_interval() -> None:
     counts = np.array([100, 700, 1301, 1900, 2000], np.float32)
     a, b = (((counts + more) / np.float32(2189)).astype(float) for more in (30, 0))
     assert np.ptp(a - b) > 0
     near = [statistics.RESOLUTION * max(x, y) for x, y in zip(a, b, strict=True)]
-    found = summary((a - b).tolist(), (-1.0, 1.0), near)
-    assert (found["deviation"], found["interval"]) == (0.0, None)
-
-
-def test_seeds_that_come_out_the_same_give_no_interval() -> None:
-    own = summary([0.9, 0.9], (0, 1))
-    assert (own["mean"], own["deviation"], own["interval"]) == (0.9, 0, None)
-    assert interval({**own, "diverged": 0}, "test/accuracy") == "n=2: no spread between seeds, no interval"
+    for own in (summary((a - b).tolist(), (-1.0, 1.0), near), summary([0.9] * 5, (0, 1))):
+        assert (own["deviation"], own["interval"]) == (0.0, None)
+        assert interval({**own, "diverged": 0}, "test/accuracy") == "n=5: no spread between seeds, no interval"
 
 
 # Real runs

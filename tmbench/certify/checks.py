@@ -44,12 +44,10 @@ def leaves_gradients(candidate: Candidate) -> Outcome:
 
 def skips_none_gradients(candidate: Candidate) -> Outcome:
     """A tensor that never has one, a tensor that loses it, and a step in which no tensor has one."""
-    descent, without = Descent(candidate, problem(4)), Descent(candidate, problem(3))
-    descent.go(none=(3,))
-    without.go()
-    if not torch.equal(descent.path(3)[-1], descent.path(3)[0]):
+    descent, without = Descent(candidate, problem(4)).go(none=(3,)), Descent(candidate, problem(3)).go()
+    if descent.moved_since(0, [3]):
         return "does not", "a tensor without gradients moved"
-    d = max(distance(descent.path(i), without.path(i)) for i in range(3))
+    d = without.distance_to(descent)
     if d > BOUND:
         return "does not", f"a tensor without gradients moved the others: {d:.2g} apart"
     moved = Descent(candidate, problem(4)).go(8).go(8, none=(3,)).moved_since(8, [3])
@@ -119,8 +117,7 @@ def takes_a_changed_lr(candidate: Candidate) -> Outcome:
     differs = [any(not torch.equal(descent.path(i)[k], same.path(i)[k]) for i in range(5)) for k in range(STEPS + 1)]
     if True not in differs:
         return "does not", f"lr / 10 after step {at} changes nothing in the next {STEPS - at} steps"
-    late = differs.index(True) - at
-    if late < 1:
+    if (late := differs.index(True) - at) < 1:
         return "not applicable", "cannot be told: it does not repeat"
     moved = [sum(float((w.path(i)[-1] - w.path(i)[at]).norm()) for i in range(5)) for w in (descent, same)]
     when = "at once" if late == 1 else f"from the {late}th step on"
@@ -145,8 +142,7 @@ def updates_an_added_group(candidate: Candidate) -> Outcome:
     moved, way = (end - descent.path(4)[0] for end in (descent.path(4)[-1], descent.quadratics[4].target))
     if not float((moved * way).sum()) > 0:
         return "does not", f"a group added after step {at} moves away from its target"
-    same = Descent(candidate, problem(4)).go()
-    d = max(distance(descent.path(i), same.path(i)) for i in range(4))
+    d = Descent(candidate, problem(4)).go().distance_to(descent)
     return "holds", f"added after step {at}, it goes down; the others go on {in_words(d)}"
 
 
@@ -176,8 +172,7 @@ def returns_the_closures_loss(candidate: Candidate) -> Outcome:
 
 def agrees_with_its_other_paths(candidate: Candidate) -> Outcome:
     """The for-loop against foreach and fused, where the constructor takes them."""
-    defaults = Descent(candidate, problem(1)).optimizer.defaults
-    has = [key for key in ("foreach", "fused") if key in defaults]
+    has = [key for key in ("foreach", "fused") if key in Descent(candidate, problem(1)).optimizer.defaults]
     if not has:
         return "not applicable", "has one path: its constructor takes neither foreach nor fused"
     off: dict[str, Any] = dict.fromkeys(has, False)
@@ -195,8 +190,7 @@ def agrees_with_its_other_paths(candidate: Candidate) -> Outcome:
 
 
 def repeats(candidate: Candidate) -> Outcome:
-    once, again = (Descent(candidate, problem(5)).go() for _ in range(2))
-    d = once.distance_to(again)
+    d = Descent(candidate, problem(5)).go().distance_to(Descent(candidate, problem(5)).go())
     return ("holds", f"{STEPS} steps, bitwise") if d == 0 else ("does not", f"two runs from one seed are {d:.2g} apart")
 
 
@@ -235,7 +229,7 @@ def ignores_the_number(candidate: Candidate) -> Outcome:
     the tensors' values, so tensors that are zero and stay zero take no part in it. If nothing else is seen, the check
     is not applicable. If zeros change where another tensor goes, it depends on a count or a position: the check fails.
     """
-    many = Descent(candidate, problem(MANY)).go()
+    many, last = Descent(candidate, problem(MANY)).go(), MANY - 1
     alone = {i: Descent(candidate, [Quadratic.of(i)]).go().path(0) for i in COMPARED}
     among = {i: distance(many.path(i), alone[i]) for i in COMPARED}
     if max(among.values()) <= BOUND:
@@ -250,7 +244,6 @@ def ignores_the_number(candidate: Candidate) -> Outcome:
             f"from alone, but {in_words(max(zeros.values()))} where the others are zero"
         )
     first = next(i for i in COMPARED if zeros[i] > BOUND)
-    last = MANY - 1
     return "does not", (
         f"tensor {first + 1} of {MANY} ends {zeros[first]:.2g} apart from where it goes alone, tensor {last + 1} "
         f"{zeros[last]:.2g}, though the others are zero: their number or position counts"

@@ -139,12 +139,10 @@ class Descent:
 
     def add_group(self, q: Quadratic) -> None:
         """Gives the optimizer one more tensor, in a parameter group of its own."""
-        q = q.to(self.candidate.device, q.start.dtype)
-        w = q.start.clone().requires_grad_()
-        self.optimizer.add_param_group({"params": [w]})
-        self.weights.append(w)
-        self.quadratics.append(q)
-        self.rows.append([q.start.clone()])
+        self.quadratics.append(q.to(self.candidate.device, q.start.dtype))
+        self.weights.append(self.quadratics[-1].start.clone().requires_grad_())
+        self.rows.append([self.quadratics[-1].start.clone()])
+        self.optimizer.add_param_group({"params": self.weights[-1:]})
 
     def path(self, i: int) -> Tensor:
         return torch.stack(self.rows[i])
@@ -155,7 +153,7 @@ class Descent:
         return max(float((path - path[0]).abs().max()) for path in paths)
 
     def distance_to(self, other: "Descent") -> float:
-        """The largest distance of two paths of one tensor."""
+        """The largest distance of two paths of one tensor, over this one's tensors."""
         return max(distance(self.path(i), other.path(i)) for i in range(len(self.weights)))
 
     def loss(self) -> float:
