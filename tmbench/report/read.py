@@ -162,7 +162,7 @@ def _number(values: dict[str, Any], key: str) -> float | None:
 
 
 def _with_counts(runs: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
-    """The table with the column `counts`: whether a run is the newest of its method and seed; only these are evidence."""
+    """The table with the column `counts`: whether a run is the newest of its method and seed; others repeat it."""
     newest = (
         runs.sort(pl.col("status").is_in(FINAL), "started", "run", descending=True, nulls_last=True)
         .group_by("method", "seed", maintain_order=True).first()
