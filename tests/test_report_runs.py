@@ -151,20 +151,17 @@ def test_validation_shares_are_problems_of_their_own_and_their_accuracy_is_an_ac
     assert figure.axes[0].get_ylabel() == "validation accuracy (%)"
 
 
-def test_test_and_validation_runs_are_not_ranked_together(make: Make) -> None:
-    for optimizer in ("sgd", "adam"):
-        make(optimizer, 0, 0.8)
-        make(optimizer, 0, 0.8, "validation=0.2", split="validation")
-    assert make.report().rankings == []
-
-
-def test_results_of_another_version_are_apart_and_noted(make: Make) -> None:
+def test_results_of_another_version_or_split_are_apart_and_noted(make: Make) -> None:
     for optimizer in ("sgd", "adam"):
         make(optimizer, 0, 0.8)
         make(optimizer, 0, 0.7, schema_version=0)
+        make(optimizer, 0, 0.8, "validation=0.2", split="validation")
     report = make.report()
-    assert {p.kind for p in report.runs.problems} == {"tiny schema 0", "tiny"}
-    assert {p.label for p in report.runs.problems} == {"tc schema=0", f"tc schema={SCHEMA}"}
+    assert report.rankings == []
+    assert {p.kind for p in report.runs.problems} == {"tiny schema 0", "tiny", "tiny validation"}
+    settings = {("None", 0), ("None", SCHEMA), ("0.2", SCHEMA)}
+    labels = {f"tc validation={share} schema={schema}" for share, schema in settings}
+    assert {p.label for p in report.runs.problems} == labels
     assert report.runs.runs["counts"].all()
     assert any(f"(schema 0 and {SCHEMA})" in note for note in report.notes)
 

@@ -29,36 +29,30 @@ def test_exact_p_is_the_share_of_sign_changes_at_least_as_far(n: int) -> None:
     assert statistics.exact_p(d) == pytest.approx(expected)
 
 
-def test_wilcoxon_is_scipys_exact_one() -> None:
+def test_wilcoxon_and_t_interval_are_scipys_and_equivalence_is_the_worse_of_two_one_sided_t_tests() -> None:
     assert statistics.exact_p(FIXED, "wilcoxon") == pytest.approx(stats.wilcoxon(FIXED, method="exact").pvalue)
-
-
-def test_t_interval_is_scipys() -> None:
     expected = stats.ttest_1samp(FIXED, 0).confidence_interval(0.9)
     assert statistics.t_interval(FIXED, 0.1) == pytest.approx((expected.low, expected.high))
-
-
-def test_equivalence_is_the_worse_of_two_one_sided_t_tests() -> None:
     low = stats.ttest_1samp(FIXED, -0.3, alternative="greater").pvalue
     high = stats.ttest_1samp(FIXED, 0.3, alternative="less").pvalue
     assert statistics.equivalence_p(FIXED, 0.3) == pytest.approx(max(low, high))
 
 
-@pytest.mark.parametrize("p", [[0.04, 0.01, 0.03], [0.5, 0.001, 0.001, 1.0, 0.3], [0.2]])
-def test_holm_is_that_of_statsmodels(p: list[float]) -> None:
-    assert statistics.holm(p) == multipletests(p, method="holm")[1].tolist()
-
-
-def test_holm_of_no_test_is_empty() -> None:
+def test_holm_is_that_of_statsmodels() -> None:
+    for p in ([0.04, 0.01, 0.03], [0.5, 0.001, 0.001, 1.0, 0.3], [0.2]):
+        assert statistics.holm(p) == multipletests(p, method="holm")[1].tolist()
     assert statistics.holm([]) == []
 
 
-def test_attainable_p_halves_with_each_seed() -> None:
+def test_attainable_p_halves_with_each_seed_and_a_sample_cannot_reach_everything() -> None:
     for n in (1, 2, 5, 6):
         smallest = statistics.exact_p(np.linspace(1, 2, n))
         assert smallest == pytest.approx(statistics.attainable_p(n))
     assert statistics.seeds_to_attain(0.05) == 6
     assert statistics.seeds_to_attain(0.05, 28) == 11
+    assert statistics.seeds_to_attain(0.05, 500) == 15
+    assert statistics.seeds_to_attain(0.05, 501) is None
+    assert statistics.seeds_to_find(1.0, 1.0, 0.05, 0.8, 501) is None
 
 
 def test_seeds_to_find_are_the_fewest_with_the_power() -> None:
@@ -185,12 +179,6 @@ def test_p_of_more_seeds_than_can_be_enumerated_is_a_share_of_a_sample() -> None
         np.mean([abs(np.resize(FIXED, 14) @ s) >= np.resize(FIXED, 14).sum() - 1e-12
                  for s in itertools.product((1, -1), repeat=14)]), abs=0.002,
     )  # fmt: skip
-
-
-def test_no_number_of_seeds_is_promised_to_reach_what_a_sample_cannot() -> None:
-    assert statistics.seeds_to_attain(0.05, 500) == 15
-    assert statistics.seeds_to_attain(0.05, 501) is None
-    assert statistics.seeds_to_find(1.0, 1.0, 0.05, 0.8, 501) is None
 
 
 def test_infinite_scores_rank_below_all_others() -> None:

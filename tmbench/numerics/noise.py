@@ -63,6 +63,7 @@ def random_walk(walkers: int) -> dict[str, Any]:
     """Without curvature: Var(W_n - W_0) beside SGD's, and the variance of a step beside that of SGD's."""
     steps = WALK[-1]
     numbers: dict[str, Any] = {}
+    sgd: list[float] = []
     for key in ("euler", "tm", "tm_0.4", "tm_third", "tm_0.2"):
         random = torch.Generator().manual_seed(0)
         w_N = torch.zeros(walkers, dtype=torch.float64, requires_grad=True)
@@ -78,14 +79,12 @@ def random_walk(walkers: int) -> dict[str, Any]:
                 gain += (w_N.detach() - before_N).square().mean().item() / (steps - steps // 2)
         h = impulse(METHODS[key], steps)
         cumulative = np.cumsum(np.cumsum(h) ** 2)
+        sgd = spread if key == "euler" else sgd
         numbers[key] = {
-            "measured": spread, "theory": [float(cumulative[n - 1]) for n in WALK], "gain": gain,
-            "gain_theory": float((h**2).sum()),
+            "measured": [x / s for x, s in zip(spread, sgd, strict=True)],
+            "theory": [float(cumulative[n - 1]) / n for n in WALK], "gain": gain, "gain_theory": float((h**2).sum()),
         }  # fmt: skip
-    sgd = numbers.pop("euler")["measured"]
-    for of_method in numbers.values():
-        of_method["measured"] = [x / s for x, s in zip(of_method["measured"], sgd, strict=True)]
-        of_method["theory"] = [x / n for x, n in zip(of_method["theory"], WALK, strict=True)]
+    del numbers["euler"]
     return {"n": WALK, **numbers}
 
 

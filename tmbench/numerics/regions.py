@@ -82,10 +82,8 @@ def _with(key: str, beta: float) -> Method:
 
 
 def table(numbers: dict[str, Any]) -> str:
-    rows = [
-        [f"{MOMENTUM[key].label}: measured (theory)", *measured_and_theory(limits["measured"], limits["theory"])]
-        for key, limits in numbers["momentum"].items()
-    ]
+    rows = [[f"{MOMENTUM[key].label}: measured (theory)", *measured_and_theory(limits["measured"], limits["theory"])]
+            for key, limits in numbers["momentum"].items()]  # fmt: skip
     return markdown(["largest lr * curvature at momentum", *(f"{beta:g}" for beta in BETAS)], rows)
 
 

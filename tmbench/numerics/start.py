@@ -62,10 +62,8 @@ def table(numbers: dict[str, Any]) -> str:
     steps = (0, 1, 2, 3, 4, 5, 6, 8, 10, 20)
     paths = {"gradient flow": numbers["flow"], **{CASES[case][0]: path for case, path in numbers["paths"].items()}}
     rows = [[label, *(f"{weights[k]:.4f}" for k in steps)] for label, weights in paths.items()]
-    off = [
-        [label, *(f"{100 * numbers['switch'][f'{history} {q}']['worst']:.3f} %" for q in SWITCH_Q)]
-        for history, (label, _) in HISTORIES.items()
-    ]
+    off = [[label, *(f"{100 * numbers['switch'][f'{history} {q}']['worst']:.3f} %" for q in SWITCH_Q)]
+           for history, (label, _) in HISTORIES.items()]  # fmt: skip
     return "\n\n".join([
         markdown([f"weight at q = {numbers['q']}, after steps", *map(str, steps)], rows),
         markdown(["farthest from the flow after a switch", *(f"q = {q}" for q in SWITCH_Q)], off),

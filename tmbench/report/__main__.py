@@ -63,11 +63,7 @@ def runs_of(settings: Values, words: list[str]) -> "Runs":
 
 
 def do(settings: Values, words: list[str]) -> int:
-    """Writes the report, or says how many seeds a difference needs.
-
-    Raises:
-        ConfigError: a setting does not fit the runs, or there are none.
-    """
+    """Writes the report, or says how many seeds a difference needs."""
     for metric, value in settings["margin"].items():
         Setting("a number > 0", "").checked(f"margin.{metric}", value)
     from ..runs import show

@@ -81,11 +81,9 @@ def _comparison_notes(report: Report) -> list[str]:
         f"{statistics.LEAST_TO_EQUATE} seeds on which not both diverged, and where these show no spread.",
     ]
     if seeds := [c.difference.n for c in comparisons if c.verdict == "equivalent"]:
-        notes.append(
-            f"equivalent is about the scores that were seen. After {min(seeds)} seeds without a divergence, up to "
-            f"{1 - level ** (1 / min(seeds)):.0%} of a method's runs may still diverge (at {100 * (1 - level):g} % "
-            "confidence)."
-        )
+        words = f"equivalent is about the scores that were seen. After {min(seeds)} seeds without a divergence, up to "
+        words += f"{1 - level ** (1 / min(seeds)):.0%} of a method's runs may still diverge"
+        notes.append(f"{words} (at {100 * (1 - level):g} % confidence).")
     if any(math.isnan(c.difference.mean) for c in comparisons):
         notes.append("There is no difference where a run diverged without a baseline: p is that of the signed ranks.")
     return notes
@@ -109,8 +107,7 @@ def _ranking_tables(report: Report) -> list[Table]:
         ]
         if unit == "seed":
             notes.append("These are seeds of one problem: the ranks say nothing about other problems.")
-        columns = ["method", "mean rank", f"without any one {unit}"]
-        title = f"Ranks on {ranking.kind} data (1 is best)"
+        columns, title = ["method", "mean rank", f"without any one {unit}"], f"Ranks on {ranking.kind} data (1 is best)"
         tables.append(Table(file_name("ranks", ranking.kind), title, columns, rows, notes))
     return tables
 

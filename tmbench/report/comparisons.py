@@ -154,8 +154,7 @@ def _verdict(problem: Problem, difference: Difference, level: float) -> str:
         return "undecided: no spread between seeds"
     has_no_size = math.isnan(difference.mean)
     # Signed ranks may point the other way than the mean.
-    agrees = has_no_size or np.sign(difference.mean) == difference.direction
-    if difference.p_holm <= level and agrees:
+    if difference.p_holm <= level and (has_no_size or np.sign(difference.mean) == difference.direction):
         direction = "better" if problem.sign * difference.direction > 0 else "worse"
         if has_no_size:
             return f"{direction}, by ranks"
@@ -195,11 +194,9 @@ def _without_size(comparison: Comparison) -> str:
     """Where a run diverged and there is no baseline."""
     method, reference, verdict = comparison.method.label, comparison.reference.label, comparison.verdict
     result = "undecided" if verdict == "undecided" else f"{method} is {verdict}"
-    return (
-        f"{method} and {reference} {_where(comparison)}: with {count(comparison.difference.n, 'seed')}, "
-        f"{_diverged(comparison)} diverged. Without a baseline these rank below every completed run, and the "
-        f"difference has no size. By signed ranks ({_p_holm(comparison)}): {result}."
-    )
+    words = f"{method} and {reference} {_where(comparison)}: with {count(comparison.difference.n, 'seed')}, "
+    words += f"{_diverged(comparison)} diverged. Without a baseline these rank below every completed run, and the "
+    return f"{words}difference has no size. By signed ranks ({_p_holm(comparison)}): {result}."
 
 
 def _with_size(comparison: Comparison, settings: Settings, comparisons: int, diverged_as: float) -> str:

@@ -97,8 +97,6 @@ def _of_problem(report: Report, problem: Problem) -> list[str]:
     if n := len(lost.filter(pl.col("status") == "completed")):
         notes.append(f"{n} completed runs have no finite {problem.metric} and count as diverged.")
     if lost["value"].is_infinite().any():
-        notes.append(
-            f"{len(lost)} runs diverged, and there is no baseline that they could count as: they rank below every "
-            "completed run, and there is no mean or difference of them."
-        )
+        words = f"{len(lost)} runs diverged, and there is no baseline that they could count as: they rank below every"
+        notes.append(f"{words} completed run, and there is no mean or difference of them.")
     return notes

@@ -162,11 +162,7 @@ def _number(values: dict[str, Any], key: str) -> float | None:
 
 
 def _with_counts(runs: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
-    """The table with the column `counts`: whether a run is the newest of its method and seed; others are no evidence.
-
-    Args:
-        notes: gets a word on the others.
-    """
+    """The table with the column `counts`: whether a run is the newest of its method and seed; others repeat it."""
     newest = (
         runs.sort(pl.col("status").is_in(FINAL), "started", "run", descending=True, nulls_last=True)
         .group_by("method", "seed", maintain_order=True).first()
@@ -175,10 +171,8 @@ def _with_counts(runs: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
     others = runs.filter(~pl.col("counts"))
     if len(others):
         names = ", ".join(others["folder"].head(3).to_list()) + (", ..." if len(others) > 3 else "")
-        notes.append(
-            f"{len(others)} runs repeat the method and seed of another and are no further evidence; the newest counts, "
-            f"not {names}."
-        )
+        words = f"{len(others)} runs repeat the method and seed of another and are no further evidence"
+        notes.append(f"{words}; the newest counts, not {names}.")
     return runs
 
 
