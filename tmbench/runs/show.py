@@ -115,7 +115,7 @@ def _table(runs: list[Run], runs_dir: Path, width: int) -> Table:
     is_wide = width >= WIDE
     rows = [row(run) for run in runs]
     names = [name for name in COLUMNS if is_wide or name not in ONLY_WIDE]
-    values = {name: {row[name] for row in rows if row[name]} for name in ("data", "metric")}
+    values = {name: {facts[name] for facts in rows if facts[name]} for name in ("data", "metric")}
     common = [name for name, several in values.items() if len(several) <= 1]
     title = " ".join([str(runs_dir), *(f"{name}={value}" for name in common for value in values[name])])
     look = {"box": box.HEAVY_HEAD} if is_wide else {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
@@ -127,8 +127,8 @@ def _table(runs: list[Run], runs_dir: Path, width: int) -> Table:
     if is_wide:
         table.add_column("settings")
     ids = [run.folder.name for run in runs] if is_wide else _short_ids([run.folder.name for run in runs])
-    for name, row, words in zip(ids, rows, map(escape, _settings_words(runs)), strict=True):
-        cells = [row[column] for column in columns]
+    for name, facts, words in zip(ids, rows, map(escape, _settings_words(runs)), strict=True):
+        cells = [facts[column] for column in columns]
         table.add_row(*([name, *cells, words] if is_wide else [f"{name}\n  {words}" if words else name, *cells]))
     return table
 

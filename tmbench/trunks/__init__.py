@@ -30,6 +30,7 @@ from filelock import FileLock, Timeout
 
 from ..config.identity import before_switch, digest, effective_switch, identity
 from ..config.machine import cpu_model, gpu_names
+from ..config.table import conf_dir
 from ..errors import DataError
 from ..files import digest_of, flush, link, read_sealed, write_sealed
 from ..result import versions
@@ -64,8 +65,8 @@ def state_to_start_from(folder: Path) -> Path | None:
 @cache
 def _source(*targets: str) -> str:
     """A digest of our own source and of the packages of these classes: changed code trains its own trunks."""
-    files: set[Path] = set()
-    for target in ("tmbench.trunks.Trunk", "tmbench.tasks.voc.VOC", *targets):  # all of tmbench, and of its tasks
+    files = set((conf_dir().parent / "tasks").rglob("*.py"))
+    for target in ("tmbench.trunks.Trunk", *targets):  # all of tmbench, beside its tasks
         module = target.rpartition(".")[0]
         spec = find_spec(module.rpartition(".")[0] or module)
         if spec and spec.origin:
