@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from .. import __version__
+from ..config.settle import flat
 from ..config.table import METHOD, PROBLEM, kind_of
 from .contents import Drawing, Report
 from .formats import are_numbers, finite, is_number, markdown, markdown_text, number, score, table_content
@@ -64,7 +65,7 @@ def _details(report: Report) -> dict[str, Any]:
     """What the page shows of a run on a click: its command and configuration; the latter once a method."""
     configs = {}
     for method in report.runs.methods:
-        shown = {key: value for key, value in method.config.items() if kind_of(key) in (METHOD, PROBLEM)}
+        shown = {key: value for key, value in flat(method.config).items() if kind_of(key) in (METHOD, PROBLEM)}
         configs[method.index] = yaml.dump(shown, sort_keys=False, Dumper=yaml.CSafeDumper)
     keys = ("command", "folder", "hardware", "versions", "git_commit", "started", "error", "steps", "parameters",
             "peak_memory_bytes", "from_trunk", "diverged_epoch")  # fmt: skip
