@@ -19,6 +19,7 @@ from tmbench.result import Result
 from tmbench.run import run
 from tmbench.sweeps.plan import JobComposer
 
+os.environ.pop("COLUMNS", None)  # of pytest-xdist's workers; tables would be as narrow as that
 REAL_DATA = Path(os.environ.get("TMBENCH_DATA", "data"))
 
 Compose = Callable[..., DictConfig]
