@@ -52,6 +52,18 @@ def test_one_run_ends_in_a_short_table(tmp_path: Path) -> None:
     assert "Warning" not in done.stderr
 
 
+def test_a_known_run_is_shown_from_its_folder_without_torch(do: Run) -> None:
+    _, folder = do("task=tc", "optimizer=tmsgd", "epochs=1", "batch_size=80")
+    code = (
+        "import sys\nfrom tmbench.__main__ import main\n"
+        "try:\n    main()\nexcept SystemExit as done:\n    print('status', done.code, 'torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, "run", str(folder)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "completed before (shown, not repeated" in shown
+    assert shown.splitlines()[-1] == "status 0 False"
+
+
 def test_help_names_every_choice() -> None:
     shown = tmbench("--help")
     assert shown.returncode == 0

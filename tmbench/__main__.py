@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from .errors import ConfigError
-from .verbs import ERROR, INTERRUPTED, USAGE, did_you_mean, explain, leave
+from .verbs import ERROR, INTERRUPTED, USAGE, did_you_mean, explain, guarded, leave
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -39,7 +39,7 @@ def job(cfg: "DictConfig") -> float | None:
         raise ConfigError(f"{key}: expected {expected}")
     words = [*search_path(about.runtime.config_sources), *about.overrides.task]
     if not by_a_sweeper:
-        if code := report(lambda: run(cfg, command(words), words=words)):
+        if code := guarded(lambda: report(run(cfg, command(words), words=words))):
             raise SystemExit(code)
         return None
     result, folder, how = run(cfg, command(words), words=words)

@@ -130,7 +130,6 @@ def finished(
         notes: of the training; those that follow from its numbers are added.
         measured: the other fields of the result, as they are.
     """
-    newest = {key: value for row in rows for key, value in row.items()}  # a metric's may be of an earlier epoch
     seconds, trained = measured["seconds"], len(rows)
     effective = effective_switch(cfg)
     if effective is None and switched_at is not None:
@@ -141,7 +140,10 @@ def finished(
         optimizer=cfg["optimizer"]["name"],
         seed=cfg["seed"],
         protocol=cfg["protocol"]["name"],
-        metrics={"last": {key: value for key, value in newest.items() if "/" in key}, "best": measured.pop("best")},
+        metrics={
+            "last": {key: value for key, value in newest(rows).items() if "/" in key},
+            "best": measured.pop("best"),
+        },
         epochs={"asked": cfg["epochs"], "trained": trained, "from_trunk": from_trunk},
         steps=trained * steps_an_epoch,
         examples_per_second=trained * examples_an_epoch / seconds if seconds else 0.0,
@@ -165,6 +167,11 @@ def finished(
     if evaluated and (divergence or evaluated[-1] < trained):
         result.notes.append(f"the last metrics are those after epoch {evaluated[-1]}")
     return result
+
+
+def newest(rows: list[dict[str, float]]) -> dict[str, float]:
+    """The last value of everything in the rows of curves; that of a metric may be from an earlier epoch."""
+    return {name: value for row in rows for name, value in row.items()}
 
 
 @cache

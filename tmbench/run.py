@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from .plan import Plan, planned
 from .result import FINAL, Result, epochs_done
 from .training import ranks
 from .trunks import FETCHED
-from .verbs import ERROR, EXPECTED, Verb, explain, leave
+from .verbs import INTERRUPTED, Verb, leave
 
 Outcome = tuple[Result, Path, str]  # a run's result, its folder, and how it came: `new`, `resumed` or `shown`
 
@@ -137,17 +137,13 @@ def _train_as_rank(plan: Plan) -> Result:
     return train(plan)
 
 
-def report(do: Callable[[], Outcome]) -> int:
-    """Does one run and prints what came of it; returns the exit code."""
+def report(outcome: Outcome) -> int:
+    """Prints what came of one run; returns the exit status."""
     from .runs import show
 
-    try:
-        result, folder, how = do()
-    except EXPECTED as error:
-        print(explain(error), file=sys.stderr)
-        return ERROR
+    result, folder, how = outcome
     show.one(result, folder, how, show.console())
-    return 130 if result.status == "interrupted" else 0
+    return INTERRUPTED if result.status == "interrupted" else 0
 
 
 def _saved_run(settings: dict[str, Any], words: list[str]) -> int:
@@ -165,7 +161,7 @@ def _saved_run(settings: dict[str, Any], words: list[str]) -> int:
 
     if "TORCHELASTIC_RUN_ID" in os.environ:  # a rank: the process that started it prints the result
         return ranks.as_rank(again_and_run)
-    return report(again_and_run)
+    return report(again_and_run())
 
 
 main = Verb(

@@ -134,8 +134,10 @@ def _sorted_changes(saved: Settings, changes: list[str]) -> tuple[Settings, list
 
 def _why_outdated(saved: Settings, folder: Path) -> str:
     """Why this version cannot run a saved configuration as it is; empty if it can."""
-    schema = _result(folder).get("schema_version", SCHEMA)
-    if schema != SCHEMA:
+    schema = _result(folder).get("schema_version")
+    if schema == SCHEMA:  # so its classes are here; looking for them would import torch
+        return ""
+    if schema is not None:
         return f"saved by another version (schema {schema}, this one has {SCHEMA})"
     for key, value in flat(saved).items():
         if (key.endswith("_target_") or key == "task.data") and str(value).startswith("tmbench."):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from omegaconf import OmegaConf
+from pydantic import TypeAdapter
 
 from ..config.overrides import of_the_run
 from ..config.settle import Settings
@@ -113,8 +114,6 @@ def _save(path: Path, content: JobOrder | JobRecord) -> Path:
 
 def _loaded(of: type[T], path: Path) -> T:
     """The file's content, checked; OSError or ValueError if it cannot be had."""
-    from pydantic import TypeAdapter  # not at the top: `tmbench --help` has no use for it
-
     return TypeAdapter(of).validate_python(json.loads(path.read_bytes()))
 
 

@@ -8,10 +8,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -45,6 +47,17 @@ def python_path() -> str:
     return os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
 
 
+@contextmanager
+def stop_signals_to(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """SIGINT and SIGTERM call this handler meanwhile."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
 def train(plan: Plan, reservation: Reservation | None) -> Result:
     """Trains a planned run with one process a device; this one watches them, and passes on a request to stop.
 
@@ -53,13 +66,9 @@ def train(plan: Plan, reservation: Reservation | None) -> Result:
     """
     (plan.folder / "result.json").unlink(missing_ok=True)  # an earlier attempt's
     ranks = Ranks(plan.folder, plan.cfg.trainer.devices)
-    before = {number: signal.signal(number, ranks.request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with stop_signals_to(ranks.request_stop):
         ranks.start([sys.executable, "-m", "tmbench.run", str(plan.config_file)], plan.command)
         wrong = ranks.wait(lambda: _report_progress(plan, reservation))
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     result = Result.load(plan.folder)
     if result and (wrong is None or ranks.stop_requested):
         shutil.rmtree(ranks.logs, ignore_errors=True)

@@ -122,10 +122,6 @@ class Record(Callback):
         for left in (arriving, checkpoints / checkpoint.WRITING):
             left.unlink(missing_ok=True)
 
-    def newest(self) -> dict[str, float]:
-        """The last value of everything in the rows; that of a metric may be from an earlier epoch."""
-        return {name: value for row in self.rows for name, value in row.items()}
-
     def write_curves(self) -> None:
         text = io.StringIO()
         names = dict.fromkeys(name for row in self.rows for name in row)  # some rows may lack the metrics

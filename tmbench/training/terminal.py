@@ -9,7 +9,7 @@ from pytorch_lightning import Callback, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ..result import shown
+from ..result import newest, shown
 from .module import Stopped
 from .record import Record
 
@@ -39,7 +39,7 @@ class Bar(Callback):
         self._update(advance=1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        row, key = self.record.newest(), pl_module.headline
+        row, key = newest(self.record.rows), pl_module.headline
         score = f"  {key} {shown(row[key], key)}" if key in row else ""
         self._update(news=f"loss {shown(row.get('train/loss'), 'train/loss')}{score}")
 

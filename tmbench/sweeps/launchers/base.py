@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -26,7 +26,7 @@ from ...config.settle import Settings
 from ...config.table import keys
 from ...errors import ConfigError, DataError
 from ...result import epochs_done, shown
-from ...training.ranks import python_path
+from ...training.ranks import python_path, stop_signals_to
 from ...verbs import ERROR, INTERRUPTED
 from ..job import STOPPING, SWEEP, JobOrder, JobRecord, is_current, record_of, sweep_id
 from ..plan import Job, orders_of
@@ -89,20 +89,11 @@ class Launcher:
         console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         console.print(f"{len(jobs)} jobs, threads of each: {self.threads()}; their output: {folder}/job-*.log")
         was_stopped = False
-        with self._stopped_by_signals(), JobsAtWork(files, console) as at_work:
+        with stop_signals_to(lambda *_: self.stop()), JobsAtWork(files, console) as at_work:
             for file, status in self.run(list(files), gpus):
                 was_stopped |= at_work.end(file, status, self.stops_requested > 0)
         if was_stopped:
             raise KeyboardInterrupt
-
-    @contextmanager
-    def _stopped_by_signals(self) -> Iterator[None]:
-        before = {number: signal.signal(number, lambda *_: self.stop()) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def stop(self) -> None:
         """Asks all jobs to stop where they can go on later; the second time, at once. For a signal handler."""
