@@ -40,7 +40,8 @@ def tmbench(*words: str, cwd: Path | str = ".") -> subprocess.CompletedProcess[s
     out, err, status = StringIO(), StringIO(), None
     with (
         redirect_stdout(out), redirect_stderr(err), chdir(cwd), mock.patch.dict(os.environ),
-        mock.patch.object(sys, "argv", ["tmbench", *words]), mock.patch.object(Figure, "savefig", draw_nothing),
+        mock.patch.object(sys, "argv", ["tmbench", *words]), mock.patch.object(sys, "path", [*sys.path]),
+        mock.patch.object(Figure, "savefig", draw_nothing),
     ):  # fmt: skip
         try:
             main()

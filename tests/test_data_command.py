@@ -272,11 +272,12 @@ def test_prepare_writes_beside_the_runs_and_says_where(do: Do, tmp_path: Path) -
     assert tree(tmp_path / "data") == before
 
 
-def test_a_person_s_own_class_is_taken_by_its_path(do: Do, tmp_path: Path) -> None:
+def test_a_person_s_own_class_is_taken_by_its_path(do: Do, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (conf_dir().parent / "CONTRIBUTING.md").read_text()
     code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[1]
     imports = "import numpy as np\nimport torch\nfrom tmbench.data import Dataset, missing\n"
     (tmp_path / "blobs_of_mine.py").write_text(imports + code)
+    monkeypatch.syspath_prepend(tmp_path)  # as `tmbench` and python -m do with the folder that they are called in
     assert do("tiny blobs_of_mine.BlobData out=data")[0] == 0
     code, told = do("verify blobs_of_mine.BlobData")
     assert (code, "of nothing published" in told) == (0, True)

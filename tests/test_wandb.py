@@ -24,6 +24,7 @@ def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.draws
 @pytest.mark.parametrize("task", choices("task"))
 def test_offline_file_of_every_task_holds_config_curves_headline_and_images(task: str, do: Run) -> None:
     result, folder = do(f"task={task}", "epochs=2", "logger=wandb", "logger.group=some-sweep")

@@ -80,6 +80,8 @@ def _names_saved_run(word: str, after_run: bool) -> bool:
 
 def main() -> None:
     """Does what the command line says, and exits: 0 if all is well (a diverged run is a result), 1, 2 or 130."""
+    if "" not in sys.path and (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)  # for a person's own classes; python -m does it, the script `tmbench` does not
     words = sys.argv[1:]
     if is_run := words[:1] == ["run"]:
         del words[0]

@@ -74,13 +74,10 @@ def _readers(task: str) -> list[type[Dataset]]:
 
 def _class(path: str) -> type[Dataset]:
     module, _, name = path.rpartition(".")
-    sys.path.insert(0, os.getcwd())
     try:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{path}: no such class ({error})") from None
-    finally:
-        sys.path.pop(0)
     if not (isinstance(cls, type) and issubclass(cls, Dataset)):
         raise ConfigError(f"{path}: expected a tmbench.data.Dataset, got {cls!r}")
     return cls
