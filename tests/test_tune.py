@@ -32,11 +32,10 @@ from tmbench.tune import plan as plan_module
 from tmbench.tune import study as study_module
 from tmbench.tune.__main__ import main
 from tmbench.tune.plan import Plan, plan_of
-from tmbench.tune.records import Outcome, Trial
-from tmbench.tune.sampling import next_point
 from tmbench.tune.space import all_of, space_of, values_of
 from tmbench.tune.study import study
 from tmbench.tune.summary import interval, summary
+from tmbench.tune.trials import Outcome, Trial, next_point
 
 
 @cache
@@ -87,7 +86,7 @@ def test_shares_of_the_run_become_whole_epochs_inside_it() -> None:
     ("optimizer", "own", "message"),
     [
         ("sgd", {"lrr": [1, 2]}, r"space=mine, lrr of sgd: there is no such setting; did you mean lr\?"),
-        ("sgd", {"optimizer.momentun": [0.9]}, "did you mean momentum"),
+        ("sgd", {"optimizer.momentun": [0.9]}, "did you mean optimizer.momentum"),
         ("sgd", {"seed": [1, 2]}, "seed of sgd: expected something to tune"),
         ("sgd", {"trainer.accumulate": [1, 2]}, "expected something to tune"),
         ("sgd", {"switch_epoch": [1, 2]}, "this optimizer does not read it"),

@@ -19,8 +19,7 @@ MANIFEST = ".sha256"  # of a sealed folder: a line `sha256  name` for each of it
 def write(path: Path, text: str, durable: bool = True) -> None:
     """Writes a whole file, or leaves the old one: never half of it.
 
-    Args:
-        durable: wait for the disk; a file that is only a note of what is elsewhere may do without.
+    It waits for the disk if `durable`; a file that is only a note of what is elsewhere may do without.
     """
     handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
@@ -60,23 +59,20 @@ def flush(path: Path) -> None:
 
 def write_sealed(path: Path, facts: dict[str, Any]) -> None:
     """Writes facts as JSON with a digest of their own, `sha256`; see read_sealed. Raises ValueError for a NaN."""
-    body = json.dumps(facts, indent=2, allow_nan=False)
-    write(path, json.dumps({"sha256": digest_of_text(body), "facts": facts}, indent=2, allow_nan=False) + "\n")
+    write(path, _sealed(facts))
+
+
+def _sealed(facts: dict[str, Any]) -> str:
+    digest = digest_of_text(json.dumps(facts, indent=2, allow_nan=False))
+    return json.dumps({"sha256": digest, "facts": facts}, indent=2, allow_nan=False) + "\n"
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """The facts that write_sealed wrote.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        DataError: it is not what was written.
-    """
+    """The facts that write_sealed wrote; DataError if the file is not what was written."""
     text = path.read_bytes()
     try:
-        content = json.loads(text)
-        facts: dict[str, Any] = content["facts"]
-        written = json.dumps({"sha256": digest_of_text(json.dumps(facts, indent=2)), "facts": facts}, indent=2) + "\n"
-        if text == written.encode():  # byte for byte, so that no damage is too small
+        facts: dict[str, Any] = json.loads(text)["facts"]
+        if text == _sealed(facts).encode():  # byte for byte, so that no damage is too small
             return facts
         what = "its content does not match its sha256"
     except (ValueError, KeyError, TypeError) as error:
@@ -90,11 +86,9 @@ def sealed_text(text: str) -> str:
 
 
 def read_sealed_text(path: Path) -> str:
-    """What sealed_text was given. A file without such a line, as older versions wrote it, is taken as it is.
+    """What sealed_text was given; DataError if the file is empty, or not what was written.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        DataError: it is empty, or not what was written.
+    A file without such a line, as older versions wrote it, is taken as it is.
     """
     content = path.read_bytes()
     line, _, rest = content.partition(b"\n")
@@ -131,23 +125,16 @@ def seal(folder: Path) -> None:
 def damage(folder: Path) -> str | None:
     """What is no longer as it was when the folder was sealed; None if nothing. Every file is read."""
     try:
-        sealed, now = (folder / MANIFEST).read_bytes(), _manifest(folder)
+        texts = (folder / MANIFEST).read_bytes().decode(errors="replace"), _manifest(folder)
     except (OSError, DataError) as error:
         return f"it cannot be checked ({error})"
-    if sealed == now.encode():
-        return None
-    was, now_is = (
-        {name: digest for digest, _, name in (line.partition("  ") for line in text.split("\n") if line)}
-        for text in (sealed.decode(errors="replace"), now)
-    )
-    for name in sorted(was.keys() | now_is.keys()):
-        if name not in now_is:
-            return f"{name} is missing"
-        if name not in was:
-            return f"{name} is not one of its files"
-        if was[name] != now_is[name]:
-            return f"{name} has changed"
-    return f"{MANIFEST} has changed"
+    lines = ([line.partition("  ") for line in text.split("\n") if line] for text in texts)
+    was, now = ({name: digest for digest, _, name in each} for each in lines)
+    for name in sorted(was.keys() | now.keys()):
+        if was.get(name) != now.get(name):
+            how = "is missing" if name not in now else "has changed" if name in was else "is not one of its files"
+            return f"{name} {how}"
+    return None if texts[0] == texts[1] else f"{MANIFEST} has changed"
 
 
 def _manifest(folder: Path) -> str:
@@ -171,9 +158,7 @@ def digest_of(path: Path, kind: str = "sha256") -> str:
 def locked(folder: Path, wait: bool = True) -> Iterator[None]:
     """One process at a time in a folder, which is made if need be. A dead holder lets go.
 
-    Raises:
-        BlockingIOError: another process is at it, and we are not to wait.
-        OSError: the folder cannot be written to.
+    Raises BlockingIOError if another process is at it and we are not to wait, else OSError if it cannot be written to.
     """
     from filelock import FileLock, Timeout  # here, since it takes longer to import than most commands need
 

@@ -11,7 +11,6 @@ import sys
 import threading
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
 
 from omegaconf import OmegaConf
 from pydantic import TypeAdapter
@@ -29,8 +28,6 @@ SWEEP = "TMBENCH_SWEEP"  # in the environment of a sweep and of its jobs: the sw
 RECORD = "job-{:05d}.json"  # by the number of the job
 OWNER = "sweep.txt"  # holds the id of the sweep that has the folder
 STOPPING = "stopping"  # is there once jobs on other machines are to stop
-
-T = TypeVar("T")
 
 
 def sweep_id() -> str:
@@ -60,12 +57,11 @@ class JobOrder:
     environment: dict[str, str] = field(default_factory=dict)  # of that process, beside what it finds
 
     def save(self, folder: Path) -> Path:
-        """Writes the order into the sweep's folder, for the job's own process."""
         return _save(folder / f"launch-{self.number:05d}.json", self)
 
     @classmethod
     def load(cls, file: Path) -> "JobOrder":
-        return _loaded(cls, file)
+        return TypeAdapter(cls).validate_json(file.read_bytes())
 
 
 @dataclass(frozen=True)
@@ -86,19 +82,14 @@ class JobRecord:
             _save(folder / RECORD.format(self.number), self)
 
     def result(self) -> Result | None:
-        """The result of the job's run, if it has one; DataError if that is damaged."""
         return Result.load(Path(self.folder)) if self.folder else None
 
 
 def record_of(folder: Path, number: int) -> JobRecord | None:
-    """What was recorded of a job of this process's sweep; None if nothing was.
-
-    Raises:
-        DataError: a power cut left a damaged record.
-    """
+    """What was recorded of a job of this process's sweep; None if nothing was, DataError if a power cut damaged it."""
     path = folder / RECORD.format(number)
     try:
-        record = _loaded(JobRecord, path)
+        record = TypeAdapter(JobRecord).validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError):
@@ -112,22 +103,13 @@ def _save(path: Path, content: JobOrder | JobRecord) -> Path:
     return path
 
 
-def _loaded(of: type[T], path: Path) -> T:
-    """The file's content, checked; OSError or ValueError if it cannot be had."""
-    return TypeAdapter(of).validate_python(json.loads(path.read_bytes()))
-
-
 def command(words: list[str]) -> str:
     """What a person would type for the run that these words ask for."""
     return f"{PROGRAM} {shlex.join(of_the_run(words))}"
 
 
 def do_job(folder: Path, order: JobOrder) -> Result:
-    """Does one job of the sweep in `folder` and records there what came of it.
-
-    Raises:
-        Exception: whatever its run raises; it is recorded and printed by then.
-    """
+    """Does one job of the sweep in `folder` and records there what came of it; raises what its run raises, then."""
     words = [*order.search, *order.words]
     cfg = OmegaConf.create(order.cfg)
     if "group" in cfg.logger and cfg.logger.group is None:

@@ -1,16 +1,15 @@
 """The jobs of a sweep: their runs, which of them are done, what they share, how long they will take."""
 
-import contextlib
 import itertools
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.utils import get_class
@@ -23,8 +22,8 @@ from ..config.overrides import check_words, key_of
 from ..config.settle import Settings, flat, plain, settled
 from ..data import open_dataset
 from ..errors import ConfigError, DataError
-from ..files import read_sealed_text
 from ..result import FINAL, Result, epochs_done
+from ..runs import Run
 from ..trunks import Trunk, trunk_of
 from .job import JobOrder
 
@@ -57,11 +56,7 @@ class Job:
 
 
 def combinations(overrides: Iterable[Override]) -> list[list[str]]:
-    """Every combination of the listed values, as the words of one job each; the last list varies fastest.
-
-    Raises:
-        ConfigError: a word gives a range without steps.
-    """
+    """Every combination of the listed values, as the words of one job each; the last list varies fastest."""
     choices: dict[str, list[str]] = {}
     for override in overrides:
         key, word = override.get_key_element(), str(override.input_line)
@@ -76,10 +71,7 @@ class JobComposer:
     """Composes jobs. Hydra takes 0.06 s or more for one, so it composes one for each choice of files.
 
     The others are copies in which the plain values, such as those of seed=7 or optimizer.momentum=0.5, are set.
-
-    Args:
-        search: the word for a person's own YAML files, if they have any.
-        groups: the keys that choose a file.
+    `search` is the word for a person's own YAML files, if they have any; `groups` are the keys that choose a file.
     """
 
     def __init__(self, search: list[str], groups: Collection[str]) -> None:
@@ -88,11 +80,7 @@ class JobComposer:
         self._composed = cache(self._by_hydra)
 
     def __call__(self, words: list[str]) -> Settings:
-        """The job's configuration with its interpolations.
-
-        Raises:
-            HydraException: a word that is no setting.
-        """
+        """The job's configuration with its interpolations; HydraException for a word that is no setting."""
         overrides = {word: self._parsed(word) for word in words}
         values = {word: override for word, override in overrides.items() if self._is_plain(override)}
         cfg = dict(self._composed(tuple(word for word in words if word not in values)))
@@ -105,11 +93,9 @@ class JobComposer:
 
     def _is_plain(self, override: Override) -> bool:
         return (
-            override.type == OverrideType.CHANGE
-            and override.package is None
-            and override.key_or_group not in self._groups
-            and not isinstance(override.value(), (dict, list))
-        )
+            override.type == OverrideType.CHANGE and override.package is None
+            and override.key_or_group not in self._groups and not isinstance(override.value(), (dict, list))
+        )  # fmt: skip
 
     def _by_hydra(self, words: tuple[str, ...]) -> Settings:
         cfg = composed([*self.search, *words])
@@ -134,16 +120,16 @@ def _set(cfg: Settings, path: list[str], value: Any) -> bool:
 
 
 class RunFinder:
-    """Finds the run of each job; opens each data set once.
-
-    Args:
-        download: whether missing data may be fetched now.
-    """
+    """Finds the run of each job; opens each data set once."""
 
     def __init__(self, download: bool) -> None:
-        self.download = download
+        self.download = download  # whether missing data may be fetched now
         self._digests: dict[tuple[str, ...], str | None] = {}
         self._folders: set[Path] = set()
+
+    def find_all(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            self.find(job)
 
     def find(self, job: Job) -> None:
         """Fills in what is known of the job's run."""
@@ -165,7 +151,7 @@ class RunFinder:
         self._folders.add(job.folder)
         if job.cfg["force"]:
             return
-        with contextlib.suppress(DataError):  # a broken result.json: the job will say so
+        with suppress(DataError):  # a broken result.json: the job will say so
             result = Result.load(job.folder)
             if result and result.status in FINAL:
                 job.state, job.result = "known", result
@@ -260,9 +246,9 @@ class Duration:
 
 
 def measured_durations(jobs: list[Job]) -> dict[int, Duration]:
-    """By job number, how long a run took that is in the same folder, with the same task and batch on such a machine.
+    """By job number, how long a run took that is in the same folder, of the same task and batch, on such a machine.
 
-    That is the newest one with the job's optimizer, or else any; the jobs that none is like are left out.
+    It is the newest one with the job's optimizer, or else with any; a job that no run is like has none.
     """
     newest_first = cache(lambda runs: sorted(_results(runs), key=lambda result: result.started, reverse=True))
     found, keys = dict[str, Duration | None](), dict[int, str]()
@@ -279,22 +265,20 @@ def measured_durations(jobs: list[Job]) -> dict[int, Duration]:
 def _duration(runs: Path, result: Result, facts: Settings) -> Duration | None:
     """How long a run took; None if it is not known, or of other facts or on another machine."""
     epochs = result.epochs["trained"]
-    if not epochs or result.task != facts["task"]["name"]:
+    is_same_machine = cpu_model() in result.hardware or facts["trainer"]["accelerator"] == "cuda"
+    if not (epochs and is_same_machine and result.task == facts["task"]["name"]):
         return None
-    try:
-        cfg = yaml.safe_load(read_sealed_text(runs / result.run_id / "config.yaml"))
-        same_machine = cpu_model() in result.hardware or cfg["trainer"]["accelerator"] == "cuda"
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):  # damaged
-        return None
-    if not same_machine or any(cfg.get(key) != facts[key] for key in PER_EPOCH):
-        return None
-    # A run that was stopped has not drawn its figures.
-    overhead = result.overhead_seconds if result.status == "completed" else 0.0
-    return Duration((result.seconds + result.evaluation_seconds) / epochs, overhead, result.run_id)
+    with suppress(DataError):
+        cfg = Run(runs / result.run_id, result, result.status).config
+        if all(cfg.get(key) == facts[key] for key in PER_EPOCH):
+            # A run that was stopped has not drawn its figures.
+            overhead = result.overhead_seconds if result.status == "completed" else 0.0
+            return Duration((result.seconds + result.evaluation_seconds) / epochs, overhead, result.run_id)
+    return None
 
 
 def _results(runs: Path) -> Iterator[Result]:
     for path in runs.glob("*/result.json"):
-        with contextlib.suppress(DataError):
+        with suppress(DataError):
             if result := Result.load(path.parent):
                 yield result

@@ -1,5 +1,6 @@
 """The tables that a person sees at the end of a sweep, and before it."""
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,9 +26,8 @@ def print_results(outcomes: list[Outcome], console: Console) -> None:
     settings, varied, common = varied_settings([(record.words, record.arm) for record, _ in outcomes])
     results = [result for _, result in outcomes if result]
     profiles = " and ".join(sorted({result.profile for result in results})) or "no"
-    columns = ["status", "metric", "last", "best", "baseline", "switch", "seconds"]
-    if not any(result.baseline for result in results):
-        columns.remove("baseline")
+    baseline = ["baseline"] if any(result.baseline for result in results) else []
+    columns = ["status", "metric", "last", "best", *baseline, "switch", "seconds"]
     table = _table(f"{len(outcomes)} jobs: {common}   {profiles} data", varied, columns, ("status", "metric"))
     for (record, result), own in zip(outcomes, settings, strict=True):
         cells = {"status": "[red]failed[/red]"}
@@ -42,11 +42,7 @@ def print_results(outcomes: list[Outcome], console: Console) -> None:
 
 
 def varied_settings(jobs: list[tuple[list[str], str]]) -> tuple[list[dict[str, str]], list[str], str]:
-    """Each job's settings by their keys; the keys whose values differ; and the words that all jobs have in common.
-
-    Args:
-        jobs: the override words of each, and its study's arm.
-    """
+    """Of jobs, each (words, arm): the settings of each; the keys whose values differ; the words that all have."""
     # A word that takes a setting away, such as ~optimizer.momentum, has no value.
     settings = [
         {k: v for k, _, v in (w.partition("=") for w in words)} | ({"arm": arm} if arm else {}) for words, arm in jobs
@@ -59,7 +55,7 @@ def varied_settings(jobs: list[tuple[list[str], str]]) -> tuple[list[dict[str, s
 
 
 def print_plan(jobs: "list[Job]", durations: "dict[int, Duration]", console: Console) -> None:
-    """What a sweep would do, and about how long it would take: `durations` are those of like runs by job number."""
+    """What a sweep would do, and about how long it would take by the durations of like runs."""
     settings, varied, common = varied_settings([(job.overrides, job.arm) for job in jobs])
     table = _table(f"{len(jobs)} jobs: {common}", varied, ["run", "from trunk", "to train", "time"], ("run",))
     for job, own in zip(jobs, settings, strict=True):
@@ -81,8 +77,8 @@ def _print_sums(jobs: "list[Job]", durations: "dict[int, Duration]", console: Co
     due = [job for job in jobs if job.is_due]
     trained = sum(job.epochs_to_train for job in due)
     shared = sum(max(0, job.epochs_from_trunk - job.epochs_done) for job in due)
-    known, same = (sum(job.state == state for job in jobs) for state in ("known", "same"))
-    console.print(f"runs       {len(due)} to do, {known} known, {same} the same as another job's")
+    states = Counter(job.state for job in jobs)
+    console.print(f"runs       {len(due)} to do, {states['known']} known, {states['same']} the same as another job's")
     console.print(f"epochs     {trained} to train; {shared} more come from shared trunks")
     measured = [(job, found) for job in due if (found := durations.get(job.number))]
     if measured:

@@ -31,10 +31,8 @@ _FILES = re.compile(r"stopping|(job|launch)-\d{5,}\.(json|log)")  # that a sweep
 def check_options(hydra: HydraConf) -> None:
     """Raises ConfigError for options of Hydra with which a saved run could not be repeated."""
     if hydra.job.config_name != "config":
-        raise ConfigError(
-            "--config-name: not supported, since the saved run could not be repeated; give the settings as "
-            "key=value, or put them into a file of a group and say --config-dir DIR"
-        )
+        instead = "give the settings as key=value, or put them into a file of a group and say --config-dir DIR"
+        raise ConfigError(f"--config-name: not supported, since the saved run could not be repeated; {instead}")
 
 
 def sweep(jobs: list[list[str]], config: DictConfig) -> None:
@@ -44,18 +42,13 @@ def sweep(jobs: list[list[str]], config: DictConfig) -> None:
         jobs: the override words of each.
         config: as Hydra composes it for the whole command line, `hydra` included.
 
-    Raises:
-        ConfigError, HydraException: the sweep cannot be done; no job has begun.
-        SystemExit: a job failed, or the launcher did.
-        KeyboardInterrupt: the sweep was interrupted.
+    Raises ConfigError or HydraException before any job begins, SystemExit if a job or the launcher failed.
     """
     check_options(config.hydra)
     choices = config.hydra.runtime.choices
-    if choices["hydra/launcher"] != "basic":
-        raise ConfigError(
-            f"hydra/launcher: expected none for hydra/sweeper=tmbench, got {choices['hydra/launcher']}; "
-            "say launcher=local, slurm or ray"
-        )
+    if (given := choices["hydra/launcher"]) != "basic":
+        instead = "say launcher=local, slurm or ray"
+        raise ConfigError(f"hydra/launcher: expected none for hydra/sweeper=tmbench, got {given}; {instead}")
     composer = JobComposer(search_path(config.hydra.runtime.config_sources), set(choices))
     asked = [Job(number, words, composer(words), composer.search) for number, words in enumerate(jobs)]
     launcher = None
@@ -142,9 +135,8 @@ def _only_sweep_in(folder: Path) -> ExitStack:
     try:
         stack.enter_context(locked(folder, wait=False))
     except BlockingIOError:
-        raise ConfigError(
-            f"hydra.sweep.dir: another sweep is at work in {folder}; wait for its end, or say another folder"
-        ) from None
+        message = f"another sweep is at work in {folder}; wait for its end, or say another folder"
+        raise ConfigError(f"hydra.sweep.dir: {message}") from None
     except OSError as error:
         raise ConfigError(f"hydra.sweep.dir: expected a folder to write to, got {folder} ({error.strerror})") from None
     return stack
@@ -152,10 +144,8 @@ def _only_sweep_in(folder: Path) -> ExitStack:
 
 def _with_arms(jobs: list[Job], composer: JobComposer, download: bool) -> list[Job]:
     """The jobs and the arms of their studies, with what is known of their runs."""
-    finder = RunFinder(download)
-    for job in jobs:
-        finder.find(job)
-    found = list(jobs)
+    finder, found = RunFinder(download), list(jobs)
+    finder.find_all(jobs)
     for job in jobs:
         for arm, words in words_of_arms(job).items():
             control = Job(len(found), words, composer(words), job.search, f"{arm} (job {job.number})")

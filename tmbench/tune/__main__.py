@@ -10,9 +10,9 @@ from .plan import SETTINGS, plan_of
 def do(values: Settings, words: list[str]) -> int:
     """Does the study that the words ask for, and prints its result."""
     from ..runs.show import console
-    from .sampling import load_optuna
     from .study import study
     from .summary import show
+    from .trials import load_optuna
 
     load_optuna()
     plan = plan_of(values, words)
@@ -30,12 +30,9 @@ main = Verb(
     "tune",
     "Gives every optimizer the same number of trials on a validation split, then confirms the best setting of each\n"
     "with fresh seeds on the test split. All other words are settings of the runs.",
-    do,
-    SETTINGS,
-    takes="[KEY=VALUE ...]",
-    examples="tmbench tune task=tc optimizer=tmsgd,sgd trials=20 seeds=5\n"
+    do, SETTINGS, "[KEY=VALUE ...]", "tmbench tune task=tc optimizer=tmsgd,sgd trials=20 seeds=5\n"
     "tmbench tune task=tc optimizer=tmsgd,sgd space=switch sampler=grid trials=9   # the best of nine switch epochs",
-)
+)  # fmt: skip
 
 if __name__ == "__main__":
     leave(main())

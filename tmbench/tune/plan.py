@@ -26,14 +26,10 @@ SETTINGS = {
     "trials": Setting("a whole number >= 1", "trials of every optimizer", 20),
     "validation": Setting("a number between 0 and 1", "share of the training examples that judges the trials", 0.2),
     "seeds": Setting("a count or a list of seeds", "fresh seeds that confirm the choice: 5, or [11,12,13]", 5),
-    "sampler": Setting(
-        "one of tpe, qmc, grid",
-        "tpe learns from earlier trials; qmc is quasi-random; grid takes each point of a finite space", "tpe",
-    ),
-    "pruner": Setting(
-        "one of none, median",
-        "median ends trials behind the median of the earlier ones; unfair to a method that switches late", "none",
-    ),
+    "sampler": Setting("one of tpe, qmc, grid", "tpe learns from earlier trials; qmc is quasi-random; grid takes each "
+                       "point of a finite space", "tpe"),
+    "pruner": Setting("one of none, median", "median ends trials behind the median of the earlier ones; unfair to a "
+                      "method that switches late", "none"),
     "name": Setting("a word without slashes, or null", "of the study; null: of task, optimizers and data profile"),
     "space": Setting("a word", "a file of conf/space, which says what is tuned", "default"),
     "config_dir": CONFIG_DIR,
@@ -93,9 +89,6 @@ def plan_of(values: Settings, words: list[str]) -> Plan:
     Args:
         values: of SETTINGS.
         words: all others: Hydra's overrides of a run, or of the space; optimizer=a,b names the contenders.
-
-    Raises:
-        ConfigError, HydraException: something that is asked for is not possible.
     """
     name, seeds = values["name"], values["seeds"]
     if name is not None and ("/" in name or name in (".", "..")):
@@ -126,15 +119,12 @@ def _contender(words: list[str], values: Settings) -> Contender:
     raw = composed([*words, held_out, f"+space={values['space']}", *of_space])
     declared = raw.pop("space")
     cfg, space = settled(raw), space_of(declared, raw)
-    for key in map(key_of, words):
-        if key in space:
-            raise ConfigError(f"{key}: space={values['space']} tunes it; leave it out of the command")
+    if tuned := [key for key in map(key_of, words) if key in space]:
+        raise ConfigError(f"{tuned[0]}: space={values['space']} tunes it; leave it out of the command")
     if values["sampler"] == "grid":
         all_of(space)  # raises if the space has no end
     _, _, data_digest = open_dataset(OmegaConf.create(cfg), get_class(cfg["task"]["data"]))
     point = {key: spec["choices"][0] if "choices" in spec else spec["low"] for key, spec in space.items()}
     facts = identity(settled(with_values(raw, point)), data_digest)
     task: Any = get_class(cfg["task"]["_target_"])
-    return Contender(
-        cfg["optimizer"]["name"], words, raw, cfg, data_digest, space, facts, bool(task.higher_is_better)
-    )  # fmt: skip
+    return Contender(cfg["optimizer"]["name"], words, raw, cfg, data_digest, space, facts, task.higher_is_better)

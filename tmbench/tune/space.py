@@ -6,7 +6,7 @@ from itertools import product
 from typing import Any
 
 from ..config.identity import reads_switch
-from ..config.settle import Settings, plain, select, settled
+from ..config.settle import Settings, flat, plain, select, settled
 from ..config.table import NEVER
 from ..config.values import is_number, is_whole
 from ..errors import ConfigError
@@ -34,9 +34,6 @@ def space_of(declared: Settings, raw: Settings) -> Space:
     Args:
         declared: the content of a file of conf/space.
         raw: the configuration of the optimizer's runs, as composed.
-
-    Raises:
-        ConfigError: nothing is declared for the optimizer, or a declared value is not possible.
     """
     name, cfg = declared.get("name"), settled(raw)
     optimizer = cfg["optimizer"]["name"]
@@ -44,10 +41,9 @@ def space_of(declared: Settings, raw: Settings) -> Space:
         raise ConfigError(f"space={name}: expected common and optimizers, got {', '.join(sorted(unknown))}")
     optimizers = declared.get("optimizers") or {}
     if optimizer not in optimizers:
-        raise ConfigError(
-            f"space={name}: nothing is declared for optimizer={optimizer}, only for {', '.join(optimizers)}\n"
-            f"  add it under optimizers; {optimizer}: {{}} if the common part is all"
-        )
+        hint = f"add it under optimizers; {optimizer}: {{}} if the common part is all"
+        declared_for = f"nothing is declared for optimizer={optimizer}, only for {', '.join(optimizers)}"
+        raise ConfigError(f"space={name}: {declared_for}\n  {hint}")
     space = {}
     for key, values in ((declared.get("common") or {}) | (optimizers[optimizer] or {})).items():
         where = f"space={name}, {key} of {optimizer}"
@@ -79,11 +75,7 @@ def values_of(space: Space, params: Mapping[str, Any]) -> Settings:
 
 
 def all_of(space: Space) -> list[dict[str, Any]]:
-    """Every point of a space.
-
-    Raises:
-        ConfigError: the space is not finite.
-    """
+    """Every point of a space; ConfigError if it is not finite."""
     if endless := [key for key, spec in space.items() if isinstance(spec.get("low"), float)]:
         raise ConfigError(f"sampler=grid: expected choices or whole numbers, but {', '.join(endless)} is continuous")
     each = [range(len(s["choices"])) if "choices" in s else range(s["low"], s["high"] + 1) for s in space.values()]
@@ -91,12 +83,8 @@ def all_of(space: Space) -> list[dict[str, Any]]:
 
 
 def _check_key(key: str, where: str, raw: Settings, has_switch: bool) -> None:
-    node: Any = raw
-    for part in key.split("."):
-        names = list(node) if isinstance(node, dict) else []
-        if part not in names:
-            raise ConfigError(f"{where}: there is no such setting{did_you_mean(part, names)}")
-        node = node[part]
+    if key not in (known := flat(raw)):
+        raise ConfigError(f"{where}: there is no such setting{did_you_mean(key, known)}")
     if key not in TUNABLE and ("." not in key or key.split(".")[0] not in GROUPS):
         groups = ", ".join(f"{group}.*" for group in GROUPS)
         raise ConfigError(f"{where}: expected something to tune, one of {', '.join(TUNABLE)}, {groups}")

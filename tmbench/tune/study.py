@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -17,10 +18,9 @@ from ..run import run
 from ..sweeps.plan import Job, RunFinder, states_to_share
 from ..verbs import EXPECTED, explain
 from .plan import Contender, Plan
-from .records import Choice, Choices, Outcome, Trial, load
-from .sampling import is_behind, next_point
 from .space import all_of, values_of, with_values, words_of
 from .summary import device_seconds, result_of, score
+from .trials import Choice, Choices, Outcome, Trial, is_behind, load, next_point
 
 RUNGS = 4  # parts of a run, after each of which the pruner looks at it
 SHOWN = 8  # differences between two questions
@@ -29,10 +29,8 @@ SHOWN = 8  # differences between two questions
 def study(plan: Plan) -> Settings:
     """Does what is left to do of a study; returns the content of its result.json.
 
-    Raises:
-        ConfigError: the folder holds another study, a trial failed, or no trial of any optimizer has a value.
-        DataError: what the folder holds is damaged, or a run is not what is noted of it.
-        KeyboardInterrupt: it was interrupted.
+    Raises ConfigError if the folder holds another study, a trial failed or no trial has a value; DataError if what the
+    folder holds is damaged, or a run is not what is noted of it.
     """
     question = plan.question()
     with locked(plan.folder):
@@ -88,12 +86,7 @@ class Trials:
             self.noted = load(self.path, dict[str, list[Trial]], remedy)
 
     def complete(self, contender: Contender) -> None:
-        """Does the optimizer's trials that are not done yet, and compares all of them with their runs.
-
-        Raises:
-            ConfigError: a trial failed.
-            DataError: a run is not what is noted of it.
-        """
+        """Does the optimizer's trials that are not done yet, and compares all of them with their runs."""
         own, count = self.noted.setdefault(contender.name, []), self.plan.settings["trials"]
         if set(contender.space) == {"switch_epoch"} and len(own) < count:
             _request_shared_states(contender)
@@ -124,7 +117,7 @@ class Trials:
         trial = Trial(len(own), "", False, next_point(self.plan, contender, own))
         folder = contender.run_folder(self._settings(contender, trial))
         trial.run = folder.name
-        trial.known_before = trial.run in [other.run for other in own] or _finished(folder) is not None
+        trial.known_before = any(other.run == trial.run for other in own) or _finished(folder) is not None
         own.append(trial)
         self._save()
         return trial
@@ -144,9 +137,8 @@ class Trials:
 
     def _outcome(self, contender: Contender, trial: Trial) -> Outcome:
         """What comes of the trial's run; the pruner may end it after each part but the last."""
-        settings = self._settings(contender, trial)
+        settings, epochs = self._settings(contender, trial), contender.cfg["epochs"]
         done = epochs_done(contender.run_folder(settings))
-        epochs = contender.cfg["epochs"]
         ends = {-(-epochs * k // RUNGS) for k in range(1, RUNGS)} if self.plan.settings["pruner"] != "none" else set()
         for end in sorted(ends - {epochs}):
             if done >= end:
@@ -165,9 +157,8 @@ class Trials:
         seconds = result.seconds + result.evaluation_seconds
         if result.status not in FINAL:
             return Outcome("pruned", None, seconds, cost)
-        return Outcome(
-            "diverged" if result.status == "diverged" else "completed", score(result), seconds, cost, result.diverged_at
-        )  # fmt: skip
+        status: Any = result.status
+        return Outcome(status, score(result), seconds, cost, result.diverged_at)
 
     def _compare(self, contender: Contender, trial: Trial) -> None:
         """Compares a trial with its run, which is repeated if it is gone; DataError if they differ."""
@@ -197,9 +188,7 @@ def _request_shared_states(contender: Contender) -> None:
     """Lets trials that differ in their switch alone train what they share once, whatever their order."""
     points = [values_of(contender.space, point) for point in all_of(contender.space)]
     jobs = [Job(i, [], with_values(contender.raw, values)) for i, values in enumerate(points)]
-    finder = RunFinder(download=True)
-    for job in jobs:
-        finder.find(job)
+    RunFinder(download=True).find_all(jobs)
     for trunk, epoch, differences in states_to_share(jobs):
         trunk.request(epoch, differences)
 
@@ -221,20 +210,17 @@ def _best(contender: Contender, trials: list[Trial]) -> Choice | None:
     """The best trial of an optimizer, of equals the first; None if no trial has a value."""
     sign = 1 if contender.higher_is_better else -1
     candidates = [
-        Choice(trial.number, values_of(contender.space, trial.params), trial.outcome.value, trial.run)
-        for trial in trials
-        if trial.outcome and trial.outcome.value is not None
-    ]
+        Choice(t.number, values_of(contender.space, t.params), t.outcome.value, t.run)
+        for t in trials if t.outcome and t.outcome.value is not None
+    ]  # fmt: skip
     return max(candidates, key=lambda choice: sign * choice.value, default=None)
 
 
 def _frozen(plan: Plan, choices: dict[str, Choice | None]) -> Choices:
     """The choices, the time, and the confirming runs that another command has begun already."""
     if not any(choices.values()):
-        raise ConfigError(
-            f"{', '.join(choices)}: no trial reached a finite value, so there is nothing to choose; "
-            "expected a space with lower rates"
-        )
+        why = "no trial reached a finite value, so there is nothing to choose; expected a space with lower rates"
+        raise ConfigError(f"{', '.join(choices)}: {why}")
     chosen = [(contender, choice) for contender in plan.contenders if (choice := choices[contender.name])]
     folders = [contender.run_folder(_to_confirm(choice, s)) for contender, choice in chosen for s in plan.seeds]
     begun = [folder.name for folder in folders if epochs_done(folder) or _finished(folder)]

@@ -16,9 +16,8 @@ from ..report.statistics import RESOLUTION, has_spread, worth
 from ..result import BOUNDED, Result, shown, versions
 from ..runs.show import duration
 from .plan import Contender, Plan
-from .records import Choices, Outcome, Trial
-from .sampling import load_optuna
 from .space import values_of, words_of
+from .trials import Choices, Outcome, Trial, load_optuna
 
 SCHEMA = 3  # of a study's result.json
 LEVEL = 0.95  # of intervals
@@ -99,13 +98,13 @@ def _tried(contender: Contender, trials: list[Trial]) -> Settings:
 
 
 def _confirmation(contender: Contender, runs: list[Result], floor: float | None, limits: Limits) -> Settings:
-    told = [
+    told: list[Settings] = [
         {"seed": run.seed, "status": run.status, "value": score(run), "run": run.run_id, "command": run.command,
          "device_seconds": device_seconds(contender, run), "counts_as": _counts_as(run, floor)}
         for run in runs
     ]  # fmt: skip
-    about = summary([_counts_as(run, floor) for run in runs], limits)
-    return {**about, "diverged": sum(score(run) is None for run in runs), "runs": told}
+    about = summary([one["counts_as"] for one in told], limits)
+    return {**about, "diverged": sum(one["value"] is None for one in told), "runs": told}
 
 
 def _difference(first: list[Result], second: list[Result], floor: float | None, limits: Limits) -> Settings:
@@ -125,14 +124,12 @@ def _counts_as(run: Result, floor: float | None) -> float | None:
 
 
 def summary(values: list[float | None], limits: Limits, tolerances: list[float] | None = None) -> Settings:
-    """Mean, deviation and Student's interval of the mean.
+    """Mean, deviation and Student's interval of the mean; None without a spread, or if a run has no value.
 
     Args:
-        values: one for each seed; None for a run that diverged and has no value. Then there is no mean and no interval.
+        values: one for each seed; None for a run that diverged and has no value.
         limits: where the interval ends.
         tolerances: how far equal values may lie apart, one for each seed, see report.statistics; None: not at all.
-
-    One seed, or seeds without a spread, give no interval (None): they are no evidence.
     """
     known = [value for value in values if value is not None]
     all_known = len(known) == len(values) > 0
@@ -156,12 +153,9 @@ def show(result: Settings, console: Console) -> None:
         told = f"{shown(difference['mean'], metric)} ({interval(difference, metric)})".replace(" %", " points")
         console.print(f"{name}   {told}, paired by seed", highlight=False)
     if any(optimizer["confirmation"]["diverged"] for optimizer in result["optimizers"].values()):
-        floor = test["diverged_count_as"]
-        told = (
-            "they are worse than every completed run, by an unknown amount: no mean, no interval"
-            if floor is None
-            else f"they count as the worse of the baseline and the worst score, {shown(floor, metric)}"
-        )
+        told = "they are worse than every completed run, by an unknown amount: no mean, no interval"
+        if (floor := test["diverged_count_as"]) is not None:
+            told = f"they count as the worse of the baseline and the worst score, {shown(floor, metric)}"
         console.print(f"diverged   {told}", highlight=False)
     told = f"read only after the choice was frozen, {test['choice_frozen']}"
     if begun := len(test["runs_begun_before"]):

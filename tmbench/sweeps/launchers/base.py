@@ -10,12 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from ..job import STOPPING, SWEEP, JobOrder, JobRecord, is_current, record_of, s
 from ..plan import Job, orders_of
 from ..show import varied_settings
 
-CLASSES = {"local": "Local", "slurm": "Slurm", "ray": "Ray"}  # by launcher.name, which names the module as well
+NAMES = ("local", "slurm", "ray")  # of launchers, of their modules, and with a capital letter of their classes
 COMMAND = ["-m", "tmbench.sweeps.job"]
 LINES = 20  # of its output that a failed job shows
 ENDED_ELSEWHERE = 60.0  # seconds after which a job that Slurm told to end, and did not kill, goes on
@@ -40,14 +41,7 @@ Ended = tuple[Path, int | None]  # a job's file, and its exit status; None if th
 
 
 class Launcher:
-    """Where jobs run. A subclass starts them.
-
-    Args:
-        settings: of conf/launcher/<name>.yaml, which says what each must be.
-
-    Raises:
-        ConfigError: a setting is not what it must be, or a package is missing.
-    """
+    """Where jobs run; a subclass starts them. `settings` are those of conf/launcher/<name>.yaml, which are checked."""
 
     package = ""  # that must be installed; the extra is called like the launcher
     elsewhere = True  # whether jobs run on other machines
@@ -63,7 +57,6 @@ class Launcher:
             declared.checked(f"launcher.{key}", settings.get(key))
 
     def threads(self) -> int:
-        """How many each job has."""
         return int(self.settings[self.threads_setting])
 
     def run(self, files: list[Path], gpus: int) -> Iterator[Ended]:
@@ -73,9 +66,7 @@ class Launcher:
     def launch(self, folder: Path, jobs: list[Job]) -> None:
         """Does these jobs of the sweep in `folder`, and prints of each how it ended.
 
-        Raises:
-            ConfigError: they cannot be done so.
-            KeyboardInterrupt: some were stopped.
+        Raises ConfigError if they cannot be done so, and KeyboardInterrupt if some were stopped.
         """
         if any(job.cfg["trainer"]["num_nodes"] > 1 for job in jobs):
             raise ConfigError("launcher: each run is on one machine; start a run on several (num_nodes) by itself")
@@ -104,14 +95,8 @@ class Launcher:
 
 def different_trunks_first(jobs: list[Job]) -> list[Job]:
     """The jobs in an order that starts those of different trunks first: those of one wait for each other."""
-    earlier = Counter[Any]()  # jobs by their trunk
-
-    def place(job: Job) -> int:
-        trunk = job.trunk.folder if job.trunk else job.number
-        earlier[trunk] += 1
-        return earlier[trunk]
-
-    return sorted(jobs, key=place)  # stable
+    earlier = defaultdict[Any, Iterator[int]](count)  # jobs by their trunk
+    return sorted(jobs, key=lambda job: next(earlier[job.trunk.folder if job.trunk else job.number]))  # stable
 
 
 def start(file: Path, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
@@ -153,26 +138,23 @@ class RemoteJob:
 
 
 class JobsAtWork(Progress):
-    """On a terminal, a line for each job that has begun and not ended: how many of its epochs are done.
-
-    Args:
-        jobs: by the files of their orders.
-    """
+    """On a terminal, a line for each job that has begun and not ended: how many of its epochs are done."""
 
     def __init__(self, jobs: dict[Path, Job], console: Console) -> None:
-        self.jobs, self.lines = jobs, dict[Path, TaskID]()
-        settings, varied, _ = varied_settings([(job.overrides, job.arm) for job in jobs.values()])
-        self.names = {
-            file: f"job {job.number}  {' '.join(f'{key}={own.get(key)}' for key in varied)}"
-            for (file, job), own in zip(jobs.items(), settings, strict=True)
-        }
+        self.jobs, self.names, self.lines = (
+            jobs,
+            dict[Path, str](),
+            dict[Path, TaskID](),
+        )  # by the files of their orders
         super().__init__(
             TextColumn("{task.description}", markup=False), BarColumn(24),
             TextColumn("epoch {task.completed}/{task.total}"), TimeElapsedColumn(),
             console=console, refresh_per_second=1, transient=True, disable=not console.is_terminal,
         )  # fmt: skip
-        for file, job in jobs.items():
-            self.lines[file] = self.add_task(self.names[file], start=False, total=job.cfg["epochs"], visible=False)
+        settings, varied, _ = varied_settings([(job.overrides, job.arm) for job in jobs.values()])
+        for (file, job), own in zip(jobs.items(), settings, strict=True):
+            self.names[file] = name = f"job {job.number}  {' '.join(f'{key}={own.get(key)}' for key in varied)}"
+            self.lines[file] = self.add_task(name, start=False, total=job.cfg["epochs"], visible=False)
 
     def get_renderables(self) -> Iterable[Any]:
         for file, line in list(self.lines.items()):
@@ -184,11 +166,7 @@ class JobsAtWork(Progress):
         return super().get_renderables()
 
     def end(self, file: Path, status: int | None, stopping: bool) -> bool:
-        """Prints how a job ended, and records it where the job itself could not; returns whether it was stopped.
-
-        Args:
-            stopping: whether the sweep is being stopped.
-        """
+        """Prints how a job ended, and records it where the job itself could not; returns whether it was stopped."""
         self.remove_task(self.lines.pop(file))
         job, name = self.jobs[file], self.names[file]
         try:
@@ -212,8 +190,7 @@ class JobsAtWork(Progress):
             for line in output[-LINES:]:
                 self.console.print(f"  | {line}")
             return False
-        key = result.headline
-        score = shown(result.metrics["last"].get(key), key)
+        score = shown(result.metrics["last"].get(result.headline), result.headline)
         self.console.print(f"{name}: {result.status}, {result.metric} {score}")
         return result.status == "interrupted"
 
@@ -227,9 +204,6 @@ def launcher_of(jobs: list[Job]) -> Launcher | None:
     """What launches these jobs, which must all name the same launcher; None if they are done one after another.
 
     The threads of a job become this process's as well: the name of a trunk depends on their number.
-
-    Raises:
-        ConfigError: a setting of the launcher is not what it must be, or does not suit a job.
     """
     settings = jobs[0].raw["launcher"]
     name = settings["name"]
@@ -237,8 +211,8 @@ def launcher_of(jobs: list[Job]) -> Launcher | None:
         raise ConfigError("launcher: expected one for the whole sweep; a list is written in brackets: [0,1]")
     if name == "serial":
         return None
-    if name not in CLASSES:
-        raise ConfigError(f"launcher: expected one of serial, {', '.join(CLASSES)}, got {name!r}")
-    launcher: Launcher = getattr(import_module(f"tmbench.sweeps.launchers.{name}"), CLASSES[name])(settings)
+    if name not in NAMES:
+        raise ConfigError(f"launcher: expected one of serial, {', '.join(NAMES)}, got {name!r}")
+    launcher: Launcher = getattr(import_module(f"tmbench.sweeps.launchers.{name}"), name.capitalize())(settings)
     os.environ["OMP_NUM_THREADS"] = str(launcher.threads())
     return launcher

@@ -51,10 +51,8 @@ class Ray(Launcher):
         try:
             if found := re.fullmatch(r"(?:ray://)?([\w.-]+):(\d+)", address or ""):  # Ray itself would try for minutes
                 socket.create_connection((found[1], int(found[2])), timeout=10).close()
-            ray.init(
-                address, runtime_env=self.settings["runtime_env"] or None, log_to_driver=False,
-                logging_level=logging.WARNING,
-            )  # fmt: skip
+            environment = self.settings["runtime_env"] or None
+            ray.init(address, runtime_env=environment, log_to_driver=False, logging_level=logging.WARNING)
         except Exception as error:  # it has many
             where = "started here" if address is None else f"at {address}"
             raise ConfigError(f"launcher=ray: no Ray cluster {where}: {error}") from None

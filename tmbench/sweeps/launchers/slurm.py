@@ -58,11 +58,9 @@ class Slurm(Launcher):
         """Slurm's jobs as submitit has them, with the order of each."""
         import submitit
 
-        executor = submitit.AutoExecutor(
-            # A folder of this sweep alone: Slurm may give a job the number of an earlier one, whose result is old.
-            folder / "submitit" / sweep_id(), cluster=self.cluster,
-            slurm_max_num_timeout=self.settings["max_num_timeout"],
-        )  # fmt: skip
+        # A folder of this sweep alone: Slurm may give a job the number of an earlier one, whose result is old.
+        own, again = folder / "submitit" / sweep_id(), self.settings["max_num_timeout"]
+        executor = submitit.AutoExecutor(own, cluster=self.cluster, slurm_max_num_timeout=again)
         parameters = {
             key if key in SUBMITITS else f"slurm_{key}": value
             for key, value in self.settings.items()
