@@ -27,9 +27,8 @@ from tmbench.tasks.ig.sneakers import Sneakers
 from tmbench.tasks.od.boxes import VOCDetection
 from tmbench.tasks.seg.masks import VOCSegmentation
 from tmbench.tasks.tc.task import TC, LSTMClassifier
-from tmbench.training.evaluation import Evaluation, hold_out
-from tmbench.training.loader import TestLoader
-from tmbench.training.module import mean_losses
+from tmbench.training.loader import TestLoader, hold_out
+from tmbench.training.module import Evaluation, mean_losses
 
 TC_RUN = ["task=tc", "optimizer=sgd", *SHORT["tc"]]
 

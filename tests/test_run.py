@@ -24,8 +24,7 @@ from tmbench.run import run
 from tmbench.runs import show
 from tmbench.tasks.tc.task import TC
 from tmbench.training.module import Training
-from tmbench.training.terminal import StopOnSignal
-from tmbench.training.train import nondeterministic_operations
+from tmbench.training.train import StopOnSignal, nondeterministic_operations
 
 QUICK = ["task=tc", "epochs=1", "batch_size=80"]
 

@@ -12,8 +12,8 @@ from helpers import build, first_batch
 
 from tmbench.seeds import seed_all
 from tmbench.task import Task, mean
-from tmbench.training.evaluation import Evaluation
 from tmbench.training.loader import TestLoader
+from tmbench.training.module import Evaluation
 from tmbench.training.step import Gradient
 
 

@@ -34,8 +34,7 @@ from tmbench.run import run
 from tmbench.sweeps.plan import Job, RunFinder, forecast_epochs, states_to_share, words_of_arms
 from tmbench.task import Loss, Player, Task
 from tmbench.training.step import StepHistory
-from tmbench.trunks import Trunk, state_to_start_from, trunk_of
-from tmbench.trunks.store import remove_leftovers, shrink, size
+from tmbench.trunks import Trunk, remove_leftovers, shrink, size, state_to_start_from, trunk_of
 
 Sweep = Callable[..., dict[str, tuple[Result, Path]]]
 
@@ -323,9 +322,9 @@ def test_limit_removes_the_least_recently_used(tmp_path: Path) -> None:
         os.utime(trunk.folder / f"{epoch:05d}", (then, then))
     each = size(trunk.folder / "00001")
     trunk.fetch(2, tmp_path / "run")  # used now
-    assert shrink(trunk.store, 2 * each) == 2 * each
-    assert sorted(trunk.states()) == [2, 3]
-    assert shrink(trunk.store, 2 * each) == 0
+    for _ in range(2):
+        shrink(trunk.store, 2 * each)
+        assert sorted(trunk.states()) == [2, 3]
     Trunk(trunk.store, "u", 9, limit=each).publish(1, 0, lambda folder: (folder / "state.ckpt").write_text("new"))
     assert len(list(trunk.store.glob("*/0*"))) == 1
 

@@ -20,8 +20,7 @@ from tmbench.data import open_dataset
 from tmbench.errors import ConfigError
 from tmbench.seeds import seed_all
 from tmbench.task import Task
-from tmbench.training.evaluation import hold_out
-from tmbench.training.loader import held_out, part
+from tmbench.training.loader import held_out, hold_out, part
 
 # The files of a tiny set that hold its test split alone; none where one file holds all, or there is no such split.
 TEST_FILES = {

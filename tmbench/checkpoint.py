@@ -48,8 +48,7 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
 class _HashingFile:
     """Writes what torch.save gives it, in order, and hashes it.
 
-    torch turns what is raised meanwhile, by a full disk or a signal, into a RuntimeError about the position in the
-    file; `error` keeps it as it was.
+    torch turns what is raised meanwhile into a RuntimeError about the position in the file; `error` keeps it.
     """
 
     def __init__(self, file: BinaryIO) -> None:

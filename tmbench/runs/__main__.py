@@ -11,7 +11,7 @@ from pathlib import Path
 from ..config.values import Setting
 from ..errors import ConfigError, UsageError
 from ..files import locked
-from ..trunks.store import GIB, STORE, remove_leftovers, shrink, size
+from ..trunks import GIB, STORE, remove_leftovers, shrink, size
 from ..verbs import DATA_DIR, ERROR, JSON, RUNS_DIR, Values, Verb, leave, out_dir
 from . import REMOVING, find, show
 from .compare import compare

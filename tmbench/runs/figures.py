@@ -40,7 +40,7 @@ def restored(run: Run, data_dir: str | None = None) -> "Task":
     data, _, digest = open_dataset(cfg, data_class)
     if run.result and digest != run.result.data_digest:
         raise DataError(f"{data.root}: not what {run.folder.name} was trained on; name the folder with data_dir=DIR")
-    from ..training.evaluation import hold_out  # torch
+    from ..training.loader import hold_out  # torch
 
     task: Task = task_class(cfg.task, data)
     if cfg.get("validation"):

@@ -15,7 +15,7 @@ from ..config.settle import flat
 from ..config.table import BOOKKEEPING, kind_of
 from ..errors import DataError
 from ..result import Result, epochs_done, shown, versions
-from ..trunks.store import STORE, size
+from ..trunks import STORE, size
 from . import STATUSES, Run, distinguishing_words
 
 COLOURS = {"completed": "green", "diverged": "yellow", "running": "blue"}  # of a status; others are red

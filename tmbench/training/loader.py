@@ -1,7 +1,8 @@
 """Loaders: (seed, epoch) alone decides which examples make which batch, whatever the number of ranks and parts."""
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from functools import partial
+from itertools import islice, tee
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from ..errors import ConfigError
 from ..seeds import derive
+from ..task import Task
 
 Part = tuple[Any, bool]  # a batch, and whether it counts; if not, it stands in for a share that is empty
 Step = list[Part]  # what one optimizer step sees on one rank: one part, or `accumulate` of them
@@ -46,6 +48,25 @@ def part(examples: Any, index: np.ndarray) -> Any:
     if isinstance(examples, TensorDataset):
         return TensorDataset(*(t[torch.from_numpy(index)] for t in examples.tensors))
     return Subset(examples, index.tolist())
+
+
+def hold_out(task: Task, share: float) -> None:
+    """Makes a share of a task's training examples, the same in every run (see held_out), its `test` split.
+
+    What a constructor has learned of the training examples, such as a vocabulary, includes those that are held out.
+
+    Raises:
+        ConfigError: no example would be left to train on, or to evaluate; or the task refuses.
+    """
+    train, judged = task.examples("train"), task.as_evaluated()
+    last = train.tensors[-1] if isinstance(train, TensorDataset) else None
+    labels = last if last is not None and last.dim() == 1 and not last.is_floating_point() else None
+    held_N = held_out(len(train), share, labels, task.groups())
+    task.hold_out(held_N)
+    rest_N = np.setdiff1d(np.arange(len(train)), held_N, assume_unique=True)
+    splits = {"train": part(train, rest_N), "test": part(judged, held_N)}
+    task.examples = splits.__getitem__  # type: ignore[method-assign, assignment]
+    task.as_evaluated = partial(part, judged, rest_N)  # type: ignore[method-assign]
 
 
 class Seeded(Dataset[Any]):
@@ -124,29 +145,21 @@ class TrainLoader(Loader):
         shuffle = torch.Generator().manual_seed(derive("order", self.seed, epoch))
         # As an array, and cut as it is used: of millions of examples, a list would take gigabytes.
         order = torch.randperm(self.count, generator=shuffle).numpy()
-        parts = zip(self.gather(self._batches(order), epoch), self._counts(), strict=True)
+        indices, counts = tee(self._parts(order))
+        batches = self.gather((index for index, _ in indices), epoch)
+        parts = zip(batches, (is_share for _, is_share in counts), strict=True)
         steps = ([part, *islice(parts, self.accumulate - 1)] for part in parts)
         while block := list(islice(steps, self.steps_a_block)):
             yield block
 
-    def _batches(self, order: np.ndarray) -> Iterator[np.ndarray]:
-        """The examples of each part of each step."""
+    def _parts(self, order: np.ndarray) -> Iterator[tuple[np.ndarray, bool]]:
+        """This rank's parts of each step's batch, one for each accumulation step: the examples, and if they count."""
+        cuts = self.accumulate * self.world
         for first in range(0, self.count, self.batch_size):
             whole = order[first : first + self.batch_size]
-            for part in self._parts(len(whole)):
-                yield whole[part] if part.start < part.stop else whole[:1]
-
-    def _counts(self) -> Iterator[bool]:
-        """Whether each part is a share of its step's batch."""
-        for first in range(0, self.count, self.batch_size):
-            for part in self._parts(min(self.batch_size, self.count - first)):
-                yield part.start < part.stop
-
-    def _parts(self, size: int) -> list[slice]:
-        """This rank's slices of a batch of this size, one for each accumulation step."""
-        cuts = self.accumulate * self.world
-        edges = [size * k // cuts for k in range(cuts + 1)]
-        return [slice(edges[k], edges[k + 1]) for k in range(self.rank, cuts, self.world)]
+            for k in range(self.rank, cuts, self.world):
+                share = whole[len(whole) * k // cuts : len(whole) * (k + 1) // cuts]
+                yield (share, True) if len(share) else (whole[:1], False)
 
 
 class TestLoader(Loader):

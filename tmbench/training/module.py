@@ -1,7 +1,9 @@
 """Training a task: its optimizer steps, its evaluation, and what ends it early."""
 
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -9,15 +11,16 @@ import torch
 from omegaconf import DictConfig
 from pytorch_lightning import LightningModule
 from pytorch_lightning.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torchmetrics import Metric, MetricCollection
 
 from ..errors import ConfigError
 from ..seeds import seed_all
-from ..task import NotFinite, Player, Task
-from .evaluation import Evaluation, WeightAverage
+from ..task import NotFinite, Task
 from .loader import STEPS_A_BLOCK, Step
 from .step import Gradient, StepHistory
 
@@ -34,6 +37,70 @@ class Diverged(Exception):  # noqa: N818  (a result, not an error)
 
 class Stopped(BaseException):
     """A person or the scheduler asked the run to stop; its last epoch is on disk."""
+
+
+class Evaluation:
+    """One evaluation of a task after the other: `start`, `update` with each batch, then `values`."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self._not_finite: str | None = None  # the first prediction that was not finite
+
+    def start(self) -> None:
+        self._not_finite = None
+        for child in self.task.children():
+            if isinstance(child, (Metric, MetricCollection)):
+                child.reset()
+
+    def update(self, batch: Any) -> None:
+        try:
+            self.task.evaluate(batch)
+        except NotFinite as error:  # kept for `values`, since the other ranks would wait for this one
+            self._not_finite = self._not_finite or str(error)
+
+    def values(self, split: str | None = None) -> dict[str, float]:
+        """The metrics' values over all ranks, as `<split>/<key>`; of what is evaluated by default.
+
+        Raises:
+            NotFinite: a prediction or a value is not finite; on all ranks alike.
+        """
+        split = split or self.task.split
+        names = [self._not_finite]
+        if torch.distributed.is_initialized():
+            names *= torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(names, self._not_finite)
+        for name in filter(None, names):
+            raise NotFinite(f"{split}: the {name} are not finite")
+        values = {f"{split}/{key}": float(value) for key, value in self.task.metrics.compute().items()}
+        for key, value in values.items():
+            if not math.isfinite(value):
+                raise NotFinite(f"{key} is {value}")
+        return values
+
+
+class WeightAverage:
+    """Averages a module's parameters and batch norm's running statistics; `known`: so far, of a resumed run."""
+
+    def __init__(self, module: nn.Module, decay: float, known: list[Tensor]) -> None:
+        tensors = (*module.parameters(), *module.buffers())
+        self._live = [t.detach() for t in tensors if t.is_floating_point()]
+        self.tensors = [start.to(t.device, copy=True) for start, t in zip(known or self._live, self._live, strict=True)]
+        self._blend = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+
+    def update(self) -> None:
+        self._blend(self.tensors, self._live, 0)
+
+    def of(self, live: Tensor) -> Tensor:
+        """The average of one of the module's tensors."""
+        return next(mine for t, mine in zip(self._live, self.tensors, strict=True) if t.data_ptr() == live.data_ptr())
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Gives the module its average weights for a while."""
+        kept = [t.clone() for t in self._live]
+        torch._foreach_copy_(self._live, self.tensors)
+        yield
+        torch._foreach_copy_(self._live, kept)
 
 
 class Training(LightningModule):
@@ -82,14 +149,15 @@ class Training(LightningModule):
         Raises:
             ConfigError: it refuses its settings.
         """
+        optimizers = []
         try:
-            return [self._new_optimizer_of(player) for player in self.task.players().values()]
+            for player in self.task.players().values():
+                params: list[Any] = [p for p in player.module.parameters() if p.requires_grad]
+                groups = params if player.lr is None else [{"params": params, "lr": player.lr}]
+                optimizers.append(self.new_optimizer(groups))
         except (TypeError, ValueError) as error:
             raise ConfigError(f"optimizer={self.cfg.optimizer.name}: {error}") from error
-
-    def _new_optimizer_of(self, player: Player) -> Optimizer:
-        params = [p for p in player.module.parameters() if p.requires_grad]
-        return self.new_optimizer(params if player.lr is None else [{"params": params, "lr": player.lr}])
+        return optimizers
 
     def configure_optimizers(self) -> Any:
         optimizers, name = self.new_optimizers(), self.cfg.optimizer.name

@@ -22,18 +22,12 @@ def find(params: Iterable[Tensor], method: str, lr: float, weight_decay: float, 
     """
     import pytorch_optimizer
 
-    classes = {
-        name: value
-        for module in (pytorch_optimizer, torch.optim)  # torch's own win
-        for name, value in vars(module).items()
-        if inspect.isclass(value) and issubclass(value, Optimizer) and value is not Optimizer
-    }
+    known = {**vars(pytorch_optimizer), **vars(torch.optim)}  # torch's own win
+    classes = {k: v for k, v in known.items() if inspect.isclass(v) and issubclass(v, Optimizer) and v is not Optimizer}
     if method not in classes:
         near = difflib.get_close_matches(method, classes, 3, 0.4)
-        raise ValueError(
-            "optimizer.name: expected a class of torch.optim or pytorch_optimizer, "
-            f"like {', '.join(near or classes)}; got {method!r}"
-        )
+        expected = f"a class of torch.optim or pytorch_optimizer, like {', '.join(near or classes)}"
+        raise ValueError(f"optimizer.name: expected {expected}; got {method!r}")
     takes = inspect.signature(classes[method]).parameters
     common = {key: value for key, value in (("lr", lr), ("weight_decay", weight_decay)) if key in takes}
     return classes[method](params, **{**common, **options})

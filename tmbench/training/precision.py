@@ -1,7 +1,8 @@
 """Whether a device can train a task in mixed precision, tried on two examples before the first epoch."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ class PrecisionCheck(Callback):
         with _unchanged(task):
             watch = LayerWatch(task)
             try:
-                with watch.watching(), trainer.precision_plugin.train_step_context():
+                with watch, trainer.precision_plugin.train_step_context():
                     differentiate(task, batch)
             except RuntimeError as error:
                 differentiate(task, batch)  # if float32 fails, too, then this error is the one to tell
@@ -59,29 +60,22 @@ def differentiate(task: Any, batch: Any) -> None:
             torch.autograd.grad(total, params, allow_unused=True)
 
 
-class LayerWatch:
-    """Notes, while it is watching, which layer of a task is at work, and which matrix products gave float32."""
+class LayerWatch(ExitStack):
+    """Notes, until it is closed, which layer of a task is at work, and which matrix products gave float32."""
 
     def __init__(self, task: nn.Module) -> None:
+        super().__init__()
         self.at, self.float32 = "the loss", list[str]()
-        self._layers = {module: f"{name} ({type(module).__name__})" for name, module in task.named_modules()}
+        for key, module in task.named_modules():
+            if not list(module.children()):
+                name = f"{key} ({type(module).__name__})"
+                self.enter_context(module.register_forward_pre_hook(partial(self._begin, name)))
+                self.enter_context(module.register_forward_hook(partial(self._end, name)))
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        leaves = [module for module in self._layers if not list(module.children())]
-        handles = [module.register_forward_pre_hook(self._begin) for module in leaves]
-        handles += [module.register_forward_hook(self._end) for module in leaves]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def _begin(self, name: str, module: nn.Module, inputs: Any) -> None:
+        self.at = name
 
-    def _begin(self, module: nn.Module, inputs: Any) -> None:
-        self.at = self._layers[module]
-
-    def _end(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        name = self._layers[module]
+    def _end(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         self.at = f"what follows {name}"
         first = output if isinstance(output, Tensor) else output[0]
         if isinstance(module, PRODUCTS) and first.dtype == torch.float32 and name not in self.float32:
@@ -93,9 +87,8 @@ class LayerWatch:
 @contextmanager
 def _unchanged(task: nn.Module) -> Iterator[None]:
     """Puts back what a forward pass changes: batch norm's averages and other buffers, the random generators."""
-    buffers = list(task.buffers())
-    kept = [buffer.clone() for buffer in buffers]
-    with torch.random.fork_rng({b.device for b in buffers if b.is_cuda}):
+    kept = [(buffer, buffer.clone()) for buffer in task.buffers()]
+    with torch.random.fork_rng({b.device for b, _ in kept if b.is_cuda}):
         yield
-    for buffer, value in zip(buffers, kept, strict=True):
+    for buffer, value in kept:
         buffer.copy_(value)

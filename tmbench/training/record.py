@@ -1,4 +1,7 @@
-"""What a run leaves on disk: checkpoints and curves after every epoch, states for others, figures at the end."""
+"""What a run leaves on disk: checkpoints and curves after every epoch, states for others, figures at the end.
+
+And the line on the terminal that says meanwhile where it is.
+"""
 
 import csv
 import io
@@ -15,11 +18,14 @@ import matplotlib.pyplot as plt
 import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.trainer.states import TrainerFn
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .. import checkpoint
 from ..errors import DataError
 from ..figures import curves, save
 from ..files import land, link, write
+from ..result import newest, shown
 from ..task import Task
 from ..trunks import Reservation, Trunk
 from .module import Training, mean_losses
@@ -57,32 +63,27 @@ class Record(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._started = time.perf_counter()
-        self._trained: float | None = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.state.fn != TrainerFn.VALIDATING:
-            self._note_trained(pl_module)
-
-    def _note_trained(self, pl_module: Any) -> float:
-        if self._trained is None:
             if pl_module.device.type == "cuda":
                 torch.cuda.synchronize()
             self._trained = time.perf_counter()
-        return self._trained
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         epoch, task = trainer.current_epoch, pl_module.task
-        trained, now = self._note_trained(pl_module), time.perf_counter()
-        self.seconds += trained - self._started
-        self.evaluation_seconds += now - trained
+        if not pl_module.evaluates:
+            self.on_validation_start(trainer, pl_module)
+        now = time.perf_counter()
+        self.seconds += self._trained - self._started
+        self.evaluation_seconds += now - self._trained
         self.seconds_here += now - self._started
         metrics = pl_module.values() | pl_module.average_values if pl_module.evaluates else {}
         losses = mean_losses(pl_module.losses, list(task.players()), pl_module.measured)
         row: dict[str, float] = {"epoch": epoch, "step": (epoch + 1) * len(pl_module.losses), **pl_module.last_lrs()}
         row |= {"seconds": self.seconds, **losses, **metrics}
         self.rows.append(row)
-        headline = pl_module.headline
-        sign = 1 if task.higher_is_better else -1
+        headline, sign = pl_module.headline, 1 if task.higher_is_better else -1
         improved = bool(metrics) and (not self.best or sign * metrics[headline] > sign * self.best[headline])
         if improved:
             self.best = {key: value for key, value in row.items() if key == "epoch" or "/" in key}
@@ -175,6 +176,38 @@ def _become_best(source: Path) -> None:
     land(scratch, source.with_name("best.ckpt"))
 
 
+class Bar(Callback):
+    """One line that says where the run is: epoch, method, steps, loss and the last headline metric."""
+
+    def __init__(self, record: Record, switch_epoch: int | None, console: Console) -> None:
+        self.record, self.switch_epoch = record, switch_epoch
+        news = TextColumn("{task.fields[news]}")
+        left = TimeRemainingColumn(elapsed_when_finished=True)
+        self.progress = Progress(TextColumn("{task.description}"), BarColumn(24), left, news, console=console)
+        self.update = partial(self.progress.update, self.progress.add_task("", news=""))
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        blocks = int(trainer.num_training_batches)
+        self.update(total=blocks * trainer.max_epochs, completed=blocks * trainer.current_epoch)  # type: ignore[operator]
+        self.progress.start()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+        epoch = trainer.current_epoch
+        method = "" if self.switch_epoch is None or epoch < self.switch_epoch else "  switched"
+        self.update(description=f"epoch {epoch + 1}/{trainer.max_epochs}{method}")
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        self.update(advance=1)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        row, key = newest(self.record.rows), pl_module.headline
+        score = f"  {key} {shown(row[key], key)}" if key in row else ""
+        self.update(news=f"loss {shown(row.get('train/loss'), 'train/loss')}{score}")
+
+    def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        self.progress.stop()
+
+
 class PublishStates(Callback):
     """Publishes the run's states up to its switch that other runs of its trunk request; on rank 0.
 
@@ -213,16 +246,13 @@ class PublishStates(Callback):
         state = checkpoint.load(self.checkpoints / "last.ckpt")
         state["callbacks"]["Record"]["from_trunk"] = 0
         # In the form that all optimizers have before their switch.
-        states = [getattr(optimizer, "before_switch", optimizer.state_dict)() for optimizer in trainer.optimizers]
-        state["optimizer_states"] = states
+        state["optimizer_states"] = [getattr(o, "before_switch", o.state_dict)() for o in trainer.optimizers]
         if first is not None:
-            state["recorded_from"] = first
-            recorded = training.history.since(first)
+            state["recorded_from"], recorded = first, training.history.since(first)
             state["recorded"] = [[[(n, d.cpu()) for n, d in parameter] for parameter in each] for each in recorded]
         checkpoint.save(state, folder / "state.ckpt")
-        best = self.checkpoints / "best.ckpt"
-        if best.exists():
-            link(best, folder / "best.ckpt")
+        if (best := self.checkpoints / "best.ckpt").exists():
+            link(best, folder / best.name)
 
 
 def start_from(state: Path, folder: Path, training: Training, epoch: int) -> None:

@@ -1,11 +1,17 @@
-"""Training a planned run from its last checkpoint, or its start, to its end; the part of a run that needs torch."""
+"""Training a planned run, from its last checkpoint or its start to its end: what it needs is made as the plan says.
 
+The part of a run that needs torch.
+"""
+
+import inspect
 import json
 import logging
 import math
 import re
 import resource
+import signal
 import subprocess
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -13,24 +19,35 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
+from hydra.utils import get_class, instantiate
+from lightning_fabric.plugins import CheckpointIO
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
+from pytorch_lightning.strategies import DDPStrategy
 from rich.console import Console
+from torch.nn.parallel import DistributedDataParallel
 
-from ..config.identity import reads_switch
+from ..checkpoint import load, save
+from ..config.identity import reads_switch, world_size
 from ..config.machine import cpu_model
 from ..errors import ConfigError, DataError
 from ..files import digest_of, flush
 from ..plan import Plan
 from ..result import Result, finished
+from ..seeds import seed_all
+from ..task import Task
 from ..trunks import Reservation, state_to_start_from
-from .build import loaders_of, loggers_of, optimizer_of, schedule_of, task_of, trainer_of
+from .loader import TestLoader, TrainLoader, hold_out
 from .loggers import WandbMirror
 from .module import Diverged, Stopped, Training
 from .precision import PrecisionCheck
-from .record import PublishStates, Record, start_from
-from .terminal import Bar, StopOnSignal
+from .record import Bar, PublishStates, Record, start_from
 
 
 def train(plan: Plan, reservation: Reservation | None = None, until: int | None = None) -> Result:
@@ -69,8 +86,8 @@ def train(plan: Plan, reservation: Reservation | None = None, until: int | None 
 
 def _summary(result: Result) -> dict[str, Any]:
     """What W&B shows of a result beside its curves; all of it, for `tmbench report source=wandb`."""
-    more = {f"best/{key}": value for key, value in result.metrics["best"].items()}
-    more |= {f"baseline/{key}": value for key, value in result.baseline.items()}
+    others = {"best": result.metrics["best"], "baseline": result.baseline}
+    more = {f"{kind}/{key}": value for kind, values in others.items() for key, value in values.items()}
     facts = {"status": result.status, "profile": result.profile, "result": json.dumps(asdict(result))}
     return result.metrics["last"] | more | facts
 
@@ -84,13 +101,10 @@ class _Attempt:
         self.record, self.stop, self.precision = Record(folder, switch), StopOnSignal(until), PrecisionCheck()
         callbacks = [self.record, self.stop, self.precision]
         self.trainer = trainer_of(cfg, folder, callbacks, players=len(self.task.players()))
-        self.publisher = None
-        more: Any = self.trainer.callbacks  # type: ignore[attr-defined]
+        self.publisher = PublishStates(plan.trunk, reservation, folder) if plan.trunk else None
         if self.trainer.is_global_zero:
-            if plan.trunk:
-                self.publisher = PublishStates(plan.trunk, reservation, folder)
-                more.append(self.publisher)
-            more.append(Bar(self.record, switch, Console(stderr=True)))
+            more: Any = self.trainer.callbacks  # type: ignore[attr-defined]
+            more += [*filter(None, [self.publisher]), Bar(self.record, switch, Console(stderr=True))]
         self.train_loader, self.test_loader = loaders_of(plan, self.task, self.trainer)
         steps = self.train_loader.steps
         has_switch = reads_switch(cfg) and cfg.switch_epoch != "never"
@@ -136,19 +150,16 @@ class _Attempt:
                 task, root = self.plan.cfg.task.name, self.plan.data.root
                 raise DataError(f"{task}: expected examples in the {name} split of {root}, got none")
         if count < world:
-            raise ConfigError(
-                f"devices: expected at most {count} processes, one for each example of the {split} split, got {world}"
-            )
+            most = f"at most {count} processes, one for each example of the {split} split"
+            raise ConfigError(f"devices: expected {most}, got {world}")
 
     def _finite(self, baseline: dict[str, float]) -> dict[str, float]:
         """The constant predictor's metrics by their keys; DataError for one that the split does not allow."""
-        task, split = self.plan.cfg.task.name, self.task.split
-        for key, value in baseline.items():
+        task, found = self.plan.cfg.task.name, {f"{self.task.split}/{key}": v for key, v in baseline.items()}
+        for key, value in found.items():
             if not math.isfinite(value):
-                raise DataError(
-                    f"{task}: {split}/{key} of a constant prediction is {value}; the split does not measure it"
-                )
-        return {f"{split}/{key}": value for key, value in baseline.items()}
+                raise DataError(f"{task}: {key} of a constant prediction is {value}; the split does not measure it")
+        return found
 
     def result(self, **measured: Any) -> Result:
         """The result, whose remaining fields are `measured`."""
@@ -168,12 +179,127 @@ class _Attempt:
             split=task.split, metric=task.headline, higher_is_better=task.higher_is_better, baseline=self.baseline,
             best=record.best, seconds=record.seconds, evaluation_seconds=record.evaluation_seconds,
             parameters=sum(p.numel() for p in task.parameters() if p.requires_grad),
-            hardware=hardware(device, self.trainer.world_size), peak_memory_bytes=peak_memory(device),
             git_commit=git_commit(), curves_sha256=digest_of(curves) if has_curves else None,
             diverged_at={"epoch": diverged.epoch, "step": diverged.step} if diverged else None,
             error=f"{type(self.error).__name__}: {self.error}" if self.error else None,
-            **measured,
+            **_machine(device, self.trainer.world_size), **measured,
         )  # fmt: skip
+
+
+class StopOnSignal(Callback):
+    """SIGINT and SIGTERM ask the run to stop at the next look; a second SIGINT does not wait for it."""
+
+    def __init__(self, until: int | None = None) -> None:
+        self.requested, self.until = False, until
+        self._before: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        # Here, not before: Lightning puts in its own SIGTERM handler when fit starts, which would end the process.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._request)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.requested = self.requested or trainer.current_epoch + 1 == self.until
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise Stopped
+        self.requested = True
+
+    def restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def task_of(plan: Plan) -> Task:
+    """The run's task, with the initial weights of its seed."""
+    cfg = plan.cfg
+    seed_all("weights", cfg.seed)
+    task: Task = get_class(cfg.task._target_)(cfg.task, plan.data)
+    if cfg.validation:
+        hold_out(task, cfg.validation)
+    return task
+
+
+def loaders_of(plan: Plan, task: Task, trainer: Trainer) -> tuple[TrainLoader, TestLoader]:
+    """What a rank trains on, and what it evaluates."""
+    cfg = plan.cfg
+    common = {
+        "device": trainer.strategy.root_device, "rank": trainer.global_rank, "world": trainer.world_size,
+        "seed": cfg.seed, "num_workers": cfg.trainer.num_workers,
+    }  # fmt: skip
+    parts = {"accumulate": cfg.trainer.accumulate, "epoch": lambda: trainer.current_epoch}
+    train = TrainLoader(task.examples("train"), task.collate, cfg.batch_size, **parts, **common)
+    return train, TestLoader(task.examples("test"), task.collate, cfg.task.eval_batch_size, **common)
+
+
+def trainer_of(cfg: DictConfig, folder: Path, callbacks: list[Callback], players: int = 1) -> Trainer:
+    alone = world_size(cfg) == 1
+    # One player's loss does not reach the others' parameters, whose gradients nobody then waits for. Buffers are not
+    # taken from rank 0 at each batch: batch norm's running averages are averaged over the ranks after each epoch.
+    known = inspect.signature(DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # in older torch
+    settings: dict[str, Any] = {"find_unused_parameters": players > 1, buffers: False}
+    on_gpu = cfg.trainer.accelerator == "cuda"
+    precision = cfg.trainer.precision
+    with warnings.catch_warnings():
+        # A GPU that trainer=cpu leaves unused is what was asked for.
+        warnings.filterwarnings("ignore", message="GPU available but not used")
+        return Trainer(
+            accelerator=cfg.trainer.accelerator, devices=cfg.trainer.devices, num_nodes=cfg.trainer.num_nodes,
+            strategy="auto" if alone else DDPStrategy(**settings), default_root_dir=folder, callbacks=callbacks,
+            precision="32-true" if precision == "32" else precision, max_epochs=cfg.epochs,
+            deterministic="warn" if on_gpu else None,
+            log_every_n_steps=1,  # we log by epoch; this silences a warning
+            sync_batchnorm=on_gpu and not alone,  # torch has it for GPUs only
+            # A lone run inside a Slurm job is still alone.
+            plugins=[Checkpoints(), *([LightningEnvironment()] if alone else [])],
+            logger=False, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
+            num_sanity_val_steps=0, use_distributed_sampler=False,
+        )  # fmt: skip
+
+
+class Checkpoints(CheckpointIO):
+    """Lightning's checkpoints are ours. Its own way goes through TMPDIR, from where no rename lands a file."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        save(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
+        return load(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def optimizer_of(cfg: DictConfig, switch_step: int | None) -> "partial[Any]":
+    """What makes the run's optimizer of parameters."""
+    made: partial[Any] = _made(cfg.optimizer, **({"switch_step": switch_step} if reads_switch(cfg) else {}))
+    return made
+
+
+def schedule_of(cfg: DictConfig, steps_an_epoch: int) -> "partial[float] | None":
+    """The factor on the learning rate at each step of the run; None if it is always 1."""
+    if "_target_" not in cfg.schedule:
+        return None
+    return partial(_made(cfg.schedule), steps=cfg.epochs * steps_an_epoch, epoch=steps_an_epoch)
+
+
+def loggers_of(plan: Plan) -> list[Logger]:
+    """The loggers that the run was asked for, beside its own folder."""
+    cfg = plan.cfg
+    if "_target_" not in cfg.logger:
+        return []
+    tags = [cfg.task.name, cfg.optimizer.name, plan.profile]
+    config = OmegaConf.to_container(cfg)
+    return [_made(cfg.logger)(folder=plan.folder, config=config, run_id=plan.folder.name, tags=tags)]
+
+
+def _made(group: DictConfig, **more: Any) -> Any:
+    """What a group's YAML makes: its `_target_`, with its settings and more."""
+    settings: Any = OmegaConf.to_container(group)
+    return instantiate({k: v for k, v in (settings | more).items() if k not in ("name", "trunk")}, _convert_="all")
 
 
 @contextmanager
@@ -181,9 +307,8 @@ def nondeterministic_operations() -> Iterator[list[str]]:
     """Collects the operations that torch warns of, in place of printing the warnings."""
     operations: list[str] = []
     with warnings.catch_warnings():
-        # Lightning 2.6 with torch 2.15; nothing that a person could do about it.
+        # Lightning's, of torch 2.15; and on a cluster's machine, where a run alone is what was asked for.
         warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
-        # On a cluster's machine; a run alone is what was asked for.
         warnings.filterwarnings("ignore", message="The `srun` command is available")
         warnings.filterwarnings("always", message=".*does not have a deterministic implementation")
         show = warnings.showwarning
@@ -199,17 +324,14 @@ def nondeterministic_operations() -> Iterator[list[str]]:
         yield operations
 
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU, or of the process on a CPU."""
+def _machine(device: torch.device, world: int) -> dict[str, Any]:
+    """What the result says of the machine; the peak memory in bytes is the GPU's, or on a CPU the process's."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def hardware(device: torch.device, world: int) -> str:
-    if device.type == "cuda":
-        return f"{world} x {torch.cuda.get_device_name(device)}"
-    return f"{world} x {cpu_model()}, {torch.get_num_threads()} threads"
+        name, peak = torch.cuda.get_device_name(device), torch.cuda.max_memory_allocated(device)
+    else:
+        name = f"{cpu_model()}, {torch.get_num_threads()} threads"
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"hardware": f"{world} x {name}", "peak_memory_bytes": peak}
 
 
 def git_commit() -> str | None:

@@ -12,10 +12,10 @@ the lock falls with its holder, and what a state holds does not depend on who ma
 
 import hashlib
 import os
+import re
 import shutil
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,32 +24,34 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..config.identity import before_switch, digest, effective_switch, identity
-from ..config.machine import cpu_model, gpu_names
-from ..config.table import conf_dir
-from ..errors import DataError
-from ..files import digest_of, flush, link, read_sealed, write_sealed
-from ..result import versions
-from .store import GIB, STORE, remove, remove_leftovers_of, shrink
+from .config.identity import before_switch, digest, effective_switch, identity
+from .config.machine import cpu_model, gpu_names
+from .config.table import conf_dir
+from .errors import DataError
+from .files import digest_of, flush, link, read_sealed, write_sealed
+from .result import versions
 
+STORE = ".trunks"  # the folder of all trunks, under runs_dir
 FETCHED = ".trunk"  # under a run's folder
+STATES = "[0-9]" * 5  # the names of published states, in a trunk's folder
+GIB = 2**30
 PATIENCE = 60.0  # seconds without a sign of life after which others no longer wait for the holder of a lock
 
 
 def trunk_of(cfg: Mapping[Any, Any], data_digest: str) -> "Trunk | None":
     """The trunk of a settled configuration's run, used or not; None if it has none."""
-    before = before_switch(cfg)
-    if before is None:
+    if (before := before_switch(cfg)) is None:
         return None
     facts = identity(cfg, data_digest)
     facts.pop("switch_epoch", None)
     facts["optimizer"], differences = before
-    source = _source(cfg["task"]["_target_"], cfg["task"]["data"])
-    facts["made"] = {**versions(), "by": source, "on": _machine(cfg["trainer"]["accelerator"])}
+    by = _source(cfg["task"]["_target_"], cfg["task"]["data"])
+    facts["made"] = {**versions(), "by": by, "on": _machine(cfg["trainer"]["accelerator"])}
     switch = effective_switch(cfg)
     return Trunk(
         Path(cfg["runs_dir"]) / STORE, digest(facts), int(cfg["epochs"]) if switch is None else switch,
@@ -59,7 +61,7 @@ def trunk_of(cfg: Mapping[Any, Any], data_digest: str) -> "Trunk | None":
 
 def state_to_start_from(folder: Path) -> Path | None:
     """What `Trunk.fetch` put into the run's folder for it to start from."""
-    return next((folder / FETCHED).glob("[0-9]" * 5), None)
+    return next((folder / FETCHED).glob(STATES), None)
 
 
 @cache
@@ -133,8 +135,8 @@ class HolderWatch:
     """Watches a lock's holder from now on; its sign of life by our own clock, since the holder's may differ."""
 
     def __init__(self, lock: Path) -> None:
-        self.lock, self.last_touch, self.start = lock, 0, time.monotonic()
-        self.alive_at, self.announced = self.start, False
+        self.lock, self.last_touch, self.announced = lock, 0, False
+        self.start = self.alive_at = time.monotonic()
 
     def is_futile(self, end: int) -> bool:
         """Whether the holder has passed epoch `end`, whose state is not there, or seems to be frozen."""
@@ -187,7 +189,7 @@ class Trunk:
     def states(self) -> dict[int, int]:
         """The epochs whose states are published, with the number of differences that each holds."""
         known = {}
-        for path in self.folder.glob("[0-9]" * 5):
+        for path in self.folder.glob(STATES):
             try:
                 known[int(path.name)] = read_sealed(path / "about.json")["differences"]
             except (FileNotFoundError, DataError) as error:
@@ -205,9 +207,8 @@ class Trunk:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         mark = f".writing-{socket.gethostname()}-{os.getpid()}-"
-        scratch = Path(tempfile.mkdtemp(dir=self.folder, prefix=mark))
-        try:
-            write(scratch)
+        with TemporaryDirectory(dir=self.folder, prefix=mark, ignore_cleanup_errors=True) as name:
+            write(scratch := Path(name))
             files = {path.name: digest_of(path) for path in sorted(scratch.iterdir())}
             for name in files:
                 flush(scratch / name)
@@ -221,32 +222,28 @@ class Trunk:
             for path in self.folder.glob(f"{epoch:05d}.asked-*"):
                 if int(path.name.split(".asked-")[1]) <= differences:
                     path.unlink(missing_ok=True)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
         shrink(self.store, self.limit)
 
     def fetch(self, epoch: int, into: Path) -> bool:
         """Puts a state's files into `into`/00004, as links where that is possible; False if it is gone or damaged."""
         source = self.folder / f"{epoch:05d}"
         into.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=into, prefix="."))
         try:
-            files = read_sealed(source / "about.json")["files"]
-            for name in files:
-                link(source / name, scratch / name)
-            for name, digest_then in files.items():
-                if digest_of(scratch / name) != digest_then:
-                    raise DataError(f"{source / name}: damaged: its content does not match its sha256")
-            os.utime(source)  # used just now
-            scratch.rename(into / source.name)
+            with TemporaryDirectory(dir=into, prefix=".", ignore_cleanup_errors=True) as scratch:
+                files = read_sealed(source / "about.json")["files"]
+                for name in files:
+                    link(source / name, Path(scratch, name))
+                for name, digest_then in files.items():
+                    if digest_of(Path(scratch, name)) != digest_then:
+                        raise DataError(f"{source / name}: damaged: its content does not match its sha256")
+                os.utime(source)  # used just now
+                os.rename(scratch, into / source.name)
             return True
         except FileNotFoundError:
             return False
         except DataError as error:
             self._drop_damaged(source, error)
             return False
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
 
     @staticmethod
     def _drop_damaged(state: Path, error: Exception) -> None:
@@ -295,3 +292,52 @@ class Trunk:
             if usable and self.fetch(epoch, into):
                 return epoch
         return None
+
+
+def size(folder: Path) -> int:
+    """Bytes on disk under a folder, a file with several names counted once."""
+    seen = {}
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                about = os.lstat(os.path.join(root, name))
+                seen[about.st_dev, about.st_ino] = about.st_blocks * 512
+    return sum(seen.values())
+
+
+def shrink(store: Path, limit: float) -> None:
+    """Removes the least recently used states until the store is within `limit` bytes."""
+    states = [(path.stat().st_mtime_ns, path, size(path)) for path in store.glob(f"*/{STATES}") if path.exists()]
+    taken = sum(bytes_ for _, _, bytes_ in states)
+    for _, path, bytes_ in sorted(states):
+        if taken <= limit:
+            break
+        remove(path)
+        taken -= bytes_
+
+
+def remove_leftovers(store: Path) -> None:
+    """Removes what killed processes left half-done, and trunks without states."""
+    for trunk in store.glob("*"):
+        remove_leftovers_of(trunk)
+        # A day, so that nobody can be about to use it.
+        if not any(trunk.glob(STATES)) and time.time() - trunk.stat().st_mtime > 86_400:
+            shutil.rmtree(trunk, ignore_errors=True)
+
+
+def remove_leftovers_of(trunk: Path) -> None:
+    """Removes what killed processes left half-done in a trunk."""
+    for path in (*trunk.glob(".writing-*"), *trunk.glob(".gone-*")):
+        made = re.fullmatch(r"\.writing-(.+)-(\d+)-[^-]+", path.name)
+        living = made is not None and (made[1] != socket.gethostname() or Path(f"/proc/{made[2]}").exists())
+        with suppress(FileNotFoundError):  # another was first
+            if not living or time.time() - path.stat().st_mtime > 86_400:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def remove(state: Path) -> None:
+    """Takes a state away at once; who has begun to read it finds its files gone, or has its own links."""
+    gone = state.with_name(f".gone-{state.name}-{os.getpid()}-{time.monotonic_ns()}")
+    with suppress(OSError):
+        state.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
