@@ -384,14 +384,14 @@ def test_waiter_goes_on_when_the_holder_dies(tmp_path: Path, holder: Any) -> Non
     process.kill()
     with Trunk(tmp_path, "t", 4).reserve(0, tmp_path / "run") as reservation:
         assert reservation.start == 2
-        assert reservation.is_held
+        assert reservation.lock
 
 
 def test_waiter_does_not_wait_for_what_will_not_come(tmp_path: Path, holder: Any) -> None:
     holder(5)  # has passed 4 before anybody asked
     published(tmp_path, 3)
     with Trunk(tmp_path, "t", 4).reserve(0, tmp_path / "run") as reservation:
-        assert (reservation.start, reservation.is_held) == (3, False)
+        assert (reservation.start, reservation.lock) == (3, None)
 
 
 def test_frozen_holder_is_overtaken(
@@ -400,7 +400,7 @@ def test_frozen_holder_is_overtaken(
     monkeypatch.setattr(tmbench.trunks, "PATIENCE", 0.5)
     holder(1).send_signal(signal.SIGSTOP)
     with Trunk(tmp_path, "t", 4).reserve(0, tmp_path / "run") as reservation:
-        assert (reservation.start, reservation.is_held) == (None, False)
+        assert (reservation.start, reservation.lock) == (None, None)
     assert "no sign of life" in capsys.readouterr().err
 
 
@@ -411,7 +411,7 @@ def test_file_system_without_locks_costs_time_only(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("fcntl.flock", no_locks)
     published(tmp_path, 3)
     with Trunk(tmp_path, "t", 4).reserve(0, tmp_path / "run") as reservation:
-        assert (reservation.start, reservation.is_held) == (3, False)
+        assert (reservation.start, reservation.lock) == (3, None)
 
 
 @pytest.mark.slow

@@ -100,18 +100,14 @@ def _is_acquired(lock: FileLock) -> bool | None:
 class Reservation:
     """What a run got from its trunk: the epoch of the state that was fetched, and perhaps the lock.
 
-    The holder of the lock touches its file now and then, and writes into it how many epochs it has trained.
+    Its holder touches the lock's file now and then, and writes into it how many epochs it has trained.
     """
 
     def __init__(self, start: int | None, lock: FileLock | None = None) -> None:
-        self.start, self._lock = start, lock
+        self.start, self.lock = start, lock
         self._released = threading.Event()
-        if lock is not None:
+        if lock:
             threading.Thread(target=self._show_life, args=(Path(lock.lock_file),), daemon=True).start()
-
-    @property
-    def is_held(self) -> bool:
-        return self._lock is not None
 
     def _show_life(self, path: Path) -> None:
         while not self._released.wait(PATIENCE / 6):
@@ -120,15 +116,15 @@ class Reservation:
 
     def reached(self, epoch: int) -> None:
         """Tells those who wait that the requested states up to this epoch are published."""
-        if self._lock is not None:
-            Path(self._lock.lock_file).write_text(str(epoch))
+        if self.lock:
+            Path(self.lock.lock_file).write_text(str(epoch))
 
     def release(self) -> None:
         """Lets others train on: the run has come to its end of the trunk."""
         self._released.set()
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        if self.lock:
+            self.lock.release()
+            self.lock = None
 
 
 class HolderWatch:

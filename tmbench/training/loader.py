@@ -85,11 +85,7 @@ class Seeded(Dataset[Any]):
 class Loader:
     """Batches of a data set: a TensorDataset is kept on the device and cut there, others go through a DataLoader.
 
-    Args:
-        examples: a TensorDataset, or any map-style data set.
-        collate: makes a batch of a list of examples, for the latter.
-        device: where a TensorDataset is kept.
-        rank, world: this process takes its share of every batch.
+    Those are map-style, and `collate` makes a batch of their examples. Each rank takes its share of every batch.
     """
 
     def __init__(

@@ -20,14 +20,10 @@ def csv_logger(folder: Path, config: dict[str, Any], **about: Any) -> CSVLogger:
 
 
 class WandbMirror(Logger):
-    """Sends to W&B what the run folder holds, from a thread of its own.
+    """Sends to W&B what the run folder holds, from a thread of its own; W&B's own files go below that folder.
 
-    W&B may be slow, fail or hang; the run goes on, and waits for it `timeout` seconds at its end, no longer.
-
-    Args:
-        folder: the run's; W&B's own files go below it.
-        config, run_id, tags: what W&B shows of the run.
-        mode: online, offline or disabled; None is WANDB_MODE, else online with an account, else offline.
+    W&B may be slow, fail or hang; the run goes on, and waits for it `timeout` seconds at its end, no longer. A mode of
+    None is WANDB_MODE, else online with an account, else offline.
     """
 
     def __init__(

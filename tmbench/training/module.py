@@ -106,12 +106,12 @@ class WeightAverage:
 class Training(LightningModule):
     """Trains a task, as Lightning calls it. Its state is the task's, so that a checkpoint knows the task alone.
 
+    Every epoch starts from a random state derived from (seed, epoch, rank).
+
     Args:
-        cfg: settled. Every epoch starts from a random state derived from (seed, epoch, rank).
         new_optimizer: makes an optimizer of parameters; one for each of the task's players.
         steps: optimizer steps an epoch.
         factor: the schedule: step of the run -> factor on the learning rate.
-        stop_requested: whether the run is to stop now.
     """
 
     def __init__(
@@ -167,8 +167,7 @@ class Training(LightningModule):
                     raise ConfigError(f"{key}: optimizer={name} takes its gradient itself, unclipped")
             if self.trainer.world_size > 1:
                 raise ConfigError(f"devices: optimizer={name} runs on one, it takes its gradient itself")
-        factor = self.factor
-        return optimizers if factor is None else (optimizers, [LambdaLR(each, factor) for each in optimizers])
+        return optimizers, [LambdaLR(each, self.factor) for each in optimizers if self.factor]
 
     def on_fit_start(self) -> None:
         self.gradient.world, self.gradient.device = self.trainer.world_size, self.device
@@ -228,7 +227,7 @@ class Training(LightningModule):
 
     def _share_statistics(self) -> None:
         """Batch norm's running averages, of each rank's share of the batches, become those of all ranks."""
-        norms = (m for m in self.task.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats)
+        norms = (m for m in self.task.modules() if isinstance(m, BATCH_NORMS))
         statistics = [t for norm in norms for t in (norm.running_mean, norm.running_var) if t is not None]
         if self.average:
             statistics += [self.average.of(t) for t in statistics]
@@ -270,18 +269,16 @@ class Training(LightningModule):
         if self.trainer.state.fn == TrainerFn.FITTING:
             self._set_mode("eval")
             if self.average:
-                self.average_values = self._evaluate_average(self.average)
+                self._evaluate_average(self.average, self.trainer.val_dataloaders)
         self.evaluation.start()
 
-    def _evaluate_average(self, average: WeightAverage) -> dict[str, float]:
-        """The metrics of the weight average over what is evaluated, as `test_ema/<key>`."""
-        loader: Any = self.trainer.val_dataloaders
+    def _evaluate_average(self, average: WeightAverage, loader: Any) -> None:
         with average.in_place():
             self.evaluation.start()
             for batch in loader:
                 with self.trainer.precision_plugin.val_step_context():
                     self.evaluation.update(self.transfer_batch_to_device(batch, self.device, 0))
-        return self.values(f"{self.task.split}_ema")
+        self.average_values = self.values(f"{self.task.split}_ema")
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.evaluation.update(batch)
@@ -301,9 +298,8 @@ class Training(LightningModule):
 def mean_losses(losses: list[Tensor], players: list[str], measured: list[Any]) -> dict[str, float]:
     """The mean training loss over an epoch's steps, `train/loss`; of several players, their sum and each.
 
-    Args:
-        losses: of each step, shape (), or (player,) if there are several.
-        measured: of each player, how many steps had something to learn from; the others are left out. {} if all are.
+    Left out are steps with nothing to learn from: `measured` counts the others of each player. A step's losses have
+    shape (), or (player,) if there are several.
     """
     sums_P = torch.stack(losses).double().sum(0).view(-1)  # float32 may not hold the sum
     known = [(name, s, n) for name, s, n in zip(players, sums_P, measured, strict=True) if n]

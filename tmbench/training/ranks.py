@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -83,7 +83,7 @@ def train(plan: Plan, reservation: Reservation | None) -> Result:
 
 def _report_progress(plan: Plan, reservation: Reservation | None) -> None:
     """Tells others how far the ranks have come in the trunk, and releases it when they have left it."""
-    if not (plan.trunk and reservation and reservation.is_held):
+    if not (plan.trunk and reservation and reservation.lock):
         return
     done = epochs_done(plan.folder)
     reservation.reached(done - 1)  # the last of them may not be published yet
@@ -92,12 +92,9 @@ def _report_progress(plan: Plan, reservation: Reservation | None) -> None:
 
 
 def as_rank(do: Callable[[], object]) -> int:
-    """Does a rank's part of a run; returns the exit code.
-
-    On Linux it dies with the process that watches it, before the same run is started again.
-    """
+    """Does a rank's part of a run; returns the exit code. On Linux it dies with the process that watches it."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: before the same run is started again
     try:
         do()
     except Exception as error:
@@ -108,22 +105,19 @@ def as_rank(do: Callable[[], object]) -> int:
     return 0
 
 
-@dataclass
 class Ranks:
     """The processes of one run on this machine, from start to end.
 
     Rank 0 writes where this process does; the others to `<folder>/ranks/<rank>.log`, which goes when all is well.
     """
 
-    folder: Path
-    count: int
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    stop_requested: bool = False
+    def __init__(self, folder: Path, count: int) -> None:
+        self.logs, self.count, self.stop_requested = folder / "ranks", count, False
+        self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, arguments: list[str], command: str) -> None:
         """Starts them; `command` is what a person typed for the run."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
+        with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
         environment = {
             "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.count)), "TORCH_CPP_LOG_LEVEL": "ERROR",
@@ -137,13 +131,8 @@ class Ranks:
             variables = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             with (self.logs / f"{rank}.log").open("wb") as log:
                 out = None if rank == 0 else log
-                self.processes.append(
-                    subprocess.Popen(arguments, env=variables, start_new_session=True, stdout=out, stderr=out)
-                )
-
-    @property
-    def logs(self) -> Path:
-        return self.folder / "ranks"
+                process = subprocess.Popen(arguments, env=variables, start_new_session=True, stdout=out, stderr=out)
+            self.processes.append(process)
 
     def request_stop(self, number: int, frame: FrameType | None) -> None:
         """Asks the processes to stop after their step; a signal handler."""
@@ -175,12 +164,9 @@ class Ranks:
         if not failed:
             return None
         code, rank = (killed or failed)[0]
-        if code < 0:
-            how = f"was ended by {signal.Signals(-code).name}"
-        else:
-            how = f"failed with exit code {code}"
-            if rank > 0:
-                sys.stderr.write((self.logs / f"{rank}.log").read_text(errors="replace")[-5000:])
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
+        if code > 0 and rank > 0:
+            sys.stderr.write((self.logs / f"{rank}.log").read_text(errors="replace")[-5000:])
         return f"rank {rank} of {self.count} {how}; the same command goes on from the last checkpoint"
 
 

@@ -1,7 +1,4 @@
-"""What a run leaves on disk: checkpoints and curves after every epoch, states for others, figures at the end.
-
-And the line on the terminal that says meanwhile where it is.
-"""
+"""What a run leaves on disk after every epoch and at its end, and the line on the terminal that says where it is."""
 
 import csv
 import io
@@ -51,8 +48,7 @@ class Record(Callback):
         return {name: getattr(self, name) for name in STATE}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for name in STATE:
-            setattr(self, name, state_dict[name])
+        vars(self).update({name: state_dict[name] for name in STATE})
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._log(trainer, self.rows)  # of a resumed run: a logger starts from nothing

@@ -1,7 +1,4 @@
-"""Training a planned run, from its last checkpoint or its start to its end: what it needs is made as the plan says.
-
-The part of a run that needs torch.
-"""
+"""Training a planned run from its last checkpoint, or its start, to its end; the part of a run that needs torch."""
 
 import inspect
 import json
@@ -15,7 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -275,8 +272,8 @@ class Checkpoints(CheckpointIO):
 
 def optimizer_of(cfg: DictConfig, switch_step: int | None) -> "partial[Any]":
     """What makes the run's optimizer of parameters."""
-    made: partial[Any] = _made(cfg.optimizer, **({"switch_step": switch_step} if reads_switch(cfg) else {}))
-    return made
+    more = {"switch_step": switch_step} if reads_switch(cfg) else {}
+    return _made(cfg.optimizer, **more)
 
 
 def schedule_of(cfg: DictConfig, steps_an_epoch: int) -> "partial[float] | None":
@@ -339,10 +336,8 @@ def git_commit() -> str | None:
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
-    git = partial(subprocess.run, cwd=root, capture_output=True, text=True, timeout=10)
-    try:
-        commit = git(["git", "rev-parse", "HEAD"], check=True).stdout.strip()
-        changed = git(["git", "status", "--porcelain", "--untracked-files=no"], check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit + ("+" if changed else "")
+    git = partial(subprocess.check_output, cwd=root, stderr=subprocess.DEVNULL, text=True, timeout=10)
+    with suppress(OSError, subprocess.SubprocessError):
+        changed = git(["git", "status", "--porcelain", "--untracked-files=no"]).strip()
+        return git(["git", "rev-parse", "HEAD"]).strip() + ("+" if changed else "")
+    return None
