@@ -123,7 +123,7 @@ def test_a_weight_average_that_is_not_finite_ends_the_run_by_name(do: Run, monke
     def spoil(average: list[torch.Tensor], live: Any, steps: Any) -> None:
         average[0].fill_(torch.nan)
 
-    monkeypatch.setattr("tmbench.training.evaluation.get_ema_multi_avg_fn", lambda decay: spoil)
+    monkeypatch.setattr("tmbench.training.module.get_ema_multi_avg_fn", lambda decay: spoil)
     result, _ = do(*TC_RUN, "ema=0.9")
     assert result.status == "diverged"
     assert "diverged: test_ema: the logits are not finite after epoch 1" in result.notes
