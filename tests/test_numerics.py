@@ -349,7 +349,7 @@ class TestCommand:
         assert not (tmp_path / "out").exists()
         (tmp_path / "out").write_text("mine")
         assert main(["start", f"out={tmp_path / 'out'}"]) == 1
-        assert "out: expected a folder that can be made, got " in capsys.readouterr().err
+        assert "out: expected a folder to write to, got " in capsys.readouterr().err
         assert (tmp_path / "out").read_text() == "mine"
 
     def test_one_experiment_leaves_its_figure_its_numbers_and_its_table(

@@ -34,7 +34,7 @@ from tmbench.run import run
 from tmbench.sweeps.plan import Job, RunFinder, forecast_epochs, states_to_share, words_of_arms
 from tmbench.task import Loss, Player, Task
 from tmbench.training.step import StepHistory
-from tmbench.trunks import Trunk, remove_leftovers, shrink, size, state_to_start_from, trunk_of
+from tmbench.trunks import Trunk, leftovers, shrink, size, state_to_start_from, trunk_of
 
 Sweep = Callable[..., dict[str, tuple[Result, Path]]]
 
@@ -323,7 +323,7 @@ def test_limit_removes_the_least_recently_used(tmp_path: Path) -> None:
     each = size(trunk.folder / "00001")
     trunk.fetch(2, tmp_path / "run")  # used now
     for _ in range(2):
-        shrink(trunk.store, 2 * each)
+        assert shrink(trunk.store, 2 * each) == []
         assert sorted(trunk.states()) == [2, 3]
     Trunk(trunk.store, "u", 9, limit=each).publish(1, 0, lambda folder: (folder / "state.ckpt").write_text("new"))
     assert len(list(trunk.store.glob("*/0*"))) == 1
@@ -335,7 +335,8 @@ def test_leftovers_of_the_dead_are_swept_up_and_those_of_the_living_stay(tmp_pat
     dead.wait()
     for pid in (dead.pid, os.getpid()):
         (trunk.folder / f".writing-{socket.gethostname()}-{pid}-abc").mkdir()
-    remove_leftovers(tmp_path)
+    for path in leftovers(tmp_path):
+        path.rmdir()
     assert [path.name.split("-")[-2] for path in trunk.folder.glob(".writing-*")] == [str(os.getpid())]
     assert trunk.states() == {1: 0}
 

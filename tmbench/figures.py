@@ -6,6 +6,8 @@ import matplotlib
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from .files import naming
+
 DPI = 110
 
 
@@ -28,5 +30,6 @@ def curves(rows: list[dict[str, float]], headline: str, switch_epoch: int | None
 def save(figure: Figure, path: Path) -> None:
     """Writes a PNG and closes the figure."""
     # A layout engine has set the margins; "tight" would draw everything twice, which takes most of the time.
-    figure.savefig(path, dpi=DPI, bbox_inches=None if figure.get_layout_engine() else "tight")
+    with naming(path):
+        figure.savefig(path, dpi=DPI, bbox_inches=None if figure.get_layout_engine() else "tight")
     plt.close(figure)

@@ -1,17 +1,21 @@
 """Files that several processes use at once, that a kill or a power cut may hit, and that are checked when read back."""
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import DataError
+from .errors import ConfigError, DataError
 
 MANIFEST = ".sha256"  # of a sealed folder: a line `sha256  name` for each of its files
 
@@ -21,16 +25,38 @@ def write(path: Path, text: str, durable: bool = True) -> None:
 
     It waits for the disk if `durable`; a file that is only a note of what is elsewhere may do without.
     """
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    with naming(path):
+        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as f:
+                f.write(text)
+            os.chmod(scratch, 0o644)
+            land(Path(scratch), path) if durable else os.replace(scratch, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(scratch)
+            raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Names the file or folder in an OSError that names none, as that of a full disk."""
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as f:
-            f.write(text)
-        os.chmod(scratch, 0o644)
-        land(Path(scratch), path) if durable else os.replace(scratch, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(scratch)
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
         raise
+
+
+def folder_for(key: str, path: str | Path) -> Path:
+    """The folder that a setting names, made if need be; ConfigError if it cannot be written to."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return Path(path)
+    except OSError as error:
+        raise ConfigError(f"{key}: expected a folder to write to, got {path} ({error.strerror})") from None
 
 
 def land(scratch: Path, target: Path) -> None:
@@ -104,11 +130,49 @@ def read_sealed_text(path: Path) -> str:
     return rest.decode()
 
 
+def scratch_in(folder: Path) -> list[Path]:
+    """What killed processes left half-written in a folder to which nobody writes now: its names are of tempfile."""
+    return list(folder.glob(f".?*-{'?' * 8}"))
+
+
+def scratch_folder(parent: Path) -> tempfile.TemporaryDirectory[str]:
+    """A new folder, to be filled and renamed; its name says by which process, see abandoned_in."""
+    prefix = f".writing-{socket.gethostname()}-{os.getpid()}-"
+    return tempfile.TemporaryDirectory(dir=parent, prefix=prefix, ignore_cleanup_errors=True)
+
+
+def abandoned_in(parent: Path) -> Iterator[Path]:
+    """The scratch folders of processes that are dead, as far as one can tell here, or have done nothing for a day."""
+    for path in parent.glob(".writing-*"):
+        made = re.fullmatch(r"\.writing-(.+)-(\d+)-[^-]+", path.name)
+        is_dead = made is not None and made[1] == socket.gethostname() and not Path(f"/proc/{made[2]}").exists()
+        if is_dead or is_a_day_old(path):
+            yield path
+
+
+def is_a_day_old(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > 86_400
+    except FileNotFoundError:
+        return False
+
+
 def clear_scratch(folder: Path) -> None:
-    """Removes what killed processes left half-written in a folder to which nobody writes now."""
-    for path in folder.glob(f".?*-{'?' * 8}"):
-        if path.is_file():
-            path.unlink()
+    """Removes what is half-written in a folder, for the holder of its lock."""
+    for path in scratch_in(folder):
+        remove(path)
+
+
+def remove(path: Path) -> bool:
+    """Removes a file or a folder, if it is there; False, and a line that says why, if that cannot be."""
+    try:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except FileNotFoundError:  # another was first
+        pass
+    except OSError as error:
+        print(f"{path}: {error.strerror}; not removed", file=sys.stderr)
+        return False
+    return True
 
 
 def digest_of_text(text: str) -> str:
@@ -154,12 +218,20 @@ def digest_of(path: Path, kind: str = "sha256") -> str:
         raise DataError(f"{path}: {error.strerror}") from None
 
 
+def is_writable(folder: Path) -> bool:
+    return os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
 @contextmanager
 def locked(folder: Path, wait: bool = True) -> Iterator[None]:
     """One process at a time in a folder, which is made if need be. A dead holder lets go.
 
-    Raises BlockingIOError if another process is at it and we are not to wait, else OSError if it cannot be written to.
+    A folder that we may only read is not locked, since we change nothing there. Raises BlockingIOError if another
+    process is at it and we are not to wait, else OSError if the folder cannot be made.
     """
+    if folder.is_dir() and not is_writable(folder):
+        yield
+        return
     from filelock import FileLock, Timeout  # here, since it takes longer to import than most commands need
 
     lock = FileLock(folder / ".lock")
@@ -177,3 +249,45 @@ def locked(folder: Path, wait: bool = True) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def written_once(root: Path, fill: Callable[[Path], None]) -> Path:
+    """A folder that `fill` fills if it is not there, or is no longer as it was filled; it appears whole or not at all.
+
+    The folder is sealed, and every byte of it is read to check that. A damaged one is named on stderr and written
+    again; a process that has its files open or mapped keeps them.
+    """
+    if root.is_dir() and (wrong := damage(root)):
+        print(f"{root}: damaged: {wrong}; it is written again", file=sys.stderr)
+        with writing(root), locked(root.parent):  # so that nobody takes away what another has just written anew
+            if root.is_dir() and damage(root) is not None:
+                with scratch_folder(root.parent) as aside:
+                    root.rename(Path(aside) / root.name)  # at once
+    if root.is_dir():
+        return root
+    root.parent.mkdir(parents=True, exist_ok=True)
+    for path in abandoned_in(root.parent):
+        remove(path)
+    try:
+        with naming(root), scratch_folder(root.parent) as name:
+            fill(scratch := Path(name))
+            seal(scratch)
+            scratch.chmod(0o755)
+            land(scratch, root)
+    except OSError:
+        if not root.is_dir():  # else another process was first, and wrote the same
+            raise
+    return root
+
+
+@contextmanager
+def writing(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Turns a failure to write into a clear message."""
+    try:
+        yield
+    except OSError as error:
+        more = ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(path.parent).free
+            more = f"; {free:,} bytes are free there" + (f", {needed:,} more are needed" if needed else "")
+        raise DataError(f"{path}: cannot be written ({error.strerror}{more}); what is there is kept") from None

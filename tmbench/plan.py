@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from .config.identity import effective_switch, run_id
 from .config.settle import settle
 from .data import Dataset, open_dataset
-from .errors import ConfigError
+from .files import folder_for
 from .trunks import Trunk, trunk_of
 
 
@@ -40,10 +40,8 @@ def planned(cfg: DictConfig, command: str | None = None, words: list[str] | None
         ConfigError, DataError: the run is not possible.
     """
     cfg = settle(cfg)
-    try:
-        Path(cfg.runs_dir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"runs_dir: expected a folder to write to, got {cfg.runs_dir} ({error.strerror})") from None
+    if not Path(cfg.runs_dir).is_dir():  # one that is there may be read-only, and have the run
+        folder_for("runs_dir", cfg.runs_dir)
     data, profile, digest = open_dataset(cfg, get_class(cfg.task.data))
     folder = Path(cfg.runs_dir) / run_id(cfg, digest)
     force, cfg.force, cfg.plan = bool(cfg.force), False, False

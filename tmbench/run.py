@@ -18,9 +18,10 @@ from . import checkpoint
 from .config.identity import OVERRIDES
 from .config.overrides import again, check_words, keep
 from .errors import ConfigError, DataError, UsageError
-from .files import clear_scratch, locked, read_sealed_text, sealed_text, write
+from .files import is_writable, locked, naming, read_sealed_text, sealed_text, write
 from .plan import Plan, planned
 from .result import FINAL, Result, epochs_done
+from .runs import leftovers_in
 from .training import ranks
 from .trunks import FETCHED
 from .verbs import INTERRUPTED, Verb, leave
@@ -53,9 +54,10 @@ def run(
     plan = planned(cfg, command, words)
     if ranks.is_rank(plan.cfg):
         return _train_as_rank(plan), plan.folder, "new"
-    with locked(plan.folder):
-        _remove_leftovers(plan)
-        if known := _known_result(plan):
+    with naming(plan.folder), locked(plan.folder):
+        if is_writable(plan.folder):  # else a result can be shown all the same
+            _remove_leftovers(plan)
+        if not plan.force and (known := _known_result(plan)):
             return known, plan.folder, "shown"
         trained = epochs_done(plan.folder)
         if trained:
@@ -67,14 +69,9 @@ def run(
 
 def _remove_leftovers(plan: Plan) -> None:
     """Removes what a kill may have left half-written, and all of an earlier run that is to be repeated."""
-    clear_scratch(plan.folder)
-    shutil.rmtree(plan.folder / FETCHED, ignore_errors=True)
-    if plan.force:
-        for path in plan.folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name != ".lock":
-                path.unlink()
+    everything = (path for path in plan.folder.iterdir() if path.name != ".lock")
+    for path in everything if plan.force else leftovers_in(plan.folder):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _known_result(plan: Plan) -> Result | None:

@@ -12,12 +12,12 @@ the lock falls with its holder, and what a state holds does not depend on who ma
 
 import hashlib
 import os
-import re
 import shutil
-import socket
+import stat
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ from .config.identity import before_switch, digest, effective_switch, identity
 from .config.machine import cpu_model, gpu_names
 from .config.table import conf_dir
 from .errors import DataError
-from .files import digest_of, flush, link, read_sealed, write_sealed
+from .files import abandoned_in, digest_of, flush, is_a_day_old, link, read_sealed, scratch_folder, write_sealed
 from .result import versions
 
 STORE = ".trunks"  # the folder of all trunks, under runs_dir
@@ -202,8 +202,7 @@ class Trunk:
             OSError: the files could not be written; nothing is published then.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        mark = f".writing-{socket.gethostname()}-{os.getpid()}-"
-        with TemporaryDirectory(dir=self.folder, prefix=mark, ignore_cleanup_errors=True) as name:
+        with scratch_folder(self.folder) as name:
             write(scratch := Path(name))
             files = {path.name: digest_of(path) for path in sorted(scratch.iterdir())}
             for name in files:
@@ -255,7 +254,8 @@ class Trunk:
         holder has passed that epoch without publishing it, if the holder gives no sign of life, or if the file system
         has no locks: that costs time, and changes no result.
         """
-        remove_leftovers_of(self.folder)
+        for path in leftovers_of(self.folder):
+            shutil.rmtree(path, ignore_errors=True)
         if trained >= self.end:
             yield Reservation(None)
             return
@@ -301,34 +301,42 @@ def size(folder: Path) -> int:
     return sum(seen.values())
 
 
-def shrink(store: Path, limit: float) -> None:
-    """Removes the least recently used states until the store is within `limit` bytes."""
+def freed_without(path: Path) -> int:
+    """Bytes on disk that would be free without a file or folder: not those of files that have a name elsewhere, too."""
+    names, about = Counter[int](), dict[int, os.stat_result]()
+    for file in [path, *path.rglob("*")]:
+        with suppress(OSError):
+            found = file.lstat()
+            names[found.st_ino] += 1
+            about[found.st_ino] = found
+    return sum(f.st_blocks * 512 for ino, f in about.items() if stat.S_ISREG(f.st_mode) and f.st_nlink == names[ino])
+
+
+def shrink(store: Path, limit: float) -> list[Path]:
+    """Removes the least recently used states until the store is within `limit` bytes; returns those it could not."""
     states = [(path.stat().st_mtime_ns, path, size(path)) for path in store.glob(f"*/{STATES}") if path.exists()]
     taken = sum(bytes_ for _, _, bytes_ in states)
+    left = []
     for _, path, bytes_ in sorted(states):
         if taken <= limit:
             break
         remove(path)
         taken -= bytes_
+        left += [path] if path.exists() else []
+    return left
 
 
-def remove_leftovers(store: Path) -> None:
-    """Removes what killed processes left half-done, and trunks without states."""
+def leftovers(store: Path) -> Iterator[Path]:
+    """What killed processes left half-done, and trunks without states."""
     for trunk in store.glob("*"):
-        remove_leftovers_of(trunk)
-        # A day, so that nobody can be about to use it.
-        if not any(trunk.glob(STATES)) and time.time() - trunk.stat().st_mtime > 86_400:
-            shutil.rmtree(trunk, ignore_errors=True)
+        yield from leftovers_of(trunk)
+        if not any(trunk.glob(STATES)) and is_a_day_old(trunk):  # so nobody can be about to use it
+            yield trunk
 
 
-def remove_leftovers_of(trunk: Path) -> None:
-    """Removes what killed processes left half-done in a trunk."""
-    for path in (*trunk.glob(".writing-*"), *trunk.glob(".gone-*")):
-        made = re.fullmatch(r"\.writing-(.+)-(\d+)-[^-]+", path.name)
-        living = made is not None and (made[1] != socket.gethostname() or Path(f"/proc/{made[2]}").exists())
-        with suppress(FileNotFoundError):  # another was first
-            if not living or time.time() - path.stat().st_mtime > 86_400:
-                shutil.rmtree(path, ignore_errors=True)
+def leftovers_of(trunk: Path) -> list[Path]:
+    """What killed processes left half-done in a trunk."""
+    return [*abandoned_in(trunk), *trunk.glob(".gone-*")]
 
 
 def remove(state: Path) -> None:

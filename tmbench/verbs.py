@@ -6,6 +6,7 @@ A command is `python -m tmbench.<name>`, or `tmbench <name>`. It takes words `ke
 """
 
 import difflib
+import errno
 import os
 import sys
 import traceback
@@ -21,6 +22,9 @@ from .config.values import Setting
 from .errors import ConfigError, DataError, RunError, UsageError
 
 EXPECTED = (ConfigError, DataError, RunError, HydraException, OmegaConfBaseException)  # whose message is enough
+# Of the system, as well: the disk is full or read-only, a folder is gone, a file is not ours.
+OF_THE_DISK = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
+               errno.ENOENT, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS, errno.ESTALE}  # fmt: skip
 ERROR, USAGE, INTERRUPTED = 1, 2, 130  # exit status
 
 Values = dict[str, Any]
@@ -152,21 +156,32 @@ def guarded(do: Callable[[], int]) -> int:
     except UsageError as error:
         print(error, file=sys.stderr)
         return USAGE
-    except EXPECTED as error:
-        print(explain(error), file=sys.stderr)
-        return ERROR
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `| head` has read enough; nothing more may be written at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ERROR
+    except Exception as error:
+        if not is_expected(error):
+            raise
+        print(explain(error), file=sys.stderr)
+        return ERROR
+
+
+def is_expected(error: BaseException) -> bool:
+    """Whether a person can mend the cause, so that the message is enough."""
+    return isinstance(error, EXPECTED) or (isinstance(error, OSError) and error.errno in OF_THE_DISK)
 
 
 def explain(error: BaseException) -> str:
     """What a person needs to know of an error: a message for what they can mend, else where it happened."""
-    if not isinstance(error, EXPECTED):
+    if not is_expected(error):
         return "".join(traceback.format_exception(error)).strip()
+    if isinstance(error, OSError) and not isinstance(error, EXPECTED):
+        where = f"{error.filename}: " if error.filename else ""
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return f"{where}{error.strerror}{'; free some space and give the same command again' if is_full else ''}"
     # Hydra's own words name a group's options; where it searched helps nobody here.
     message = str(error).split("\nConfig search path")[0].removeprefix("In 'config': ").strip()
     cause = error.__cause__ or error

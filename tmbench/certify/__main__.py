@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.errors import HydraException
@@ -45,8 +44,10 @@ def do(values: Values, words: list[str]) -> int:
         optimizer = _made(title, new)
     except EXPECTED as error:
         raise UsageError(explain(error)) from None
+    from ..files import folder_for, write
     from ..result import versions
 
+    out = values["out"] and folder_for("out", values["out"])
     findings, group = certify(new, reference, checks=checks), optimizer.param_groups[0]
     certificate = {
         "optimizer": title, "class": f"{type(optimizer).__module__}.{type(optimizer).__qualname__}",
@@ -54,10 +55,8 @@ def do(values: Values, words: list[str]) -> int:
         "versions": versions(), "findings": [asdict(finding) for finding in findings],
     }  # fmt: skip
     content = json.dumps(certificate, indent=2) + "\n"
-    if values["out"] is not None:
-        folder = Path(values["out"])
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "certificate.json").write_text(content)
+    if out:
+        write(out / "certificate.json", content)
     if values["json"]:
         print(content, end="")
     else:

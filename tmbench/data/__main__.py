@@ -17,11 +17,11 @@ from rich.table import Table
 from ..config.table import values_of
 from ..config.values import Setting
 from ..errors import ConfigError, DataError, UsageError
-from ..files import MANIFEST, digest_of
+from ..files import MANIFEST, digest_of, written_once
 from ..verbs import ERROR, RUNS_DIR, Values, Verb, did_you_mean, leave, out_dir
 from . import Dataset, fetch
 from .catalogue import Entry, catalogue, manifest
-from .files import digests_of, written_once
+from .files import digests_of
 
 COLOURS = {"full": "green", "here": "green", "subset": "yellow", "part": "yellow", "broken": "red", "missing": "dim"}
 COLUMNS = {"name": 0, "task": 0, "what it is": 5, "download": 0, "licence or terms": 4, "here": 4}

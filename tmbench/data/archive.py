@@ -14,9 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from ..errors import DataError
-from ..files import digest_of, write
+from ..files import digest_of, write, writing
 from .catalogue import Entry, File, manifest_file
-from .files import writing
 
 CHUNK = 2**20
 MAX_MEMBERS = 200_000

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..files import land, locked
+from ..files import land, locked, writing
 from .archive import unpack
 from .catalogue import Entry, File, manifest
-from .files import missing, progress, writing
+from .files import missing, progress
 
 TRIES, PAUSE, TIMEOUT = 4, 1.0, 20.0  # of one address; seconds before the second try, doubled each time; of silence
 CHUNK = 2**20

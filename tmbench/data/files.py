@@ -1,14 +1,11 @@
 """Files that may be missing, broken or hostile: their digests, and how they are read."""
 
-import errno
 import io
 import os
 import pickle
 import pickletools
 import re
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
-from ..files import damage, digest_of, digest_of_text, flush, locked, read_sealed, seal, write_sealed
+from ..files import digest_of, digest_of_text, read_sealed, write_sealed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,50 +59,6 @@ def digests_of(root: Path, files: Iterable[Path], cache: Path | None = None) -> 
             cache.parent.mkdir(parents=True, exist_ok=True)
             write_sealed(cache, found)
     return {name: entry[3] for name, entry in found.items()}
-
-
-def written_once(root: Path, fill: Callable[[Path], None]) -> Path:
-    """A folder that `fill` fills if it is not there, or is no longer as it was filled; it appears whole or not at all.
-
-    The folder is sealed, and every byte of it is read to check that. A damaged one is named on stderr and written
-    again; a process that has its files open or mapped keeps them.
-    """
-    if root.is_dir() and (wrong := damage(root)):
-        print(f"{root}: damaged: {wrong}; it is written again", file=sys.stderr)
-        with writing(root), locked(root.parent):  # so that nobody takes away what another has just written anew
-            if root.is_dir() and damage(root) is not None:
-                aside = Path(tempfile.mkdtemp(dir=root.parent, prefix=".damaged-"))
-                root.rename(aside)  # at once
-                shutil.rmtree(aside, ignore_errors=True)
-    if root.is_dir():
-        return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=root.parent, prefix=".writing-"))
-    try:
-        fill(scratch)
-        seal(scratch)
-        scratch.chmod(0o755)
-        scratch.rename(root)
-        flush(root.parent)
-    except OSError:
-        if not root.is_dir():  # else another process was first, and wrote the same
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return root
-
-
-@contextmanager
-def writing(path: Path, needed: int | None = None) -> Iterator[None]:
-    """Turns a failure to write into a clear message."""
-    try:
-        yield
-    except OSError as error:
-        more = ""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(path.parent).free
-            more = f"; {free:,} bytes are free there" + (f", {needed:,} more are needed" if needed else "")
-        raise DataError(f"{path}: cannot be written ({error.strerror}{more}); what is there is kept") from None
 
 
 @contextmanager

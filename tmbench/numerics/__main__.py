@@ -8,7 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, UsageError
+from ..errors import UsageError
+from ..files import folder_for
 from ..verbs import JSON, Values, Verb, out_dir
 
 EXPERIMENTS = {
@@ -32,11 +33,7 @@ def do(values: Values, words: list[str]) -> int:
     for word in words:
         if word not in EXPERIMENTS:
             raise UsageError(f"{word}: expected experiments among {', '.join(EXPERIMENTS)}")
-    out = Path(values["out"])
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"out: expected a folder that can be made, got {out} ({error.strerror})") from None
+    out = folder_for("out", values["out"])
     lines = run([name for name in EXPERIMENTS if name in words or not words], out)
     print((out / FILE).read_text(encoding="utf-8") if values["json"] else "\n\n".join(lines))
     return 0

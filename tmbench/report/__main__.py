@@ -10,7 +10,6 @@ import yaml
 
 from ..config.table import conf_dir
 from ..config.values import Setting
-from ..errors import ConfigError
 from ..verbs import JSON, Values, Verb
 
 if TYPE_CHECKING:
@@ -100,18 +99,15 @@ def _command(settings: Values, words: list[str]) -> str:
 
 def _write(report: "Report", command: str) -> list[str]:
     """Writes all files, and sends W&B what it is to get; returns what a person should know of that."""
-    from ..files import write
+    from ..files import folder_for, write
     from . import formats
     from .figures import figures, predictions
     from .page import content, page, pages
 
     settings = report.settings
-    out = Path(settings["out"])
-    try:
-        for folder in (out / "tables", out / "figures"):
-            folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"out: expected a folder to write to, got {out} ({error.strerror})") from None
+    out = folder_for("out", settings["out"])
+    for name in ("tables", "figures"):
+        folder_for("out", out / name)
     drawings = list(figures(report))
     pictures = predictions(report, out / "figures") if settings["predictions"] else {}
     for drawing in drawings:

@@ -11,10 +11,12 @@ from typing import Any
 
 import yaml
 
+from ..checkpoint import WRITING
 from ..config.settle import Settings, select
 from ..errors import ConfigError, DataError
-from ..files import locked, read_sealed_text
+from ..files import locked, read_sealed_text, scratch_in
 from ..result import FINAL, Result
+from ..trunks import FETCHED
 
 REMOVING = ".removing-"  # the name of a run's folder starts with it while the run is being removed
 # A result has one of the first four. running: a process works on it; stopped: begun, and no process works on it;
@@ -82,6 +84,12 @@ class Run:
             return getattr(self.result, key, None)
         value = select(self.config, key)
         return value.get("name") if isinstance(value, dict) else value
+
+
+def leftovers_in(folder: Path) -> list[Path]:
+    """What a killed process left half-written in a run's folder, whose lock the caller holds."""
+    more = (folder / "checkpoints" / WRITING, folder / FETCHED)
+    return [*scratch_in(folder), *(path for path in more if path.exists())]
 
 
 def find(runs_dir: Path, words: list[str]) -> list[Run]:

@@ -4,16 +4,18 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
 from ..config.values import Setting
 from ..errors import ConfigError, UsageError
-from ..files import locked
-from ..trunks import GIB, STORE, remove_leftovers, shrink, size
+from ..files import abandoned_in, locked, remove
+from ..trunks import GIB, STORE, freed_without, leftovers, shrink, size
 from ..verbs import DATA_DIR, ERROR, JSON, RUNS_DIR, Values, Verb, leave, out_dir
-from . import REMOVING, find, show
+from . import REMOVING, Run, find, leftovers_in, show
 from .compare import compare
 
 FILTERS = "[RUN | KEY=VALUE[,VALUE] ...]"
@@ -72,18 +74,32 @@ def _remove(folder: Path) -> bool:
 
 
 def free_space(values: Values, words: list[str]) -> int:
-    """Removes what killed processes left, and shared states beyond the limit."""
+    """Removes what killed processes left, and shared states beyond the limit; 1 if something stays."""
     runs_dir = Path(values["runs_dir"])
-    find(runs_dir, [])  # raises if there is no such folder
-    store, leftovers = runs_dir / STORE, list(runs_dir.glob(f"{REMOVING}*"))
-    before = sum(map(size, [store, *leftovers]))
-    for path in leftovers:
-        shutil.rmtree(path, ignore_errors=True)
-    remove_leftovers(store)
-    shrink(store, values["limit"] * GIB)
-    freed = before - sum(map(size, [store, *leftovers]))
+    store = runs_dir / STORE
+    freed, removed = 0, True
+    for path in _leftovers(runs_dir, find(runs_dir, [])):
+        freed += freed_without(path)
+        removed &= remove(path)
+        freed -= freed_without(path)
+    freed += freed_without(store)
+    for path in shrink(store, values["limit"] * GIB):
+        removed = False
+        print(f"{path}: not removed; is it yours?", file=sys.stderr)
+    freed -= freed_without(store)
     print(f"freed {show.size_words(freed)}; shared states now take {show.size_words(size(store))}")
-    return 0
+    return 0 if removed else ERROR
+
+
+def _leftovers(runs_dir: Path, runs: list[Run]) -> Iterator[Path]:
+    """What killed processes left half-done, each while we hold the lock of its folder."""
+    yield from runs_dir.glob(f"{REMOVING}*")
+    for folder in [run.folder for run in runs] + list(runs_dir.glob(".tune/*")):
+        with suppress(BlockingIOError), locked(folder, wait=False):  # else somebody works there
+            yield from leftovers_in(folder)
+    for name in (".tiny", ".prepared"):
+        yield from abandoned_in(runs_dir / name)
+    yield from leftovers(runs_dir / STORE)
 
 
 def _draw(values: Values, words: list[str]) -> int:

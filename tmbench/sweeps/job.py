@@ -21,7 +21,7 @@ from ..errors import DataError
 from ..files import write
 from ..result import Result
 from ..run import run
-from ..verbs import ERROR, EXPECTED, INTERRUPTED, explain, leave
+from ..verbs import ERROR, INTERRUPTED, explain, guarded, is_expected, leave
 
 PROGRAM = os.environ.get("TMBENCH_PROGRAM", "python -m tmbench")  # as the person called it
 SWEEP = "TMBENCH_SWEEP"  # in the environment of a sweep and of its jobs: the sweep's id
@@ -108,8 +108,8 @@ def command(words: list[str]) -> str:
     return f"{PROGRAM} {shlex.join(of_the_run(words))}"
 
 
-def do_job(folder: Path, order: JobOrder) -> Result:
-    """Does one job of the sweep in `folder` and records there what came of it; raises what its run raises, then."""
+def do_job(folder: Path, order: JobOrder) -> Result | None:
+    """Does one job of the sweep in `folder` and records what came of it; None, after a line why, if it fails."""
     words = [*order.search, *order.words]
     cfg = OmegaConf.create(order.cfg)
     if "group" in cfg.logger and cfg.logger.group is None:
@@ -118,10 +118,10 @@ def do_job(folder: Path, order: JobOrder) -> Result:
     try:
         result, run_folder, how = run(cfg, command(words), requests=order.states, words=words)
     except Exception as error:
-        message = str(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}"
+        message = explain(error) if is_expected(error) else f"{type(error).__name__}: {error}"
         replace(record, error=message).save(folder)
         print(explain(error), file=sys.stderr)
-        raise
+        return None
     replace(record, folder=str(run_folder), how=how).save(folder)
     return result
 
@@ -131,12 +131,12 @@ def main() -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm sends it to all processes; it is meant for our parent
     threading.Thread(target=_end_with_parent, daemon=True).start()
     file = Path(sys.argv[1])
-    order = JobOrder.load(file)
-    try:
-        result = do_job(file.parent, order)
-    except Exception:  # do_job has printed it
-        leave(ERROR)
-    leave(INTERRUPTED if result.status == "interrupted" else 0)
+
+    def do() -> int:
+        result = do_job(file.parent, JobOrder.load(file))
+        return ERROR if result is None else INTERRUPTED if result.status == "interrupted" else 0
+
+    leave(guarded(do))
 
 
 def _end_with_parent() -> None:

@@ -3,8 +3,7 @@
 import os
 import re
 import sys
-import traceback
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from secrets import token_hex
@@ -15,9 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..config.overrides import search_path
 from ..errors import ConfigError, DataError
-from ..files import locked, write
+from ..files import clear_scratch, folder_for, locked, write
 from ..run import run
 from ..runs.show import console
+from ..verbs import explain
 from . import show
 from .job import OWNER, SWEEP, JobRecord, command, do_job, record_of, sweep_id
 from .plan import Job, JobComposer, RunFinder, forecast_epochs, measured_durations, orders_of, words_of_arms
@@ -59,11 +59,12 @@ def sweep(jobs: list[list[str]], config: DictConfig) -> None:
     if asked[0].raw["plan"] is True:
         return _print_plan(asked, composer, measure=launcher is None or not launcher.elsewhere)
     found = _with_arms(asked, composer, download=True)
-    folder = Path(config.hydra.sweep.dir)
+    folder = folder_for("hydra.sweep.dir", config.hydra.sweep.dir)
     with _only_sweep_in(folder):
         os.environ[SWEEP] = token_hex(8)
         # First of all: from now on, a job that outlived an earlier sweep writes here no more.
         write(folder / OWNER, sweep_id())
+        clear_scratch(folder)
         for path in folder.iterdir():
             if _FILES.fullmatch(path.name):  # an earlier sweep's
                 path.unlink()
@@ -94,7 +95,7 @@ def _do(folder: Path, jobs: list[Job], launcher: "Launcher | None") -> None:
         else:
             _one_after_another(folder, due)
     except Exception as error:  # the launcher's; what a job raised is in its record
-        print(error if isinstance(error, ConfigError) else traceback.format_exc(), file=sys.stderr)
+        print(explain(error), file=sys.stderr)
         failed = True
     finally:
         outcomes = [outcome for job in jobs if (outcome := _outcome(folder, job))]
@@ -108,9 +109,9 @@ def _one_after_another(folder: Path, due: list[Job]) -> None:
     for order in orders_of(due):
         arm = f"  ({order.arm})" if order.arm else ""
         print(f"\njob {order.number}: {' '.join(order.words)}{arm}", file=sys.stderr)
-        with suppress(Exception):  # do_job has printed and recorded it; the others go on
-            if do_job(folder, order).status == "interrupted":
-                raise KeyboardInterrupt  # a person wants the sweep to stop, not this job alone
+        result = do_job(folder, order)  # None: it failed; the others go on
+        if result and result.status == "interrupted":
+            raise KeyboardInterrupt  # a person wants the sweep to stop, not this job alone
 
 
 def _outcome(folder: Path, job: Job) -> show.Outcome | None:
@@ -137,8 +138,6 @@ def _only_sweep_in(folder: Path) -> ExitStack:
     except BlockingIOError:
         message = f"another sweep is at work in {folder}; wait for its end, or say another folder"
         raise ConfigError(f"hydra.sweep.dir: {message}") from None
-    except OSError as error:
-        raise ConfigError(f"hydra.sweep.dir: expected a folder to write to, got {folder} ({error.strerror})") from None
     return stack
 
 

@@ -71,7 +71,9 @@ def train(plan: Plan, reservation: Reservation | None = None, until: int | None 
     result = attempt.result(started=started, nondeterministic=operations)
     result.overhead_seconds = time.perf_counter() - start - attempt.record.seconds_here
     if attempt.trainer.is_global_zero:
-        result.save(plan.folder)  # now, whatever W&B may do
+        # Now, whatever W&B may do. On a full disk, what went wrong first is more than that this cannot be written.
+        with suppress(*[OSError] if attempt.error else []):
+            result.save(plan.folder)
         for logger in attempt.trainer.loggers:
             if isinstance(logger, WandbMirror):
                 result.notes += logger.close(_summary(result))

@@ -12,11 +12,11 @@ from omegaconf import OmegaConf
 
 from ..config.settle import Settings, flat
 from ..errors import ConfigError, DataError
-from ..files import locked, write, write_sealed
+from ..files import clear_scratch, locked, write, write_sealed
 from ..result import FINAL, Result, epochs_done
 from ..run import run
 from ..sweeps.plan import Job, RunFinder, states_to_share
-from ..verbs import EXPECTED, explain
+from ..verbs import explain, is_expected
 from .plan import Contender, Plan
 from .space import all_of, values_of, with_values, words_of
 from .summary import device_seconds, result_of, score
@@ -34,6 +34,7 @@ def study(plan: Plan) -> Settings:
     """
     question = plan.question()
     with locked(plan.folder):
+        clear_scratch(plan.folder)
         _check_question(plan, question)
         trials = Trials(plan)
         for contender in plan.contenders:
@@ -41,7 +42,9 @@ def study(plan: Plan) -> Settings:
         chosen = _choices(plan, trials.noted)
         runs = {c.name: _confirmed(plan, c, chosen.choices[c.name]) for c in plan.contenders}
         result = result_of(plan, trials.noted, chosen, runs)
-        write(plan.folder / "result.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
+        path, text = plan.folder / "result.json", json.dumps(result, indent=2, allow_nan=False) + "\n"
+        if not path.exists() or path.read_text() != text:  # a finished study may be read-only
+            write(path, text)
     return result
 
 
@@ -128,9 +131,9 @@ class Trials:
         print(f"\n{contender.name} {place}: {_words(contender, trial)}", file=sys.stderr)
         try:
             trial.outcome = self._outcome(contender, trial)
-        except EXPECTED:
-            raise
         except Exception as error:  # the next command tries again
+            if is_expected(error):
+                raise
             trial.outcome = Outcome("failed", error=f"{type(error).__name__}: {error}")
             print(explain(error), file=sys.stderr)
         self._save()
