@@ -41,7 +41,7 @@ def content(folder: Path) -> tuple[Any, ...]:
     with (folder / "curves.csv").open() as f:
         rows = [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(f)]
     paths = [folder / "checkpoints" / name for name in ("last.ckpt", "best.ckpt")]
-    states = [torch.load(path, weights_only=False)["state_dict"] for path in paths]
+    states = [torch.load(path, weights_only=True)["state_dict"] for path in paths]
     return json.loads((folder / "result.json").read_text())["metrics"], rows, states
 
 

@@ -80,7 +80,7 @@ SHORT = {"tc": ["epochs=4", "batch_size=8"], "seg": ["epochs=3", "task.short_sid
 
 
 def weights(folder: Path, name: str = "last.ckpt") -> dict[str, torch.Tensor]:
-    return torch.load(folder / "checkpoints" / name, weights_only=False)["state_dict"]
+    return torch.load(folder / "checkpoints" / name, weights_only=True)["state_dict"]
 
 
 def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:

@@ -1,6 +1,7 @@
 """What a run reads back: whole after a kill at any moment, and damage to it is noticed and named."""
 
 import json
+import os
 import random
 import resource
 import shutil
@@ -10,15 +11,17 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+import pytorch_optimizer
 import torch
 from conftest import Compose
 from helpers import assert_same, curves, tmbench, weights
 from matplotlib.figure import Figure
 
 from tmbench import checkpoint, runs
-from tmbench.errors import DataError
+from tmbench.errors import DataError, RunError
 from tmbench.result import Result, epochs_done
 from tmbench.run import run
 from tmbench.runs import figures
@@ -97,6 +100,44 @@ def test_every_changed_byte_and_every_cut_of_a_checkpoint_is_noticed(tmp_path: P
     path.write_bytes(b"PK")
     with pytest.raises(DataError, match="torch cannot read it"):
         checkpoint.load(path, sealed=False)
+
+
+class Touches:
+    """Calls a function as it is read back, as pickles may."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = str(marker)
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.marker,)
+
+
+def test_nothing_of_a_checkpoint_runs_and_what_could_is_named_by_who_writes_and_by_who_reads(tmp_path: Path) -> None:
+    path, marker = tmp_path / "last.ckpt", tmp_path / "marker"
+    checkpoint.save({"epoch": 0}, path)
+    with pytest.raises(RunError, match=r"got posix.mkdir in the optimizer's.*\n.*add_safe_globals"):
+        checkpoint.save({"epoch": 1, "state": Touches(marker)}, path)
+    assert checkpoint.load(path) == {"epoch": 0}  # the old one is whole
+    with mock.patch.object(checkpoint, "_other_types", return_value=set()):
+        checkpoint.save({"epoch": 1, "state": Touches(marker)}, path)
+        with pytest.raises(DataError, match="torch cannot read it"):  # torch refuses it, too
+            checkpoint.load(path)
+    with pytest.raises(DataError, match=r"last\.ckpt: not loaded, since code of its own could run: .* got posix.mkdir"):
+        checkpoint.load(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("graft", range(5))
+def test_shampoo_s_blocks_and_grafts_come_back_from_a_checkpoint(graft: int, tmp_path: Path) -> None:
+    weights = torch.nn.Parameter(torch.randn(6, 6))
+    optimizer = pytorch_optimizer.ScalableShampoo([weights], lr=0.1, block_size=4, graft_type=graft)
+    weights.grad = torch.randn(6, 6)
+    optimizer.step()
+    checkpoint.save({"epoch": 0, "optimizer": optimizer.state_dict()}, tmp_path / "last.ckpt")
+    loaded = checkpoint.load(tmp_path / "last.ckpt")["optimizer"]["state"][0]
+    (saved,) = optimizer.state.values()
+    assert {key: type(value) for key, value in loaded.items()} == {key: type(value) for key, value in saved.items()}
+    assert torch.equal(loaded["momentum"], saved["momentum"])
 
 
 def test_full_disk_leaves_the_old_checkpoint_and_says_what_it_was(tmp_path: Path) -> None:
@@ -224,7 +265,7 @@ def test_figures_refuse_damaged_weights_and_read_those_of_before(mine: Path) -> 
     for _ in damaged(last, 3):
         with pytest.raises(DataError, match=r"last\.ckpt: damaged"):
             figures.restored(runs.Run.open(mine))
-    torch.save(torch.load(last, weights_only=False), last)  # without a digest
+    torch.save(torch.load(last, weights_only=True), last)  # without a digest
     with pytest.raises(DataError, match=r"last\.ckpt: damaged"):
         figures.restored(runs.Run.open(mine))
     content = json.loads((mine / "result.json").read_text())

@@ -75,7 +75,7 @@ def test_batch_norm_averages_are_those_of_both_ranks(composed: Compose, tmp_path
     for more in ([], PAIR):
         whole = f"batch_size={len(task.examples('train'))}"
         _, folder, _ = run(composed("task=ic", "epochs=1", "ema=0.5", whole, f"runs_dir={tmp_path}", *more))
-        state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)
+        state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
         found.append((state["state_dict"][first], state["average"][names.index(first)]))
     assert float(found[0][0].abs().max()) > 1e-2
     assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
@@ -180,7 +180,7 @@ def test_a_killed_rank_ends_the_run_which_the_same_command_resumes(place: int, t
         assert time.monotonic() - killed < 60
         assert process.returncode == 1, output
         assert "SIGKILL" in output
-        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
         trained = len(curves(folder)) + 1
     assert_completes(folder, words)
 

@@ -288,7 +288,7 @@ def test_weight_average_is_evaluated_beside_the_weights_and_resumes(do: Run, tmp
     assert_same(weights(folder), weights(plain_folder))  # it looks on, and changes nothing
     assert averaged.metrics["last"]["test/accuracy"] == plain.metrics["last"]["test/accuracy"]
     assert {"test_ema/accuracy", "test/accuracy"} <= averaged.metrics["last"].keys()
-    average = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)["average"]
+    average = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["average"]
     last = list(weights(folder).values())
     away = torch.cat([(a - w).flatten() for a, w in zip(average, last, strict=True)]).norm()
     assert 0 < float(away / torch.cat([w.flatten() for w in last]).norm()) < 0.01

@@ -631,7 +631,7 @@ class TestRuns:
         _, loose = do(
             *self.SHORT, "switch_epoch=never", "optimizer.criterion=swats", "optimizer.tolerance=1e9", "epochs=1"
         )
-        state = torch.load(loose / "checkpoints" / "last.ckpt", weights_only=False)["optimizer_states"][0]
+        state = torch.load(loose / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0]
         assert state["switch"]["switched_at"] == 2
         assert "momentum" in state["param_groups"][0]
 

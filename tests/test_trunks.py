@@ -165,7 +165,7 @@ def test_two_players_have_an_optimizer_each_and_share_a_trunk(sweep: Sweep) -> N
     result, folder = shared[jobs[1]]
     row = result.metrics["last"]
     assert row["train/loss"] == pytest.approx(row["train/loss_judge"] + row["train/loss_maker"])
-    states = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)["optimizer_states"]
+    states = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"]
     assert [len(state["state"]) for state in states] == [4, 2]  # weights and biases of each
     assert all("d_before" in own and "momentum_buffer" in own for state in states for own in state["state"].values())
 
@@ -174,7 +174,7 @@ def test_what_is_published_does_not_depend_on_who_published_it(sweep: Sweep, tmp
     def published(folder: str, *jobs: str) -> dict[str, Any]:
         sweep(folder, list(jobs), "task=tc", "epochs=3", "batch_size=32")
         (state,) = (tmp_path / folder / ".trunks").glob("*/00002/state.ckpt")
-        return torch.load(state, weights_only=False)
+        return torch.load(state, weights_only=True)
 
     by_sgd = published("a", "optimizer=sgd", "optimizer=tmsgd switch_epoch=2")
     by_tm = published("b", "optimizer=tmsgd switch_epoch=2")
@@ -198,7 +198,7 @@ def test_only_the_steps_that_a_history_needs_are_recorded(sweep: Sweep, tmp_path
     sweep("shared", [*jobs, "optimizer=tmsgd switch_epoch=4"], "task=tc", "epochs=5", "batch_size=32")
     for epoch, steps in (("00002", {19, 18}), ("00004", {39, 38})):  # 10 an epoch
         (state,) = (tmp_path / "shared" / ".trunks").glob(f"*/{epoch}/state.ckpt")
-        ((*recorded,),) = torch.load(state, weights_only=False)["recorded"]
+        ((*recorded,),) = torch.load(state, weights_only=True)["recorded"]
         assert {step for of_parameter in recorded for step, _ in of_parameter} == steps
     weight, history = nn.Parameter(torch.ones(1)), StepHistory()
     optimizer = torch.optim.SGD([weight], lr=0.5)

@@ -8,14 +8,24 @@ load.
 import hashlib
 import os
 import re
+from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .errors import DataError
+from .errors import DataError, RunError
 from .files import land
 
 NOTE = 10 + 64  # bytes of the comment: nine digits, a space, and the sha256 of all other bytes of the file
 WRITING = ".writing.ckpt"  # beside a checkpoint, while it is written
+# What a checkpoint may hold beside tensors and plain values: parts of the state of an optimizer that conf/ offers.
+SAFE_TYPES = {
+    f"pytorch_optimizer.optimizer.utils.{name}"
+    for name in (
+        "preconditioner.PreConditioner", "partition.BlockPartitioner", "partition.PreConditionerType", "graft.Graft",
+        "graft.SGDGraft", "graft.SQRTNGraft", "graft.AdaGradGraft", "graft.RMSPropGraft",
+    )
+}  # fmt: skip
 
 
 def save(checkpoint: dict[str, Any], path: Path) -> None:
@@ -23,6 +33,7 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
 
     Raises:
         OSError: the file could not be written.
+        RunError: it holds what `load` refuses.
     """
     import torch
 
@@ -39,6 +50,12 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
             out.digest.update(note)
             file.seek(-2, os.SEEK_END)  # the comment's length, which was 0
             file.write(NOTE.to_bytes(2, "little") + note + out.digest.hexdigest().encode())
+        if unsafe := _other_types(scratch) - SAFE_TYPES:
+            raise RunError(
+                f"checkpoint: expected tensors and plain values, got {_shown(unsafe)} in the optimizer's or the "
+                "network's state, which a resumed run would refuse to load\n  keep plain values there; or, where that "
+                "class is defined, say torch.serialization.add_safe_globals([TheClass])"
+            )
         land(scratch, path)
     except BaseException:
         scratch.unlink(missing_ok=True)
@@ -76,7 +93,7 @@ def load(path: Path, sealed: bool = True) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is damaged.
+        DataError: it is damaged, or holds more than tensors, plain values and `SAFE_TYPES`. Nothing of it has run then.
     """
     import torch
 
@@ -84,13 +101,37 @@ def load(path: Path, sealed: bool = True) -> dict[str, Any]:
         if sealed:
             _check(file, path)
         try:
+            if unsafe := (others := _other_types(file)) - SAFE_TYPES:
+                raise DataError(
+                    f"{path}: not loaded, since code of its own could run: expected tensors and plain values, got "
+                    f"{_shown(unsafe)}\n  if you trust the file and that class, say where it is defined "
+                    "torch.serialization.add_safe_globals([TheClass])"
+                )
             file.seek(0)
-            # Our own file, with the optimizer's state in it, which may be any class.
-            return torch.load(file, map_location="cpu", weights_only=False)
+            with torch.serialization.safe_globals([_imported(name) for name in others]):
+                return torch.load(file, map_location="cpu", weights_only=True)
+        except DataError:
+            raise
         except Exception as error:
-            if sealed:
-                raise
             raise _damaged(path, f"torch cannot read it ({type(error).__name__})") from None
+
+
+def _other_types(file: Any) -> set[str]:
+    """Names of the classes and functions in a checkpoint that are neither torch's own nor declared to be safe."""
+    import torch
+
+    if not isinstance(file, Path):
+        file.seek(0)
+    return set(torch.serialization.get_unsafe_globals_in_checkpoint(file))
+
+
+def _imported(name: str) -> Any:
+    module, _, attribute = name.rpartition(".")
+    return getattr(import_module(module), attribute)
+
+
+def _shown(names: Iterable[str]) -> str:
+    return ", ".join(repr(name)[1:-1][:80] for name in sorted(names)[:3])
 
 
 def check(path: Path) -> None:

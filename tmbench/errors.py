@@ -10,7 +10,7 @@ class DataError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run's other processes did not do it; the message says which failed, and how."""
+    """A run cannot go on; the message says why, or which of its processes failed, and how."""
 
 
 class UsageError(ConfigError):

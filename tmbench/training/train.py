@@ -127,7 +127,7 @@ class _Attempt:
                 if state:  # the other ranks wait in fit
                     start_from(state, self.plan.folder, self.training, int(state.name))
             self.trainer.fit(
-                self.training, self.train_loader, self.test_loader, weights_only=False,
+                self.training, self.train_loader, self.test_loader, weights_only=True,
                 ckpt_path=str(last) if state or last.exists() else None,
             )  # fmt: skip
             if not self.record.finished:  # stopped after its last epoch: only the figures are missing
