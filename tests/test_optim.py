@@ -48,14 +48,16 @@ def path(steps: int, gradient: Callable[[Tensor], Tensor] = lambda w: w, **setti
     return weights
 
 
-def mlp_path(new_optimizer: Callable[..., Any], steps: int, reload_at: int | None = None) -> Tensor:
-    """A small float32 network's weights after each step on random batches, the same each time, one row a step.
+def mlp_path(
+    new_optimizer: Callable[..., Any], steps: int, reload_at: int | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """A small network's weights after each step on random batches, the same each time, one row a step.
 
     reload_at: the step before which the optimizer is lost, and loaded into a new one.
     """
     random = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4)).to(dtype)
     optimizer = new_optimizer(model.parameters())
     rows = []
     for step in range(steps):
@@ -65,7 +67,7 @@ def mlp_path(new_optimizer: Callable[..., Any], steps: int, reload_at: int | Non
             optimizer.load_state_dict(state)
         optimizer.zero_grad()
         inputs, labels = torch.randn(16, 8, generator=random), torch.randint(4, (16,), generator=random)
-        cross_entropy(model(inputs), labels).backward()
+        cross_entropy(model(inputs.to(dtype)), labels).backward()
         optimizer.step()
         rows.append(nn.utils.parameters_to_vector(model.parameters()).detach())
     weights = torch.stack(rows)
@@ -260,17 +262,48 @@ def test_only_lr_and_momentum_may_be_given_by_position() -> None:
 
 
 class TestAgainstTorch:
-    @pairwise(direction=DIRECTIONS, foreach=[None, True, False], weight_decay=[0.0, 1e-2], maximize=[False, True])
+    @pairwise(
+        dtype=[torch.float32, torch.float64, torch.bfloat16, torch.float16], direction=DIRECTIONS,
+        foreach=[None, True, False], weight_decay=[0.0, 1e-2], maximize=[False, True],
+    )  # fmt: skip
     def test_before_the_switch_tmsgd_equals_torch_sgd(
-        self, direction: str, weight_decay: float, maximize: bool, foreach: bool | None
+        self, dtype: torch.dtype, direction: str, weight_decay: float, maximize: bool, foreach: bool | None
     ) -> None:
         settings: dict[str, Any] = {
             "lr": 0.01, "weight_decay": weight_decay, "maximize": maximize, "foreach": foreach, **DIRECTIONS[direction]
         }  # fmt: skip
-        expected = mlp_path(partial(torch.optim.SGD, **settings), 80)
-        for switch_step in (None, 80):
-            weights = mlp_path(partial(TMSGD, switch_step=switch_step, **settings), 80)
+        expected = mlp_path(partial(torch.optim.SGD, **settings), 40, dtype=dtype)
+        for switch_step in (None, 40):
+            weights = mlp_path(partial(TMSGD, switch_step=switch_step, **settings), 40, dtype=dtype)
             assert torch.equal(weights, expected), f"switch_step={switch_step}"
+
+    def test_a_compiled_training_step_is_not_compiled_anew_in_every_step(self) -> None:
+        """With the number of the step among what it was compiled for, it was: eight times, then never again."""
+        graphs = []
+
+        def backend(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+            graphs.append(graph)
+            return graph.forward
+
+        w = torch.ones(3, requires_grad=True)
+        optimizer = TMSGD([w], 0.1, momentum=0.9, switch_step=4)
+
+        @torch.compile(backend=backend)
+        def train(x: Tensor) -> None:
+            w.grad = (w.detach() - x) * 2
+            optimizer.step()
+
+        counts = []
+        for step in range(12):
+            train(torch.full((3,), float(step)))
+            counts.append(len(graphs))
+        assert counts[-1] == counts[1] >= 1
+        eager = torch.ones(3, requires_grad=True)
+        optimizer = TMSGD([eager], 0.1, momentum=0.9, switch_step=4)
+        for step in range(12):
+            eager.grad = (eager.detach() - step) * 2
+            optimizer.step()
+        assert torch.equal(w, eager)
 
     def test_from_the_switch_on_tmsgd_differs_from_torch_sgd(self) -> None:
         sgd = mlp_path(partial(torch.optim.SGD, lr=0.1), 20)

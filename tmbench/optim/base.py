@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .formula import as_number, decay, difference_names, differences_of, direction_of, multistep_update, phase, rotate
 from .fused import fused_sgd, fused_step
@@ -48,17 +48,19 @@ class SGDThenFormula(torch.optim.Optimizer):
         history: "true" starts the formula from the last differences of SGD's weights (taken after the shrink of
             `decoupled`), "zero" from zeros (a cold start, which overshoots by half a step at first).
         maximize: ascend instead.
-        foreach: update all tensors of a group at once (the default), or one by one.
+        foreach: update all tensors of a group at once, or one by one; None takes torch's choice for SGD: at once on an
+            accelerator, one by one on the CPU (where the two round apart in bfloat16 and float16).
         fused: update by one kernel in a single pass: after the switch ours (in C on the CPU: float32, float64; in
-            Triton on CUDA: float32, bfloat16, float16), before it torch's. Where it can't, it warns and takes foreach.
-            All three paths stay within 2e-6 of the largest weight of a float64 run (float32, 40 noisy steps).
+            Triton on CUDA: float32, bfloat16, float16), before it torch's. Where it can't, it warns and does without.
+            All paths stay within 2e-6 of the largest weight of a float64 run (float32, 40 noisy steps).
 
     Raises:
         ValueError: an argument out of its range, of any group, or a complex parameter.
         RuntimeError: a sparse gradient, together with momentum or weight decay; no weight has moved then.
 
     No `capturable`: the switch is a branch in Python and the history moves by renaming buffers, so a captured CUDA
-    graph would replay one phase on the wrong buffers. No `differentiable`: the history is updated in place.
+    graph would replay one phase on the wrong buffers. For the same reason `torch.compile` leaves `step` as it is, and
+    compiles what is around it. No `differentiable`: the history is updated in place.
     """
 
     name: str  # how messages call it
@@ -155,6 +157,8 @@ class SGDThenFormula(torch.optim.Optimizer):
             if history:  # zeros where there was none yet
                 differences_of(self.state, [p], names)
 
+    # Traced, it would be compiled anew in every step, whose number it reads.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Does one step; returns the closure's loss, if there is a closure to evaluate first."""
@@ -181,7 +185,7 @@ class SGDThenFormula(torch.optim.Optimizer):
         return loss
 
     def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        lr, foreach = as_number(group["lr"]), group["foreach"] is not False
+        lr, foreach = as_number(group["lr"]), all_at_once(group["foreach"], params)
         factors, b = self.step_form(group)
         names = difference_names(len(factors))
         acts, recording = phase(group, names)
@@ -231,3 +235,10 @@ class SGDThenFormula(torch.optim.Optimizer):
 
     def _refuse(self, message: str) -> NoReturn:
         raise ValueError(f"{self.name}: {message}")
+
+
+def all_at_once(foreach: bool | None, params: list[Tensor]) -> bool:
+    """Whether to use foreach operations; where nothing is said, as torch's optimizers choose."""
+    if foreach is not None:
+        return foreach
+    return all(type(p) in (Tensor, nn.Parameter) and p.device.type in ("cuda", "xpu", "mtia") for p in params)

@@ -119,7 +119,7 @@ def fused_step(
         kind = p.device, p.dtype, fresh
         batch = batches.get(kind)
         if why := (batch is None and no_kernel(p, len(names))) or odd_layout(row):
-            _say_once(f"{optimizer}: fused: {why}; foreach is used for such parameters")
+            _say_once(f"{optimizer}: fused: {why}; such parameters are updated without it")
             if fresh:
                 del kept["momentum_buffer"]
             left.append(p)
