@@ -28,9 +28,9 @@ from tmbench.errors import ConfigError
 from tmbench.files import read_sealed
 from tmbench.result import Result
 from tmbench.run import run
-from tmbench.sweeps.job import command, record_of
+from tmbench.sweeps.job import JobOrder, command, record_of
 from tmbench.sweeps.launchers import base, local
-from tmbench.sweeps.launchers.base import JobsAtWork, launcher_of
+from tmbench.sweeps.launchers.base import JobsAtWork, RemoteJob, launcher_of
 from tmbench.sweeps.plan import Job, RunFinder
 
 # Does what a job's process does, but trains nothing: notes its environment and when it was here.
@@ -44,6 +44,10 @@ began = time.monotonic()
 time.sleep(0.2)
 seen = {key: os.environ.get(key) for key in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
 print(word, "was here")
+if word in ("hang", "deaf"):
+    if word == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(1000)
 if word == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
 if word == "crash":
@@ -167,6 +171,22 @@ def test_a_job_that_dies_leaves_the_others_alone_and_is_told(launched: Any, tmp_
         assert f"  | {word} was here" in told
     assert "  | no more words" in told
     assert "a was here" not in told
+
+
+def test_a_job_that_hangs_is_ended_and_the_others_are_done(
+    launched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "GRACE", 0.2)
+    seen, told = launched(["hang", "deaf", "a", "b"], n_jobs=2, timeout=1 / 60)
+    assert len(seen) == 2
+    end = "launcher.timeout=0.0166667 minutes and was ended; the same command goes on from its last epoch"
+    for number in (0, 1):
+        record = record_of(tmp_path, number)
+        assert record is not None
+        assert record.error == f"took longer than {end}; its output: {tmp_path}/job-0000{number}.log"
+    assert re.search(r"^job 1  do=deaf: failed\n  \| deaf was here$", told, re.MULTILINE)
+    order = JobOrder(7, "", ["do=hang"], [], {}, [], ".", {"TMBENCH_SWEEP": "this"}, timeout=0.5 / 60)
+    assert RemoteJob(order.save(tmp_path))() == base.TIMED_OUT  # as on Ray
 
 
 def test_terminal_shows_a_line_for_each_job_that_is_at_work(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ class JobOrder:
     states: list[tuple[int, int]]  # of its trunk that jobs of the sweep want: (epoch, number of differences)
     cwd: str = ""  # where its own process is to run; empty if it has none
     environment: dict[str, str] = field(default_factory=dict)  # of that process, beside what it finds
+    timeout: float | None = None  # minutes that it may take; None: no limit
 
     def save(self, folder: Path) -> Path:
         return _save(folder / f"launch-{self.number:05d}.json", self)

@@ -2,16 +2,18 @@
 
 Wherever it runs, a job is `python -m tmbench.sweeps.job <sweep>/launch-00003.json`, with its output in
 <sweep>/job-00003.log. It ends with 0 (there is a result), 1 (it failed and has said why) or 130 (it was stopped, and
-goes on when it is asked for again). So a job that dies takes no other with it, and sees its own GPUs and threads only.
+goes on when it is asked for again); 124 is the status of one that was ended since it took longer than launcher.timeout.
+So a job that dies or hangs takes no other with it, and sees its own GPUs and threads only.
 """
 
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
@@ -36,6 +38,7 @@ from ..show import varied_settings
 NAMES = ("local", "slurm", "ray")  # of launchers, of their modules, and with a capital letter of their classes
 COMMAND = ["-m", "tmbench.sweeps.job"]
 LINES = 20  # of its output that a failed job shows
+TIMED_OUT, GRACE = 124, 30.0  # status; seconds in which a job that is to end may come to a place where it can go on
 ENDED_ELSEWHERE = 60.0  # seconds after which a job that Slurm told to end, and did not kill, goes on
 Ended = tuple[Path, int | None]  # a job's file, and its exit status; None if that cannot be known
 
@@ -72,10 +75,9 @@ class Launcher:
             raise ConfigError("launcher: each run is on one machine; start a run on several (num_nodes) by itself")
         folder, jobs = folder.absolute(), different_trunks_first(jobs)
         environment = {"OMP_NUM_THREADS": str(self.threads()), "PYTHONPATH": python_path(), SWEEP: sweep_id()}
-        files = {
-            replace(order, cwd=str(Path.cwd()), environment=environment).save(folder): job
-            for order, job in zip(orders_of(jobs), jobs, strict=True)
-        }
+        more: Settings = {"cwd": str(Path.cwd()), "environment": environment, "timeout": self.settings.get("timeout")}
+        orders = [replace(order, **more) for order in orders_of(jobs)]
+        files = {order.save(folder): job for order, job in zip(orders, jobs, strict=True)}
         gpus = max(t["devices"] if t["accelerator"] == "cuda" else 0 for t in (job.cfg["trainer"] for job in jobs))
         console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         console.print(f"{len(jobs)} jobs, threads of each: {self.threads()}; their output: {folder}/job-*.log")
@@ -99,15 +101,33 @@ def different_trunks_first(jobs: list[Job]) -> list[Job]:
     return sorted(jobs, key=lambda job: next(earlier[job.trunk.folder if job.trunk else job.number]))  # stable
 
 
-def start(file: Path, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+class JobProcess(subprocess.Popen[bytes]):
     """The process of the job in `file`. It stops if its standard input ends, which it does with this process."""
-    order = JobOrder.load(file)
-    with log_of(file).open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, *COMMAND, str(file)], stdin=subprocess.PIPE, stdout=log,
-            stderr=subprocess.STDOUT, cwd=order.cwd, start_new_session=True,  # a terminal's Ctrl-C is not for it
-            env={**os.environ, **order.environment, **(environment or {})},
-        )  # fmt: skip
+
+    def __init__(self, file: Path, environment: dict[str, str] | None = None) -> None:
+        order = JobOrder.load(file)
+        self.deadline = math.inf if order.timeout is None else time.monotonic() + 60 * order.timeout
+        with log_of(file).open("ab") as log:
+            super().__init__(
+                [sys.executable, *COMMAND, str(file)], stdin=subprocess.PIPE, stdout=log,
+                stderr=subprocess.STDOUT, cwd=order.cwd, start_new_session=True,  # a terminal's Ctrl-C is not for it
+                env={**os.environ, **order.environment, **(environment or {})},
+            )  # fmt: skip
+
+    def status(self, must_stop: Callable[[], bool] = lambda: False) -> int:
+        """Waits for its end, and ends it if it must stop or takes too long; returns its exit status."""
+        while time.monotonic() < self.deadline:
+            with suppress(subprocess.TimeoutExpired):
+                return self.wait(0.5)
+            if must_stop():
+                self.terminate()
+        self.terminate()
+        try:
+            if self.wait(GRACE) == 0:  # it was at its end
+                return 0
+        except subprocess.TimeoutExpired:  # it does not hear; nor may what it has started
+            os.killpg(self.pid, signal.SIGKILL)
+        return TIMED_OUT
 
 
 class RemoteJob:
@@ -116,17 +136,13 @@ class RemoteJob:
     def __init__(self, file: Path) -> None:
         self.file, self.folder = file, file.parent
         self.sweep = JobOrder.load(file).environment[SWEEP]
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: JobProcess | None = None
 
     def __call__(self) -> int:
         while not self.must_stop():
-            with start(self.file) as self.process:
-                while (status := self.process.poll()) is None:
-                    if self.must_stop():
-                        self.process.terminate()
-                        return self.process.wait()
-                    time.sleep(0.5)
-            if status not in (INTERRUPTED, -signal.SIGTERM):
+            with JobProcess(self.file) as self.process:
+                status = self.process.status(self.must_stop)
+            if self.must_stop() or status not in (INTERRUPTED, -signal.SIGTERM):
                 return status
             # Slurm cancels this job, or takes its place away for a while: that ends us in a moment, or not at all.
             time.sleep(ENDED_ELSEWHERE)
@@ -175,9 +191,7 @@ class JobsAtWork(Progress):
                 self.console.print(f"{name}: not begun")
                 return True
             if record is None or status not in (0, ERROR, INTERRUPTED, None):
-                end = "cancelled, or its machine is gone" if status is None else f"ended with status {status}"
-                if status is not None and status < 0:
-                    end = f"killed by {signal.Signals(-status).name}"
+                end = _ending(status, job)
                 record = JobRecord(job.number, job.overrides, job.arm, error=f"{end}; its output: {log_of(file)}")
                 record.save(file.parent)
             result = record.result()
@@ -193,6 +207,16 @@ class JobsAtWork(Progress):
         score = shown(result.metrics["last"].get(result.headline), result.headline)
         self.console.print(f"{name}: {result.status}, {result.metric} {score}")
         return result.status == "interrupted"
+
+
+def _ending(status: int | None, job: Job) -> str:
+    """How a job ended that could not say so itself."""
+    if status is None:
+        return "cancelled, out of its time, or its machine is gone"
+    if status == TIMED_OUT:
+        limit = f"launcher.timeout={job.raw['launcher']['timeout']:g} minutes"
+        return f"took longer than {limit} and was ended; the same command goes on from its last epoch"
+    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
 
 
 def log_of(file: Path) -> Path:

@@ -2,7 +2,6 @@
 
 import os
 import queue
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
@@ -14,7 +13,7 @@ from ...config.settle import Settings
 from ...config.values import is_whole
 from ...errors import ConfigError
 from ...verbs import INTERRUPTED
-from .base import Ended, Launcher, start
+from .base import Ended, JobProcess, Launcher
 
 
 class Local(Launcher):
@@ -25,7 +24,7 @@ class Local(Launcher):
         if not all(isinstance(gpu, str) or is_whole(gpu, 0) for gpu in settings["gpus"] or []):
             raise ConfigError(f"launcher.gpus: expected GPUs as CUDA_VISIBLE_DEVICES has them, got {settings['gpus']}")
         self.cores = available_cores()
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[JobProcess] = []
 
     def threads(self) -> int:
         given = str(self.settings["threads"] or os.environ.get("OMP_NUM_THREADS", ""))
@@ -45,11 +44,11 @@ class Local(Launcher):
             try:
                 if self.stops_requested:
                     return file, INTERRUPTED
-                with start(file, {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}) as process:
+                with JobProcess(file, {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}) as process:
                     self.processes.append(process)
                     if self.stops_requested:  # since we looked
                         process.terminate()
-                    return file, process.wait()
+                    return file, process.status()
             finally:
                 free.put(visible)
 
