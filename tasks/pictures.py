@@ -1,33 +1,47 @@
 """What the tasks that look at pictures share: published initial weights and their pixels, batches of unequal sizes."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlparse
 
 import torch
 from torch import Tensor
 
 from tmbench.errors import DataError
+from tmbench.files import digest_of
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's red, green and blue in [0, 1]
-T = TypeVar("T")
+RANDOM = "train from random weights with task.weights=none (and a larger lr)"
 
 
-def with_weights(task: str, option: str, chosen: Any, build: Callable[[], T]) -> T:
-    """What `build` makes of the weights `chosen` (torchvision's, or None), as `task.weights=option` asks for.
+def weights_file(task: str, url: str, *others: str, instead: str = RANDOM) -> Path:
+    """The file of published weights, in torch.hub's folder under its own or another name; downloaded if need be.
+
+    A name ends with the first digits of the file's sha256, which are checked: torch does so after a download alone.
+
+    Args:
+        instead: what else a person may do, for the message.
 
     Raises:
-        DataError: the weights are not here and cannot be downloaded.
+        DataError: it is damaged, or it is not there and cannot be downloaded; says where to put it.
     """
+    folder, name = Path(torch.hub.get_dir()) / "checkpoints", Path(urlparse(url).path).name
+    prefix = Path(name).stem.rpartition("-")[2]
+    for path in (folder / known for known in (name, *others)):
+        if path.is_file():
+            if not (digest := digest_of(path)).startswith(prefix):
+                wrong = f"its sha256 begins with {digest[: len(prefix)]}, not {prefix}"
+                raise DataError(f"{path}: not the published weights ({wrong}); remove it, to have it downloaded again")
+            return path
     try:
-        return build()
-    except OSError as error:
-        assert chosen is not None
-        folder = torch.hub.get_dir() + "/checkpoints"
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(folder / name), prefix, progress=False)
+    except (OSError, RuntimeError) as error:  # no way there; or another file came
         raise DataError(
-            f"{task}: the initial weights (task.weights={option}) could not be downloaded: {error}\n"
-            f"  put {chosen.url}\n  into {folder}\n"
-            "  or train from random weights with task.weights=none (and a larger lr)"
+            f"{task}: no {folder / name}, and it could not be downloaded: {error}\n  put {url}\n  into {folder}\n"
+            f"  or {instead}"
         ) from None
+    return folder / name
 
 
 def padded(pictures: Sequence[Tensor], value: float) -> Tensor:

@@ -23,6 +23,7 @@ from tmbench.config.settle import settle
 from tmbench.errors import ConfigError, DataError
 from tmbench.seeds import seed_all
 from tmbench.task import mean
+from tmbench.tasks import pictures
 from tmbench.tasks.ig import distances, sneakers
 from tmbench.tasks.ig.distances import Frechet, Kernel, PrecisionRecall, Random, share_within
 from tmbench.tasks.ig.sneakers import Sneakers
@@ -369,6 +370,7 @@ def weights_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def inception(weights_files: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TORCH_HOME", str(weights_files))
+    monkeypatch.setattr(pictures, "digest_of", lambda path: path.stem.rpartition("-")[2])
     return weights_files / "hub" / "checkpoints"
 
 
@@ -473,8 +475,12 @@ def test_weights_that_are_others_or_run_code_are_refused(tmp_path: Path, monkeyp
         torch.save({"some": torch.ones(1)}, path)
         for content in (path.read_bytes(), b"", b"no weights", pickle.dumps(Runs()), pickle.dumps({"a": 1})):
             path.write_bytes(content)
-            with pytest.raises(DataError, match=f"^{path}: not the published weights"):
+            with pytest.raises(DataError, match=rf"^{path}: not the published weights \(its sha256"):
                 network()
+            with monkeypatch.context() as patch:  # even if its digest were right
+                patch.setattr(pictures, "digest_of", lambda path: path.stem.rpartition("-")[2])
+                with pytest.raises(DataError, match=f"^{path}: not the published weights"):
+                    network()
     assert not mark.exists()
 
 

@@ -1,5 +1,6 @@
 """Contracts of every task in conf/task, and what is particular to one of them."""
 
+import re
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
@@ -262,7 +263,9 @@ def test_seg_transform_keeps_masks_to_class_ids_and_pictures_aligned(preprocess:
             assert red[mask == 7].mean() > 0.3
 
 
-def test_missing_weights_offline_name_the_file_and_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_name_the_file_and_the_way_out_and_damaged_ones_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from urllib.error import URLError
 
     from tmbench.errors import DataError
@@ -271,12 +274,16 @@ def test_missing_weights_offline_name_the_file_and_the_way_out(monkeypatch: pyte
     def offline(*args: Any, **kwargs: Any) -> None:
         raise URLError("no route")
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     for weights, file in (("coco", "lraspp_mobilenet_v3_large-d234d4ea.pth"), ("backbone", "mobilenet_v3_large-")):
         with pytest.raises(DataError, match=r"task\.weights=none") as caught:
             seg.build_model(weights, 0.01)
         assert file in str(caught.value)
+        (damaged,) = re.findall(r"no (\S+), and", str(caught.value))
+        Path(damaged).write_bytes(b"half of it")
+        with pytest.raises(DataError, match=rf"^{damaged}: not the published weights .*remove it"):
+            seg.build_model(weights, 0.01)
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +20,10 @@ from torchvision.models import ResNet34_Weights, resnet34
 
 from tmbench.errors import ConfigError, DataError
 
-from ..pictures import MEAN, STD
+from ..pictures import MEAN, STD, weights_file
 
 NEIGHBOURS = 3  # of Kynkaanniemi et al. (2019)
+RANDOM = "use task.features=random, which needs no weights (its distance is no FID)"
 BLOCK = 1024  # pictures whose distances to all others are in memory at once
 
 
@@ -49,7 +49,7 @@ class Inception:
             fix = "pip install 'tmbench[fid]', or use task.features=random"
             raise ConfigError(f"task.features=inception: torch-fidelity is not installed; {fix}") from None
         # pytorch-fid publishes the same weights under another name.
-        file = weights_file(fidelity.URL_INCEPTION_V3, "pt_inception-2015-12-05-6726825d.pth")
+        file = weights_file("ig", fidelity.URL_INCEPTION_V3, "pt_inception-2015-12-05-6726825d.pth", instead=RANDOM)
         load(file)  # before torch-fidelity does, which would run code that is in it
         names = ["64", "2048"]
         try:
@@ -66,7 +66,7 @@ class ResNet:
     """`softmax`: the 1000 class probabilities of torchvision's ResNet-34, as in xuqiantong/GAN-Metrics@2fdcfdd."""
 
     def __init__(self) -> None:
-        file = weights_file(ResNet34_Weights.IMAGENET1K_V1.url)
+        file = weights_file("ig", ResNet34_Weights.IMAGENET1K_V1.url, instead=RANDOM)
         self.net = resnet34().eval().requires_grad_(False)
         try:
             self.net.load_state_dict(load(file))
@@ -97,29 +97,6 @@ class Random:
         for weight in self.weights:
             x = nn.functional.conv2d(x, weight.to(x.device), stride=2, padding=2).relu()
         return {"random": x.mean((2, 3))}
-
-
-def weights_file(url: str, *others: str) -> Path:
-    """The file of published weights, in torch.hub's folder under its own or another name; downloaded if need be.
-
-    Raises:
-        DataError: it is not there and cannot be downloaded; says where to put it.
-    """
-    folder, name = Path(torch.hub.get_dir()) / "checkpoints", Path(urlparse(url).path).name
-    for path in (folder / known for known in (name, *others)):
-        if path.is_file():
-            return path
-    prefix = Path(name).stem.rpartition("-")[2]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(folder / name), prefix, progress=False)
-    except (OSError, RuntimeError) as error:  # no way there; or another file came
-        raise DataError(
-            f"ig: no {folder / name}, and it could not be downloaded: {error}\n"
-            f"  put {url}\n  into {folder}\n"
-            "  or use task.features=random, which needs no weights (its distance is no FID)"
-        ) from None
-    return folder / name
 
 
 def load(file: Path) -> dict[str, Tensor]:

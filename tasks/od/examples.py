@@ -17,7 +17,7 @@ from torchvision.ops import batched_nms
 
 from tmbench.task import Loss
 
-from ..pictures import padded, with_weights
+from ..pictures import padded, weights_file
 from .boxes import Detection, Objects
 
 Target = dict[str, Tensor]  # of one image; what is in it is the detector's affair, see the two below
@@ -97,8 +97,9 @@ def best_of(
 
 
 def published(chosen: VGG16_Weights) -> Any:
-    """torchvision's VGG16 with these weights; DataError if they are not here and cannot be downloaded."""
-    return with_weights("od", "imagenet", chosen, lambda: vgg16(weights=chosen))
+    """torchvision's VGG16 with these weights; raises DataError as `weights_file`."""
+    weights_file("od", chosen.url)
+    return vgg16(weights=chosen)
 
 
 def scaled(channels: int, width: float) -> int:

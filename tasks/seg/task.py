@@ -4,7 +4,6 @@ Legend: B batch, H and W pixels, K classes (21, background included).
 """
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from torchvision.transforms import v2
 from tmbench.errors import DataError
 from tmbench.task import Figures, Loss, Task, finite
 
-from ..pictures import MEAN, STD, padded, with_weights
+from ..pictures import MEAN, STD, padded, weights_file
 from ..voc import BORDER, CLASSES, palette
 from .masks import VOCSegmentation
 
@@ -66,11 +65,12 @@ def collate(examples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def build_model(weights: str, bn_momentum: float) -> nn.Module:
-    """torchvision's LR-ASPP with 21 classes; 3,221,538 parameters. Raises DataError as `with_weights`."""
+    """torchvision's LR-ASPP with 21 classes; 3,221,538 parameters. Raises DataError as `weights_file`."""
     coco = LRASPP_MobileNet_V3_Large_Weights.COCO_WITH_VOC_LABELS_V1 if weights == "coco" else None
     backbone = MobileNet_V3_Large_Weights.IMAGENET1K_V1 if weights == "backbone" else None
-    build = partial(lraspp_mobilenet_v3_large, weights=coco, weights_backbone=backbone, num_classes=len(CLASSES))
-    model: nn.Module = with_weights("seg", weights, coco or backbone, build)
+    if chosen := coco or backbone:
+        weights_file("seg", chosen.url)
+    model: nn.Module = lraspp_mobilenet_v3_large(weights=coco, weights_backbone=backbone, num_classes=len(CLASSES))
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = bn_momentum
