@@ -1,5 +1,6 @@
 """Detection: boxes, priors, losses and metric against independent ones and by hand; both detectors on tiny data."""
 
+import inspect
 import json
 import pickle
 from functools import partial
@@ -24,6 +25,7 @@ from web import tiny
 from tmbench.config.settle import settle
 from tmbench.data import open_dataset
 from tmbench.errors import ConfigError, DataError
+from tmbench.files import digest_of
 from tmbench.seeds import seed_all
 from tmbench.task import mean
 from tmbench.tasks.od import fast_rcnn, rfbnet, selective_search
@@ -570,6 +572,33 @@ def test_regions_are_searched_once_and_read_by_other_processes_from_the_folder(
     assert proposals.of(name, 5).shape == (5, 4)
     assert len(pickle.dumps(proposals)) < 1000
     assert len(json.loads((folder / "images.json").read_text())) == 44
+
+
+def test_a_stopped_search_goes_on_from_the_images_it_has_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths, searched = [tmp_path / f"{n}.png" for n in range(4)], []
+    for n, path in enumerate(paths):
+        path.write_bytes(bytes([n]))
+
+    def search(path: Path) -> np.ndarray:
+        searched.append(path)
+        if len(searched) == 3:
+            raise KeyboardInterrupt
+        return np.full((n := int(path.stem), 4), n, np.uint16)  # of the first image none
+
+    monkeypatch.setattr(selective_search, "search", search)
+    monkeypatch.setattr(inspect, "getsource", lambda function: "how it is searched")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        selective_search.write(tmp_path / "out", tmp_path, paths)
+    (kept,) = tmp_path.glob(".unfinished-*")
+    damaged = kept / f"{digest_of(paths[0])}.json"
+    damaged.write_text(damaged.read_text().replace("[]", "[[1, 2, 3, 4]]"))
+    selective_search.write(tmp_path / "out", tmp_path, paths)
+    assert searched == [*paths[:3], paths[0], *paths[2:]]
+    proposals = selective_search.Proposals(tmp_path / "out")
+    for n, path in enumerate(paths):
+        np.testing.assert_array_equal(proposals.of(path.name, 99), np.full((n, 4), n))
+    assert not kept.exists()
 
 
 def test_many_images_are_searched_by_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from .config.overrides import again, check_words, keep
 from .errors import ConfigError, DataError, UsageError
 from .files import is_writable, locked, naming, read_sealed_text, sealed_text, write
 from .plan import Plan, planned
+from .progress import loading_torch
 from .result import FINAL, Result, epochs_done
 from .runs import leftovers_in
 from .training import ranks
@@ -113,7 +114,8 @@ def _train(plan: Plan, trained: int, until: int | None, requests: Iterable[tuple
         if plan.cfg.trainer.devices > 1:
             result = ranks.train(plan, reservation)
         else:
-            from .training.train import train  # here, since it takes seconds to import torch
+            loading_torch()
+            from .training.train import train  # here, since it takes seconds
 
             result = train(plan, reservation, until)
     shutil.rmtree(fetched, ignore_errors=True)

@@ -6,10 +6,13 @@ an image, over all images in Q rows.
 """
 
 import ctypes
+import inspect
 import json
 import multiprocessing
 import os
 from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ import numpy as np
 
 from tmbench.data import read_picture
 from tmbench.errors import ConfigError, DataError
+from tmbench.files import digest_of, digest_of_text, read_sealed, remove, write_sealed
+from tmbench.progress import track
 
 INLINE = 200  # images, up to which starting other processes takes longer than it saves
 MAX_MAT = 2**31  # bytes; the published files have up to 300 MB
@@ -41,18 +46,33 @@ def search(image_file: Path) -> np.ndarray:
 
 
 def write(out: Path, root: Path, image_files: Iterable[Path]) -> None:
-    """Searches all images, in as many processes as there are cores, and writes what `Proposals` reads."""
-    from rich.console import Console
-    from rich.progress import track
+    """Searches all images, in as many processes as there are cores, and writes what `Proposals` reads.
 
+    What has been found is kept beside `out`, by the content of each image, until all is: a search that is stopped, or
+    another data set with the same images, goes on from it.
+    """
     paths = sorted(set(image_files))
+    kept = out.parent / f".unfinished-regions-{digest_of_text(inspect.getsource(search))[:12]}"
+    kept.mkdir(exist_ok=True)
+    search_or_read = partial(_search_or_read, kept)
     if len(paths) <= INLINE:
-        found = [search(path) for path in paths]
+        found = [search_or_read(path) for path in paths]
     else:  # not forked: beside the threads of the caller, that may hang
         with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-            searched = pool.imap(search, paths, chunksize=4)
-            found = list(track(searched, "selective search", len(paths), console=Console(stderr=True)))
+            found = list(track(pool.imap(search_or_read, paths, chunksize=4), "selective search", len(paths)))
     store(out, [path.relative_to(root).as_posix() for path in paths], found)
+    remove(kept)
+
+
+def _search_or_read(kept: Path, image_file: Path) -> np.ndarray:
+    """The regions of an image, from the folder of those that have been found, where they are kept from now on."""
+    file = kept / f"{digest_of(image_file)}.json"
+    with suppress(OSError, DataError):  # not there, or damaged
+        return np.array(read_sealed(file)["boxes"], np.uint16).reshape(-1, 4)
+    boxes = search(image_file)
+    with suppress(OSError):  # another process is done with all, or the disk is full, of which `store` tells
+        write_sealed(file, {"boxes": boxes.tolist()})
+    return boxes
 
 
 def store(out: Path, names: list[str], boxes: list[np.ndarray]) -> None:

@@ -14,6 +14,7 @@ from ..config.settle import settled
 from ..config.table import NEVER, choices
 from ..config.values import Setting
 from ..errors import ConfigError, UsageError
+from ..progress import loading_torch
 from ..verbs import CONFIG_DIR, EXPECTED, JSON, Values, Verb, did_you_mean, explain, leave
 from . import CHECKS, certify
 
@@ -39,6 +40,7 @@ def do(values: Values, words: list[str]) -> int:
     checks = [*CHECKS] if values["checks"] == "all" else values["checks"].split(",")
     if unknown := [check for check in checks if check not in CHECKS]:
         raise UsageError(f"checks: expected names among {', '.join(CHECKS)}, got {', '.join(unknown)}")
+    loading_torch()
     try:
         title, new, reference = _requested(values, words)
         optimizer = _made(title, new)

@@ -13,9 +13,10 @@ from typing import Any
 
 from ..errors import DataError
 from ..files import land, locked, writing
+from ..progress import progress
 from .archive import unpack
 from .catalogue import Entry, File, manifest
-from .files import missing, progress
+from .files import missing
 
 TRIES, PAUSE, TIMEOUT = 4, 1.0, 20.0  # of one address; seconds before the second try, doubled each time; of silence
 CHUNK = 2**20

@@ -7,13 +7,14 @@ import pickletools
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
 from ..files import digest_of, digest_of_text, read_sealed, write_sealed
+from ..progress import progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,37 +44,24 @@ def digests_of(root: Path, files: Iterable[Path], cache: Path | None = None) -> 
     except OSError:  # not there, or not to be read
         pass
     for path in sorted(files):
-        name = path.relative_to(root).as_posix()
         try:
             stat = path.stat()
         except OSError as error:
             raise DataError(f"{path}: {error.strerror}") from None
-        stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-        # A file changed within the clock's grain could change once more unseen: its stamp is not trusted.
-        settled = time.time_ns() - max(stamp[1:]) > 2_000_000_000
-        earlier = known.get(name)
-        digest = earlier[3] if earlier and earlier[:3] == stamp else digest_of(path)
-        found[name] = [*(stamp if settled else [-1, -1, -1]), digest]
+        found[path.relative_to(root).as_posix()] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+    unknown = {name: stamp[0] for name, stamp in found.items() if known.get(name, [])[:3] != stamp}
+    with progress("reading the data", 0, sum(unknown.values())) as advance:
+        for name, stamp in found.items():
+            digest = digest_of(root / name) if name in unknown else known[name][3]
+            advance(unknown.get(name, 0))
+            # A file changed within the clock's grain could change once more unseen: its stamp is not trusted.
+            settled = time.time_ns() - max(stamp[1:]) > 2_000_000_000
+            found[name] = [*(stamp if settled else [-1, -1, -1]), digest]
     if cache and found != known:
         with suppress(OSError):  # nowhere to write: the next run reads the files again
             cache.parent.mkdir(parents=True, exist_ok=True)
             write_sealed(cache, found)
     return {name: entry[3] for name, entry in found.items()}
-
-
-@contextmanager
-def progress(name: str, start: int, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal's standard error, moved on by so many bytes; nothing anywhere else."""
-    if not sys.stderr.isatty():
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(TextColumn("{task.description}"), *columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(name, total=total, completed=start)
-        yield lambda count: bar.advance(task, count)
 
 
 def missing(path: Path, what: str, *advice: str) -> DataError:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..files import folder_for
+from ..progress import loading_torch
 from ..verbs import JSON, Values, Verb, out_dir
 
 EXPERIMENTS = {
@@ -41,6 +42,7 @@ def do(values: Values, words: list[str]) -> int:
 
 def run(names: list[str], out: Path) -> list[str]:
     """Does the experiments, writes their figures and the JSON; returns what to print."""
+    loading_torch()
     import torch
 
     from ..config.machine import cpu_model

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..config.values import Setting
 from ..errors import ConfigError, UsageError
-from ..files import abandoned_in, locked, remove
+from ..files import abandoned_in, is_a_day_old, locked, remove
 from ..trunks import GIB, STORE, freed_without, leftovers, shrink, size
 from ..verbs import DATA_DIR, ERROR, JSON, RUNS_DIR, Values, Verb, leave, out_dir
 from . import REMOVING, Run, find, leftovers_in, show
@@ -99,6 +99,7 @@ def _leftovers(runs_dir: Path, runs: list[Run]) -> Iterator[Path]:
             yield from leftovers_in(folder)
     for name in (".tiny", ".prepared"):
         yield from abandoned_in(runs_dir / name)
+    yield from filter(is_a_day_old, (runs_dir / ".prepared").glob(".unfinished-*"))
     yield from leftovers(runs_dir / STORE)
 
 

@@ -12,6 +12,7 @@ from ..data import open_dataset
 from ..errors import ConfigError, DataError, UsageError
 from ..figures import save
 from ..files import folder_for
+from ..progress import loading_torch
 from ..result import shown
 from . import Run, find
 
@@ -56,6 +57,7 @@ def restored(run: Run, data_dir: str | None = None) -> "Task":
 
 def compare(runs: list[Run], out: Path, data_dir: str | None = None) -> list[Path]:
     """Draws the predictions of these runs of one task for the same examples, side by side; returns the files."""
+    loading_torch()
     import torch
 
     tasks: dict[str, Task] = {}

@@ -22,6 +22,7 @@ from .. import checkpoint
 from ..errors import DataError
 from ..figures import curves, save
 from ..files import land, link, write
+from ..progress import Lines
 from ..result import newest, shown
 from ..task import Task
 from ..trunks import Reservation, Trunk
@@ -173,32 +174,51 @@ def _become_best(source: Path) -> None:
 
 
 class Bar(Callback):
-    """One line that says where the run is: epoch, method, steps, loss and the last headline metric."""
+    """Says where the run is: epoch, method, loss and the last headline metric; on a terminal in one line with a bar.
+
+    Without a terminal it is a line at the end of the first and the last epoch, and one every 30 seconds.
+    """
 
     def __init__(self, record: Record, switch_epoch: int | None, console: Console) -> None:
-        self.record, self.switch_epoch = record, switch_epoch
+        self.record, self.switch_epoch, self.console = record, switch_epoch, console
         news = TextColumn("{task.fields[news]}")
         left = TimeRemainingColumn(elapsed_when_finished=True)
         self.progress = Progress(TextColumn("{task.description}"), BarColumn(24), left, news, console=console)
         self.update = partial(self.progress.update, self.progress.add_task("", news=""))
+        self.epoch = ""
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         blocks = int(trainer.num_training_batches)
-        self.update(total=blocks * trainer.max_epochs, completed=blocks * trainer.current_epoch)  # type: ignore[operator]
-        self.progress.start()
+        self.total, self.first = blocks * int(trainer.max_epochs or 0), blocks * trainer.current_epoch
+        self.done = self.first
+        self.update(total=self.total, completed=self.done)
+        self.lines = Lines()
+        if self.console.is_terminal:
+            self.progress.start()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         epoch = trainer.current_epoch
         method = "" if self.switch_epoch is None or epoch < self.switch_epoch else "  switched"
-        self.update(description=f"epoch {epoch + 1}/{trainer.max_epochs}{method}")
+        self.epoch = f"epoch {epoch + 1}/{trainer.max_epochs}{method}"
+        self.update(description=self.epoch)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        self.done += 1
         self.update(advance=1)
+        if not self.console.is_terminal:
+            self.lines.say(f"{self.epoch}  {self._left()}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         row, key = newest(self.record.rows), pl_module.headline
         score = f"  {key} {shown(row[key], key)}" if key in row else ""
-        self.update(news=f"loss {shown(row.get('train/loss'), 'train/loss')}{score}")
+        news = f"loss {shown(row.get('train/loss'), 'train/loss')}{score}"
+        self.update(news=news)
+        if not self.console.is_terminal:
+            ends = len(self.record.rows) in (1, trainer.max_epochs)
+            self.lines.say(f"{self.epoch}  {news}  {self._left()}", must=ends)
+
+    def _left(self) -> str:
+        return self.lines.time_left(self.done - self.first, self.total - self.first)
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         self.progress.stop()

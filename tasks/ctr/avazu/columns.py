@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from tmbench.data import Dataset
-from tmbench.data.files import progress
 from tmbench.errors import DataError
 from tmbench.files import writing
+from tmbench.progress import progress
 
 HEXADECIMAL = (
     "site_id", "site_domain", "site_category", "app_id", "app_domain", "app_category", "device_id", "device_ip",

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tmbench.data.files import progress
 from tmbench.errors import ConfigError, DataError
 from tmbench.files import writing
+from tmbench.progress import progress
 
 from .columns import blocks, count_blocks, distinct, moment, read_block
 
