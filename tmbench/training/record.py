@@ -221,7 +221,8 @@ class Bar(Callback):
         return self.lines.time_left(self.done - self.first, self.total - self.first)
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        self.progress.stop()
+        if self.console.is_terminal:  # else it would write an empty line
+            self.progress.stop()
 
 
 class PublishStates(Callback):
