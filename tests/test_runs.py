@@ -188,6 +188,26 @@ def test_broken_result_is_listed_as_such(here: Path, command: Command) -> None:
     assert (code, "1 broken" in output) == (0, True)
 
 
+def test_nothing_that_is_read_from_a_run_commands_the_terminal(
+    composed: Compose, tmp_path: Path, command: Command
+) -> None:
+    """A name with control characters could set the window's title, hide lines, or more."""
+    bad, make = "\x1b]0;title\x07\x9b2J\u202eabc", Make(composed, tmp_path / "runs")
+    facts = {"error": bad, "notes": [bad], "hardware": {"processor": bad}}
+    for seed in (0, 1):
+        place = make("sgd", seed, 0.5, "epochs=2", status="failed", **facts)
+        config = (place / "config.yaml").read_text()
+        (place / "config.yaml").write_text(config.replace("name: sgd", f"name: sgd\n  {json.dumps(bad)}: {seed}"))
+    place.rename(place.with_name(bad))
+    make("sgd", 1, 0.6, "epochs=2", **facts)
+    first, last = (run.folder.name for run in find(tmp_path / "runs", []))
+    told = [command(tmp_path / "runs", *words) for words in (["list"], ["show", first], ["compare", first, last])]
+    assert [code for code, _, _ in told] == [0, 1, 0]  # shown is a failed run
+    assert "x1b]0;title" in told[1][1]
+    for text in (text for _, *each in told for text in each):
+        assert not {*"\x1b\x07\x9b\u202e"} & set(text)
+
+
 def test_a_run_of_schema_1_is_listed_and_shown(here: Path, command: Command) -> None:
     path = the_tmsgd(here) / "result.json"
     content = json.loads(path.read_text())

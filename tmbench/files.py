@@ -94,16 +94,32 @@ def _sealed(facts: dict[str, Any]) -> str:
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """The facts that write_sealed wrote; DataError if the file is not what was written."""
+    """The facts that write_sealed wrote, made printable; DataError if the file is not what was written."""
     text = path.read_bytes()
     try:
         facts: dict[str, Any] = json.loads(text)["facts"]
         if text == _sealed(facts).encode():  # byte for byte, so that no damage is too small
-            return facts
+            return printable(facts) if b"\\" in text else facts
         what = "its content does not match its sha256"
     except (ValueError, KeyError, TypeError) as error:
         what = f"not JSON as this program writes it ({type(error).__name__})"
     raise DataError(f"{path}: damaged: {what}")
+
+
+def printable(value: Any) -> Any:
+    """A value as JSON and YAML have them, without characters that could command a terminal: they become escapes.
+
+    Line ends and tabs stay.
+    """
+    if isinstance(value, str):
+        return _COMMANDS.sub(lambda found: repr(found[0])[1:-1], value)
+    if isinstance(value, dict):
+        return {printable(key): printable(each) for key, each in value.items()}
+    return [printable(each) for each in value] if isinstance(value, list) else value
+
+
+# Control characters, and those that turn the direction of writing.
+_COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def sealed_text(text: str) -> str:

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from . import __version__, checkpoint
 from .config.identity import SCHEMA, effective_switch, reads_switch
 from .errors import DataError
-from .files import digest_of_text, write
+from .files import digest_of_text, printable, write
 
 NUMERIC = ("torch", "torchvision", "pytorch-lightning", "torchmetrics")  # whose versions may change the numbers
 FINAL = ("completed", "diverged")  # not repeated unless forced
@@ -105,12 +105,17 @@ class Result:
             if not isinstance(headline, str):
                 raise DataError(f"headline: expected a text such as test/accuracy, got {headline!r}")
             content["split"], _, content["metric"] = headline.partition("/")
+        text = json.dumps(content)
+        if "\\" in text:
+            content = printable(content)
         try:
-            _type().validate_json(json.dumps(content), strict=True)  # of JSON, where a dictionary may be a Result
+            _type().validate_json(text, strict=True)  # of JSON, where a dictionary may be a Result
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"]))
-            raise DataError(f"{place}: {first['msg'][:1].lower()}{first['msg'][1:]}, got {first['input']!r}") from None
+            raise DataError(
+                f"{place}: {first['msg'][:1].lower()}{first['msg'][1:]}, got {first['input']!r:.100}"
+            ) from None
         return cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content})
 
 

@@ -14,7 +14,7 @@ import yaml
 from ..checkpoint import WRITING
 from ..config.settle import Settings, select
 from ..errors import ConfigError, DataError
-from ..files import locked, read_sealed_text, scratch_in
+from ..files import locked, printable, read_sealed_text, scratch_in
 from ..result import FINAL, Result
 from ..trunks import FETCHED
 
@@ -53,14 +53,14 @@ class Run:
         path = self.folder / "config.yaml"
         try:
             # Settled, so without interpolations: OmegaConf takes ten times as long.
-            config = yaml.load(read_sealed_text(path), Loader=yaml.CSafeLoader)
+            config = yaml.load(text := read_sealed_text(path), Loader=yaml.CSafeLoader)
         except DataError:
             raise
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise DataError(f"{path}: expected a configuration, got what cannot be read ({error})") from None
         if not isinstance(config, dict):
             raise DataError(f"{path}: expected a configuration (key: value), got {config!r:.40}")
-        return config
+        return printable(config) if "\\" in text else config  # an escape is the only way into YAML
 
     @property
     def curves(self) -> str:
@@ -102,7 +102,7 @@ def find(runs_dir: Path, words: list[str]) -> list[Run]:
     """
     if not runs_dir.is_dir():
         raise ConfigError(f"{runs_dir}: expected a folder with runs, there is none; name another with runs_dir=DIR")
-    folders = sorted(path.parent for path in runs_dir.glob("[!.]*/config.yaml"))
+    folders = sorted(p.parent for p in runs_dir.glob("[!.]*/config.yaml") if p.parent.name.isprintable())
     starts = [Path(word).name for word in words if "=" not in word]
     for start in starts:
         if not any(folder.name.startswith(start) for folder in folders):
