@@ -1,12 +1,19 @@
-"""seg as a sum over pixels alone: norms as in evaluation, and pictures that differ in how much of them is labelled."""
+"""Tasks that ranks import.
 
+seg as a sum over pixels alone: norms as in evaluation, and pictures that differ in how much of them is labelled; and tc
+that fails on the second rank.
+"""
+
+import os
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
+from tmbench.errors import DataError
 from tmbench.task import Loss
 from tmbench.tasks.seg.task import Seg
+from tmbench.tasks.tc.task import TC
 from tmbench.tasks.voc import BORDER
 
 
@@ -33,3 +40,17 @@ class StillSeg(Seg):
 
     def examples(self, split: str) -> Any:
         return Uneven(super().examples(split))
+
+
+class WrongFromTheStart(TC):
+    def __init__(self, *args: Any) -> None:
+        if os.environ["RANK"] == "1":
+            raise DataError("it is wrong here")
+        super().__init__(*args)
+
+
+class WrongInTraining(TC):
+    def loss(self, batch: Any) -> Loss:
+        if os.environ["RANK"] == "1":
+            raise ArithmeticError("it is wrong here")
+        return super().loss(batch)

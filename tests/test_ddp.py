@@ -12,8 +12,9 @@ from conftest import Compose, Run, each_task
 from helpers import build, curves, start, wait_for_epochs, weights
 from torch.testing import assert_close
 
+from tmbench import training
 from tmbench.config.settle import settle
-from tmbench.errors import ConfigError
+from tmbench.errors import ConfigError, RunError
 from tmbench.result import Result
 from tmbench.run import run
 from tmbench.runs import Run as Record
@@ -197,6 +198,42 @@ def test_a_failing_rank_fails_the_run_with_its_message(do: Run, tmp_path: Path) 
     failed = Result.load(next(tmp_path.glob("tc-*")))
     assert failed is not None
     assert failed.status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("task", "said", "shown"),
+    [
+        ("WrongFromTheStart", "rank 1 of 2: it is wrong here", 0),
+        pytest.param("WrongInTraining", "rank 1 of 2: ArithmeticError: it is wrong here", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_the_rank_that_fails_first_is_named_and_has_a_traceback_only_where_nobody_can_mend_it(
+    task: str, said: str, shown: int, do: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Meanwhile the other one waits for it, and is killed, or misses it."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setattr(training.ranks, "PATIENCE", 1.0)
+    monkeypatch.setattr(training.ranks, "GRACE", 1.0)
+    with pytest.raises(RunError, match=f"^{said}$"):
+        do("task=tc", f"task._target_=still_task.{task}", "epochs=1", *PAIR)
+    errors = capfd.readouterr().err
+    assert (errors.count("still_task.py"), errors.count("SIG")) == (shown, 0)
+
+
+def test_fewer_examples_to_evaluate_than_ranks_are_told_once(
+    do: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data" / "r8").mkdir(parents=True)
+    for name, count in (("train", 8), ("test", 1)):
+        lines = [f"{label}\tsome words on {label} number {i}\n" for i, label in enumerate(["earn", "acq"] * count)]
+        (tmp_path / "data" / "r8" / f"{name}.txt").write_text("".join(lines[:count]))
+    told = "devices: expected no more than the test split has examples, 1, got 2"
+    with pytest.raises(RunError, match=f"^{told}$"):
+        do("task=tc", "data=full", f"data_dir={tmp_path / 'data'}", "epochs=1", *PAIR)
+    assert capfd.readouterr() == ("", "")
+    failed = Result.load(next(tmp_path.glob("tc-*")))
+    assert failed is not None
+    assert (failed.status, failed.error) == ("failed", told)
 
 
 @pytest.mark.parametrize(

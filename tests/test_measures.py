@@ -337,5 +337,5 @@ def test_more_processes_than_examples_to_evaluate_are_refused(do: Run, monkeypat
 
     monkeypatch.setattr(TC, "examples", one_to_test)
     monkeypatch.setattr("pytorch_lightning.Trainer.world_size", 2)
-    with pytest.raises(ConfigError, match=r"devices: expected at most 1 processes, one for each example of the test"):
+    with pytest.raises(ConfigError, match=r"devices: expected no more than the test split has examples, 1, got 2"):
         do(*TC_RUN)

@@ -1,5 +1,6 @@
 """What all commands share: their words, their messages, their help and their exit status."""
 
+import re
 import subprocess
 import sys
 from typing import Any
@@ -91,9 +92,9 @@ def test_exit_status_and_message(
     assert capsys.readouterr() == ("", message)
 
 
-def test_a_mistake_of_the_program_keeps_its_traceback() -> None:
-    with pytest.raises(ZeroDivisionError):
-        raising(ZeroDivisionError())([])
+def test_a_mistake_of_the_program_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert raising(ZeroDivisionError("of nothing"))([]) == 1
+    assert re.match(r"Traceback .*\nZeroDivisionError: of nothing\n", capsys.readouterr().err, re.DOTALL)
 
 
 def test_help_lists_commands_settings_and_examples(capsys: pytest.CaptureFixture[str]) -> None:

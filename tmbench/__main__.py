@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from .errors import ConfigError
-from .verbs import ERROR, INTERRUPTED, USAGE, did_you_mean, explain, guarded, leave
+from .verbs import ERROR, USAGE, did_you_mean, guarded, leave
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -39,7 +39,7 @@ def job(cfg: "DictConfig") -> float | None:
         raise ConfigError(f"{key}: expected {expected}")
     words = [*search_path(about.runtime.config_sources), *about.overrides.task]
     if not by_a_sweeper:
-        if code := guarded(lambda: report(run(cfg, command(words), words=words))):
+        if code := guarded(lambda: report(run(cfg, command(words), words=words))):  # Hydra prints what it sees raised
             raise SystemExit(code)
         return None
     result, folder, how = run(cfg, command(words), words=words)
@@ -62,13 +62,8 @@ def train(words: list[str]) -> int:
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
         return 0
-    except KeyboardInterrupt:
-        return INTERRUPTED
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else ERROR if leaving.code else 0
-    except Exception as error:
-        print(explain(error), file=sys.stderr)
-        return ERROR
 
 
 def _names_saved_run(word: str, after_run: bool) -> bool:
@@ -94,7 +89,7 @@ def main() -> None:
         hint = did_you_mean(first, ["run", *VERBS])
         print(f"{first}: there is no such command; tmbench --help lists them{hint}", file=sys.stderr)
         leave(USAGE)
-    leave(train(words))
+    leave(guarded(lambda: train(words)))
 
 
 if __name__ == "__main__":

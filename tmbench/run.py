@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from . import checkpoint
+from . import checkpoint, signals
 from .config.identity import OVERRIDES
 from .config.overrides import again, check_words, keep
 from .errors import ConfigError, DataError, UsageError
@@ -50,6 +50,7 @@ def run(
         ConfigError, DataError: the run is not possible; nothing was written.
         Exception: the run failed; the result in its folder says so.
     """
+    signals.check()  # one that came when an earlier run of this process was as good as done
     if words:
         check_words(words)
     plan = planned(cfg, command, words)
@@ -64,7 +65,13 @@ def run(
         if trained:
             checkpoint.check(plan.folder / "checkpoints" / "last.ckpt")  # before anything is written over
         _write_configuration(plan)
-        result = _train(plan, trained, until, requests)
+        try:
+            result = _train(plan, trained, until, requests)
+        except KeyboardInterrupt:
+            saved = f"{epochs_done(plan.folder)} of {plan.cfg.epochs} epochs are saved in {plan.folder}"
+            raise KeyboardInterrupt(saved) from None
+        if result.status == "interrupted" and result.epochs["trained"] != until:
+            signals.forget()
         return result, plan.folder, "resumed" if trained else "new"
 
 
@@ -159,7 +166,7 @@ def _saved_run(settings: dict[str, Any], words: list[str]) -> int:
         return run(cfg, command, words=overrides)
 
     if "TORCHELASTIC_RUN_ID" in os.environ:  # a rank: the process that started it prints the result
-        return ranks.as_rank(again_and_run)
+        return ranks.as_rank(again_and_run, path.parent)
     return report(again_and_run())
 
 

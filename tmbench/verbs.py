@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from . import signals
 from .config.values import Setting
 from .errors import ConfigError, DataError, RunError, UsageError
 
@@ -148,25 +149,27 @@ def _as_word(value: Any) -> str:
 
 
 def guarded(do: Callable[[], int]) -> int:
-    """Does it, and prints what went wrong if a person can mend it; returns the exit status."""
+    """Does it, and prints what went wrong, or what an interrupted command has saved; returns the exit status."""
     try:
-        code = do()
-        sys.stdout.flush()
+        with signals.raising():
+            code = do()
+            sys.stdout.flush()
         return code
     except UsageError as error:
         print(error, file=sys.stderr)
         return USAGE
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return INTERRUPTED
     except BrokenPipeError:  # `| head` has read enough; nothing more may be written at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ERROR
-    except Exception as error:
-        if not is_expected(error):
-            raise
-        print(explain(error), file=sys.stderr)
-        return ERROR
+    except (Exception, KeyboardInterrupt) as error:
+        if not signals.is_interrupt(error):
+            print(explain(error), file=sys.stderr)
+            return ERROR
+        saved = f": {error}" if isinstance(error, KeyboardInterrupt) and str(error) else ""
+        print(f"interrupted{saved}; the same command continues", file=sys.stderr)
+        return INTERRUPTED
+    finally:
+        signals.forget()
 
 
 def is_expected(error: BaseException) -> bool:
@@ -195,9 +198,12 @@ def explain(error: BaseException) -> str:
 
 
 def leave(code: int) -> NoReturn:
-    """Ends the process; without its exit hooks if W&B hangs, which would wait for it for ever."""
+    """Ends the process; without its exit hooks if W&B hangs, which would wait for it for ever.
+
+    Nor with them if it was interrupted: a half-imported library may crash, and Python end itself by a signal.
+    """
     loggers = sys.modules.get("tmbench.training.loggers")
-    if loggers is not None and loggers.hung:
+    if (signals.disown() and code == INTERRUPTED) or (loggers is not None and loggers.hung):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -72,6 +72,8 @@ def _status(result: Result, how: str) -> str:
     at, resumed = result.diverged_at, " (resumed from its last checkpoint)"
     where = f" in epoch {at['epoch'] + 1}, step {at['step'] + 1}" if at else ""
     note = {"shown": " before (shown, not repeated; force=true repeats it)", "resumed": resumed}.get(how, "")
+    if result.status == "interrupted":
+        note += "; {trained} of {asked} epochs are saved, and the same command continues".format_map(result.epochs)
     return result.status + where + note
 
 

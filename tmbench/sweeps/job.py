@@ -15,6 +15,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from pydantic import TypeAdapter
 
+from .. import signals
 from ..config.overrides import of_the_run
 from ..config.settle import Settings
 from ..errors import DataError
@@ -119,6 +120,8 @@ def do_job(folder: Path, order: JobOrder) -> Result | None:
     try:
         result, run_folder, how = run(cfg, command(words), requests=order.states, words=words)
     except Exception as error:
+        if signals.is_interrupt(error):
+            raise KeyboardInterrupt from None
         message = explain(error) if is_expected(error) else f"{type(error).__name__}: {error}"
         replace(record, error=message).save(folder)
         print(explain(error), file=sys.stderr)

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
 
+from .. import signals
 from ..config.overrides import search_path
 from ..errors import ConfigError, DataError
 from ..files import clear_scratch, folder_for, locked, write
+from ..result import FINAL
 from ..run import run
 from ..runs.show import console
 from ..verbs import explain
@@ -79,7 +81,9 @@ def _print_plan(asked: list[Job], composer: JobComposer, measure: bool) -> None:
     if measure and job and not measured_durations([job]):
         print(f"measuring an epoch of job {job.number} (it is kept: the sweep goes on from it)", file=sys.stderr)
         words = [*job.search, *job.overrides]
-        run(OmegaConf.create(job.raw), command(words), until=1, words=words)
+        result, _, _ = run(OmegaConf.create(job.raw), command(words), until=1, words=words)
+        if not result.epochs["trained"]:
+            raise KeyboardInterrupt
         jobs = _with_arms([Job(j.number, j.overrides, j.raw, j.search) for j in asked], composer, download=False)
     forecast_epochs(jobs)
     show.print_plan(jobs, measured_durations(jobs), console())
@@ -88,19 +92,22 @@ def _print_plan(asked: list[Job], composer: JobComposer, measure: bool) -> None:
 def _do(folder: Path, jobs: list[Job], launcher: "Launcher | None") -> None:
     """Does the jobs that are due, and prints the table of all, however that ends."""
     due = [job for job in jobs if job.is_due]
-    failed = False
+    failed = stopped = False
     try:
         if launcher and due:
             launcher.launch(folder, due)
         else:
             _one_after_another(folder, due)
-    except Exception as error:  # the launcher's; what a job raised is in its record
-        print(explain(error), file=sys.stderr)
-        failed = True
-    finally:
-        outcomes = [outcome for job in jobs if (outcome := _outcome(folder, job))]
-        if outcomes:
-            show.print_results(outcomes, console())
+    except (Exception, KeyboardInterrupt) as error:  # the launcher's; what a job raised is in its record
+        if not (stopped := signals.is_interrupt(error)):
+            print(explain(error), file=sys.stderr)
+            failed = True
+    outcomes = [outcome for job in jobs if (outcome := _outcome(folder, job))]
+    if outcomes:
+        show.print_results(outcomes, console())
+    if stopped:
+        done = sum(result.status in FINAL for _, result in outcomes if result)
+        raise KeyboardInterrupt(f"{done} of {len(jobs)} jobs are done, and each whole epoch of the others is saved")
     if failed or any(record.error for record, _ in outcomes):
         raise SystemExit(1)
 

@@ -8,24 +8,26 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from omegaconf import DictConfig
 
+from .. import signals
 from ..config.identity import world_size
 from ..errors import RunError
 from ..plan import Plan
 from ..result import Result, epochs_done
 from ..trunks import Reservation
+from ..verbs import ERROR, INTERRUPTED, explain, is_expected
 
 # Who waits for a dead peer may wait for ever, and not even hear a signal. Seconds until the others of a failed rank are
 # asked to end, and from then on until they are killed.
-PATIENCE, GRACE = 5.0, 20.0
+PATIENCE, GRACE = 5.0, 10.0
+LOGS = "ranks"  # in the run's folder
 COMMAND = "TMBENCH_COMMAND"  # the variable that tells a rank the command that started the run
 LOST_PEER = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "NCCL error", "TCPStore")
 
@@ -47,38 +49,30 @@ def python_path() -> str:
     return os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
 
 
-@contextmanager
-def stop_signals_to(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
-    """SIGINT and SIGTERM call this handler meanwhile."""
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)
-
-
 def train(plan: Plan, reservation: Reservation | None) -> Result:
     """Trains a planned run with one process a device; this one watches them, and passes on a request to stop.
 
     Raises:
-        RunError: a process failed; the message says which, and how.
+        RunError: a process failed; the message is the first one's own, or says how it ended.
+        KeyboardInterrupt: they were stopped before there was anything to tell.
     """
     (plan.folder / "result.json").unlink(missing_ok=True)  # an earlier attempt's
     ranks = Ranks(plan.folder, plan.cfg.trainer.devices)
-    with stop_signals_to(ranks.request_stop):
+    with signals.listening(ranks.request_stop):
         ranks.start([sys.executable, "-m", "tmbench.run", str(plan.config_file)], plan.command)
-        wrong = ranks.wait(lambda: _report_progress(plan, reservation))
-    result = Result.load(plan.folder)
-    if result and (wrong is None or ranks.stop_requested):
-        shutil.rmtree(ranks.logs, ignore_errors=True)
-        return result
-    # What the rank that writes results says of itself is more, unless it only missed another.
-    said = result and result.error
-    error = said if said and not _lost_peer(said) else wrong or "no rank left a result"
-    if result:
-        replace(result, status="failed", error=error).save(plan.folder)
-    raise RunError(error)
+        ranks.wait(lambda: _report_progress(plan, reservation))
+    result, error = Result.load(plan.folder), ranks.first_error()
+    if error:
+        if result:
+            replace(result, status="failed", error=error).save(plan.folder)
+        raise RunError(error)
+    shutil.rmtree(ranks.logs, ignore_errors=True)
+    if result is None:
+        raise KeyboardInterrupt
+    if result.status == "failed":  # it missed one that had stopped
+        result = replace(result, status="interrupted", error=None)
+        result.save(plan.folder)
+    return result
 
 
 def _report_progress(plan: Plan, reservation: Reservation | None) -> None:
@@ -91,17 +85,29 @@ def _report_progress(plan: Plan, reservation: Reservation | None) -> None:
         reservation.release()
 
 
-def as_rank(do: Callable[[], object]) -> int:
-    """Does a rank's part of a run; returns the exit code. On Linux it dies with the process that watches it."""
+def as_rank(do: Callable[[], object], folder: Path) -> int:
+    """Does a rank's part of the run in a folder; returns the exit code. On Linux it dies with who watches it.
+
+    Its error is for that process to tell, if we have started it: it may be another rank's that came first.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: before the same run is started again
     try:
         do()
-    except Exception as error:
-        if not _lost_peer(str(error)):
+    except (Exception, KeyboardInterrupt) as error:
+        if COMMAND in os.environ and signals.is_interrupt(error):
+            return INTERRUPTED
+        rank = os.environ.get("RANK")
+        if any(words in str(error) for words in LOST_PEER):
+            print(f"rank {rank}: another rank is gone", file=sys.stderr)
+            return ERROR
+        if COMMAND not in os.environ:
             raise
-        print(f"rank {os.environ.get('RANK')}: another rank is gone", file=sys.stderr)
-        return 1
+        said = explain(error) if is_expected(error) else f"{type(error).__name__}: {error}"
+        (folder / LOGS / f"{rank}.error").write_text(said)
+        if not is_expected(error):
+            traceback.print_exc()
+        return ERROR
     return 0
 
 
@@ -112,8 +118,9 @@ class Ranks:
     """
 
     def __init__(self, folder: Path, count: int) -> None:
-        self.logs, self.count, self.stop_requested = folder / "ranks", count, False
+        self.logs, self.count, self.stop_requested = folder / LOGS, count, False
         self.processes: list[subprocess.Popen[bytes]] = []
+        self.failed: list[tuple[int, int]] = []  # exit code and rank, of those that were first
 
     def start(self, arguments: list[str], command: str) -> None:
         """Starts them; `command` is what a person typed for the run."""
@@ -126,7 +133,8 @@ class Ranks:
             "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(self.count),
             "LOCAL_WORLD_SIZE": str(self.count), "TORCHELASTIC_RUN_ID": str(os.getpid()),
         }  # fmt: skip
-        self.logs.mkdir(exist_ok=True)
+        shutil.rmtree(self.logs, ignore_errors=True)  # an earlier attempt's
+        self.logs.mkdir()
         for rank in range(self.count):
             variables = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             with (self.logs / f"{rank}.log").open("wb") as log:
@@ -135,41 +143,45 @@ class Ranks:
             self.processes.append(process)
 
     def request_stop(self, number: int, frame: FrameType | None) -> None:
-        """Asks the processes to stop after their step; a signal handler."""
-        self.stop_requested = True
-        self._terminate()
-
-    def _terminate(self) -> None:
+        """Asks the processes to stop after their step; the second SIGINT does not wait for it. A signal handler."""
         for process in self.processes:
-            if process.poll() is None:
+            if self.stop_requested and number == signal.SIGINT:
+                process.kill()
+            else:
                 process.terminate()
+        self.stop_requested = True
 
-    def wait(self, meanwhile: Callable[[], None]) -> str | None:
-        """Until all have ended; what went wrong with the first that failed, or None if none did."""
+    def wait(self, meanwhile: Callable[[], None]) -> None:
+        """Until all have ended. Those that miss one that has failed are asked to end, and killed later."""
         failed_at = None
-        while any(process.poll() is None for process in self.processes):
-            if failed_at is None and any(process.poll() for process in self.processes):
+        while True:
+            codes = [process.poll() for process in self.processes]
+            if failed_at is None and any(codes):
                 failed_at = time.monotonic()
+                self.failed = [(code, rank) for rank, code in enumerate(codes) if code and code != INTERRUPTED]
+            if None not in codes:
+                return
             late = 0.0 if failed_at is None else time.monotonic() - failed_at
-            if late > PATIENCE + GRACE:
-                for process in self.processes:
-                    process.kill()
-            elif late > PATIENCE:
-                self._terminate()
+            for process in self.processes if late > PATIENCE else ():
+                process.kill() if late > PATIENCE + GRACE else process.terminate()
             meanwhile()
             time.sleep(0.2)
-        failed = [(process.returncode, rank) for rank, process in enumerate(self.processes) if process.returncode]
-        # One that was killed says nothing itself; those that then miss it fail, too, and later are killed by us.
-        killed = [(code, rank) for code, rank in failed if code < 0 and code != -signal.SIGTERM]
-        if not failed:
+
+    def first_error(self) -> str | None:
+        """What went wrong first, in that rank's own words if it has left any; None if they have only stopped."""
+        notes = sorted(self.logs.glob("*.error"), key=lambda path: path.stat().st_mtime_ns)
+        if notes:
+            rank, error = int(notes[0].stem), notes[0].read_text()
+            if [path.read_text() for path in notes] == [error] * self.count:  # not of that one alone
+                return error
+            error = f": {error}"
+        elif self.failed and not self.stop_requested:
+            # One that was killed says nothing itself, and those that then miss it fail, too.
+            code, rank = min(self.failed)
+            error = f" was ended by {signal.Signals(-code).name}" if code < 0 else f" failed with exit code {code}"
+            error += "; the same command goes on from the last checkpoint"
+        else:
             return None
-        code, rank = (killed or failed)[0]
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
-        if code > 0 and rank > 0:
+        if rank > 0:
             sys.stderr.write((self.logs / f"{rank}.log").read_text(errors="replace")[-5000:])
-        return f"rank {rank} of {self.count} {how}; the same command goes on from the last checkpoint"
-
-
-def _lost_peer(error: str) -> bool:
-    """Whether a rank failed only because another did."""
-    return any(words in error for words in LOST_PEER)
+        return f"rank {rank} of {self.count}{error}"

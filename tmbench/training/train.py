@@ -30,6 +30,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from rich.console import Console
 from torch.nn.parallel import DistributedDataParallel
 
+from .. import signals
 from ..checkpoint import load, save
 from ..config.identity import reads_switch, world_size
 from ..config.machine import cpu_model
@@ -66,14 +67,17 @@ def train(plan: Plan, reservation: Reservation | None = None, until: int | None 
     started, start = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.perf_counter()
     (plan.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     attempt = _Attempt(plan, reservation, until)
-    with nondeterministic_operations() as operations:
-        attempt.fit()
-    result = attempt.result(started=started, nondeterministic=operations)
-    result.overhead_seconds = time.perf_counter() - start - attempt.record.seconds_here
+    signals.check()
+    with signals.listening(lambda *_: None):  # a signal after the last epoch finds the result saved
+        with nondeterministic_operations() as operations:
+            attempt.fit()
+        result = attempt.result(started=started, nondeterministic=operations)
+        result.overhead_seconds = time.perf_counter() - start - attempt.record.seconds_here
+        if attempt.trainer.is_global_zero:
+            # Now, whatever W&B may do. On a full disk, what went wrong first is more than that this cannot be written.
+            with suppress(*[OSError] if attempt.error else []):
+                result.save(plan.folder)
     if attempt.trainer.is_global_zero:
-        # Now, whatever W&B may do. On a full disk, what went wrong first is more than that this cannot be written.
-        with suppress(*[OSError] if attempt.error else []):
-            result.save(plan.folder)
         for logger in attempt.trainer.loggers:
             if isinstance(logger, WandbMirror):
                 result.notes += logger.close(_summary(result))
@@ -120,26 +124,25 @@ class _Attempt:
         """Checks the data, then trains, from the newest state that there is."""
         last, state = self.plan.folder / "checkpoints" / "last.ckpt", state_to_start_from(self.plan.folder)
         try:
-            self._check_examples()
-            self.task.check_data()
-            if self.trainer.is_global_zero:
-                self.baseline = self._finite(self.task.baseline())
-                if state:  # the other ranks wait in fit
-                    start_from(state, self.plan.folder, self.training, int(state.name))
-            self.trainer.fit(
-                self.training, self.train_loader, self.test_loader, weights_only=True,
-                ckpt_path=str(last) if state or last.exists() else None,
-            )  # fmt: skip
-            if not self.record.finished:  # stopped after its last epoch: only the figures are missing
-                self.trainer.validate(self.training, self.test_loader, verbose=False)
+            with signals.listening(self.stop.request):
+                self._check_examples()
+                self.task.check_data()
+                if self.trainer.is_global_zero:
+                    self.baseline = self._finite(self.task.baseline())
+                    if state:  # the other ranks wait in fit
+                        start_from(state, self.plan.folder, self.training, int(state.name))
+                self.trainer.fit(
+                    self.training, self.train_loader, self.test_loader, weights_only=True,
+                    ckpt_path=str(last) if state or last.exists() else None,
+                )  # fmt: skip
+                if not self.record.finished:  # stopped after its last epoch: only the figures are missing
+                    self.trainer.validate(self.training, self.test_loader, verbose=False)
         except Diverged as error:
             self.status, self.diverged = "diverged", error
-        except Stopped:
+        except (Stopped, SystemExit):  # Lightning makes the latter of a SIGTERM that comes before we own it again
             self.status = "interrupted"
         except BaseException as error:
             self.status, self.error = "failed", error
-        finally:
-            self.stop.restore()
 
     def _check_examples(self) -> None:
         """Each split has examples, and each rank has one to evaluate."""
@@ -149,8 +152,7 @@ class _Attempt:
                 task, root = self.plan.cfg.task.name, self.plan.data.root
                 raise DataError(f"{task}: expected examples in the {name} split of {root}, got none")
         if count < world:
-            most = f"at most {count} processes, one for each example of the {split} split"
-            raise ConfigError(f"devices: expected {most}, got {world}")
+            raise ConfigError(f"devices: expected no more than the {split} split has examples, {count}, got {world}")
 
     def _finite(self, baseline: dict[str, float]) -> dict[str, float]:
         """The constant predictor's metrics by their keys; DataError for one that the split does not allow."""
@@ -190,25 +192,20 @@ class StopOnSignal(Callback):
 
     def __init__(self, until: int | None = None) -> None:
         self.requested, self.until = False, until
-        self._before: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        # Here, not before: Lightning puts in its own SIGTERM handler when fit starts, which would end the process.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._request)
-
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        self.requested = self.requested or trainer.current_epoch + 1 == self.until
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
+    def request(self, number: int, frame: FrameType | None) -> None:
+        """Notes the request; a signal handler."""
         if self.requested and number == signal.SIGINT:
             raise Stopped
         self.requested = True
 
-    def restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        # Lightning has put a handler of its own before ours, which would end the process after the next batch.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.requested = self.requested or trainer.current_epoch + 1 == self.until
 
 
 def task_of(plan: Plan) -> Task:

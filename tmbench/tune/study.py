@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from .. import signals
 from ..config.settle import Settings, flat
 from ..errors import ConfigError, DataError
 from ..files import clear_scratch, locked, write, write_sealed
@@ -37,10 +38,14 @@ def study(plan: Plan) -> Settings:
         clear_scratch(plan.folder)
         _check_question(plan, question)
         trials = Trials(plan)
-        for contender in plan.contenders:
-            trials.complete(contender)
-        chosen = _choices(plan, trials.noted)
-        runs = {c.name: _confirmed(plan, c, chosen.choices[c.name]) for c in plan.contenders}
+        try:
+            for contender in plan.contenders:
+                trials.complete(contender)
+            chosen = _choices(plan, trials.noted)
+            runs = {c.name: _confirmed(plan, c, chosen.choices[c.name]) for c in plan.contenders}
+        except KeyboardInterrupt:
+            done = sum(trial.outcome is not None for own in trials.noted.values() for trial in own)
+            raise KeyboardInterrupt(f"{done} trials are done, and noted in {plan.folder}") from None
         result = result_of(plan, trials.noted, chosen, runs)
         path, text = plan.folder / "result.json", json.dumps(result, indent=2, allow_nan=False) + "\n"
         if not path.exists() or path.read_text() != text:  # a finished study may be read-only
@@ -132,6 +137,8 @@ class Trials:
         try:
             trial.outcome = self._outcome(contender, trial)
         except Exception as error:  # the next command tries again
+            if signals.is_interrupt(error):
+                raise KeyboardInterrupt from None
             if is_expected(error):
                 raise
             trial.outcome = Outcome("failed", error=f"{type(error).__name__}: {error}")

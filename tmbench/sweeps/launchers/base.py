@@ -25,11 +25,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from ... import signals
 from ...config.settle import Settings
 from ...config.table import keys
 from ...errors import ConfigError, DataError
 from ...result import epochs_done, shown
-from ...training.ranks import python_path, stop_signals_to
+from ...training.ranks import python_path
 from ...verbs import ERROR, INTERRUPTED
 from ..job import STOPPING, SWEEP, JobOrder, JobRecord, is_current, record_of, sweep_id
 from ..plan import Job, orders_of
@@ -82,7 +83,7 @@ class Launcher:
         console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         console.print(f"{len(jobs)} jobs, threads of each: {self.threads()}; their output: {folder}/job-*.log")
         was_stopped = False
-        with stop_signals_to(lambda *_: self.stop()), JobsAtWork(files, console) as at_work:
+        with signals.listening(lambda *_: self.stop()), JobsAtWork(files, console) as at_work:
             for file, status in self.run(list(files), gpus):
                 was_stopped |= at_work.end(file, status, self.stops_requested > 0)
         if was_stopped:
@@ -92,7 +93,7 @@ class Launcher:
         """Asks all jobs to stop where they can go on later; the second time, at once. For a signal handler."""
         self.stops_requested += 1
         if self.stops_requested == 1:
-            print("stopping: the sweep started again goes on from here; Ctrl-C again does not wait", file=sys.stderr)
+            signals.say("stopping: the sweep started again goes on from here; Ctrl-C again does not wait")
 
 
 def different_trunks_first(jobs: list[Job]) -> list[Job]:
@@ -187,8 +188,8 @@ class JobsAtWork(Progress):
         job, name = self.jobs[file], self.names[file]
         try:
             record = record_of(file.parent, job.number)
-            if record is None and stopping and status in (INTERRUPTED, -signal.SIGTERM):
-                self.console.print(f"{name}: not begun")
+            if record is None and stopping and status in (INTERRUPTED, -signal.SIGTERM, -signal.SIGKILL):
+                self.console.print(f"{name}: stopped")
                 return True
             if record is None or status not in (0, ERROR, INTERRUPTED, None):
                 end = _ending(status, job)

@@ -1,0 +1,180 @@
+"""Signals that ask a process to stop: whenever they come, nothing is lost, and the same command completes."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import results, tmbench
+
+from tmbench.training import train
+from tmbench.training.record import Record
+
+TINY = ["task=tc", "epochs=2", "batch_size=40", "trunk=off"]
+STOPS = [signal.SIGINT, signal.SIGTERM]
+stops = pytest.mark.parametrize("number", STOPS, ids=lambda number: number.name)
+
+
+def statuses(folder: Path) -> list[str]:
+    return [result.status for result, _ in results(folder).values()]
+
+
+@pytest.fixture
+def signal_after(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """signal_after(owner, name, number) lets the first call of a function be followed by a signal to this process."""
+
+    def signal_after(owner: Any, name: str, number: int, swallowed: bool = False) -> None:
+        original, left = getattr(owner, name), [number]
+
+        def signalling(*args: Any, **more: Any) -> Any:
+            answer = original(*args, **more)
+            with suppress(KeyboardInterrupt if swallowed else ()):
+                while left:
+                    os.kill(os.getpid(), left.pop())
+            return answer
+
+        monkeypatch.setattr(owner, name, signalling)
+
+    return signal_after
+
+
+@stops
+@pytest.mark.parametrize("swallowed", [False, True])
+def test_a_signal_in_set_up_interrupts(
+    number: int, swallowed: bool, signal_after: Callable[..., None], tmp_path: Path
+) -> None:
+    """Also if a library swallows what the signal raises, as a destructor does."""
+    command = [*TINY, "optimizer=sgd", f"runs_dir={tmp_path}"]
+    signal_after(train, "task_of", number, swallowed)
+    ended = tmbench(*command)
+    (folder,) = tmp_path.glob("tc-*")
+    said = f"interrupted: 0 of 2 epochs are saved in {folder}; the same command continues\n"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", said)
+    assert tmbench(*command).returncode == 0
+    assert statuses(tmp_path) == ["completed"]
+
+
+@stops
+@pytest.mark.parametrize("place", ["on_fit_start", "on_train_start"])
+def test_a_signal_when_training_starts_interrupts(
+    number: int, place: str, signal_after: Callable[..., None], tmp_path: Path
+) -> None:
+    command = [*TINY, "optimizer=sgd", f"runs_dir={tmp_path}"]
+    signal_after(Record, place, number)
+    ended = tmbench(*command)
+    assert (ended.returncode, statuses(tmp_path)) == (130, ["interrupted"])
+    assert "interrupted; 0 of 2 epochs are saved, and the same command continues\n" in ended.stdout
+    assert tmbench(*command).returncode == 0
+    assert statuses(tmp_path) == ["completed"]
+
+
+@stops
+def test_a_signal_after_the_last_epoch_of_a_job_ends_the_sweep(
+    number: int, signal_after: Callable[..., None], tmp_path: Path
+) -> None:
+    command = ["-m", *TINY, "optimizer=sgd,adam", f"runs_dir={tmp_path}"]
+    signal_after(Record, "on_train_end", number)
+    ended = tmbench(*command)
+    assert (ended.returncode, statuses(tmp_path)) == (130, ["completed"])
+    assert ended.stderr.endswith(
+        "interrupted: 1 of 2 jobs are done, and each whole epoch of the others is saved; the same command continues\n"
+    )
+    assert tmbench(*command).returncode == 0
+    assert statuses(tmp_path) == ["completed"] * 2
+
+
+def test_a_signal_after_the_last_epoch_of_a_trial_ends_the_study(
+    signal_after: Callable[..., None], tmp_path: Path
+) -> None:
+    command = ["tune", *TINY, "optimizer=sgd", "trials=2", "seeds=1", "name=study", f"runs_dir={tmp_path}"]
+    signal_after(Record, "on_train_end", signal.SIGTERM)
+    ended = tmbench(*command)
+    assert (ended.returncode, statuses(tmp_path)) == (130, ["completed"])
+    said = f"interrupted: 1 trials are done, and noted in {tmp_path / '.tune' / 'study'}; the same command continues\n"
+    assert ended.stderr.endswith(said)
+
+
+def test_a_run_that_a_signal_finds_complete_is_complete(signal_after: Callable[..., None], tmp_path: Path) -> None:
+    signal_after(Record, "on_train_end", signal.SIGTERM)
+    ended = tmbench(*TINY, "optimizer=sgd", f"runs_dir={tmp_path}")
+    assert (ended.returncode, statuses(tmp_path)) == (0, ["completed"])
+
+
+def asks_for_signals(pid: int) -> bool:
+    """Whether a process has a handler for SIGTERM; True if it has ended."""
+    try:
+        status = (Path("/proc") / str(pid) / "status").read_text()
+    except OSError:
+        return True
+    caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+    return bool(caught >> (signal.SIGTERM - 1) & 1)
+
+
+def signalled(words: list[str], number: int | None, delay: float = 0.0) -> tuple[int, str, float]:
+    """Status, output and seconds of `python -m tmbench` that gets a signal so long after its first import."""
+    command = [sys.executable, "-m", "tmbench", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not asks_for_signals(process.pid):
+        time.sleep(0.001)
+    begun = time.monotonic()
+    if number:
+        time.sleep(delay)
+        process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    return process.returncode, output, time.monotonic() - begun
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="sees under /proc when a process is ours")
+
+
+@linux
+@stops
+def test_a_signal_at_the_first_import_interrupts(number: int) -> None:
+    status, output, _ = signalled(["task=tc"], number)
+    assert (status, output) == (130, "interrupted; the same command continues\n")
+
+
+@pytest.mark.slow
+@linux
+@pytest.mark.parametrize(
+    ("words", "runs", "count"),
+    [
+        ([*TINY, "optimizer=tmsgd"], 1, 20),
+        (["-m", *TINY, "optimizer=sgd,tmsgd", "seed=0,1", "trunk=auto"], 4, 14),
+        (["-m", *TINY, "optimizer=sgd,adam", "launcher=local", "launcher.n_jobs=2"], 2, 2),
+        ([*TINY, "optimizer=sgd", "trainer=ddp_cpu", "devices=2"], 1, 2),
+        (["tune", *TINY, "optimizer=sgd", "trials=2", "seeds=1", "name=study"], 3, 2),
+    ],
+    ids=["run", "sweep", "local", "ranks", "tune"],
+)
+def test_40_signals_at_any_moment_end_as_interrupted_and_the_same_command_completes(
+    words: list[str], runs: int, count: int, tmp_path: Path
+) -> None:
+    status, output, seconds = signalled([*words, f"runs_dir={tmp_path / 'whole'}"], None)
+    assert status == 0, output
+    draw = random.Random(count)
+    folders = [tmp_path / str(i) for i in range(count)]
+    commands = [[*words, f"runs_dir={folder}"] for folder in folders]
+    moments = [(draw.choice(STOPS), draw.uniform(0, seconds)) for _ in commands]
+    with ThreadPoolExecutor(2) as pool:
+        ends = list(pool.map(lambda command, moment: signalled(command, *moment), commands, moments))
+    for folder, command, moment, (status, output, _) in zip(folders, commands, moments, ends, strict=True):
+        said = f"{moment}: {status} {statuses(folder)}\n{output}"
+        assert "Traceback" not in output, said
+        if status == 0:  # it came too late
+            assert statuses(folder) == ["completed"] * runs, said
+        else:
+            assert status == 130, said
+            assert set(statuses(folder)) <= {"completed", "interrupted"}, said
+            assert output.count("the same command continues") == 1, said
+        again = tmbench(*command)
+        assert again.returncode == 0, said + again.stdout + again.stderr
+        assert statuses(folder) == ["completed"] * runs, said
