@@ -41,7 +41,7 @@ def test_one_run_ends_in_a_short_table(tmp_path: Path) -> None:
         r"accuracy +\d+\.\d\d % at the end, best \d+\.\d\d % after epoch [12], on tiny data",
         r"baseline +12\.50 % without looking at the input",
         r"status +completed",
-        r"switch +at epoch 1 \(step 4\)",
+        r"switch +after epoch 1 \(step 4\)",
         r"seconds +\d+\.\d of training \(2 of 2 epochs, [\d,]+ examples/s\)",
         rf"files +{re.escape(str(folder))}",
         r"real data +python -m tmbench task=tc optimizer=tmsgd .* data=full data_dir=DIR",

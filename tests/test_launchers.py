@@ -205,7 +205,7 @@ def test_terminal_shows_a_line_for_each_job_that_is_at_work(tmp_path: Path) -> N
         running.end(tmp_path / "launch-00000.json", 0, stopping=False)
         running.refresh()
         shown = console.file.getvalue()
-    assert re.search(r"job 1  lr=\[1\] .* epoch 2/4", shown)
+    assert re.search(r"job 1  lr=\[1\] .* 2 of 4 epochs", shown)
     assert "job 2" not in shown
     assert "job 0" not in shown.split("job 1")[-1]
 

@@ -215,7 +215,7 @@ def test_a_run_of_schema_1_is_listed_and_shown(here: Path, command: Command) -> 
     path.write_text(json.dumps(facts | {"headline": "test/accuracy", "schema_version": 1}))
     assert "1 runs: 1 completed" in command(here, "metric=accuracy", "optimizer=tmsgd")[1]
     code, output, _ = command(here, "show", "tc-tmsgd")
-    assert (code, bool(re.search("accuracy +70.00 %(.|\n)*switch +at epoch 1", output))) == (0, True)
+    assert (code, bool(re.search("accuracy +70.00 %(.|\n)*switch +after epoch 1", output))) == (0, True)
 
 
 def test_one_damaged_configuration_leaves_the_other_runs_to_be_found(here: Path, command: Command) -> None:
@@ -269,6 +269,13 @@ def test_compare_names_what_differs_and_from_which_epoch(make: Make, tmp_path: P
     assert "differ from epoch 3 on" in output
     assert "batch_size" not in output
     assert "the same, bit by bit" in command(tmp_path, "compare", str(a), str(a))[1]
+
+
+def test_less_than_one_example_a_second_is_not_none(make: Make, tmp_path: Path, command: Command) -> None:
+    slow, fast = (make("sgd", seed, 0.8, examples_per_second=rate) for seed, rate in enumerate((0.374, 12345.6)))
+    for run, rate in ((slow, "0.374"), (fast, "12,346")):
+        assert f"epochs, {rate} examples/s)" in command(tmp_path / "runs", "show", run.name)[1]
+    assert re.search(r"examples/s .* 0\.374 .* 12350", command(tmp_path, "compare", str(slow), str(fast))[1])
 
 
 @pytest.mark.parametrize("split", ["test", "validation"])

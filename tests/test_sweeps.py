@@ -1,20 +1,28 @@
 """The jobs of a sweep: which they are, that each is composed as by Hydra alone, and what is said of them before."""
 
 import re
+from io import StringIO
+from itertools import product
 from pathlib import Path
 from time import process_time
 
 import pytest
+from conftest import Compose
 from helpers import tmbench
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from made_runs import Make
 from omegaconf import OmegaConf
+from rich.console import Console
 
 from tmbench.config.compose import composed
 from tmbench.config.settle import Settings
 from tmbench.config.table import conf_dir
 from tmbench.errors import ConfigError
+from tmbench.result import Result
+from tmbench.sweeps.job import JobRecord
 from tmbench.sweeps.plan import JobComposer, combinations
+from tmbench.sweeps.show import print_results
 
 GROUPS = {"task", "optimizer"}
 
@@ -87,3 +95,19 @@ def test_a_plan_of_many_runs_whose_data_are_not_here(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "160 to do" in done.stdout
     assert "the data are not here yet" in done.stdout
+
+
+@pytest.mark.parametrize("width", [150, 100, 80, 60])
+def test_no_number_of_a_sweeps_table_is_cut(width: int, composed: Compose, tmp_path: Path) -> None:
+    make, outcomes = Make(composed, tmp_path), []
+    for number, words in enumerate(product(("sgd", "tmsgd"), ("lr=0.0123456", "lr=0.1"), ("task.betas=[a,b]", ""))):
+        folder = make(words[0], 0, 0.7123, "epochs=2", words[1], seconds=1234.5)
+        record = JobRecord(number, ["task=tc", f"optimizer={words[0]}", *filter(None, words[1:])], "", str(folder))
+        outcomes.append((record, Result.load(folder)))
+    console = Console(file=StringIO(), width=width)
+    print_results(outcomes, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines())) <= width
+    assert [text.count(number) for number in ("71.23 %", "1234.5", "…")] == [16, 8, 0]
+    if width >= 80:
+        assert (text.count("0.0123456"), text.count("[a,b]"), text.count("completed")) == (4, 4, 8)

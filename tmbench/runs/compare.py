@@ -42,8 +42,8 @@ def outcome(a: Run, b: Run) -> Rows:
         rows += [_metric(f"{k} {when}", k, x.get(k), y.get(k)) for k in dict.fromkeys([*x, *y]) if k != "epoch"]
     facts = [
         {"epochs trained": r.epochs["trained"], "of them shared": r.epochs["from_trunk"], "steps": r.steps,
-         "switch at epoch": r.switch["effective"], "parameters": r.parameters, "seconds": round(r.seconds, 1),
-         "examples/s": round(r.examples_per_second), "peak memory, MiB": r.peak_memory_bytes >> 20}
+         "switch after epoch": r.switch["effective"], "parameters": r.parameters, "seconds": round(r.seconds, 1),
+         "examples/s": float(f"{r.examples_per_second:.4g}"), "peak memory, MiB": r.peak_memory_bytes >> 20}
         for r in (a.result, b.result)
     ]  # fmt: skip
     return rows + _rows(*facts)

@@ -4,6 +4,7 @@ import os
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -23,6 +24,7 @@ WIDE = 120  # from this many characters on, a list has all columns
 MOST_COMPARED = 300  # runs whose settings are compared for a list: reading more would take seconds
 COLUMNS = ("status", "data", "metric", "last", "best", "baseline", "switch", "epochs", "shared", "seconds")
 RIGHT = COLUMNS[3:]  # columns of numbers
+NARROW: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}  # look of a table
 ONLY_WIDE = ("baseline", "shared", "seconds")
 
 
@@ -34,7 +36,7 @@ def one(result: Result, folder: Path, how: str, console: Console) -> None:
     """
     key, epochs = result.headline, result.epochs
     shared = f", {epochs['from_trunk']} of them shared with another run" if epochs["from_trunk"] else ""
-    cost = f"{epochs['trained']} of {epochs['asked']} epochs{shared}, {result.examples_per_second:,.0f} examples/s"
+    cost = f"{epochs['trained']} of {epochs['asked']} epochs{shared}, {rate(result.examples_per_second)} examples/s"
     lines = [
         (result.metric, f"{_score(result)}, on {_data(result)} data"),
         *([("baseline", f"{shown(result.baseline[key], key)} without looking at the input")]
@@ -80,7 +82,8 @@ def _status(result: Result, how: str) -> str:
 def _switch(result: Result) -> str:
     switch = result.switch
     if switch["step"] is not None:
-        return f"at epoch {switch['effective']} (step {switch['step']:,})"
+        when = f"after epoch {switch['effective']}" if switch["effective"] else "at the start"
+        return f"{when} (step {switch['step']:,})"
     if switch["requested"] is None:
         return "none (this optimizer has no switch)"
     return f"never (switch_epoch={switch['requested']}, {result.epochs['asked']} epochs)"
@@ -120,8 +123,7 @@ def _table(runs: list[Run], runs_dir: Path, width: int) -> Table:
     values = {name: {facts[name] for facts in rows if facts[name]} for name in ("data", "metric")}
     common = [name for name, several in values.items() if len(several) <= 1]
     title = " ".join([str(runs_dir), *(f"{name}={value}" for name in common for value in values[name])])
-    look = {"box": box.HEAVY_HEAD} if is_wide else {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
-    table = Table(title=escape(title), title_justify="left", **look)
+    table = Table(title=escape(title), title_justify="left", **({} if is_wide else NARROW))
     table.add_column("run", no_wrap=is_wide, overflow="fold")
     columns = [name for name in names if name not in common]
     for name in columns:
@@ -182,6 +184,11 @@ def _settings_words(runs: list[Run]) -> list[str]:
 def console() -> Console:
     """Standard output; wide enough for a table where it is a file."""
     return Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=150)
+
+
+def rate(value: float) -> str:
+    """How many a second, as a person says it."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,13 +11,14 @@ from rich.table import Table
 
 from ..result import Result
 from ..runs import Run
-from ..runs.show import duration, row
+from ..runs.show import NARROW, duration, row
 
 if TYPE_CHECKING:
     from .job import JobRecord
     from .plan import Duration, Job
 
 Outcome = tuple["JobRecord", Result | None]  # of a job
+WIDEST = 10_000  # characters that any table may take, to see how many it would
 _STATES = {"wrong": "[red]wrong[/red]", "same": "another job's", "known": "[green]known[/green]"}
 
 
@@ -27,17 +28,15 @@ def print_results(outcomes: list[Outcome], console: Console) -> None:
     results = [result for _, result in outcomes if result]
     profiles = " and ".join(sorted({result.profile for result in results})) or "no"
     baseline = ["baseline"] if any(result.baseline for result in results) else []
-    columns = ["status", "metric", "last", "best", *baseline, "switch", "seconds"]
-    table = _table(f"{len(outcomes)} jobs: {common}   {profiles} data", varied, columns, ("status", "metric"))
+    rows = []
     for (record, result), own in zip(outcomes, settings, strict=True):
         cells = {"status": "[red]failed[/red]"}
         if result:
             cells = row(Run(Path(record.folder or ""), result, result.status))
             cells["status"] += ", known" if record.how == "shown" else ""
-        words = [str(record.number), *(own.get(key, "") for key in varied)]
-        table.add_row(*words, *(cells.get(column, "") for column in columns))
-    console.print()
-    console.print(table)
+        rows.append(cells | {"job": str(record.number)} | {key: escape(own.get(key, "")) for key in varied})
+    title = f"{len(outcomes)} jobs: {common}   {profiles} data"
+    _print_table(title, varied, ["status", "metric"], ["last", "best", *baseline, "switch", "seconds"], rows, console)
     _print_errors(((record.number, record.error) for record, _ in outcomes), console)
 
 
@@ -57,17 +56,17 @@ def varied_settings(jobs: list[tuple[list[str], str]]) -> tuple[list[dict[str, s
 def print_plan(jobs: "list[Job]", durations: "dict[int, Duration]", console: Console) -> None:
     """What a sweep would do, and about how long it would take by the durations of like runs."""
     settings, varied, common = varied_settings([(job.overrides, job.arm) for job in jobs])
-    table = _table(f"{len(jobs)} jobs: {common}", varied, ["run", "from trunk", "to train", "time"], ("run",))
+    rows = []
     for job, own in zip(jobs, settings, strict=True):
-        words = [str(job.number), *(own.get(key, "") for key in varied)]
-        if not job.is_due:
-            table.add_row(*words, _STATES[job.state])
-            continue
-        run = f"goes on from epoch {job.epochs_done}" if job.epochs_done else "new"
-        time = duration(found.of(job.epochs_to_train)) if (found := durations.get(job.number)) else "-"
-        table.add_row(*words, run, str(job.epochs_from_trunk or "-"), str(job.epochs_to_train), time)
-    console.print()
-    console.print(table)
+        cells = {"run": _STATES.get(job.state, "new")}
+        if job.is_due:
+            cells = {
+                "run": f"goes on after epoch {job.epochs_done}" if job.epochs_done else "new",
+                "from trunk": str(job.epochs_from_trunk or "-"), "to train": str(job.epochs_to_train),
+                "time": duration(found.of(job.epochs_to_train)) if (found := durations.get(job.number)) else "-",
+            }  # fmt: skip
+        rows.append(cells | {"job": str(job.number)} | {key: escape(own.get(key, "")) for key in varied})
+    _print_table(f"{len(jobs)} jobs: {common}", varied, ["run"], ["from trunk", "to train", "time"], rows, console)
     _print_sums(jobs, durations, console)
     _print_errors(((job.number, job.error) for job in jobs), console)
 
@@ -92,14 +91,44 @@ def _print_sums(jobs: "list[Job]", durations: "dict[int, Duration]", console: Co
         console.print("time       unknown: the data are not here yet")
 
 
-def _table(title: str, varied: list[str], columns: list[str], left: Iterable[str]) -> Table:
-    """An empty table of jobs: their numbers, the settings in which they differ, and these columns."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("job", justify="right")
-    for key in varied:
-        table.add_column(key.removeprefix("optimizer.").removeprefix("task."), no_wrap=True)
-    for name in columns:
-        table.add_column(name, justify="left" if name in left else "right", no_wrap=True)
+def _print_table(
+    title: str, varied: list[str], words: list[str], numbers: list[str], rows: list[dict[str, str]], console: Console
+) -> None:
+    """A table of jobs, one a row. No number is ever cut: where it is too wide, other columns become narrower.
+
+    Args:
+        varied: the settings in which the jobs differ.
+        words, numbers: the other columns.
+        rows: by job, its cells by column.
+    """
+    same = {name: {cells[name] for cells in rows if name in cells} for name in ("metric", "baseline")}
+    common = {key: values.pop() for key, values in same.items() if len(values) == 1 and key in (*words, *numbers)}
+    shorter = title + "".join(f"   {name}={value}" for name, value in common.items())
+    fewer = [name for name in (*words, *numbers) if name not in common]
+    short = {key: key.removeprefix("optimizer.").removeprefix("task.") for key in varied}
+    settings = ["  ".join(f"{short[key]}={cells[key]}" for key in varied if cells[key]) for cells in rows]
+    shared = [cells | {"settings": own} for cells, own in zip(rows, settings, strict=True)]
+    tables = [
+        _table(title, short, [*varied, *words, *numbers], numbers, rows),
+        _table(shorter, short, [*varied, *fewer], numbers, rows, **NARROW),
+        _table(shorter, short, [*(["settings"] if varied else []), *fewer], numbers, shared, **NARROW),
+    ]
+    unlimited = console.options.update(width=WIDEST)
+    fits = [table for table in tables if console.measure(table, options=unlimited).maximum <= console.width]
+    console.print()
+    console.print((fits or tables[-1:])[0])
+
+
+def _table(
+    title: str, heads: dict[str, str], columns: list[str], numbers: list[str], rows: list[dict[str, str]], **look: Any
+) -> Table:
+    table = Table(title=escape(title), title_justify="left", **look)
+    for name in ("job", *columns):
+        is_number = name == "job" or name in numbers
+        justify: Any = "right" if is_number else "left"
+        table.add_column(heads.get(name, name), justify=justify, no_wrap=is_number, overflow="fold")
+    for cells in rows:
+        table.add_row(*(cells.get(name, "") for name in ("job", *columns)))
     return table
 
 

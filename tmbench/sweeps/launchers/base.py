@@ -117,11 +117,13 @@ class JobProcess(subprocess.Popen[bytes]):
 
     def status(self, must_stop: Callable[[], bool] = lambda: False) -> int:
         """Waits for its end, and ends it if it must stop or takes too long; returns its exit status."""
+        stopping = False
         while time.monotonic() < self.deadline:
             with suppress(subprocess.TimeoutExpired):
                 return self.wait(0.5)
-            if must_stop():
+            if not stopping and must_stop():
                 self.terminate()
+                stopping = True  # a second signal would not let it come to where it can go on later
         self.terminate()
         try:
             if self.wait(GRACE) == 0:  # it was at its end
@@ -165,7 +167,7 @@ class JobsAtWork(Progress):
         )  # by the files of their orders
         super().__init__(
             TextColumn("{task.description}", markup=False), BarColumn(24),
-            TextColumn("epoch {task.completed}/{task.total}"), TimeElapsedColumn(),
+            TextColumn("{task.completed} of {task.total} epochs"), TimeElapsedColumn(),
             console=console, refresh_per_second=1, transient=True, disable=not console.is_terminal,
         )  # fmt: skip
         settings, varied, _ = varied_settings([(job.overrides, job.arm) for job in jobs.values()])
