@@ -94,6 +94,7 @@ def _do(folder: Path, jobs: list[Job], launcher: "Launcher | None") -> None:
     due = [job for job in jobs if job.is_due]
     failed = stopped = False
     try:
+        signals.check()
         if launcher and due:
             launcher.launch(folder, due)
         else:

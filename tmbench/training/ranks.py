@@ -58,6 +58,7 @@ def train(plan: Plan, reservation: Reservation | None) -> Result:
     """
     (plan.folder / "result.json").unlink(missing_ok=True)  # an earlier attempt's
     ranks = Ranks(plan.folder, plan.cfg.trainer.devices)
+    signals.check()
     with signals.listening(ranks.request_stop):
         ranks.start([sys.executable, "-m", "tmbench.run", str(plan.config_file)], plan.command)
         ranks.wait(lambda: _report_progress(plan, reservation))
