@@ -96,18 +96,18 @@ def as_rank(do: Callable[[], object], folder: Path) -> int:
     try:
         do()
     except (Exception, KeyboardInterrupt) as error:
-        if COMMAND in os.environ and signals.is_interrupt(error):
+        misses_another = any(words in str(error) for words in LOST_PEER)
+        if COMMAND not in os.environ:  # torchrun or Slurm has started it
+            if not misses_another:
+                raise
+            print(f"rank {os.environ.get('RANK')}: another rank is gone", file=sys.stderr)
+        elif signals.is_interrupt(error):
             return INTERRUPTED
-        rank = os.environ.get("RANK")
-        if any(words in str(error) for words in LOST_PEER):
-            print(f"rank {rank}: another rank is gone", file=sys.stderr)
-            return ERROR
-        if COMMAND not in os.environ:
-            raise
-        said = explain(error) if is_expected(error) else f"{type(error).__name__}: {error}"
-        (folder / LOGS / f"{rank}.error").write_text(said)
-        if not is_expected(error):
-            traceback.print_exc()
+        elif not misses_another:
+            said = explain(error) if is_expected(error) else f"{type(error).__name__}: {error}"
+            (folder / LOGS / f"{os.environ['RANK']}.error").write_text(said)
+            if not is_expected(error):
+                traceback.print_exc()
         return ERROR
     return 0
 
