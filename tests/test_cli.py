@@ -86,8 +86,8 @@ def test_help_and_config_import_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["task=sg"], ["Could not find 'task/sg'", "seg", "tc"]),
-        (["optimizer=tmgd"], ["Could not find 'optimizer/tmgd'", "tmsgd", "adam"]),
+        (["task=sg"], ["task=sg: there is no such choice; did you mean seg?", "possible here: ctr fkpd"]),
+        (["optimizer=tmgd"], ["optimizer=tmgd: there is no such choice; did you mean tmsgd?", "adam"]),
         (["optimzer=sgd"], ["optimzer: there is no such setting; did you mean optimizer?", "switch_epoch"]),
         (["sed=2"], ["sed: there is no such setting; did you mean seed?"]),
         (["optimizer.momentm=0.9"], ["optimizer.momentm: there is no such setting; did you mean momentum?", "history"]),
@@ -106,14 +106,37 @@ def test_help_and_config_import_nothing_heavy() -> None:
         (["data.profile=full"], ["data.profile: expected what the file that data=... chooses says", "say data=full"]),
         (["~seed"], ["seed: expected a setting of this name, got none; leave it in"]),
         (["devices=2"], ["devices: trainer=auto uses one, got 2; use trainer=ddp_cpu"]),
-        (["data=full", "data.download=false", "data_dir=/nowhere"], ["tc: no /nowhere/r8/train.txt", "data=tiny"]),
-        (["optimizer=sgd,tmgd", "-m"], ["Could not find 'optimizer/tmgd'"]),
+        (["data=full", "data_dir=/nowhere"], ["data_dir: no folder /nowhere; to download the data there: mkdir -p"]),
+        (["data=full", "data.download=false", "data_dir=/"], ["tc: no /r8/train.txt", "data=tiny"]),
+        (["optimizer=sgd,tmgd", "-m"], ["optimizer=tmgd: there is no such choice; did you mean tmsgd?"]),
         (["hydra.sweeper.max_batch_size=2", "-m"], ["hydra.sweeper.max_batch_size: there is no such setting"]),
         (["launcher=local", "hydra/sweeper=basic", "-m"], ["launcher: expected hydra/sweeper=tmbench"]),
         (["launcher=local"], ["launcher: expected a sweep: add -m"]),
         (["plan=true"], ["plan: expected a sweep: add -m"]),
         (["study=switch"], ["study: expected a sweep: add -m"]),
-        (["task=seg", "data=full", "data.download=false", "data_dir=/nowhere"], ["/nowhere/voc2007/VOCdevkit", "tar"]),
+        (["task=seg", "data=full", "data.download=false", "data_dir=/"], ["no /voc2007/VOCdevkit", "tar"]),
+        (["task=1"], ["task: expected the name of a file of conf/task (ctr, fkpd, ", "got 1"]),
+        (["=1"], ["=1: expected key=value, got no key"]),
+        (["optimizer=null"], ["optimizer: expected the name of a file of conf/optimizer", "got null"]),
+        (["optimizer={}"], ["optimizer: expected the name of a file of conf/optimizer", "got {}"]),
+        (["logger=[]"], ["logger: expected the name of a file of conf/logger", "got []"]),
+        (["hydra/sweeper=2"], ["hydra/sweeper: expected the name of a file", "got 2"]),
+        (["~trunk"], ["trunk: expected a setting of this name, got none"]),
+        (["~optimizer"], ["optimizer: expected a setting of this name, got none"]),
+        (["data.profile=[]"], ["data.profile: expected what the file that data=... chooses says"]),
+        (["optimizer.trunk=-1"], ["optimizer.trunk: expected what the file"]),
+        (["task.data=zzz"], ["task.data: expected what the file"]),
+        (["task._target_=auto"], ["task._target_: expected what the file"]),
+        (["task.name=../../x"], ["task.name: expected what the file"]),
+        (["runs_dir=/dev/null"], ["runs_dir: expected a folder, got /dev/null: /dev/null is a file"]),
+        (["runs_dir=/dev/null/x"], ["runs_dir: expected a folder, got /dev/null/x: /dev/null is a file"]),
+        (["runs_dir=null"], ["runs_dir: expected a folder, got null"]),
+        (
+            ["epochs=99999999999999999999"],
+            ["epochs: expected a whole number >= 1, at most 2^53, got 99999999999999999999"],
+        ),
+        (["seed=99999999999999999999"], ["seed: expected a whole number >= 0, at most 2^53, got 9"]),
+        (["optimizer.switch_step=inf"], ["optimizer.switch_step: expected what the file"]),
     ],
 )
 def test_bad_words_get_one_clear_message_and_leave_nothing(words: list[str], told: list[str], tmp_path: Path) -> None:
@@ -175,6 +198,36 @@ def test_a_launcher_of_hydra_is_refused_where_it_would_have_no_effect(tmp_path: 
     done = swept(tmp_path, "hydra/launcher=other", "--config-dir", "mine")
     assert done.returncode == 1
     assert "hydra/launcher: expected none for hydra/sweeper=tmbench, got other; say launcher=local" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("name: mine\n_partial_: true\n", "mine.yaml: expected the keys _target_, name, got no _target_"),
+        ("_target_: torch.optim.SGD\n_partial_: true\n", "mine.yaml: expected the keys _target_, name, got no name"),
+        ("- 1\n- 2\n", "mine.yaml: expected lines such as lr: 0.1, got [1, 2]"),
+        ("", "mine.yaml: expected lines such as lr: 0.1, got an empty file"),
+        ("a: [1\n", "mine.yaml: not a YAML file that can be read: while parsing a flow sequence"),
+        ("name: ../x\n_target_: torch.optim.SGD\n", "optimizer.name: expected a name of letters, digits,"),
+        ("name: mine\n_target_: 3\n", "_target_: expected the name of a class, such as torch.optim.SGD"),
+        ("name: mine\n_target_: torch.optim.SGDD\n_partial_: true\n", "imported, got torch.optim.SGDD"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_persons_own_yaml_is_told(content: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "optimizer").mkdir(parents=True)
+    (tmp_path / "mine" / "optimizer" / "mine.yaml").write_text(content)
+    done = tmbench("task=tc", "optimizer=mine", f"runs_dir={tmp_path / 'runs'}", "--config-dir", str(tmp_path / "mine"))
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert told in done.stderr
+
+
+def test_a_home_folder_is_meant_by_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = tmbench("task=tc", "epochs=1", "switch_epoch=5", "runs_dir=~/mine", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "switch_epoch=5 is not within the 1 epochs: this run never switches" in done.stderr
+    assert len(list((tmp_path / "mine").glob("tc-*"))) == 1
+    assert "1 runs: 1 completed" in tmbench("runs", "list", "--runs-dir", "~/mine").stdout
 
 
 def test_a_persons_own_yaml_files_are_found_elsewhere(tmp_path: Path) -> None:

@@ -54,10 +54,11 @@ def train(words: list[str]) -> int:
     import hydra
     from omegaconf import OmegaConf
 
+    from .config.compose import prepared
     from .config.table import conf_dir, settings_help
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra lets exceptions through: we say what they mean
-    sys.argv[1:] = words  # which Hydra reads
+    sys.argv[1:] = prepared(words)  # which Hydra reads
     OmegaConf.register_new_resolver("tmbench.settings_help", settings_help, replace=True)  # conf/config.yaml's --help
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from .config.identity import effective_switch, run_id
 from .config.settle import settle
 from .data import Dataset, open_dataset
+from .errors import ConfigError
 from .files import folder_for
 from .trunks import Trunk, trunk_of
 
@@ -42,6 +43,10 @@ def planned(cfg: DictConfig, command: str | None = None, words: list[str] | None
     cfg = settle(cfg)
     if not Path(cfg.runs_dir).is_dir():  # one that is there may be read-only, and have the run
         folder_for("runs_dir", cfg.runs_dir)
+    is_given = any(word.startswith("data_dir=") for word in words or ())
+    if is_given and cfg.data.profile == "full" and not Path(cfg.data_dir).is_dir():
+        # Not made: what is downloaded into a mistyped folder is downloaded again.
+        raise ConfigError(f"data_dir: no folder {cfg.data_dir}; to download the data there: mkdir -p {cfg.data_dir}")
     data, profile, digest = open_dataset(cfg, get_class(cfg.task.data))
     folder = Path(cfg.runs_dir) / run_id(cfg, digest)
     force, cfg.force, cfg.plan = bool(cfg.force), False, False

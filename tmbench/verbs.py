@@ -8,13 +8,14 @@ A command is `python -m tmbench.<name>`, or `tmbench <name>`. It takes words `ke
 import difflib
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -190,6 +191,17 @@ def explain(error: BaseException) -> str:
     cause = error.__cause__ or error
     if isinstance(error, (ConfigError, DataError)):
         message = str(error)
+    elif isinstance(error, OverrideParseException):
+        quoted = "text with special characters needs quotes that reach Hydra, such as key=\"'a=b'\""
+        message = f"{error.override}: expected key=value; {quoted}"
+    elif isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        hint = did_you_mean(name, error.options)
+        message = f"{group}={name}: there is no such choice{hint}\n  possible here: {' '.join(error.options)}"
+    elif isinstance(error, InstantiationException) and (
+        found := re.search(r"Error (?:locating|loading) .*?'(.+?)'", message)
+    ):
+        message = f"_target_: expected a class or a function that can be imported, got {found[1]}"
     elif isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and OmegaConf.is_dict(cause.parent_node):
         names = sorted(str(name) for name in cause.parent_node if not str(name).startswith(("_", "hydra")))
         hint = did_you_mean(str(cause.full_key).split(".")[-1], names)

@@ -3,16 +3,20 @@
 import json
 from contextlib import nullcontext
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ..errors import ConfigError
 from .settle import Settings, plain
-from .table import conf_dir
+from .table import GROUPS, choices, conf_dir
 
+CHOICES = (*GROUPS, "launcher", "space", "hydra")
+FOLDERS = ("runs_dir", "data_dir")
+WITH_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c")
 SEARCH = "hydra.searchpath"  # the key for a person's own folders of YAML files
 
 
@@ -32,6 +36,79 @@ def composed(words: list[str], name: str = "config") -> Settings:
             return plain(compose(name, words))
     except ValueError as error:  # Hydra's, for a group's value that is no word
         raise ConfigError(str(error)) from None
+
+
+def prepared(words: list[str]) -> list[str]:
+    """The command line as Hydra wants it: options first, and folders as they are.
+
+    Raises:
+        ConfigError: a choice of a group is not one of its files, or a file of a person's own is no choice.
+    """
+    options, others = [], list[str]()
+    remaining = list(words)
+    while remaining:
+        word = remaining.pop(0)
+        if not word.startswith("-"):
+            key, _, value = word.partition("=")
+            others.append(f"{key}={Path(value).expanduser()}" if key in FOLDERS and value.startswith("~") else word)
+            continue
+        options.append(word)
+        if word in WITH_VALUE and remaining:
+            options.append(remaining.pop(0))
+    for word in others:
+        if word.startswith(tuple(f"{key}=" for key in FOLDERS)):
+            _check_folder(*word.split("=", 1))
+    own = [Path(options[i + 1]) for i, word in enumerate(options[:-1]) if word in ("--config-dir", "-cd")]
+    own += [Path(word.partition("=")[2]) for word in options if word.startswith("--config-dir=")]
+    check_choices(others, own)
+    return [*options, *others]
+
+
+def _check_folder(key: str, folder: str) -> None:
+    """Hydra makes the folder of a run before anybody asks what is in its way."""
+    if folder == "null" or folder[:1] in ("", "[", "{"):
+        raise ConfigError(f"{key}: expected a folder, got {folder or 'nothing'}")
+    in_the_way = next((p for p in (Path(folder), *Path(folder).parents) if p.exists()), None)
+    if in_the_way and not in_the_way.is_dir():
+        raise ConfigError(f"{key}: expected a folder, got {folder}: {in_the_way} is a file")
+
+
+def check_choices(words: list[str], own: list[Path]) -> None:
+    """Raises ConfigError for a choice that is no word, such as task=1, or whose file in one's own folder is none."""
+    for override in OverridesParser.create().parse_overrides(words):
+        group = override.key_or_group
+        if (group in CHOICES or "/" in group) and not override.is_delete():
+            values = override.sweep_iterator() if override.is_sweep_override() else [override.value()]
+            for value in values:
+                if not (isinstance(value, (str, dict)) and value):
+                    names = ", ".join(choices(group)) or "or of Hydra's"
+                    raise ConfigError(
+                        f"{group}: expected the name of a file of conf/{group} ({names}), got {_word(value)}"
+                    )
+                for file in (folder / group / f"{value}.yaml" for folder in own):
+                    if isinstance(value, str) and file.is_file():
+                        _check_file(group, file)
+        elif not group:
+            raise ConfigError(f"{override.input_line}: expected key=value, got no key")
+
+
+def _check_file(group: str, file: Path) -> None:
+    """Raises ConfigError if a file of a person's own lacks what a choice must say of itself."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: not a YAML file that can be read: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        got = "an empty file" if content is None else repr(content)[:60]
+        raise ConfigError(f"{file}: expected lines such as lr: 0.1, got {got}")
+    required = {"name"} if group in GROUPS and group != "data" else set()
+    required |= {"_target_"} if group in ("task", "optimizer") else set()
+    if "defaults" not in content and (missing := sorted(required - content.keys())):
+        raise ConfigError(f"{file}: expected the keys {', '.join(sorted(required))}, got no {', '.join(missing)}")
+
+
+def _word(value: Any) -> str:
+    return "null" if value is None else "nothing" if value == "" else str(value)
 
 
 def own_files(folder: str | None) -> list[str]:

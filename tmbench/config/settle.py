@@ -3,6 +3,7 @@
 import copy
 import math
 import os
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -14,6 +15,16 @@ from .table import GROUPS, PROFILES, file_of, keys, known_keys, top_keys, values
 from .values import is_whole
 
 Settings = dict[str, Any]
+# What each value is in the tables of a task's YAML, from which null is filled in.
+_TABLES: dict[str, type] = {
+    "protocols": dict,
+    "models": dict,
+    "choices": list,
+    "full": object,
+    "tiny": object,
+    "schedule": object,
+}
+_LOOKS = {dict: "{reconciled: {epochs: 50}}", list: "{dataset: [cifar10, cifar100]}", object: "{epochs: 4}"}
 _CONSTANT = {"milestones": [], "warmup_epochs": 0.0, "warmup_from": 1.0}  # the rate of a task without a schedule
 
 
@@ -75,6 +86,11 @@ def _fill_from_task(cfg: Settings) -> None:
     task = cfg["task"]
     if "protocols" not in task:  # settled before
         return
+    for key, each in _TABLES.items():
+        if key in task and not (isinstance(task[key], dict) and all(isinstance(v, each) for v in task[key].values())):
+            raise ConfigError(
+                f"task.{key}: expected a table as in conf/task, such as {_LOOKS[each]}, got {task[key]!r:.60}"
+            )
     protocols = task.pop("protocols")
     profiles = {name: task.pop(name) for name in PROFILES}
     choices, models = task.pop("choices", {}), task.pop("models", {})
@@ -112,6 +128,8 @@ def _switch_epoch(cfg: Settings, numbers: Settings) -> Any:
     """The protocol's; in a tiny run at the same share of its epochs and inside it, so that it really switches."""
     if cfg["data"]["profile"] != "tiny" or not is_whole(cfg["epochs"], 1):
         return numbers["switch_epoch"]
+    if not (is_whole(numbers["switch_epoch"], 0) and is_whole(numbers["epochs"], 1)):
+        return numbers["switch_epoch"]  # never, or what is refused later
     share = numbers["switch_epoch"] / numbers["epochs"]
     return max(1, min(round(share * cfg["epochs"]), cfg["epochs"] - 1))
 
@@ -178,6 +196,14 @@ def _resolved(root: Settings) -> Settings:
 
 def _check(cfg: Settings) -> None:
     """Raises ConfigError for a value that is not what the table expects."""
+    for group in GROUPS:
+        # It becomes part of a folder's name, also where a saved configuration comes from somebody else.
+        if not isinstance(cfg[group], dict) or not re.fullmatch(r"\w[\w.-]*", name := file_of(cfg[group])):
+            key = "profile" if group == "data" else "name"
+            got = repr(name) if isinstance(cfg[group], dict) else repr(cfg[group])
+            raise ConfigError(f"{group}.{key}: expected a name of letters, digits, _ . and -, got {got:.100}")
+    if not all(isinstance(cfg[group].get("_target_"), str) for group in ("task", "optimizer")):
+        raise ConfigError("task._target_, optimizer._target_: expected the name of a class, such as torch.optim.SGD")
     for key, setting in top_keys().items():
         setting.checked(key, cfg[key])
     for group in GROUPS:

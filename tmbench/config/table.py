@@ -53,12 +53,12 @@ _BY_MEANING = {  # keys that mean the same in many files
     "task.data": "anything: the class that reads the data, or several by name; fixed",
     # What these fill in is in the identity.
     "task.data_by": "a word: the key that chooses one of several; bookkeeping; fixed",
-    "task.choices": "settings: the values that these keys may have; bookkeeping",
-    "task.protocols": "settings: epochs, lr, batch size and switch epoch under each protocol; bookkeeping",
-    "task.full": "settings: the values of null on the real data; bookkeeping",
-    "task.tiny": "settings: the values of null on tiny data; bookkeeping",
-    "task.models": "settings: what differs for a model; bookkeeping",
-    "task.schedule": "settings: what schedule=source makes of its null; bookkeeping",
+    "task.choices": "settings: the values that these keys may have; bookkeeping; fixed",
+    "task.protocols": "settings: epochs, lr, batch size and switch epoch under each protocol; bookkeeping; fixed",
+    "task.full": "settings: the values of null on the real data; bookkeeping; fixed",
+    "task.tiny": "settings: the values of null on tiny data; bookkeeping; fixed",
+    "task.models": "settings: what differs for a model; bookkeeping; fixed",
+    "task.schedule": "settings: what schedule=source makes of its null; bookkeeping; fixed",
 }
 _LINE = re.compile(r"(  )?(\w+): *(.*?) *(?:# (.*))?")
 _MORE = re.compile(r" {4,}# +(.*)")

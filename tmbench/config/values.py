@@ -2,6 +2,7 @@
 
 import math
 import operator
+import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,7 +34,8 @@ class Setting:
     def checked(self, key: str, value: Any) -> Any:
         """The value; ConfigError if it is not what the setting expects."""
         if not check_of(self.expects)(value):
-            raise ConfigError(f"{key}: expected {self.expects}, got {value!r}")
+            most = ", at most 2^53" if isinstance(value, int) and abs(value) > 2**53 else ""
+            raise ConfigError(f"{key}: expected {self.expects}{most}, got {value!r}")
         return value
 
     def parsed(self, key: str, text: str) -> Any:
@@ -41,7 +43,8 @@ class Setting:
         if text == "null" and self.expects.endswith(", or null"):
             return None
         if re.match("a word|a folder|a file|a sentence", self.expects):  # whatever YAML would make of it
-            return self.checked(key, text)
+            is_path = self.expects.startswith(("a folder", "a file")) and text.startswith("~")
+            return self.checked(key, os.path.expanduser(text) if is_path else text)
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
@@ -59,7 +62,8 @@ def is_number(value: Any) -> bool:
 
 
 def is_whole(value: Any, least: float = -math.inf) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    """Whether it is a whole number that JSON holds exactly."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value and abs(value) <= 2**53
 
 
 def _are_seeds(value: Any) -> bool:
