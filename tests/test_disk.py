@@ -3,19 +3,23 @@
 import errno
 import itertools
 import os
+import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import assert_same, tmbench, weights
 
 import tmbench as package
+from tmbench.__main__ import main
 from tmbench.files import locked
 from tmbench.report.__main__ import main as report
+from tmbench.training.record import Record
 
 RUN = ("task=tc", "optimizer=tmsgd", "epochs=2", "switch_epoch=1", "batch_size=80")
 FULL = "No space left on device; free some space and give the same command again"
@@ -90,6 +94,19 @@ def test_a_run_on_a_full_disk_says_so_and_goes_on_where_there_is_space(tmp_path:
         assert_same(weights(folder), weights(tmp_path / "undisturbed" / folder.name))
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    assert tmbench(*RUN, "runs_dir=runs", cwd=folder).returncode == 0
+    return folder / "runs"
+
+
+@pytest.fixture
+def runs(made: Path, tmp_path: Path) -> Path:
+    """A runs_dir with one run."""
+    return shutil.copytree(made, tmp_path / "runs")
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -99,8 +116,7 @@ def test_a_run_on_a_full_disk_says_so_and_goes_on_where_there_is_space(tmp_path:
     ],
     ids=lambda words: words[0],
 )  # fmt: skip
-def test_each_verb_says_that_the_disk_is_full(words: list[str], tmp_path: Path) -> None:
-    assert tmbench(*RUN, "runs_dir=runs", cwd=tmp_path).returncode == 0
+def test_each_verb_says_that_the_disk_is_full(words: list[str], runs: Path, tmp_path: Path) -> None:
     with full_after(0):
         assert told(verb(*words, cwd=tmp_path)).endswith(FULL)
     assert not list(tmp_path.rglob(".?*-????????"))
@@ -115,17 +131,14 @@ def test_each_verb_says_that_the_disk_is_full(words: list[str], tmp_path: Path) 
     ],
     ids=lambda words: " ".join(words[:2]),
 )  # fmt: skip
-def test_a_folder_that_cannot_be_made_is_named_with_its_setting(words: list[str], tmp_path: Path) -> None:
-    assert tmbench(*RUN, "runs_dir=runs", cwd=tmp_path).returncode == 0
+def test_a_folder_that_cannot_be_made_is_named_with_its_setting(words: list[str], runs: Path, tmp_path: Path) -> None:
     (tmp_path / "there").touch()
     setting = next(word for word in words if "there/x" in word).partition("=")[0]
     line = told(verb(*words, cwd=tmp_path))
     assert line == f"{setting}: expected a folder to write to, got there/x (Not a directory)"
 
 
-def test_a_read_only_folder_shows_its_runs_and_tells_what_cannot_be(tmp_path: Path) -> None:
-    runs = tmp_path / "runs"
-    assert tmbench(*RUN, f"runs_dir={runs}").returncode == 0
+def test_a_read_only_folder_shows_its_runs_and_tells_what_cannot_be(runs: Path, tmp_path: Path) -> None:
     (folder,) = runs.glob("tc-*")
     (folder / ".curves.csv-abcdefgh").touch()
     (tmp_path / "sweep").mkdir()
@@ -137,11 +150,40 @@ def test_a_read_only_folder_shows_its_runs_and_tells_what_cannot_be(tmp_path: Pa
         for words in (["seed=1"], ["force=true"], ["task=ic"]):
             assert told(tmbench(*RUN, *words, f"runs_dir={runs}")).endswith(": Permission denied")
         done = tmbench("runs", "gc", f"runs_dir={runs}")
-        assert (done.returncode, "freed 0 B" in done.stdout) == (1, True)
+        assert (done.returncode, "freed 0 B" in done.stdout) == (1, True), done
         assert f"{folder}/.curves.csv-abcdefgh: Permission denied; not removed" in done.stderr
         assert ".trunks" in done.stderr
         assert "removed 0 runs" in tmbench("runs", "remove", "tc", "yes=true", f"runs_dir={runs}").stdout
     assert tmbench("runs", "gc", f"runs_dir={runs}").returncode == 0
+
+
+@pytest.mark.parametrize("gone", ["runs", "runs/.trunks"])
+def test_a_folder_that_vanishes_from_a_run(gone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of a run needs the states that it shares."""
+    save = Record.on_train_epoch_end
+
+    def vanish(record: Record, trainer: Any, module: Any) -> None:
+        save(record, trainer, module)
+        shutil.rmtree(tmp_path / gone, ignore_errors=True)
+
+    monkeypatch.setattr(Record, "on_train_epoch_end", vanish)
+    done = tmbench(*RUN, "runs_dir=runs", cwd=tmp_path)
+    if gone == "runs":
+        assert told(done).endswith(": No such file or directory")
+    else:
+        assert (done.returncode, "completed" in done.stdout) == (0, True), done.stderr
+
+
+def test_a_working_directory_that_is_gone_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["tmbench", "runs"])
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    assert capsys.readouterr().err == "the folder that tmbench was called in is gone; change to one that is there\n"
 
 
 def test_a_sweep_whose_folder_vanishes_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,9 +195,7 @@ def test_a_sweep_whose_folder_vanishes_says_so(tmp_path: Path, monkeypatch: pyte
     assert line == "sweep/job-00000.json: No such file or directory"
 
 
-def test_what_a_kill_left_goes_with_the_next_holder_of_the_lock_and_with_gc(tmp_path: Path) -> None:
-    runs = tmp_path / "runs"
-    assert tmbench(*RUN, f"runs_dir={runs}").returncode == 0
+def test_what_a_kill_left_goes_with_the_next_holder_of_the_lock_and_with_gc(runs: Path) -> None:
     (folder,) = runs.glob("tc-*")
     dead = subprocess.Popen(["true"])
     dead.wait()
@@ -197,4 +237,5 @@ def test_gc_claims_no_bytes_that_a_run_still_has(tmp_path: Path) -> None:
     (folder,) = runs.glob("tc-*")
     (state / "state.ckpt").unlink()
     os.link(folder / "checkpoints" / "last.ckpt", state / "state.ckpt")
-    assert "freed 4.1 kB;" in tmbench("runs", "gc", f"runs_dir={runs}").stdout  # about.json
+    own = (state / "about.json").stat().st_size
+    assert f"freed {own} B;" in tmbench("runs", "gc", f"runs_dir={runs}").stdout

@@ -76,7 +76,12 @@ def _names_saved_run(word: str, after_run: bool) -> bool:
 
 def main() -> None:
     """Does what the command line says, and exits: 0 if all is well (a diverged run is a result), 1, 2 or 130."""
-    if "" not in sys.path and (here := os.getcwd()) not in sys.path:
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        print("the folder that tmbench was called in is gone; change to one that is there", file=sys.stderr)
+        leave(ERROR)
+    if not {"", here} & set(sys.path):
         sys.path.insert(0, here)  # for a person's own classes; python -m does it, the script `tmbench` does not
     words = sys.argv[1:]
     if is_run := words[:1] == ["run"]:

@@ -117,7 +117,8 @@ class Reservation:
     def reached(self, epoch: int) -> None:
         """Tells those who wait that the requested states up to this epoch are published."""
         if self.lock:
-            Path(self.lock.lock_file).write_text(str(epoch))
+            with suppress(OSError):  # they then wait for longer, which is no reason to stop
+                Path(self.lock.lock_file).write_text(str(epoch))
 
     def release(self) -> None:
         """Lets others train on: the run has come to its end of the trunk."""
@@ -302,14 +303,15 @@ def size(folder: Path) -> int:
 
 
 def freed_without(path: Path) -> int:
-    """Bytes on disk that would be free without a file or folder: not those of files that have a name elsewhere, too."""
+    """Bytes of files that would be gone with a file or folder: not of those that have a name elsewhere, too."""
     names, about = Counter[int](), dict[int, os.stat_result]()
     for file in [path, *path.rglob("*")]:
         with suppress(OSError):
             found = file.lstat()
             names[found.st_ino] += 1
             about[found.st_ino] = found
-    return sum(f.st_blocks * 512 for ino, f in about.items() if stat.S_ISREG(f.st_mode) and f.st_nlink == names[ino])
+    # Not their blocks, of which a new file may have none yet.
+    return sum(f.st_size for ino, f in about.items() if stat.S_ISREG(f.st_mode) and f.st_nlink == names[ino])
 
 
 def shrink(store: Path, limit: float) -> list[Path]:
