@@ -73,6 +73,14 @@ def test_what_is_transparent_is_white_in_every_kind_of_png(tmp_path: Path) -> No
     key = chunk(b"tRNS", struct.pack(">H", 20_000))
     values = np.array([[20_000, 20_001]], ">u2")
     assert pixels(save_png(tmp_path / "l16.png", values, 0, key))[0, :, 0].tolist() == [255, 20_001 // 256]
+    key = chunk(b"tRNS", struct.pack(">HHH", 20_000, 300, 5))
+    values = np.array([[[20_000, 300, 5], [20_000, 600, 5]]], ">u2")
+    assert pixels(save_png(tmp_path / "rgb16.png", values, 2, key))[0].tolist() == [[255] * 3, [78, 2, 0]]
+    for bits, row, shades in ((4, 0x3A, [255, 170]), (2, 0b11_10_0000, [255, 170]), (1, 0b10_000000, [255, 0])):
+        head, key = struct.pack(">IIBBBBB", 2, 1, bits, 0, 0, 0, 0), chunk(b"tRNS", struct.pack(">H", row >> 8 - bits))
+        assert pixels(write_png(tmp_path / "few.png", head, bytes([0, row]), key))[0, :, 0].tolist() == shades, bits
+        key = chunk(b"tRNS", struct.pack(">H", row >> 8 - 2 * bits & 2**bits - 1))  # the other pixel
+        assert pixels(write_png(tmp_path / "few.png", head, bytes([0, row]), key))[0, 1, 0] == 255, bits
     key = chunk(b"tRNS", struct.pack(">HHH", *opaque))
     assert pixels(save_png(tmp_path / "rgb.png", colours[..., :3], 2, key))[0, 0].tolist() == [255, 255, 255]
 

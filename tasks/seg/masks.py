@@ -4,12 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tmbench.data import entry, read_bytes, read_picture
+from tmbench.data import entry, read_picture
+from tmbench.data.files import bits_of
 from tmbench.errors import DataError
 
 from ..voc import BORDER, CLASSES, VOC, palette
-
-BIT_DEPTH = 24  # where a PNG says how many bits a value has
 
 
 class VOCSegmentation(VOC):
@@ -34,7 +33,7 @@ class VOCSegmentation(VOC):
         if picture.mode not in ("P", "L"):
             raise DataError(f"{other_file}: expected a palette PNG of class ids, got mode {picture.mode}")
         grey = picture.mode == "L" and picture.format == "PNG"
-        if grey and (bits := read_bytes(other_file)[BIT_DEPTH]) < 8:  # read as shades of 255, not as ids
+        if grey and (bits := bits_of(other_file)) < 8:  # read as shades of 255, not as ids
             raise DataError(f"{other_file}: expected class ids of 8 bits, got grey of {bits}; save it with 8 bits")
         mask = np.array(picture)
         if mask.shape != image.shape[:2]:

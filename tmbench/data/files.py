@@ -111,9 +111,28 @@ def read_picture(path: Path, as_stored: bool = False) -> "Image.Image":
             picture.load()
             if picture.mode == "P" and picture.palette is None:
                 raise ValueError("the colours of its palette are missing")
+            if picture.format == "PNG" and "transparency" in picture.info and not as_stored:
+                picture.info["transparency"] = _as_loaded(picture.info["transparency"], picture.mode, bits_of(path))
         return picture if as_stored else _on_white(picture)
     except (OSError, SyntaxError, ValueError, *bombs) as error:
         raise DataError(f"{path}: not a readable picture ({error})") from None
+
+
+def bits_of(png: Path) -> int:
+    """How many bits a value of a PNG has, of its header."""
+    with png.open("rb") as file:
+        return file.read(25)[24]
+
+
+def _as_loaded(key: Any, mode: str, bits: int) -> Any:
+    """The transparent value or colour of a PNG, which Pillow leaves as the file has it, among the values that it loads.
+
+    Of grey with less than 8 bits it loads shades up to 255; of colours with 16 bits the upper 8, so that colours which
+    differ in the lower 8 alone from the transparent one become transparent as well.
+    """
+    if mode in ("1", "L") and bits < 8:
+        return key * 255 // (2**bits - 1)
+    return tuple(value >> 8 for value in key) if mode == "RGB" and bits == 16 else key
 
 
 def _on_white(picture: "Image.Image") -> "Image.Image":
