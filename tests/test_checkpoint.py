@@ -197,6 +197,8 @@ def test_damaged_best_checkpoint_is_named_unless_the_last_is_the_best(composed: 
     for _ in damaged(best, 3):
         with pytest.raises(DataError, match=r"best\.ckpt: damaged: .*remove it to go on without.*force=true"):
             ask(composed, tmp_path)
+        assert (known := Result.load(folder))
+        assert known.status == "interrupted"  # not failed
     shutil.copyfile(last, best)
     with pytest.raises(
         DataError, match=r"best\.ckpt: expected the weights after 2 epochs, the best; got those after 3"

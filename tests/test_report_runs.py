@@ -70,7 +70,7 @@ def test_broken_files_cost_a_note_and_their_run_alone(make: Make) -> None:
     notes = " ".join(report.notes)
     assert f"{first}/curves.csv: left out" in notes
     assert f"{second}: left out" in notes
-    assert f"{third}: left out, its config.yaml has no optimizer" in notes
+    assert f"{third}: left out, {third}/config.yaml: optimizer: field required" in notes
     assert report.comparisons[0].difference.n == 1
     assert report.runs.curves["run"].n_unique() == 3
 

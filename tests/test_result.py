@@ -51,7 +51,7 @@ def test_result_is_strict_json_that_ends_with_its_digest(folder: Path) -> None:
         result.save(folder)
     assert Result.load(folder)  # the old one
     (folder / "result.json").write_text('{"status": "completed"}')
-    with pytest.raises(DataError, match=r"result\.json: .*not a result of this program"):
+    with pytest.raises(DataError, match=r"result\.json: .*not what this program writes"):
         Result.load(folder)
 
 

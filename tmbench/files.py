@@ -12,11 +12,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
 
 from .errors import ConfigError, DataError
 
+T = TypeVar("T")
+Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]  # as a table or another program has it
+MOST_ENTRIES = 2000  # of a configuration; real ones have some two hundred
 MANIFEST = ".sha256"  # of a sealed folder: a line `sha256  name` for each of its files
 
 
@@ -93,17 +100,84 @@ def _sealed(facts: dict[str, Any]) -> str:
     return json.dumps({"sha256": digest, "facts": facts}, indent=2, allow_nan=False) + "\n"
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
-    """The facts that write_sealed wrote, made printable; DataError if the file is not what was written."""
-    text = path.read_bytes()
+def read(path: Path, parse: Callable[[bytes], T], remedy: str = "") -> T:
+    """What `parse` makes of a file's content; all that is read back comes this way.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        DataError: it is no file, cannot be read, or `parse` refuses it; the message ends with the remedy.
+    """
     try:
-        facts: dict[str, Any] = json.loads(text)["facts"]
-        if text == _sealed(facts).encode():  # byte for byte, so that no damage is too small
-            return printable(facts) if b"\\" in text else facts
-        what = "its content does not match its sha256"
-    except (ValueError, KeyError, TypeError) as error:
-        what = f"not JSON as this program writes it ({type(error).__name__})"
-    raise DataError(f"{path}: damaged: {what}")
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise DataError("expected a file, got a folder or what is none")
+        return parse(path.read_bytes())
+    except FileNotFoundError:
+        raise
+    except DataError as error:
+        what = str(error)
+    except OSError as error:
+        what = f"cannot be read ({error.strerror})"
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        RecursionError,
+        yaml.YAMLError,
+    ) as error:
+        what = f"damaged, or not what this program writes ({type(error).__name__})"
+    raise DataError(f"{path}: {what}{'; ' if remedy else ''}{remedy}")
+
+
+def _whole(digits: str) -> int:
+    if abs(number := int(digits)) >= 2**63:
+        raise ValueError("a whole number that no table can hold")
+    return number
+
+
+loads = partial(json.loads, parse_int=_whole)  # JSON of a file that we wrote
+
+
+def checked(kind: Any, value: Any) -> Any:
+    """A value of JSON as the type that it must be, such as a dataclass; DataError names the first place that is not."""
+    try:
+        return _adapter(kind).validate_json(json.dumps(value), strict=True)  # of JSON, where a dict may be a dataclass
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "content"
+        raise DataError(f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}, got {first['input']!r:.100}") from None
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def read_yaml(path: Path, kind: Any) -> Any:
+    """The content of a file of sealed_text, made printable; DataError if it is damaged or not of this kind."""
+
+    def parse(text: str) -> Any:
+        # libyaml ends the process where lists or mappings are nested some ten thousand deep.
+        if max(map(text.count, "[{-?:")) > MOST_ENTRIES:
+            raise DataError(f"expected at most {MOST_ENTRIES:,} entries")
+        content = yaml.load(text, Loader=yaml.CSafeLoader)  # OmegaConf takes ten times as long
+        checked(kind, content)
+        return printable(content) if "\\" in text else content  # an escape is the only way into YAML
+
+    return read_sealed_text(path, parse)
+
+
+def read_sealed(path: Path, kind: Any = dict[str, Any], remedy: str = "") -> Any:
+    """What write_sealed wrote, made printable; DataError, with the remedy, if that was something else or no `kind`."""
+
+    def parse(text: bytes) -> Any:
+        facts = loads(text)["facts"]
+        if text != _sealed(facts).encode():  # byte for byte, so that no damage is too small
+            raise DataError("damaged: its content does not match its sha256")
+        return checked(kind, printable(facts) if b"\\" in text else facts)
+
+    return read(path, parse, remedy)
 
 
 def printable(value: Any) -> Any:
@@ -127,23 +201,26 @@ def sealed_text(text: str) -> str:
     return f"# sha256 {digest_of_text(text)}\n{text}"
 
 
-def read_sealed_text(path: Path) -> str:
-    """What sealed_text was given; DataError if the file is empty, or not what was written.
+def read_sealed_text(path: Path, parse: Callable[[str], Any] = str) -> Any:
+    """What sealed_text was given, parsed; DataError if the file is empty, or not what was written.
 
     A file without such a line, as older versions wrote it, is taken as it is.
     """
-    content = path.read_bytes()
-    line, _, rest = content.partition(b"\n")
-    if b"sha256" not in line and not line.startswith(b"#"):
-        rest = content
-    elif line != b"# sha256 " + hashlib.sha256(rest).hexdigest().encode():
-        raise DataError(
-            f"{path}: damaged, or changed by hand: it does not match the sha256 in its first line; the run's own "
-            "command writes it again; to change a setting, say it as a word: python -m tmbench.run FILE key=value"
-        )
-    if not rest.strip():
-        raise DataError(f"{path}: damaged: it is empty; the run's own command writes it again")
-    return rest.decode()
+
+    def unsealed(content: bytes) -> Any:
+        line, _, rest = content.partition(b"\n")
+        if b"sha256" not in line and not line.startswith(b"#"):
+            rest = content
+        elif line != b"# sha256 " + hashlib.sha256(rest).hexdigest().encode():
+            raise DataError(
+                "damaged, or changed by hand: it does not match the sha256 in its first line; to change a setting, say "
+                "it as a word: python -m tmbench.run FILE key=value"
+            )
+        if not rest.strip():
+            raise DataError("damaged: it is empty")
+        return parse(rest.decode())
+
+    return read(path, unsealed, "the run's own command writes it again")
 
 
 def scratch_in(folder: Path) -> list[Path]:

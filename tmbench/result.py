@@ -9,16 +9,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from . import __version__, checkpoint
 from .config.identity import SCHEMA, effective_switch, reads_switch
 from .errors import DataError
-from .files import digest_of_text, printable, write
+from .files import checked, digest_of_text, loads, printable, read, write
 
 NUMERIC = ("torch", "torchvision", "pytorch-lightning", "torchmetrics")  # whose versions may change the numbers
 FINAL = ("completed", "diverged")  # not repeated unless forced
 SHARES = ("accuracy", "top5_accuracy", "miou", "map")  # metrics that a person reads in percent
+NEEDED = {
+    "metrics": ("last", "best"),
+    "epochs": ("asked", "trained", "from_trunk"),
+    "switch": ("requested", "effective", "step"),
+}
 BOUNDED = (*SHARES, "auc")  # metrics between 0 and 1
 
 
@@ -43,7 +46,7 @@ class Result:
     examples_per_second: float
     peak_memory_bytes: int  # of the GPU; on a CPU the process's resident set
     parameters: int  # trainable
-    switch: dict[str, Any]  # requested, effective (epoch), step; None where the optimizer has none
+    switch: dict[str, int | str | None]  # requested, effective (epoch), step; None where the optimizer has none
     versions: dict[str, str]
     hardware: str
     git_commit: str | None
@@ -76,22 +79,18 @@ class Result:
         Raises:
             DataError: there is one that is damaged, or not ours.
         """
-        path = folder / "result.json"
-        try:
-            text = path.read_bytes()
-        except FileNotFoundError:
-            return None
-        try:
-            content = json.loads(text)
+
+        def parse(text: bytes) -> Result:
+            content = loads(text)
             unsealed = content.pop("sha256", None) is None and content["schema_version"] == 1  # which had no digest
             if unsealed or text == _sealed(content).encode():  # byte for byte, so that no damage is too small
                 return cls.from_dict(content)
-            what = "damaged: its content does not match its sha256"
-        except DataError as error:
-            what = str(error)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            what = f"damaged, or not a result of this program ({error!r})"
-        raise DataError(f"{path}: {what}; the run's own command writes it again")
+            raise DataError("damaged: its content does not match its sha256")
+
+        try:
+            return read(folder / "result.json", parse, "the run's own command writes it again")
+        except FileNotFoundError:
+            return None
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Result":
@@ -105,17 +104,12 @@ class Result:
             if not isinstance(headline, str):
                 raise DataError(f"headline: expected a text such as test/accuracy, got {headline!r}")
             content["split"], _, content["metric"] = headline.partition("/")
-        text = json.dumps(content)
-        if "\\" in text:
-            content = printable(content)
-        try:
-            _type().validate_json(text, strict=True)  # of JSON, where a dictionary may be a Result
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
-            raise DataError(
-                f"{place}: {first['msg'][:1].lower()}{first['msg'][1:]}, got {first['input']!r:.100}"
-            ) from None
+        checked(cls, content)  # numbers stay as they are: 1 where 1.0 may be
+        needed = NEEDED | ({"diverged_at": ("epoch", "step")} if content.get("diverged_at") else {})
+        for name, keys in needed.items():
+            if missing := [key for key in keys if key not in content[name]]:
+                raise DataError(f"{name}: expected {' and '.join(missing)} in it, got {content[name]!r:.100}")
+        content = printable(content)
         return cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content})
 
 
@@ -179,11 +173,6 @@ def newest(rows: list[dict[str, float]]) -> dict[str, float]:
     return {name: value for row in rows for name, value in row.items()}
 
 
-@cache
-def _type() -> TypeAdapter[Result]:
-    return TypeAdapter(Result)
-
-
 def _sealed(facts: dict[str, Any]) -> str:
     digest = digest_of_text(json.dumps(facts, indent=2, allow_nan=False))
     return json.dumps(facts | {"sha256": digest}, indent=2, allow_nan=False) + "\n"
@@ -209,12 +198,12 @@ def shown(value: float | None, key: str) -> str:
 def epochs_done(folder: Path) -> int:
     """How many epochs the run in `folder` has on disk."""
     last = folder / "checkpoints" / "last.ckpt"
-    if not last.exists():
+    if not last.is_file():
         return 0
     if (noted := checkpoint.epochs(last)) is not None:
         return noted
     # A checkpoint of an older version, or a damaged one.
     try:
-        return max(1, len((folder / "curves.csv").read_text().splitlines()) - 1)
-    except OSError:
+        return max(1, len(read(folder / "curves.csv", bytes.splitlines)) - 1)
+    except (FileNotFoundError, DataError):
         return 1

@@ -12,6 +12,7 @@ the lock falls with its holder, and what a state holds does not depend on who ma
 
 import hashlib
 import os
+import re
 import shutil
 import stat
 import sys
@@ -20,7 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,6 +40,7 @@ from .result import versions
 STORE = ".trunks"  # the folder of all trunks, under runs_dir
 FETCHED = ".trunk"  # under a run's folder
 STATES = "[0-9]" * 5  # the names of published states, in a trunk's folder
+_REQUEST = re.compile(r"(\d{5})\.asked-(\d{1,9})")  # a file's name: epoch and differences
 GIB = 2**30
 PATIENCE = 60.0  # seconds without a sign of life after which others no longer wait for the holder of a lock
 
@@ -152,6 +154,14 @@ class HolderWatch:
         return True
 
 
+@dataclass
+class About:
+    """The content of a published state's about.json."""
+
+    differences: int  # of the weights, that the state holds
+    files: dict[str, str]  # their sha256 by name
+
+
 @dataclass(frozen=True)
 class Trunk:
     """One run's view of its trunk."""
@@ -175,8 +185,8 @@ class Trunk:
 
     def requests(self) -> dict[int, int]:
         """The epochs whose states are requested, with the number of differences."""
-        words = (path.name.split(".asked-") for path in self.folder.glob("*.asked-*"))
-        return dict(sorted((int(epoch), int(differences)) for epoch, differences in words))  # of an epoch's, the most
+        found = (_REQUEST.fullmatch(path.name) for path in self.folder.glob("*.asked-*"))
+        return dict(sorted((int(each[1]), int(each[2])) for each in found if each))  # of an epoch's, the most
 
     def unmet_request(self, epoch: int) -> int | None:
         """How many differences the requested state after this epoch should hold; None if no run lacks it."""
@@ -188,12 +198,11 @@ class Trunk:
         known = {}
         for path in self.folder.glob(STATES):
             try:
-                known[int(path.name)] = read_sealed(path / "about.json")["differences"]
+                known[int(path.name)] = read_sealed(path / "about.json", About).differences
             except (FileNotFoundError, DataError) as error:
-                if path.exists():  # else it was being removed
+                # Else it was being removed, or is not ours to read.
+                if path.exists() and os.access(path, os.R_OK | os.X_OK):
                     self._drop_damaged(path, error)
-            except OSError:  # not ours to read
-                continue
         return known
 
     def publish(self, epoch: int, differences: int, write: Callable[[Path], None]) -> None:
@@ -208,7 +217,7 @@ class Trunk:
             files = {path.name: digest_of(path) for path in sorted(scratch.iterdir())}
             for name in files:
                 flush(scratch / name)
-            write_sealed(scratch / "about.json", {"differences": differences, "files": files})
+            write_sealed(scratch / "about.json", asdict(About(differences, files)))
             scratch.chmod(0o755)
             if self.states().get(epoch, differences) < differences:
                 remove(self.folder / f"{epoch:05d}")
@@ -216,7 +225,7 @@ class Trunk:
                 scratch.rename(self.folder / f"{epoch:05d}")
                 flush(self.folder)
             for path in self.folder.glob(f"{epoch:05d}.asked-*"):
-                if int(path.name.split(".asked-")[1]) <= differences:
+                if (request := _REQUEST.fullmatch(path.name)) and int(request[2]) <= differences:
                     path.unlink(missing_ok=True)
         shrink(self.store, self.limit)
 
@@ -226,7 +235,7 @@ class Trunk:
         into.mkdir(parents=True, exist_ok=True)
         try:
             with TemporaryDirectory(dir=into, prefix=".", ignore_cleanup_errors=True) as scratch:
-                files = read_sealed(source / "about.json")["files"]
+                files = read_sealed(source / "about.json", About).files
                 for name in files:
                     link(source / name, Path(scratch, name))
                 for name, digest_then in files.items():

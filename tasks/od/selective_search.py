@@ -67,8 +67,8 @@ def write(out: Path, root: Path, image_files: Iterable[Path]) -> None:
 def _search_or_read(kept: Path, image_file: Path) -> np.ndarray:
     """The regions of an image, from the folder of those that have been found, where they are kept from now on."""
     file = kept / f"{digest_of(image_file)}.json"
-    with suppress(OSError, DataError):  # not there, or damaged
-        return np.array(read_sealed(file)["boxes"], np.uint16).reshape(-1, 4)
+    with suppress(FileNotFoundError, DataError, KeyError, ValueError, OverflowError):  # not there, or damaged
+        return np.array(read_sealed(file, dict[str, list[list[int]]])["boxes"], np.uint16).reshape(-1, 4)
     boxes = search(image_file)
     with suppress(OSError):  # another process is done with all, or the disk is full, of which `store` tells
         write_sealed(file, {"boxes": boxes.tolist()})

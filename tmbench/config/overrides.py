@@ -1,9 +1,8 @@
 """The words that a run was asked for with, kept beside what they became, so that a change is composed anew."""
 
-import json
 import re
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,10 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from ..errors import ConfigError, DataError
-from ..files import read_sealed_text, sealed_text, write
+from ..files import checked, loads, read, read_sealed_text, read_yaml, sealed_text, write
 from .compose import SEARCH, composed, search_word
 from .identity import OVERRIDES, SCHEMA, identity
-from .settle import Settings, flat, plain, settled
+from .settle import Saved, Settings, flat, plain, settled
 from .table import BOOKKEEPING, GROUPS, OTHER_FILE, keys, known_keys
 
 OF_A_SWEEP = ("launcher", "plan", "study")
@@ -154,7 +153,7 @@ def _is_sealed(path: Path) -> bool:
 
 def _saved(path: Path) -> Settings:
     try:
-        content = _read(path, OmegaConf.create, "a run's config.yaml")
+        content = read_sealed_text(path, OmegaConf.create)  # one that a person has written may have 1e-3
     except FileNotFoundError as error:
         raise ConfigError(f"no configuration to run: {error}") from None
     cfg = plain(content) if isinstance(content, DictConfig) else {}
@@ -162,27 +161,20 @@ def _saved(path: Path) -> Settings:
     required += [*(f"trainer.{name}" for name in _OF_TRAINER), "seed", *AROUND]
     if missing := [key for key in required if key not in flat(cfg)]:
         raise ConfigError(f"{path}: expected a run's config.yaml; it says nothing of {', '.join(missing)}")
+    try:
+        checked(Saved, cfg)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
     return cfg
 
 
 def _kept(path: Path) -> list[str] | None:
     path = path.with_name(OVERRIDES)
     try:
-        words = _read(path, yaml.safe_load, "a list of words")
+        words: list[str] = read_yaml(path, list[str])
+        return words
     except FileNotFoundError:
         return None
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise DataError(f"{path}: expected a list of words such as lr=0.1, got {words!r:.60}")
-    return words
-
-
-def _read(path: Path, parse: Callable[[str], Any], expected: str) -> Any:
-    try:
-        return parse(read_sealed_text(path))
-    except (DataError, FileNotFoundError):
-        raise
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DataError(f"{path}: expected {expected}, got what cannot be read: {error}") from None
 
 
 def _set_folders(cfg: Settings, path: Path) -> None:
@@ -201,8 +193,8 @@ def _set_folders(cfg: Settings, path: Path) -> None:
 def _result(folder: Path) -> Settings:
     """What result.json says, as far as it can be read; empty if it cannot."""
     try:
-        content = json.loads((folder / "result.json").read_bytes())
-    except (OSError, ValueError):
+        content = read(folder / "result.json", loads)
+    except (FileNotFoundError, DataError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -5,11 +5,14 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Annotated, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
+from pydantic import Field
 
 from ..errors import ConfigError
+from ..files import Whole
 from .machine import count_gpus
 from .table import GROUPS, PROFILES, file_of, keys, known_keys, top_keys, values_of
 from .values import is_whole
@@ -25,6 +28,44 @@ _TABLES: dict[str, type] = {
     "schedule": object,
 }
 _LOOKS = {dict: "{reconciled: {epochs: 50}}", list: "{dataset: [cifar10, cifar100]}", object: "{epochs: 4}"}
+Name = Annotated[str, Field(max_length=200)]  # of a file
+
+
+@dataclass
+class _Named:
+    name: Name
+
+
+@dataclass
+class _Data:
+    profile: Name
+
+
+@dataclass
+class _Processes:
+    devices: Whole = 1
+    num_nodes: Whole = 1
+
+
+@dataclass
+class Saved:
+    """The settings of a run's config.yaml that all commands read, and their types; see files.read_yaml."""
+
+    task: _Named
+    optimizer: _Named
+    data: _Data
+    protocol: _Named
+    epochs: Whole
+    seed: Whole
+    lr: float
+    batch_size: Whole
+    switch_epoch: Whole | str
+    trainer: _Processes
+    validation: float | None = None
+    runs_dir: str = "."
+    data_dir: str = "."
+
+
 _CONSTANT = {"milestones": [], "warmup_epochs": 0.0, "warmup_from": 1.0}  # the rate of a task without a schedule
 
 

@@ -35,28 +35,28 @@ def digests_of(root: Path, files: Iterable[Path], cache: Path | None = None) -> 
     With a cache, a file is read again only when its size or a time stamp has changed. What escapes it is a file
     rewritten at the same size with both stamps, also that of the inode, set back. A damaged cache is not believed.
     """
-    known: dict[str, Any] = {}
+    known: dict[str, tuple[int, int, int, str]] = {}
     found: dict[str, Any] = {}
     try:
-        known = read_sealed(cache) if cache else {}
+        known = read_sealed(cache, dict[str, tuple[int, int, int, str]]) if cache else {}
     except DataError as error:
         print(f"{error}; all files are read again", file=sys.stderr)
-    except OSError:  # not there, or not to be read
+    except FileNotFoundError:
         pass
     for path in sorted(files):
         try:
             stat = path.stat()
         except OSError as error:
             raise DataError(f"{path}: {error.strerror}") from None
-        found[path.relative_to(root).as_posix()] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-    unknown = {name: stamp[0] for name, stamp in found.items() if known.get(name, [])[:3] != stamp}
+        found[path.relative_to(root).as_posix()] = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    unknown = {name: stamp[0] for name, stamp in found.items() if name not in known or known[name][:3] != stamp}
     with progress("reading the data", 0, sum(unknown.values())) as advance:
         for name, stamp in found.items():
             digest = digest_of(root / name) if name in unknown else known[name][3]
             advance(unknown.get(name, 0))
             # A file changed within the clock's grain could change once more unseen: its stamp is not trusted.
             settled = time.time_ns() - max(stamp[1:]) > 2_000_000_000
-            found[name] = [*(stamp if settled else [-1, -1, -1]), digest]
+            found[name] = (*(stamp if settled else (-1, -1, -1)), digest)
     if cache and found != known:
         with suppress(OSError):  # nowhere to write: the next run reads the files again
             cache.parent.mkdir(parents=True, exist_ok=True)

@@ -4,13 +4,14 @@ import glob
 import math
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
 
-from ..config.identity import SCHEMA
+from ..config.identity import SCHEMA, effective_switch
 from ..config.settle import Settings
 from ..errors import ConfigError
 from ..files import read_sealed_text
@@ -72,9 +73,6 @@ def records(runs: list[Run]) -> tuple[list[Record], list[str]]:
         except (OSError, ValueError) as error:
             notes.append(f"{run.folder}: left out, {error}")
             continue
-        if missing := [key for key in ("task", "optimizer", "epochs", "seed", "data") if key not in config]:
-            notes.append(f"{run.folder}: left out, its config.yaml has no {', '.join(missing)}")
-            continue
         readable.append(Record(run.folder.name, str(run.folder), run.status, config, run.result, csv))
     return readable, notes
 
@@ -90,10 +88,16 @@ def read(records: Iterable[Record], metric: str, notes: list[str]) -> Runs:
         notes: what is known of the runs already.
     """
     records = list(records)
-    # Runs that share a parsed configuration share its facts.
-    configs = {id(record.config["task"]): record.config for record in records}
-    facts = {key: (problem_facts(config), method_facts(config)) for key, config in configs.items()}
-    digests = {key: (digest_of(of_problem), digest_of(of_method)) for key, (of_problem, of_method) in facts.items()}
+    facts: dict[int, tuple[Settings, Settings]] = {}  # runs that share a parsed configuration share its facts
+    digests: dict[int, tuple[str, str]] = {}
+    for key, config in {id(record.config["task"]): record.config for record in records}.items():
+        with suppress(LookupError, TypeError, ValueError, AttributeError):  # a setting is not what it must be
+            effective_switch(config)
+            facts[key] = problem_facts(config), method_facts(config)
+            digests[key] = digest_of(facts[key][0]), digest_of(facts[key][1])
+    odd = [record for record in records if id(record.config["task"]) not in digests]
+    notes += [f"{record.folder}: left out, its configuration is not one of this program" for record in odd]
+    records = [record for record in records if id(record.config["task"]) in digests]
     usual: dict[str, Counter[Outcome]] = {}  # by the problem's digest
     of_task: dict[str, Outcome] = {}
     for record in records:

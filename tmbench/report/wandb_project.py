@@ -2,13 +2,13 @@
 
 import csv
 import io
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-from ..config.settle import Settings
-from ..errors import ConfigError
+from ..config.settle import Saved, Settings
+from ..errors import ConfigError, DataError
+from ..files import checked, loads
 from ..result import Result
 from ..runs import Run, fitting
 from .contents import Drawing, Report
@@ -37,8 +37,10 @@ def fetched(settings: Settings, words: list[str]) -> tuple[list[Record], list[st
     notes, runs = [], []
     for entry in entries:
         config, result = dict(entry.config), _result(entry.summary_metrics)
-        if not {"task", "optimizer", "data", "epochs", "seed"} <= config.keys():
-            notes.append(f"{path}/{entry.id}: left out, not a run of tmbench")
+        try:
+            checked(Saved, config)
+        except (DataError, TypeError) as error:
+            notes.append(f"{path}/{entry.id}: left out, not a run of tmbench ({error})")
             continue
         if result is None and entry.state not in STATUS:
             notes.append(f"{path}/{entry.id}: left out, its summary has no result of this version")
@@ -55,8 +57,8 @@ def fetched(settings: Settings, words: list[str]) -> tuple[list[Record], list[st
 
 def _result(summary: dict[str, Any]) -> Result | None:
     try:
-        return Result.from_dict(json.loads(summary["result"]))
-    except (KeyError, TypeError, ValueError):
+        return Result.from_dict(loads(summary["result"]))
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
         return None
 
 

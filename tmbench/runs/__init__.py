@@ -9,12 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..checkpoint import WRITING
-from ..config.settle import Settings, select
+from ..config.settle import Saved, Settings, select
 from ..errors import ConfigError, DataError
-from ..files import locked, printable, read_sealed_text, scratch_in
+from ..files import locked, read, read_yaml, scratch_in
 from ..result import FINAL, Result
 from ..trunks import FETCHED
 
@@ -50,23 +48,17 @@ class Run:
 
     @cached_property
     def config(self) -> Settings:
-        path = self.folder / "config.yaml"
-        try:
-            # Settled, so without interpolations: OmegaConf takes ten times as long.
-            config = yaml.load(text := read_sealed_text(path), Loader=yaml.CSafeLoader)
-        except DataError:
-            raise
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise DataError(f"{path}: expected a configuration, got what cannot be read ({error})") from None
-        if not isinstance(config, dict):
-            raise DataError(f"{path}: expected a configuration (key: value), got {config!r:.40}")
-        return printable(config) if "\\" in text else config  # an escape is the only way into YAML
+        config: Settings = read_yaml(self.folder / "config.yaml", Saved)
+        return config
 
     @property
     def curves(self) -> str:
         """The text of curves.csv, empty if there is none; DataError if it is not the file that the result describes."""
         path = self.folder / "curves.csv"
-        content = path.read_bytes() if path.is_file() else b""
+        try:
+            content = read(path, bytes)
+        except FileNotFoundError:
+            content = b""
         # A run that goes on has newer curves than its result.
         known = self.result.curves_sha256 if self.result and self.status in FINAL else None
         if known and hashlib.sha256(content).hexdigest() != known:
@@ -74,7 +66,7 @@ class Run:
                 f"{path}: damaged: its sha256 is not the one in result.json; remove result.json, and the run's own "
                 "command writes both again"
             )
-        return content.decode()
+        return read(path, bytes.decode) if content else ""
 
     def value(self, key: str) -> Any:
         """What a filter compares: the status, a fact of the result, or a setting; KeyError if there is none."""

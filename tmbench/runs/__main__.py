@@ -94,7 +94,7 @@ def free_space(values: Values, words: list[str]) -> int:
 def _leftovers(runs_dir: Path, runs: list[Run]) -> Iterator[Path]:
     """What killed processes left half-done, each while we hold the lock of its folder."""
     yield from runs_dir.glob(f"{REMOVING}*")
-    for folder in [run.folder for run in runs] + list(runs_dir.glob(".tune/*")):
+    for folder in [run.folder for run in runs] + list(runs_dir.glob(".tune/*/")):
         with suppress(BlockingIOError), locked(folder, wait=False):  # else somebody works there
             yield from leftovers_in(folder)
     for name in (".tiny", ".prepared"):

@@ -75,7 +75,10 @@ def _word(value: Any) -> str:
 def _gap(x: Any, y: Any) -> str:
     if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in (x, y)) or x == y:
         return ""
-    return f"{y - x:+.6g}" + (f" (x {y / x:.3g})" if x > 0 and y > 0 else "")
+    try:
+        return f"{y - x:+.6g}" + (f" (x {y / x:.3g})" if x > 0 and y > 0 else "")
+    except OverflowError:  # a whole number of hundreds of digits
+        return ""
 
 
 def _print(title: str, rows: Rows, names: list[str], console: Console) -> None:

@@ -1,5 +1,6 @@
 """`tmbench runs figures TASK`: the predictions of several trained runs for the same examples, side by side."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ def restored(run: Run, data_dir: str | None = None) -> "Task":
         raise ConfigError(f"{run.folder}: expected a trained run, it has no checkpoints/last.ckpt ({run.status})")
     try:
         task_class, data_class = get_class(cfg.task._target_), get_class(cfg.task.data)
-    except ImportError:
+    except (ImportError, AttributeError, ValueError, TypeError):
         names = f"{cfg.task._target_} or {cfg.task.data}"
         raise ConfigError(f"{run.folder}: made by another version of tmbench; this one has no {names}") from None
     data, _, digest = open_dataset(cfg, data_class)
@@ -44,13 +45,13 @@ def restored(run: Run, data_dir: str | None = None) -> "Task":
         raise DataError(f"{data.root}: not what {run.folder.name} was trained on; name the folder with data_dir=DIR")
     from ..training.loader import hold_out  # torch
 
-    task: Task = task_class(cfg.task, data)
-    if cfg.get("validation"):
-        hold_out(task, cfg.validation)
-    weights = checkpoint.load(last, sealed=run.result is None or run.result.schema_version > 1)["state_dict"]
+    state = checkpoint.load(last, sealed=run.result is None or run.result.schema_version > 1)
     try:
-        task.load_state_dict(weights)
-    except (RuntimeError, KeyError) as error:
+        task: Task = task_class(cfg.task, data)
+        if cfg.get("validation"):
+            hold_out(task, cfg.validation)
+        task.load_state_dict(state["state_dict"])
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"{last}: its weights do not fit the task as it is now ({error})") from None
     return task.eval()
 
@@ -61,16 +62,25 @@ def compare(runs: list[Run], out: Path, data_dir: str | None = None) -> list[Pat
     import torch
 
     tasks: dict[str, Task] = {}
+    wrong: list[ConfigError | DataError] = []
     for run in runs:
-        cfg, result = run.config, run.result
+        try:
+            cfg, result, task = run.config, run.result, restored(run, data_dir)
+        except (ConfigError, DataError) as error:  # of this run alone
+            wrong.append(error)
+            continue
         label = f"{cfg['optimizer']['name']} seed={cfg['seed']}"
         if result and (key := result.headline) in result.metrics["last"]:
             label += f", {result.metric} {shown(result.metrics['last'][key], key)}"
-        tasks[f"{label} ({run.folder.name[-12:]})" if label in tasks else label] = restored(run, data_dir)
+        tasks[f"{label} ({run.folder.name[-12:]})" if label in tasks else label] = task
+    if not tasks:
+        raise wrong[0]
+    for one in wrong:
+        print(f"left out: {one}", file=sys.stderr)
     files = []
     with torch.no_grad():
         for name, figure in type(next(iter(tasks.values()))).compare(tasks):
-            files.append(out / f"{runs[0].config['task']['name']}-{name}.png")
+            files.append(out / f"{cfg['task']['name']}-{name}.png")
             save(figure, files[-1])
     return files
 

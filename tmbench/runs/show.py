@@ -64,10 +64,10 @@ def _data(result: Result) -> str:
 
 def _score(result: Result) -> str:
     last, best, key = result.metrics["last"], result.metrics["best"], result.headline
-    if not best:
+    if "epoch" not in best:
         return shown(last.get(key), key)
     when = {"completed": "at the end", "diverged": "before it diverged"}.get(result.status, "so far")
-    return f"{shown(last.get(key), key)} {when}, best {shown(best[key], key)} after epoch {best['epoch'] + 1}"
+    return f"{shown(last.get(key), key)} {when}, best {shown(best.get(key), key)} after epoch {best['epoch'] + 1:.0f}"
 
 
 def _status(result: Result, how: str) -> str:

@@ -13,13 +13,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
-from pydantic import TypeAdapter
 
 from .. import signals
 from ..config.overrides import of_the_run
 from ..config.settle import Settings
-from ..errors import DataError
-from ..files import write
+from ..files import checked, loads, read, write
 from ..result import Result
 from ..run import run
 from ..verbs import ERROR, INTERRUPTED, explain, guarded, is_expected, leave
@@ -39,7 +37,7 @@ def sweep_id() -> str:
 def is_current(folder: Path, sweep: str) -> bool:
     """Whether the sweep of this id still has the folder: a job of a killed sweep may outlive it on another machine."""
     try:
-        return (folder / OWNER).read_text() == sweep
+        return read(folder / OWNER, bytes.decode) == sweep
     except FileNotFoundError:
         return True
 
@@ -63,7 +61,7 @@ class JobOrder:
 
     @classmethod
     def load(cls, file: Path) -> "JobOrder":
-        return TypeAdapter(cls).validate_json(file.read_bytes())
+        return read(file, lambda text: checked(cls, loads(text)))
 
 
 @dataclass(frozen=True)
@@ -91,11 +89,9 @@ def record_of(folder: Path, number: int) -> JobRecord | None:
     """What was recorded of a job of this process's sweep; None if nothing was, DataError if a power cut damaged it."""
     path = folder / RECORD.format(number)
     try:
-        record = TypeAdapter(JobRecord).validate_json(path.read_bytes())
+        record = read(path, lambda text: checked(JobRecord, loads(text)), "give the same command again")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError):
-        raise DataError(f"{path}: damaged; give the same command again") from None
     return record if record.sweep == sweep_id() else None
 
 

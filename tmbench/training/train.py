@@ -68,9 +68,12 @@ def train(plan: Plan, reservation: Reservation | None = None, until: int | None 
     (plan.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     attempt = _Attempt(plan, reservation, until)
     signals.check()
+    begun = (plan.folder / "checkpoints" / "last.ckpt").exists()
     with signals.listening(lambda *_: None):  # a signal after the last epoch finds the result saved
         with nondeterministic_operations() as operations:
             attempt.fit()
+        if begun and isinstance(attempt.error, DataError) and not attempt.record.seconds_here:
+            raise attempt.error  # what there is of the run stays as it is
         result = attempt.result(started=started, nondeterministic=operations)
         result.overhead_seconds = time.perf_counter() - start - attempt.record.seconds_here
         if attempt.trainer.is_global_zero:

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from .. import signals
 from ..config.settle import Settings, flat
 from ..errors import ConfigError, DataError
-from ..files import clear_scratch, locked, write, write_sealed
+from ..files import clear_scratch, locked, read_sealed, write, write_sealed
 from ..result import FINAL, Result, epochs_done
 from ..run import run
 from ..sweeps.plan import Job, RunFinder, states_to_share
@@ -21,7 +21,7 @@ from ..verbs import explain, is_expected
 from .plan import Contender, Plan
 from .space import all_of, values_of, with_values, words_of
 from .summary import device_seconds, result_of, score
-from .trials import Choice, Choices, Outcome, Trial, is_behind, load, next_point
+from .trials import Choice, Choices, Outcome, Trial, is_behind, next_point
 
 RUNGS = 4  # parts of a run, after each of which the pruner looks at it
 SHOWN = 8  # differences between two questions
@@ -48,7 +48,7 @@ def study(plan: Plan) -> Settings:
             raise KeyboardInterrupt(f"{done} trials are done, and noted in {plan.folder}") from None
         result = result_of(plan, trials.noted, chosen, runs)
         path, text = plan.folder / "result.json", json.dumps(result, indent=2, allow_nan=False) + "\n"
-        if not path.exists() or path.read_text() != text:  # a finished study may be read-only
+        if not path.is_file() or path.read_bytes() != text.encode():  # a finished study may be read-only
             write(path, text)
     return result
 
@@ -58,7 +58,8 @@ def _check_question(plan: Plan, question: Settings) -> None:
     path = plan.folder / "study.json"
     if not path.exists():
         write_sealed(path, question)
-    there, now = flat(load(path, Settings, f"say name=... for a new study, or remove {plan.folder}")), flat(question)
+    remedy = f"say name=... for a new study, or remove {plan.folder}"
+    there, now = flat(read_sealed(path, Settings, remedy)), flat(question)
     if there != now:
         differ = [key for key in there | now if there.get(key) != now.get(key)]
         lines = [f"  {key}: was {there.get(key)}, is {now.get(key)}" for key in differ[:SHOWN]]
@@ -91,7 +92,7 @@ class Trials:
         self.plan, self.path, self.noted = plan, plan.folder / "trials.json", dict[str, list[Trial]]()
         if self.path.exists():
             remedy = "remove it: the same command asks for the same trials, whose runs are known"
-            self.noted = load(self.path, dict[str, list[Trial]], remedy)
+            self.noted = read_sealed(self.path, dict[str, list[Trial]], remedy)
 
     def complete(self, contender: Contender) -> None:
         """Does the optimizer's trials that are not done yet, and compares all of them with their runs."""
@@ -210,7 +211,7 @@ def _choices(plan: Plan, trials: dict[str, list[Trial]]) -> Choices:
     if not path.exists():
         write_sealed(path, asdict(_frozen(plan, best)))
     remedy = "remove it: the same command chooses again, from the same trials"
-    chosen = load(path, Choices, remedy)
+    chosen = read_sealed(path, Choices, remedy)
     if chosen.choices != best:
         raise DataError(f"{path}: its choices are not the best trials in trials.json; {remedy}")
     return chosen

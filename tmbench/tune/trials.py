@@ -3,14 +3,11 @@
 import math
 import warnings
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
 
-from ..errors import ConfigError, DataError
-from ..files import read_sealed
+from ..errors import ConfigError
 from ..seeds import derive
 from .plan import Contender, Plan
 from .space import Space, all_of
@@ -18,8 +15,6 @@ from .space import Space, all_of
 if TYPE_CHECKING:
     import optuna
     from optuna.distributions import BaseDistribution
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -67,18 +62,6 @@ class Choices:
     frozen: str  # when, in UTC
     choices: dict[str, Choice | None]  # by optimizer; None: no trial has a value
     begun_before: list[str]  # confirming runs that another command had begun
-
-
-def load(path: Path, kind: type[T], remedy: str) -> T:
-    """The content of a sealed file; DataError, which ends with the remedy, if it is damaged or not of this kind."""
-    try:
-        return TypeAdapter(kind).validate_python(read_sealed(path))
-    except DataError as error:
-        raise DataError(f"{error}; {remedy}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise DataError(f"{path}: {where}: {first['msg']}, got {first['input']!r:.60}; {remedy}") from None
 
 
 def load_optuna() -> Any:
