@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torchmetrics import ConfusionMatrix, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
@@ -55,7 +56,17 @@ class Classifier(Task):
         return {"accuracy": float((test_N == train_N.mode().values).float().mean())}
 
     def confusion_figure(self, title: str, size: tuple[float, float]) -> Figures:
-        figure, axes = self.confusion.plot(labels=list(self.names), cmap="Blues")
-        axes.set(title=title, xlabel="predicted", ylabel="true")
-        figure.set_size_inches(*size)
+        """The confusion matrix: counts, coloured by their share of the row's, so that rare classes are seen as well."""
+        import matplotlib.pyplot as plt
+
+        counts_CC = self.confusion.compute().cpu()
+        shares_CC = counts_CC / counts_CC.sum(1, keepdim=True).clamp(min=1)
+        figure, ax = plt.subplots(figsize=size, layout="constrained")
+        ax.imshow(shares_CC.numpy(), cmap="Blues", vmin=0, vmax=1)
+        for (row, column), share in np.ndenumerate(shares_CC.numpy()):
+            ax.text(column, row, str(int(counts_CC[row, column])), ha="center", va="center",
+                    color="white" if share > 0.5 else "black")  # fmt: skip
+        ax.set_xticks(range(len(self.names)), self.names, rotation=45, ha="right")
+        ax.set_yticks(range(len(self.names)), self.names)
+        ax.set(title=f"{title}, coloured by the share of their row", xlabel="predicted", ylabel="true")
         yield "confusion", figure

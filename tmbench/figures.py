@@ -19,7 +19,7 @@ def curves(rows: list[dict[str, float]], headline: str, switch_epoch: int | None
         ax.plot([row["epoch"] + 1 for row in known], [row[key] for row in known], marker="o", markersize=3)
         ax.set(title=key, xlabel="epochs trained")
         ax.grid(alpha=0.3)
-        ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+        ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, min_n_ticks=1))
         if switch_epoch is not None:
             ax.axvline(switch_epoch, color="grey", linestyle="--", linewidth=1)
             ax.annotate("switch", (switch_epoch, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom",

@@ -203,6 +203,7 @@ class CTR(Task):
         import matplotlib.pyplot as plt
 
         figure, (roc, calibration, histogram) = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
+        top = 0.0
         for label, task in tasks.items():
             logits_N, clicks_N = task.said()
             order, said_N = logits_N.argsort(descending=True), logits_N.double().sigmoid()
@@ -213,12 +214,15 @@ class CTR(Task):
             bins = [part for part in order.flip(0).tensor_split(BINS) if len(part)]
             means = [[float(t[part].double().mean()) for part in bins] for t in (said_N, clicks_N)]
             calibration.plot(*means, marker="o", markersize=3, label=label)
+            top = max(top, 1.05 * max(map(max, means)))
             histogram.hist(said_N.numpy(), bins=50, histtype="step", label=label)
         for ax in (roc, calibration):
             ax.axline((0, 0), slope=1, color="grey", linestyle="--", linewidth=1)
-            ax.set_aspect("equal", adjustable="datalim")
+            ax.set_aspect("equal", adjustable="box")
         roc.set(title="ROC", xlabel="false positive rate", ylabel="true positive rate")
-        calibration.set(title="Calibration", xlabel="probability said", ylabel="share clicked")
+        calibration.set(
+            title="Calibration", xlabel="probability said", ylabel="share clicked", xlim=(0, top), ylim=(0, top)
+        )
         histogram.set(title="Probabilities", xlabel="probability said", ylabel="test examples", yscale="log")
         if len(tasks) > 1:
             figure.legend(*roc.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)

@@ -153,6 +153,12 @@ def draw_box(ax: "Axes", box: Any, label: int, text: str) -> None:
     colour = plt.get_cmap("tab20")(label - 1)
     x1, y1, x2, y2 = box
     ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=colour, linewidth=1.5))
+    # Below those that it would cover. In the picture's pixels: a letter of 7 points, a line with its box.
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    letter, line = 0.02 * abs(right - left), 0.06 * abs(top - bottom)
+    others = [(*other.get_position(), len(other.get_text())) for other in ax.texts]
+    while any(abs(y1 - y) < line and x1 < x + letter * n and x < x1 + letter * len(text) for x, y, n in others):
+        y1 += line
     ax.text(x1, y1, text, fontsize=7, color="white", va="bottom", bbox={"facecolor": colour, "pad": 1, "linewidth": 0})
 
 
@@ -194,6 +200,6 @@ def classes_figure(curves: Mapping[str, Mapping[str, Curve]]) -> "Figure":
         ax.bar_label(bars, [f"{value:.3f}" for value in values], fontsize=7, padding=2)
     ax.set_yticks(range(len(names)), [f"{name} ({each[name].objects})" for name in names], fontsize="small")
     ax.invert_yaxis()
-    ax.set(xlim=(0, 1.1), xlabel="average precision (11 points); in brackets: objects to find")
+    ax.set(xlim=(0, 1), xlabel="average precision (11 points); in brackets: objects to find")
     ax.legend(loc="lower right", fontsize="small")
     return figure

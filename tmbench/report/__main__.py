@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -130,8 +131,8 @@ def _print(report: "Report", notes: list[str], console: "Console") -> None:
 
     from . import formats
 
-    for table in report.tables:
-        formats.console(table, console)
+    for table, new in zip(report.tables, formats.new_notes(report.tables), strict=True):
+        formats.console(replace(table, notes=new), console)
     console.print()
     for sentence in report.sentences:
         console.print(escape(sentence), highlight=False)

@@ -123,8 +123,8 @@ def learning(report: Report, problem: Problem, methods: list[Method]) -> Figure 
                                 fontsize="x-small", color=GREY)  # fmt: skip
     for ax, name in zip(axes[1], ("epochs", "steps", "seconds of training"), strict=True):
         ax.set_xlabel(name)
-    axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[0, 1].xaxis.set_major_locator(MaxNLocator(4))
+    for ax in axes[0, :2]:  # a single epoch has one tick
+        ax.xaxis.set_major_locator(MaxNLocator(4 if ax is axes[0, 1] else "auto", integer=True, min_n_ticks=1))
     axes[0, 0].set_ylabel(_axis(problem))
     axes[1, 0].set_ylabel("training loss")
     columns = max(1, min(len(methods), 110 // (8 + max(len(_text(m.label)) for m in methods))))

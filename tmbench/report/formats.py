@@ -123,6 +123,12 @@ def are_numbers(table: Table) -> list[bool]:
     return [bool(table.rows) and all(is_number(row[i]) for row in table.rows) for i in range(len(table.columns))]
 
 
+def new_notes(tables: list[Table]) -> list[list[str]]:
+    """The notes of each of several tables that are read one after another, without those of an earlier one."""
+    seen: dict[str, Table] = {}
+    return [[note for note in table.notes if seen.setdefault(note, table) is table] for table in tables]
+
+
 def console(table: Table, out: Console) -> None:
     lines = RichTable(title=escape(table.title), title_justify="left")
     for name, right in zip(table.columns, are_numbers(table), strict=True):

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from .. import __version__
 from ..config.settle import flat
 from ..config.table import METHOD, PROBLEM, kind_of
 from .contents import Drawing, Report
-from .formats import are_numbers, finite, is_number, markdown, markdown_text, number, score, table_content
+from .formats import are_numbers, finite, is_number, markdown, markdown_text, new_notes, number, score, table_content
 
 HERE = Path(__file__).parent
 
@@ -31,7 +32,8 @@ def page(report: Report, drawings: list[Drawing], pictures: dict[Path, str], com
         report=report, command=command, version=__version__, script=Markup(script), digest=digest, images=images,
         # matplotlib escapes its texts.
         figures=[(drawing.name, drawing.text, Markup(_inline(drawing.svg))) for drawing in drawings],
-        are_numbers=are_numbers, is_number=is_number, runs=_runs(report), details=_details(report),
+        are_numbers=are_numbers, is_number=is_number, notes=new_notes(report.tables), runs=_runs(report),
+        details=_details(report),
     )  # fmt: skip
 
 
@@ -96,7 +98,8 @@ def pages(report: Report, drawings: list[Drawing], pictures: dict[Path, str]) ->
         "# tmbench report", f"{report.runs.content}; {profiles} data.",
         "\n".join(f"- {markdown_text(sentence)}" for sentence in report.sentences),
         "\n".join(f"> **Note** {markdown_text(note)}\n" for note in report.notes),
-        *(markdown(table) for table in report.tables),
+        *(markdown(replace(table, notes=notes))
+          for table, notes in zip(report.tables, new_notes(report.tables), strict=True)),
         *(f"![{markdown_text(drawing.text)}](figures/{drawing.name}.svg)" for drawing in drawings),
         *(f"![{markdown_text(caption)}](figures/{picture.name})" for picture, caption in pictures.items()),
     ]  # fmt: skip

@@ -121,7 +121,9 @@ def _of_lost(report: "Report", problem: Problem) -> list[str]:
         words = "There is no mean where a run diverged: without a baseline it only ranks below every completed run."
         notes.append(f"A diverged run counts as {diverged_value(problem, value)}." if math.isfinite(value) else words)
     if baselines := [row["baseline"] for row in rows if row["baseline"] is not None]:
-        notes.append(f"The input-blind baseline scores {score(problem, fmean(baselines))}{unit(problem)}.")
+        notes.append(
+            f"The input-blind baseline on {problem.label} scores {score(problem, fmean(baselines))}{unit(problem)}."
+        )
     return notes
 
 
