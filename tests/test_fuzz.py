@@ -1,16 +1,22 @@
 """Whatever is typed becomes a run or is refused by a message that names the setting."""
 
+import copy
+import itertools
 import random
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from conftest import choices
+from hydra.errors import HydraException
 
 from tmbench.config.compose import composed, prepared
+from tmbench.config.identity import before_switch, run_id
 from tmbench.config.overrides import check_words, key_of
-from tmbench.config.settle import flat, settled
+from tmbench.config.settle import Settings, flat, settled
 from tmbench.config.table import GROUPS
+from tmbench.errors import ConfigError
 from tmbench.verbs import explain, is_expected
 
 VALUES = (
@@ -67,3 +73,58 @@ def test_mutated_words_settle_or_are_refused_by_name(count: int) -> None:
             assert len(told) < 2500, (words, told)
             refused += 1
     assert 0.1 < refused / count < 0.99
+
+
+ODD_VALUES = ("", 1, -1, 0.5, float("inf"), float("nan"), None, True, "zzz", "../../x", [], [1], [None], {}, {"a": 1},
+              {"a": {"b": []}}, 10**20, 10**400, "${seed}", "${nope}", "${task}", "${", "a\nb")  # fmt: skip
+
+
+def mutated_settings(rng: random.Random) -> Iterator[tuple[str, Settings]]:
+    """The key of a composed configuration at which something odd stands, and all of it."""
+    optimizers = choices("optimizer")[:: len(choices("optimizer")) // len(choices("task"))]
+    bases = [(f"task={task}", f"optimizer={own}") for task, own in zip(choices("task"), optimizers, strict=False)]
+    whole = dict[tuple[str, str], Settings]()
+    while True:
+        words = rng.choice(bases)
+        if words not in whole:
+            whole[words] = composed([*words, "trainer=cpu"])
+        cfg = copy.deepcopy(whole[words])
+        paths = [tuple(key.split(".")) for key in flat(cfg)]
+        path = rng.choice(paths)
+        path = path[: rng.randint(1, len(path))]
+        node: Any = cfg
+        for part in path[:-1]:
+            node = node[part]
+        change = rng.randrange(4)
+        if change == 0:
+            del node[path[-1]]
+        elif change == 1:
+            node[rng.choice(["x", "", "_target_", "a.b"])] = node.pop(path[-1])
+        else:
+            node[path[-1]] = copy.deepcopy(rng.choice(ODD_VALUES))
+        yield ".".join(path), cfg
+
+
+def test_mutated_files_settle_or_are_refused_by_name() -> None:
+    """A person's own YAML, or a saved configuration: whatever stands in it, at whatever key, or is missing."""
+    settings = mutated_settings(random.Random(0))
+    refused = 0
+    for key, cfg in itertools.islice(settings, 300):
+        try:
+            done = settled(cfg)
+            before_switch(done)
+            assert run_id(done, "").startswith(f"{done['task']['name']}-{done['optimizer']['name']}-")
+        except Exception as error:
+            if not is_expected(error):
+                raise AssertionError(key) from error
+            if not any(part.rstrip("s") in explain(error) for part in key.split(".")):
+                raise AssertionError((key, explain(error))) from error
+            refused += 1
+    assert refused > 100
+
+
+@pytest.mark.parametrize("word", ["task=[1]", "study=1", "launcher.gpus_per_node=[1]", "optimizer.betas.x=1"])
+def test_a_command_that_composes_by_itself_refuses_what_hydra_would_stumble_on(word: str) -> None:
+    with pytest.raises((HydraException, ConfigError)) as told:
+        settled(composed(["optimizer=adam", "launcher=slurm", word]))
+    assert key_of(word) in explain(told.value)

@@ -124,7 +124,7 @@ def test_a_change_asks_for_the_run_of_the_main_command_line_with_that_word_added
         (["epoch=2"], "epoch: there is no such setting; did you mean epochs?"),
         (["optimizer.momentm=0.9"], "optimizer.momentm: there is no such setting; did you mean momentum?"),
         (["optimizer=adm"], "optimizer=adm: there is no such choice; did you mean adam"),
-        (["optimizer=3"], "Config group override must be a string"),
+        (["optimizer=3"], "optimizer: expected the name of a file"),
         (["optimizer=adam"], r"(?s)optimizer.momentum: there is no such setting.*overrides.yaml asks for: task=tc .*"),
         (["lr=abc"], "lr: expected a number > 0, got 'abc'"),
         (["lr=0.1,0.2"], "Ambiguous value"),

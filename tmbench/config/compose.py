@@ -1,6 +1,7 @@
 """The configuration that words of the command line ask for, composed of conf/ and a person's own YAML files."""
 
 import json
+import shlex
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -9,6 +10,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import ConfigError
 from .settle import Settings, plain
@@ -29,13 +31,17 @@ def composed(words: list[str], name: str = "config") -> Settings:
     Raises:
         HydraException, ConfigError: a word is no setting.
     """
+    check_choices(words, [])
     _check_folders([word for word in words if word.startswith(f"{SEARCH}=")])
     try:
         within_main = GlobalHydra.instance().is_initialized()  # of a sweep, with the same files
         with nullcontext() if within_main else initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return plain(compose(name, words))
-    except ValueError as error:  # Hydra's, for a group's value that is no word
-        raise ConfigError(str(error)) from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, (ConfigError, OmegaConfBaseException)):
+            raise
+        # Hydra's, for a word that goes on below a list or a number
+        raise ConfigError(f"{shlex.join(words)}: one of these cannot be set so ({error})") from None
 
 
 def prepared(words: list[str]) -> list[str]:

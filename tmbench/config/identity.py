@@ -10,9 +10,14 @@ from omegaconf import DictConfig
 from ..errors import ConfigError
 from .settle import Settings, plain
 from .table import NEVER, file_of, key_of_group, known_keys, top_keys
+from .values import Setting
 
 SCHEMA = 3  # of result.json; part of a run's identity
 OVERRIDES = "overrides.yaml"  # in a run's folder: what was asked for; config.yaml beside it is what that became
+
+# Of an optimizer's trunk, see before_switch.
+_RULE = {"part": "a word", "_target_": "a word", "without": "a list", "differences": "a whole number >= 0",
+         "no_differences_with": "settings", "not_with": "a list"}  # fmt: skip
 
 
 def reads_switch(cfg: Mapping[Any, Any]) -> bool:
@@ -77,6 +82,8 @@ def before_switch(cfg: Mapping[Any, Any]) -> tuple[Settings, int] | None:
     """
     facts, differences = plain(cfg["optimizer"]), 0
     rule = facts.pop("trunk", None)
+    for key in _RULE.keys() & (rule or {}).keys():
+        Setting(_RULE[key], "").checked(f"optimizer.trunk.{key}", rule[key])
     if reads_switch(cfg):
         if rule is None or any(facts.get(key) for key in rule.get("not_with", ())):
             return None

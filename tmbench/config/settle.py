@@ -15,19 +15,9 @@ from ..errors import ConfigError
 from ..files import Whole
 from .machine import count_gpus
 from .table import GROUPS, PROFILES, file_of, keys, known_keys, top_keys, values_of
-from .values import is_whole
+from .values import Setting, is_whole
 
 Settings = dict[str, Any]
-# What each value is in the tables of a task's YAML, from which null is filled in.
-_TABLES: dict[str, type] = {
-    "protocols": dict,
-    "models": dict,
-    "choices": list,
-    "full": object,
-    "tiny": object,
-    "schedule": object,
-}
-_LOOKS = {dict: "{reconciled: {epochs: 50}}", list: "{dataset: [cifar10, cifar100]}", object: "{epochs: 4}"}
 Name = Annotated[str, Field(max_length=200)]  # of a file
 
 
@@ -66,6 +56,11 @@ class Saved:
     data_dir: str = "."
 
 
+# The tables of a task's YAML from which null is filled in, `*` for any name; and what each must be.
+_TABLES = ("protocols", "protocols.*", "full", "tiny", "full.schedule", "tiny.schedule", "choices", "schedule",
+           "models", "models.*", "models.*.protocols", "models.*.protocols.*", "models.*.full", "models.*.tiny",
+           "models.*.schedule")  # fmt: skip
+_FORMS = [(table.split("."), "settings") for table in _TABLES] + [(["choices", "*"], "a list")]
 _CONSTANT = {"milestones": [], "warmup_epochs": 0.0, "warmup_from": 1.0}  # the rate of a task without a schedule
 
 
@@ -86,6 +81,7 @@ def settled(raw: Settings) -> Settings:
     try:
         if cfg["trunk"] is False:
             cfg["trunk"] = "off"  # YAML reads off as false
+        _check_form(cfg)
         _fill_from_task(cfg)
         _fill_from_trainer(cfg, cfg.pop("launcher", {}))
         cfg["study"].pop("arms", None)  # for the sweep alone
@@ -118,6 +114,38 @@ def flat(node: Settings, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def _check_form(cfg: Settings) -> None:
+    """Raises ConfigError where what is filled in cannot even be read, as in a YAML of a person's own."""
+    for group in GROUPS:
+        Setting("settings", "").checked(group, cfg[group])
+        if _name_of(group) not in cfg[group]:
+            raise KeyError(f"{group}.{_name_of(group)}")
+    if lacking := keys("trainer", "auto").keys() - cfg["trainer"].keys():
+        raise KeyError(f"trainer.{min(lacking)}")
+    launcher = cfg.get("launcher", {})
+    Setting("settings", "").checked("launcher", launcher)
+    for name in ("gpus_per_node", "num_gpus"):
+        Setting("a number >= 0, or null", "").checked(f"launcher.{name}", launcher.get(name))
+    for form, expects in _FORMS:
+        for key, value in _matching(cfg["task"], form, "task"):
+            Setting(expects, "").checked(key, value)
+    for protocol, numbers in _matching(cfg["task"], ["protocols", "*"], "task"):
+        for key in ("epochs", "lr", "batch_size", "switch_epoch"):
+            top_keys()[key].checked(f"{protocol}.{key}", numbers.get(key))
+
+
+def _name_of(group: str) -> str:
+    return "profile" if group == "data" else "name"
+
+
+def _matching(node: Any, form: list[str], prefix: str) -> list[tuple[str, Any]]:
+    """The dotted keys of this form, and their values; `*` stands for any name."""
+    if not form:
+        return [(prefix, node)]
+    names = list(node) if form[0] == "*" else [name for name in form[:1] if name in node]
+    return [found for name in names for found in _matching(node[name], form[1:], f"{prefix}.{name}")]
+
+
 def _fill_from_task(cfg: Settings) -> None:
     """Puts the values of the task's YAML under this protocol and profile in place of null.
 
@@ -126,12 +154,9 @@ def _fill_from_task(cfg: Settings) -> None:
     """
     task = cfg["task"]
     if "protocols" not in task:  # settled before
+        if cfg["epochs"] is None:
+            raise KeyError("task.protocols")
         return
-    for key, each in _TABLES.items():
-        if key in task and not (isinstance(task[key], dict) and all(isinstance(v, each) for v in task[key].values())):
-            raise ConfigError(
-                f"task.{key}: expected a table as in conf/task, such as {_LOOKS[each]}, got {task[key]!r:.60}"
-            )
     protocols = task.pop("protocols")
     profiles = {name: task.pop(name) for name in PROFILES}
     choices, models = task.pop("choices", {}), task.pop("models", {})
@@ -139,11 +164,13 @@ def _fill_from_task(cfg: Settings) -> None:
     if isinstance(task["data"], dict):  # several data sets serve this task
         choices[chooses_data] = list(task["data"])
     profile, protocol = cfg["data"]["profile"], cfg["protocol"]["name"]
+    if unknown := choices.keys() - task.keys():
+        raise KeyError(f"task.{min(unknown)}")
     allowed = {f"task.{key}": (task[key], names) for key, names in choices.items() if task[key] is not None}
     allowed |= {"data.profile": (profile, PROFILES), "protocol.name": (protocol, list(protocols))}
     for name, (value, names) in allowed.items():
         if value not in names:
-            raise ConfigError(f"{name}: expected one of {', '.join(names)}, got {value!r}")
+            raise ConfigError(f"{name}: expected one of {', '.join(map(str, names))}, got {value!r}")
     if lacking := values_of(f"data/{profile}.yaml").keys() - cfg["data"].keys():
         raise ConfigError(f"data.profile: {profile} needs data.{', data.'.join(lacking)}, too; say data={profile}")
     model = models.get(task.get("model"), {})  # what differs for it
@@ -152,6 +179,8 @@ def _fill_from_task(cfg: Settings) -> None:
     steps = _CONSTANT | task.pop("schedule", {}) | model.get("schedule", {}) | values.pop("schedule", {})
     for key, value in cfg["schedule"].items():
         if value is None:
+            if key not in steps:
+                raise ConfigError(f"schedule.{key}: expected a value, got null, and the task has none for it")
             cfg["schedule"][key] = steps[key]
     for key in ("epochs", "lr", "batch_size"):
         if cfg[key] is None:
@@ -162,7 +191,7 @@ def _fill_from_task(cfg: Settings) -> None:
         if task[key] is None:
             task[key] = values[key]
     if isinstance(task["data"], dict):
-        task["data"] = task["data"][task[chooses_data]]
+        task["data"] = task["data"].get(task[chooses_data])
 
 
 def _switch_epoch(cfg: Settings, numbers: Settings) -> Any:
@@ -239,12 +268,15 @@ def _check(cfg: Settings) -> None:
     """Raises ConfigError for a value that is not what the table expects."""
     for group in GROUPS:
         # It becomes part of a folder's name, also where a saved configuration comes from somebody else.
-        if not isinstance(cfg[group], dict) or not re.fullmatch(r"\w[\w.-]*", name := file_of(cfg[group])):
-            key = "profile" if group == "data" else "name"
-            got = repr(name) if isinstance(cfg[group], dict) else repr(cfg[group])
-            raise ConfigError(f"{group}.{key}: expected a name of letters, digits, _ . and -, got {got:.100}")
-    if not all(isinstance(cfg[group].get("_target_"), str) for group in ("task", "optimizer")):
-        raise ConfigError("task._target_, optimizer._target_: expected the name of a class, such as torch.optim.SGD")
+        name = cfg[group][_name_of(group)] if isinstance(cfg[group], dict) else cfg[group]
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+            raise ConfigError(
+                f"{group}.{_name_of(group)}: expected a name of letters, digits, _ . and -, got {name!r:.100}"
+            )
+    for key in ("task.data", "task._target_", "optimizer._target_"):
+        group, _, name = key.partition(".")
+        if not isinstance(target := cfg[group].get(name), str):
+            raise ConfigError(f"{key}: expected the name of a class, such as torch.optim.SGD, got {target!r:.100}")
     for key, setting in top_keys().items():
         setting.checked(key, cfg[key])
     for group in GROUPS:
