@@ -192,21 +192,14 @@ def test_divergence_on_two_processes_is_one_result(do: Run) -> None:
     assert result.status == "diverged"
 
 
-def test_a_failing_rank_fails_the_run_with_its_message(do: Run, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"momentum must be in \[0, 1\)"):
-        do("task=tc", "optimizer=tmsgd", "optimizer.momentum=1.5", "epochs=1", *PAIR)
-    failed = Result.load(next(tmp_path.glob("tc-*")))
-    assert failed is not None
-    assert failed.status == "failed"
-
-
 @pytest.mark.parametrize(
     ("task", "said", "shown"),
     [
         ("WrongFromTheStart", "rank 1 of 2: it is wrong here", 0),
-        pytest.param("WrongInTraining", "rank 1 of 2: ArithmeticError: it is wrong here", 1, marks=pytest.mark.slow),
+        ("WrongInTraining", "rank 1 of 2: ArithmeticError: it is wrong here", 1),
     ],
 )
+@pytest.mark.slow
 def test_the_rank_that_fails_first_is_named_and_has_a_traceback_only_where_nobody_can_mend_it(
     task: str, said: str, shown: int, do: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,7 +222,7 @@ def test_fewer_examples_to_evaluate_than_ranks_are_told_once(
         (tmp_path / "data" / "r8" / f"{name}.txt").write_text("".join(lines[:count]))
     told = "devices: expected no more than the test split has examples, 1, got 2"
     with pytest.raises(RunError, match=f"^{told}$"):
-        do("task=tc", "data=full", f"data_dir={tmp_path / 'data'}", "epochs=1", *PAIR)
+        do("task=tc", "optimizer=sgd", "data=full", f"data_dir={tmp_path / 'data'}", "epochs=1", *PAIR)
     assert capfd.readouterr() == ("", "")
     failed = Result.load(next(tmp_path.glob("tc-*")))
     assert failed is not None

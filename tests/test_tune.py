@@ -572,7 +572,7 @@ def test_trials_that_are_not_what_their_runs_say_are_refused_before_anything_is_
         ("seeds=[3,0]", "seeds: expected fresh seeds, got [3, 0]; the trials have seed=0"),
         ("force=true", "force: this is a setting of runs and sweeps"),
         ("lr=0.1", "lr: space=default tunes it; leave it out of the command"),
-        ("space=nope", "Available options in 'space'"), ("optimizer=sgd,nope", "nope"),
+        ("space=nope", "space=nope: there is no such choice"), ("optimizer=sgd,nope", "nope"),
         ("optimzer=sgd", "did you mean optimizer"), ("config_dir=no/such", "no/such: no such folder"),
         ("+optimizer.dampening=inf", "sgd.runs.optimizer.dampening: expected finite numbers in a study, got inf"),
         ("+optimizer.dampening=nan", "sgd.runs.optimizer.dampening: expected finite numbers in a study, got nan"),

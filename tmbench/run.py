@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from . import checkpoint, signals
-from .config.identity import OVERRIDES
+from .config.identity import OVERRIDES, reads_switch
 from .config.overrides import again, check_words, keep
 from .config.values import is_whole
 from .errors import ConfigError, DataError, UsageError
@@ -115,7 +115,7 @@ def _write_configuration(plan: Plan) -> None:
 def _train(plan: Plan, trained: int, until: int | None, requests: Iterable[tuple[int, int]]) -> Result:
     """Trains the run on from so many epochs, or from a later state of its trunk if another run has published one."""
     fetched = plan.folder / FETCHED
-    if plan.switch_epoch is None and is_whole(plan.cfg.switch_epoch):
+    if plan.switch_epoch is None and reads_switch(plan.cfg) and is_whole(plan.cfg.switch_epoch):
         print(
             f"switch_epoch={plan.cfg.switch_epoch} is not within the {plan.cfg.epochs} epochs: this run never switches",
             file=sys.stderr,

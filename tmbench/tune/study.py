@@ -45,7 +45,8 @@ def study(plan: Plan) -> Settings:
             runs = {c.name: _confirmed(plan, c, chosen.choices[c.name]) for c in plan.contenders}
         except KeyboardInterrupt:
             done = sum(trial.outcome is not None for own in trials.noted.values() for trial in own)
-            raise KeyboardInterrupt(f"{done} trials are done, and noted in {plan.folder}") from None
+            count = plan.settings["trials"] * len(plan.contenders)
+            raise KeyboardInterrupt(f"{done} of {count} trials are done, and noted in {plan.folder}") from None
         result = result_of(plan, trials.noted, chosen, runs)
         path, text = plan.folder / "result.json", json.dumps(result, indent=2, allow_nan=False) + "\n"
         if not path.is_file() or path.read_bytes() != text.encode():  # a finished study may be read-only
