@@ -348,7 +348,7 @@ class TestCommandLine:
         ("words", "told"),
         [
             ([], "expected optimizer=NAME or target=my.module.Class, got neither"),
-            (["optimizer=tmgd"], "Could not find 'optimizer/tmgd'"),
+            (["optimizer=tmgd"], "optimizer=tmgd: there is no such choice; did you mean tmsgd?"),
             (["optimizer=sgd", "optimizer.momentm=1"], "there is no such setting; did you mean momentum?"),
             (["optimzer=sgd"], "got optimzer=sgd; did you mean optimizer?"),
             (["optimizer=sgd", "target=torch.optim.SGD"], "got both"),
@@ -360,7 +360,7 @@ class TestCommandLine:
             (["target=torch.optim.Adm"], "torch.optim.Adm cannot be used"),
             (["target=torch.optim.Adam", "rate=1"], "unexpected keyword argument 'rate'"),
             (["target=torch.nn.ParameterList"], "expected a torch.optim.Optimizer, got a ParameterList"),
-            (["optimizer=sgd", "reference=nobody"], "Could not find 'optimizer/nobody'"),
+            (["optimizer=sgd", "reference=nobody"], "optimizer=nobody: there is no such choice"),
             (["--config-dir", "no/such", "optimizer=sgd"], "no/such: no such folder"),
         ],
     )
