@@ -223,7 +223,7 @@ def test_overrides_that_are_no_list_of_words_are_told(saved: Any, refused: Any) 
     kept = overrides.read_text()
     for content, told in (
         ("task: tc", "content: input should be a valid array"), ("- [lr=1]", "0: input should be a valid string"),
-        ("- a: [", "damaged, or not what this program writes"), ("", "damaged: it is empty"),
+        ("- a: [", "damaged: not what this program writes"), ("", "damaged: it is empty"),
         (sealed_text(kept).replace("epochs=", "epochs=1"), "damaged, or changed by hand"),
     ):  # fmt: skip
         assert content != kept

@@ -163,3 +163,17 @@ def test_every_picture_control_and_table_has_a_name(page: Any) -> None:
     assert page.evaluate("document.documentElement.lang") == "en"
     assert page.evaluate("[...document.querySelectorAll('[id]')].length === new Set("
                          "[...document.querySelectorAll('[id]')].map((e) => e.id)).size")  # fmt: skip
+
+
+def test_tables_fit_a_wide_window_figures_a_phone_and_a_footnote_is_read_once(browser: Any, html: Path) -> None:
+    hidden = "[...document.querySelectorAll('%s')].map((e) => e.scrollWidth - e.clientWidth)"
+    opened = browser.new_page(viewport={"width": 1400, "height": 900})
+    opened.goto(html.as_uri())
+    assert max(opened.evaluate(hidden % ".wide:not(.tall)")) == 0
+    notes = opened.locator(".notes").all_inner_texts()
+    assert len(notes) == len(set(notes))
+    opened.set_viewport_size({"width": 400, "height": 900})
+    assert max(opened.evaluate(hidden % ".chart")) == 0
+    assert max(opened.evaluate(hidden % ".wide")) > 0  # where a shadow says so
+    assert "radial-gradient" in opened.evaluate("getComputedStyle(document.querySelector('.wide')).backgroundImage")
+    opened.close()

@@ -480,7 +480,7 @@ def test_one_changed_byte_of_a_study_is_noticed_wherever_it_is(finished: Path, f
 def test_a_study_of_another_version_is_named_with_what_is_wrong_in_it(finished: Path) -> None:
     plan = plan_of(*main.parse(alone(finished)))
     for name, change, message in (
-        ("trials.json", lambda facts: facts["sgd"][1].pop("run"), r"trials.json: sgd\.1\.run: Field required"),
+        ("trials.json", lambda facts: facts["sgd"][1].pop("run"), r"trials.json: sgd\.1\.run: field required"),
         ("choice.json", lambda facts: facts.update(begun_before=1), r"choice.json: begun_before: .*, got 1; remove it"),
     ):
         kept = (plan.folder / name).read_bytes()

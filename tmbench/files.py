@@ -126,7 +126,7 @@ def read(path: Path, parse: Callable[[bytes], T], remedy: str = "") -> T:
         RecursionError,
         yaml.YAMLError,
     ) as error:
-        what = f"damaged, or not what this program writes ({type(error).__name__})"
+        what = f"damaged: not what this program writes ({type(error).__name__})"
     raise DataError(f"{path}: {what}{'; ' if remedy else ''}{remedy}")
 
 
