@@ -15,17 +15,22 @@ class TmbenchSweeper(Sweeper):
         params: more words for every sweep, as those of Hydra's own sweeper.
     """
 
-    def __init__(self, params: dict[str, str] | None = None) -> None:
-        self.params = params or {}
+    def __init__(self, params: dict[str, str] | None = None, **unknown: Any) -> None:
+        self.params, self.unknown = params or {}, unknown
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
         self.parser = OverridesParser.create(config_loader=hydra_context.config_loader)  # which a glob(*) lists
 
     def sweep(self, arguments: list[str]) -> Any:
+        from tmbench.errors import ConfigError
         from tmbench.sweeps.plan import combinations
         from tmbench.sweeps.sweep import sweep
 
         assert self.config is not None
+        for name in self.unknown:
+            raise ConfigError(
+                f"hydra.sweeper.{name}: there is no such setting; launcher=local does several jobs at once"
+            )
         words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         sweep(combinations(self.parser.parse_overrides(words)), self.config)

@@ -7,11 +7,14 @@ conf/ into a run, or with -m into a sweep.
 import os
 import re
 import sys
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from hydra.errors import HydraException
+
 from .errors import ConfigError
-from .verbs import ERROR, USAGE, did_you_mean, guarded, leave
+from .verbs import ERROR, USAGE, did_you_mean, guarded, is_expected, leave
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -54,7 +57,7 @@ def train(words: list[str]) -> int:
     import hydra
     from omegaconf import OmegaConf
 
-    from .config.compose import prepared
+    from .config.compose import composed, prepared
     from .config.table import conf_dir, settings_help
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra lets exceptions through: we say what they mean
@@ -65,6 +68,11 @@ def train(words: list[str]) -> int:
         return 0
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else ERROR if leaving.code else 0
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if not is_expected(error):  # if Hydra could not even compose the words, `composed` says so in a line
+            with suppress(HydraException):
+                composed([word for word in words if "=" in word and not word.startswith("-")])
+        raise
 
 
 def _names_saved_run(word: str, after_run: bool) -> bool:
