@@ -80,7 +80,7 @@ def compare(runs: list[Run], out: Path, data_dir: str | None = None) -> list[Pat
     files = []
     with torch.no_grad():
         for name, figure in type(next(iter(tasks.values()))).compare(tasks):
-            files.append(folder_for("out", out) / f"{cfg['task']['name']}-{name}.png")
+            files.append(out / f"{cfg['task']['name']}-{name}.png")
             save(figure, files[-1])
     return files
 
@@ -95,7 +95,7 @@ def draw(values: dict[str, Any], words: list[str]) -> int:
     runs = [run for one in ids or [[]] for run in find(runs_dir, one + filters)]
     if not runs:
         raise ConfigError(f"{task}: no run in {runs_dir} fits; tmbench runs list shows all of them")
-    files = compare(runs, Path(values["out"]), values["data_dir"])
+    files = compare(runs, folder_for("out", values["out"]), values["data_dir"])
     if not files:
         raise ConfigError(f"{task}: this task draws nothing side by side")
     print("\n".join(map(str, files)))
