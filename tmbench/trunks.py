@@ -236,6 +236,8 @@ class Trunk:
         try:
             with TemporaryDirectory(dir=into, prefix=".", ignore_cleanup_errors=True) as scratch:
                 files = read_sealed(source / "about.json", About).files
+                if "state.ckpt" not in files or any("/" in name for name in files):
+                    raise DataError(f"{source / 'about.json'}: expected names of files, state.ckpt among them")
                 for name in files:
                     link(source / name, Path(scratch, name))
                 for name, digest_then in files.items():
