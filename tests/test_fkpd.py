@@ -227,6 +227,9 @@ def test_what_cannot_be_drawn_is_one_message(
     config.write_text(read_sealed_text(config).replace("width: 50", "width: 40"))
     assert main(["figures", "tc", "seed=0", *where]) == 1
     assert "its weights do not fit the task as it is now" in capsys.readouterr().err
+    config.write_text(config.read_text().replace("tmbench.tasks.tc.task.TC", "os.getcwd"))
+    assert main(["figures", "tc", "seed=0", *where]) == 1
+    assert "names os.getcwd, and what a configuration names is imported" in capsys.readouterr().err
     (folder / "checkpoints" / "last.ckpt").unlink()
     assert main(["figures", "tc", "seed=0", *where]) == 1
     assert "expected a trained run, it has no checkpoints/last.ckpt (completed)" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ from tmbench.__main__ import train
 from tmbench.config.compose import composed as composed_of
 from tmbench.config.identity import SCHEMA, run_id
 from tmbench.config.overrides import again, check_words, keep
-from tmbench.config.settle import settle
-from tmbench.config.table import GROUPS, conf_dir
+from tmbench.config.settle import settle, settled
+from tmbench.config.table import GROUPS, choices, conf_dir
+from tmbench.config.trust import check_classes
 from tmbench.data import __main__ as data_command
 from tmbench.errors import ConfigError
-from tmbench.files import sealed_text
+from tmbench.files import read_sealed_text, sealed_text
 from tmbench.run import run
 from tmbench.sweeps import sweep
 from tmbench.sweeps.job import JobOrder
@@ -155,6 +156,29 @@ def test_a_configuration_with_a_part_missing_is_told(saved: Any, refused: Any) -
         part = {k: v for k, v in whole.items() if k != group} | ({group: {}} if name else {})
         file.write_text(yaml.safe_dump(part))
         assert "expected a run's config.yaml" in refused(file)
+
+
+def test_a_saved_configuration_names_no_class_that_nobody_trusts(saved: Any, refused: Any, tmp_path: Path) -> None:
+    """What it names is imported and called: a folder that somebody sends could run anything."""
+    path, made = saved("task=tc", "optimizer=tmsgd"), tmp_path / "made"
+    content = yaml.safe_load(read_sealed_text(path))
+    for where, name in ((("optimizer", "_target_"), "os.mkdir"), (("task", "data"), "torch.os.mkdir"),
+                        (("schedule", "deep"), [{"_target_": "tmbench.files.remove"}])):  # fmt: skip
+        changed = json.loads(json.dumps(content))
+        changed[where[0]] |= {where[1]: name, "path": str(made)}
+        path.write_text(sealed_text(yaml.safe_dump(changed)))
+        last = name if isinstance(name, str) else "tmbench.files.remove"
+        assert f"names {last}, and what a configuration names is imported and called" in refused(path)
+        assert f"add trust={last.rpartition('.')[0]}" in refused(path, "trust=some.other")
+        check_classes(changed, path, f"a.b,{last.rpartition('.')[0]}")
+    assert not made.exists()
+
+
+def test_all_that_our_files_name_is_trusted_and_so_are_optimizers_of_torch() -> None:
+    for task, optimizer in zip(cycle(choices("task")), choices("optimizer"), strict=False):
+        check_classes(settled(COMPOSER([f"task={task}", f"optimizer={optimizer}"])), Path("config.yaml"), None)
+    other = settled(COMPOSER(["task=tc", "optimizer=any", "optimizer._target_=torch.optim.Rprop"]))
+    check_classes(other, Path("config.yaml"), None)
 
 
 def test_help_is_no_error(rerun: Any, capsys: pytest.CaptureFixture[str]) -> None:

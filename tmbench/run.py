@@ -168,7 +168,7 @@ def _saved_run(settings: dict[str, Any], words: list[str]) -> int:
     command = os.environ.get(ranks.COMMAND, shlex.join(["python", "-m", "tmbench.run", *words]))
 
     def again_and_run() -> Outcome:
-        cfg, overrides = again(path, words[1:])
+        cfg, overrides = again(path, words[1:], is_ours=ranks.COMMAND in os.environ)
         return run(cfg, command, words=overrides)
 
     if "TORCHELASTIC_RUN_ID" in os.environ:  # a rank: the process that started it prints the result
@@ -184,6 +184,7 @@ main = Verb(
     takes="FILE [key=value ...]",
     examples="tmbench run runs/RUN optimizer=adam\n"
     "tmbench run runs/RUN/config.yaml data=full lr=0.5 +optimizer.amsgrad=true\n"
+    "tmbench run runs/RUN trust=my.module      where it names a class of that module\n"
     "tmbench run task=tc optimizer=tmsgd",
 )
 

@@ -18,6 +18,7 @@ from .compose import SEARCH, composed, search_word
 from .identity import OVERRIDES, SCHEMA, identity
 from .settle import Saved, Settings, flat, plain, settled
 from .table import BOOKKEEPING, GROUPS, OTHER_FILE, keys, known_keys
+from .trust import check_classes
 
 OF_A_SWEEP = ("launcher", "plan", "study")
 # Where a run lies and whether it is repeated: nothing follows from these, so a saved configuration takes them as it is.
@@ -75,14 +76,17 @@ def keep(folder: Path, words: list[str] | None) -> None:
     write(path, sealed_text(about + text))
 
 
-def again(path: Path, changes: list[str]) -> tuple[DictConfig, list[str] | None]:
+def again(path: Path, changes: list[str], is_ours: bool = False) -> tuple[DictConfig, list[str] | None]:
     """The configuration that a saved one asks for with these changes, and the words for it, if they are known.
 
     Without changes it is the saved one itself, if this version can still run it. Otherwise it is composed anew from
     the words of then and the changes, so that all that depends on a change follows.
 
+    A change trust=my.module lets it name classes of one's own; see trust.py. One that `is_ours`, from the process that
+    started this one, may name any.
+
     Raises:
-        ConfigError, DataError: there is no such file, or it cannot be changed so.
+        ConfigError, DataError: there is no such file, it cannot be changed so, or it names what nobody trusts.
         HydraException: a change is none.
     """
     saved, words = _saved(path), _kept(path)
@@ -93,11 +97,14 @@ def again(path: Path, changes: list[str]) -> tuple[DictConfig, list[str] | None]
             f"python -m tmbench.run {shlex.quote(str(path))} lr=0.5; the run's own command writes the file again"
         )
     _set_folders(saved, path)
-    around, places, search, others = _sorted_changes(saved, changes)
+    trust = next((word.partition("=")[2] for word in changes if word.startswith("trust=")), None)
+    around, places, search, others = _sorted_changes(saved, [w for w in changes if not w.startswith("trust=")])
     if words is not None and search:  # in place of folders that are not here
         words = [*search, *(word for word in words if key_of(word) != SEARCH)]
     outdated = _why_outdated(saved, path.parent)
     if not others and not outdated:
+        if not is_ours:
+            check_classes(saved, path, trust)
         return OmegaConf.create(saved | around), None if words is None else [*words, *places]
     if words is None:
         problem = outdated or "nothing in it can be changed"
@@ -111,6 +118,7 @@ def again(path: Path, changes: list[str]) -> tuple[DictConfig, list[str] | None]
     except HydraException as error:
         error.add_note(f"  {path.with_name(OVERRIDES)} asks for: {shlex.join(words)}")
         raise
+    check_classes(settled(after), path.with_name(OVERRIDES), trust)
     _refuse_drift(path, saved, before, after, others, bool(outdated))
     return OmegaConf.create(after | around), [*words, *others, *places]
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from ..config.table import conf_dir
+from ..config.trust import TRUST
 from ..config.values import Setting
 from ..verbs import JSON, Values, Verb
 
@@ -33,6 +34,7 @@ MEANINGS = {
     "relative_margin": ("a number > 0", "the same for any other metric, as a share of the reference's value"),
     "target": ("a number, or null", "the value for the time to target; null: the median that `against` ends with"),
     "note": ("a sentence, or null", "a sentence of yours for the reader"),
+    "trust": (TRUST.expects, TRUST.help),
     "predictions": ("true or false", "show what the trained networks predict for the same examples; needs their data"),
     "plan": ("a number > 0, or null", "how many seeds find this difference, given the spread that the runs show?"),
     "sd": ("a number > 0, or null", "for plan: the spread of paired differences, in place of runs"),

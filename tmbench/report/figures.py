@@ -255,7 +255,7 @@ def predictions(report: Report, out: Path) -> dict[Path, str]:
             continue
         seed = runs["seed"].mode().sort()[0]
         folders = [Path(folder) for (folder,) in runs.filter(pl.col("seed") == seed).select("folder").rows()]
-        for path in compare([Run.open(folder) for folder in folders], out):
+        for path in compare([Run.open(f) for f in folders], out, trust=report.settings["trust"]):
             what = path.stem.rpartition("-")[2].capitalize()
             path = path.replace(path.with_name(f"{path.stem}-{problem.index}-{problem.profile}.png"))
             files[path] = f"{what} on {problem.label}, {problem.profile} data, a run of seed={seed} of each method"

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
+from ..config.trust import TRUST
 from ..config.values import Setting
 from ..errors import ConfigError, UsageError
 from ..files import abandoned_in, is_a_day_old, locked, remove
@@ -109,7 +110,7 @@ def _draw(values: Values, words: list[str]) -> int:
 
 HERE = {"runs_dir": RUNS_DIR}
 LIST = HERE | {"json": JSON}
-FIGURES = HERE | {"data_dir": DATA_DIR, "out": out_dir("./figures")}
+FIGURES = HERE | {"data_dir": DATA_DIR, "out": out_dir("./figures"), "trust": TRUST}
 REMOVE = HERE | {"yes": Setting("true or false", "do not ask", False)}
 GC = HERE | {"limit": Setting("a number >= 0", "GiB of shared states to keep, the most recently used", 0)}
 VERBS = (

@@ -9,6 +9,7 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from .. import checkpoint
+from ..config.trust import check_classes
 from ..data import open_dataset
 from ..errors import ConfigError, DataError, UsageError
 from ..figures import save
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 matplotlib.use("Agg")  # files only; a run has no screen
 
 
-def restored(run: Run, data_dir: str | None = None) -> "Task":
+def restored(run: Run, data_dir: str | None = None, trust: str | None = None) -> "Task":
     """The trained task of a run, ready to be evaluated.
 
     Raises:
@@ -35,6 +36,7 @@ def restored(run: Run, data_dir: str | None = None) -> "Task":
     last = run.folder / "checkpoints" / "last.ckpt"
     if not last.is_file():
         raise ConfigError(f"{run.folder}: expected a trained run, it has no checkpoints/last.ckpt ({run.status})")
+    check_classes(run.config, run.folder / "config.yaml", trust)
     try:
         task_class, data_class = get_class(cfg.task._target_), get_class(cfg.task.data)
     except (ImportError, AttributeError, ValueError, TypeError):
@@ -56,7 +58,7 @@ def restored(run: Run, data_dir: str | None = None) -> "Task":
     return task.eval()
 
 
-def compare(runs: list[Run], out: Path, data_dir: str | None = None) -> list[Path]:
+def compare(runs: list[Run], out: Path, data_dir: str | None = None, trust: str | None = None) -> list[Path]:
     """Draws the predictions of these runs of one task for the same examples, side by side; returns the files."""
     loading_torch()
     import torch
@@ -65,7 +67,7 @@ def compare(runs: list[Run], out: Path, data_dir: str | None = None) -> list[Pat
     wrong: list[ConfigError | DataError] = []
     for run in runs:
         try:
-            cfg, result, task = run.config, run.result, restored(run, data_dir)
+            cfg, result, task = run.config, run.result, restored(run, data_dir, trust)
         except (ConfigError, DataError) as error:  # of this run alone
             wrong.append(error)
             continue
@@ -95,7 +97,7 @@ def draw(values: dict[str, Any], words: list[str]) -> int:
     runs = [run for one in ids or [[]] for run in find(runs_dir, one + filters)]
     if not runs:
         raise ConfigError(f"{task}: no run in {runs_dir} fits; tmbench runs list shows all of them")
-    files = compare(runs, folder_for("out", values["out"]), values["data_dir"])
+    files = compare(runs, folder_for("out", values["out"]), values["data_dir"], values["trust"])
     if not files:
         raise ConfigError(f"{task}: this task draws nothing side by side")
     print("\n".join(map(str, files)))
