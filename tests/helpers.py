@@ -22,6 +22,7 @@ from hydra.utils import get_class
 from matplotlib.figure import Figure
 from torch import nn
 
+from tmbench import checkpoint
 from tmbench.__main__ import main
 from tmbench.config.settle import settle
 from tmbench.data import open_dataset
@@ -80,7 +81,7 @@ SHORT = {"tc": ["epochs=4", "batch_size=8"], "seg": ["epochs=3", "task.short_sid
 
 
 def weights(folder: Path, name: str = "last.ckpt") -> dict[str, torch.Tensor]:
-    return torch.load(folder / "checkpoints" / name, weights_only=True)["state_dict"]
+    return checkpoint.load(folder / "checkpoints" / name)["state_dict"]
 
 
 def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:

@@ -39,6 +39,13 @@ from tmbench.trunks import Trunk, leftovers, shrink, size, state_to_start_from, 
 Sweep = Callable[..., dict[str, tuple[Result, Path]]]
 
 
+@pytest.fixture(autouse=True)
+def as_another_process_sees_it() -> None:
+    """What is remembered of the machine may be that of a test which set its variables."""
+    for remembered in (tmbench.trunks._machine, tmbench.trunks._source):
+        remembered.cache_clear()
+
+
 @pytest.fixture
 def sweep(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
     """sweep("shared", [job, ...], *words) -> the run of each job (its words in a string), in that folder, in order."""
