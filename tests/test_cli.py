@@ -74,7 +74,7 @@ def test_help_names_every_choice() -> None:
 
 
 def test_help_and_config_import_nothing_heavy() -> None:
-    heavy = ("torch", "pytorch_lightning", "wandb", "numpy", "submitit", "ray", "tmbench.sweeps.launchers")
+    heavy = ("torch", "pytorch_lightning", "wandb", "numpy", "pydantic", "submitit", "ray", "tmbench.sweeps.launchers")
     code = (
         "import sys, tmbench.__main__, tmbench.config.settle, tmbench.runs.show, tmbench.sweeps.sweep; "
         f"print(*(name for name in {heavy} if name in sys.modules))"

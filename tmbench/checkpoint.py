@@ -53,8 +53,8 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
         if unsafe := _other_types(scratch) - SAFE_TYPES:
             raise RunError(
                 f"checkpoint: expected tensors and plain values, got {_shown(unsafe)} in the optimizer's or the "
-                "network's state, which a resumed run would refuse to load\n  keep plain values there; or, where that "
-                "class is defined, say torch.serialization.add_safe_globals([TheClass])"
+                "network's state, which a resumed run would refuse to load\n  keep plain values there; or add "
+                "to the module that defines the class: torch.serialization.add_safe_globals([TheClass])"
             )
         land(scratch, path)
     except BaseException:
@@ -104,8 +104,8 @@ def load(path: Path, sealed: bool = True) -> dict[str, Any]:
             if unsafe := (others := _other_types(file)) - SAFE_TYPES:
                 raise DataError(
                     f"{path}: not loaded, since code of its own could run: expected tensors and plain values, got "
-                    f"{_shown(unsafe)}\n  if you trust the file and that class, say where it is defined "
-                    "torch.serialization.add_safe_globals([TheClass])"
+                    f"{_shown(unsafe)}\n  if you trust the file and that class, add to the module that "
+                    "defines the class: torch.serialization.add_safe_globals([TheClass])"
                 )
             file.seek(0)
             with torch.serialization.safe_globals([_imported(name) for name in others]):

@@ -14,15 +14,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError
+from annotated_types import Ge, Le
 
 from .errors import ConfigError, DataError
 
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter  # else imported where something is checked: --help has no time for it
+
 T = TypeVar("T")
-Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]  # as a table or another program has it
+Whole = Annotated[int, Ge(-(2**53)), Le(2**53)]  # as a table or another program has it
+_OF_A_PARSER = (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError)  # for odd content
 MOST_ENTRIES = 2000  # of a configuration; real ones have some two hundred
 MANIFEST = ".sha256"  # of a sealed folder: a line `sha256  name` for each of its files
 
@@ -117,15 +121,7 @@ def read(path: Path, parse: Callable[[bytes], T], remedy: str = "") -> T:
         what = str(error)
     except OSError as error:
         what = f"cannot be read ({error.strerror})"
-    except (
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        AssertionError,
-        RecursionError,
-        yaml.YAMLError,
-    ) as error:
+    except (*_OF_A_PARSER, yaml.YAMLError) as error:
         what = f"damaged: not what this program writes ({type(error).__name__})"
     raise DataError(f"{path}: {what}{'; ' if remedy else ''}{remedy}")
 
@@ -141,6 +137,8 @@ loads = partial(json.loads, parse_int=_whole)  # JSON of a file that we wrote
 
 def checked(kind: Any, value: Any) -> Any:
     """A value of JSON as the type that it must be, such as a dataclass; DataError names the first place that is not."""
+    from pydantic import ValidationError
+
     try:
         return _adapter(kind).validate_json(json.dumps(value), strict=True)  # of JSON, where a dict may be a dataclass
     except ValidationError as error:
@@ -150,7 +148,9 @@ def checked(kind: Any, value: Any) -> Any:
 
 
 @cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
+def _adapter(kind: Any) -> "TypeAdapter[Any]":
+    from pydantic import TypeAdapter
+
     return TypeAdapter(kind)
 
 

@@ -16,11 +16,12 @@ class Lines:
     def __init__(self) -> None:
         self.start = self._last = time.monotonic()
 
-    def say(self, text: str, must: bool = False) -> None:
+    def say(self, text: Callable[[], str], must: bool = False) -> None:
+        """Prints the text, which is made only then: a training loop comes here after every step."""
         now = time.monotonic()
         if must or now - self._last >= EVERY:
             self._last = now
-            print(text, file=sys.stderr, flush=True)
+            print(text(), file=sys.stderr, flush=True)
 
     def time_left(self, done: float, total: float) -> str:
         """The time that has passed, and what the rest takes at the same pace."""
@@ -51,8 +52,11 @@ def progress(name: str, start: int, total: int | None) -> Iterator[Callable[[int
     def advance(count: int) -> None:
         nonlocal done
         done += count
+        lines.say(text)
+
+    def text() -> str:
         of = f" of {total / 1e6:,.0f} MB, {lines.time_left(done - start, total - start)}" if total else " MB"
-        lines.say(f"{name}: {done / 1e6:,.0f}{of}")
+        return f"{name}: {done / 1e6:,.0f}{of}"
 
     yield advance
 
@@ -67,7 +71,7 @@ def track(items: Iterable[T], name: str, total: int) -> Iterator[T]:
         return
     lines = Lines()
     for done, item in enumerate(items, 1):
-        lines.say(f"{name}: {done:,} of {total:,}, {lines.time_left(done, total)}")
+        lines.say(lambda done=done: f"{name}: {done:,} of {total:,}, {lines.time_left(done, total)}")  # type: ignore[misc]
         yield item
 
 

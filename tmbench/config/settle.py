@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
 
+from annotated_types import MaxLen
 from omegaconf import DictConfig, OmegaConf
-from pydantic import Field
 
 from ..errors import ConfigError
 from ..files import Whole
@@ -18,7 +18,7 @@ from .table import GROUPS, PROFILES, file_of, keys, known_keys, top_keys, values
 from .values import Setting, is_whole
 
 Settings = dict[str, Any]
-Name = Annotated[str, Field(max_length=200)]  # of a file
+Name = Annotated[str, MaxLen(200)]  # of a file
 
 
 @dataclass

@@ -185,28 +185,24 @@ class Bar(Callback):
         left = TimeRemainingColumn(elapsed_when_finished=True)
         self.progress = Progress(TextColumn("{task.description}"), BarColumn(24), left, news, console=console)
         self.update = partial(self.progress.update, self.progress.add_task("", news=""))
-        self.epoch = ""
+        (self.task,) = self.progress.tasks
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         blocks = int(trainer.num_training_batches)
-        self.total, self.first = blocks * int(trainer.max_epochs or 0), blocks * trainer.current_epoch
-        self.done = self.first
-        self.update(total=self.total, completed=self.done)
-        self.lines = Lines()
+        self.first, self.lines = blocks * trainer.current_epoch, Lines()
+        self.update(total=blocks * int(trainer.max_epochs or 0), completed=self.first)
         if self.console.is_terminal:
             self.progress.start()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         epoch = trainer.current_epoch
         method = "" if self.switch_epoch is None or epoch < self.switch_epoch else "  switched"
-        self.epoch = f"epoch {epoch + 1}/{trainer.max_epochs}{method}"
-        self.update(description=self.epoch)
+        self.update(description=f"epoch {epoch + 1}/{trainer.max_epochs}{method}")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
-        self.done += 1
         self.update(advance=1)
         if not self.console.is_terminal:
-            self.lines.say(f"{self.epoch}  {self._left()}")
+            self.lines.say(self._where)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         row, key = newest(self.record.rows), pl_module.headline
@@ -215,10 +211,11 @@ class Bar(Callback):
         self.update(news=news)
         if not self.console.is_terminal:
             ends = len(self.record.rows) in (1, trainer.max_epochs)
-            self.lines.say(f"{self.epoch}  {news}  {self._left()}", must=ends)
+            self.lines.say(lambda: self._where(f"  {news}"), must=ends)
 
-    def _left(self) -> str:
-        return self.lines.time_left(self.done - self.first, self.total - self.first)
+    def _where(self, news: str = "") -> str:
+        done, total = self.task.completed - self.first, (self.task.total or 0) - self.first
+        return f"{self.task.description}{news}  {self.lines.time_left(done, total)}"
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         if self.console.is_terminal:  # else it would write an empty line
