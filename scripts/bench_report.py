@@ -43,14 +43,14 @@ def write(folder: Path, runs: int, epochs: int) -> None:
             text = yaml.dump(config | {"seed": seed}, Dumper=yaml.CSafeDumper, sort_keys=False)
             (place / "config.yaml").write_text(text)
             curve = 0.9 - 0.5 * np.exp(-np.arange(1, epochs + 1) / 20) + rng.normal(0, 0.01, epochs)
-            lines = [f"{e},{(e + 1) * 1097},{rate},{2.3 * (e + 1)},{1 - a},{a}" for e, a in enumerate(curve)]
+            lines = [f"{e},{e * 1097},{rate},{2.3 * e},{1 - a},{a}" for e, a in enumerate(curve, 1)]
             lines.insert(0, "epoch,step,lr,seconds,train/loss,test/accuracy")
             (place / "curves.csv").write_text("\n".join(lines) + "\n")
             best = int(curve.argmax())
             status = "diverged" if rng.random() < 0.02 else "completed"
             result = Result(
                 name, status, task, optimizer, seed, "full", "reconciled", "test", "accuracy", True,
-                {"last": {"test/accuracy": curve[-1]}, "best": {"epoch": best, "test/accuracy": curve[best]}}, 230.0,
+                {"last": {"test/accuracy": curve[-1]}, "best": {"epoch": best + 1, "test/accuracy": curve[best]}}, 230.0,
                 {"asked": epochs, "trained": epochs, "from_trunk": 0}, epochs * 1097, 2400.0, 10**9, 10**6,
                 {"requested": None, "effective": None, "step": None}, versions(), "1 x a CPU, 1 threads", "0" * 40,
                 "0" * 16, f"python -m tmbench task={task} optimizer={optimizer} seed={seed} lr={rate}",

@@ -75,7 +75,7 @@ def is_reference(study: dict[str, Any], config: Settings) -> bool:
 def result(score: float, status: str, study: dict[str, Any], config: Settings) -> Result:
     return Result(
         "", status, "tc", config["optimizer"]["name"], 0, "full", "reconciled", *KEY.split("/"), True,
-        {"last": {KEY: score}, "best": {KEY: score, "epoch": 0}}, 1.0, {"asked": 1, "trained": 1, "from_trunk": 0}, 1,
+        {"last": {KEY: score}, "best": {KEY: score, "epoch": 1}}, 1.0, {"asked": 1, "trained": 1, "from_trunk": 0}, 1,
         1.0, 1, 1, {"requested": None, "effective": None, "step": None}, versions(), "", None, "", "",
         "2026-01-01T00:00:00Z", baseline={} if study["baseline"] is None else {KEY: study["baseline"]},
     )  # fmt: skip

@@ -44,7 +44,7 @@ class Make:
         scores = {} if score is None else {key: score}
         score = math.nan if score is None else score
         curve = [score * (1 - 0.5 ** (e + 1)) for e in range(epochs - 1)] + [score]
-        lines = [f"{e},{(e + 1) * 10},0.1,{(e + 1) * 1.5},{1 / (e + 1)},{value}" for e, value in enumerate(curve)]
+        lines = [f"{e},{e * 10},0.1,{e * 1.5},{1 / e},{value}" for e, value in enumerate(curve, 1)]
         (place / "curves.csv").write_text("\n".join([f"epoch,step,lr,seconds,train/loss,{key}", *lines]) + "\n")
         facts: dict[str, Any] = {
             "run_id": place.name, "status": "completed", "task": name_of_task, "optimizer": optimizer, "seed": seed,

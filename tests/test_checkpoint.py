@@ -41,7 +41,7 @@ def made(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", lambda *args, **kwargs: None)
         result, folder, _ = run(composed(*WORDS, f"runs_dir={tmp_path_factory.mktemp('made')}"))
-    assert result.metrics["best"]["epoch"] == 1
+    assert result.metrics["best"]["epoch"] == 2
     return folder
 
 

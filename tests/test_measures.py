@@ -94,7 +94,7 @@ def test_predictions_that_are_not_finite_end_the_run_by_name_and_leave_finite_nu
     after_epochs(monkeypatch, 2, spoiled)
     result, folder = do(*TC_RUN)
     assert (result.status, result.epochs["trained"]) == ("diverged", 2)
-    assert result.diverged_at == {"epoch": 2, "step": 39}  # the third epoch's last
+    assert result.diverged_at == {"epoch": 3, "step": 40}  # the last step
     assert "diverged: test: the logits are not finite after epoch 3" in result.notes
     assert "the last metrics are those after epoch 2" in result.notes
     assert strict(folder)["metrics"] == result.metrics
@@ -131,7 +131,7 @@ def test_a_weight_average_that_is_not_finite_ends_the_run_by_name(do: Run, monke
 
 def test_an_update_that_is_not_finite_is_told_before_anything_is_evaluated(do: Run) -> None:
     result, _ = do("task=tc", "optimizer=sgd", "epochs=1", "batch_size=320", "lr=1e38")
-    assert (result.status, result.diverged_at) == ("diverged", {"epoch": 0, "step": 0})
+    assert (result.status, result.diverged_at) == ("diverged", {"epoch": 1, "step": 1})
     assert result.notes == ["diverged: the weights' norm is not finite after epoch 1"]
 
 

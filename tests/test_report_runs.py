@@ -246,7 +246,7 @@ def test_runs_are_read_back_from_wandb() -> None:
     assert scores.keys() == {"sgd", "tmsgd"}
     assert scores["sgd"] == json.loads(ANSWERS[0]["node"]["summaryMetrics"])["test/accuracy"]
     first = runs.curves.filter(runs.curves["run"] == 0)
-    assert first["epoch"].to_list() == [1, 2]
+    assert first["epoch"].to_list() == [1, 2]  # as sent by schema 3, which counted from 0
     assert first["metric"][-1] == scores[runs.runs["optimizer"][0]]
 
 

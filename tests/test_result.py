@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +56,17 @@ def test_result_is_strict_json_that_ends_with_its_digest(folder: Path) -> None:
         Result.load(folder)
 
 
-def test_result_of_an_older_schema_is_still_read_and_saved_again(folder: Path) -> None:
-    as_schema_1(folder)
-    for _ in range(2):
-        result = Result.load(folder)
-        assert result
-        assert (result.split, result.metric, result.schema_version) == ("test", "accuracy", 1)
-        assert result.evaluation_seconds == 0.0
-        result.save(folder)
+def test_result_of_an_older_schema_is_still_read_and_its_epochs_count_from_1(folder: Path) -> None:
+    as_schema_1(folder, diverged_at={"epoch": 0, "step": 3})
+    result = Result.load(folder)
+    assert result
+    assert (result.split, result.metric, result.schema_version) == ("test", "accuracy", 1)
+    assert result.evaluation_seconds == 0.0
+    assert (result.metrics["best"]["epoch"], result.diverged_at) == (2, {"epoch": 1, "step": 4})
+    for schema, epoch in ((3, 2), (4, 1)):
+        replace(result, schema_version=schema, metrics={"last": {}, "best": {"epoch": 1}}).save(folder)
+        assert (newer := Result.load(folder))
+        assert newer.metrics["best"]["epoch"] == epoch
 
 
 @pytest.mark.parametrize(

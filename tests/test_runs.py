@@ -30,7 +30,7 @@ def made(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["epochs=2", "batch_size=8"]
     make("sgd", 0, 0.8, *words)
     make("tmsgd", 0, 0.7, *words, "switch_epoch=1", switch={"requested": 1, "effective": 1, "step": 100})
-    make("sgd", 0, 0.1, *words, "lr=1e38", status="diverged", diverged_at={"epoch": 0, "step": 1})
+    make("sgd", 0, 0.1, *words, "lr=1e38", status="diverged", diverged_at={"epoch": 1, "step": 2})
     make("sgd", 7, None, *words)
     for config in folder.glob("*/config.yaml"):
         config.write_text(sealed_text(config.read_text()))

@@ -173,7 +173,7 @@ class Fake:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "checkpoints").mkdir(exist_ok=True)
         (folder / "checkpoints" / "last.ckpt").touch()
-        (folder / "curves.csv").write_text("\n".join(["epoch"] + ["0"] * done))
+        (folder / "curves.csv").write_text("\n".join(["epoch"] + ["1"] * done))
         result = Result(
             run_id=folder.name, status=status, task="tc", optimizer=cfg.optimizer.name, seed=cfg.seed, profile="tiny",
             protocol="reconciled", split=split, metric="accuracy", higher_is_better=True,
@@ -182,7 +182,7 @@ class Fake:
             peak_memory_bytes=1, parameters=1, switch={"requested": None, "effective": None, "step": None}, versions={},
             hardware="a fake", git_commit=None, data_digest="0", command=command,
             started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            diverged_at={"epoch": 0, "step": 1} if status == "diverged" else None, baseline=self.baseline,
+            diverged_at={"epoch": 1, "step": 1} if status == "diverged" else None, baseline=self.baseline,
         )  # fmt: skip
         result.save(folder)
         return result, folder, "new"

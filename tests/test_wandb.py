@@ -35,7 +35,7 @@ def test_offline_file_of_every_task_holds_config_curves_headline_and_images(task
     assert told["config"]["task"]["name"] == task
     assert told["config"]["epochs"] == 2
     curve = [row for row in told["history"] if "train/loss" in row]
-    assert [row["epoch"] for row in curve] == [0, 1]
+    assert [row["epoch"] for row in curve] == [1, 2]
     assert curve[-1][result.headline] == pytest.approx(result.metrics["last"][result.headline])
     summary = told["summary"]
     assert summary[result.headline] == pytest.approx(result.metrics["last"][result.headline])
@@ -111,7 +111,7 @@ def test_resumed_run_tells_wandb_all_its_epochs(composed: Compose, tmp_path: Pat
     _, folder, how = run(cfg)
     assert how == "resumed"
     assert len(list(folder.glob("wandb/offline-run-*"))) == 2
-    assert [row["epoch"] for row in read_back(folder)["history"] if "train/loss" in row] == [0, 1, 2]
+    assert [row["epoch"] for row in read_back(folder)["history"] if "train/loss" in row] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

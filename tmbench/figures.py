@@ -16,7 +16,7 @@ def curves(rows: list[dict[str, float]], headline: str, switch_epoch: int | None
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     for ax, key in zip(axes, ("train/loss", headline), strict=True):
         known = [row for row in rows if key in row]
-        ax.plot([row["epoch"] + 1 for row in known], [row[key] for row in known], marker="o", markersize=3)
+        ax.plot([row["epoch"] for row in known], [row[key] for row in known], marker="o", markersize=3)
         ax.set(title=key, xlabel="epochs trained")
         ax.grid(alpha=0.3)
         ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, min_n_ticks=1))

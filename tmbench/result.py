@@ -53,7 +53,7 @@ class Result:
     data_digest: str
     command: str
     started: str  # UTC
-    diverged_at: dict[str, int] | None = None  # epoch, step in it; both from 0
+    diverged_at: dict[str, int] | None = None  # epoch, step in it
     nondeterministic: list[str] = field(default_factory=list)  # operations without a deterministic kernel
     notes: list[str] = field(default_factory=list)
     error: str | None = None
@@ -109,6 +109,9 @@ class Result:
         for name, keys in needed.items():
             if missing := [key for key in keys if key not in content[name]]:
                 raise DataError(f"{name}: expected {' and '.join(missing)} in it, got {content[name]!r:.100}")
+        if content.get("schema_version", 1) < 4:  # which counted from 0
+            for place in (content["metrics"]["best"], content.get("diverged_at") or {}):
+                place |= {name: place[name] + 1 for name in ("epoch", "step") if name in place}
         content = printable(content)
         return cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content})
 
@@ -162,7 +165,7 @@ def finished(
     result.notes += notes
     if divergence:
         result.notes.append(f"diverged: {divergence}")
-    evaluated = [int(row["epoch"]) + 1 for row in rows if result.headline in row]
+    evaluated = [int(row["epoch"]) for row in rows if result.headline in row]
     if evaluated and (divergence or evaluated[-1] < trained):
         result.notes.append(f"the last metrics are those after epoch {evaluated[-1]}")
     return result

@@ -12,7 +12,7 @@ from .settle import Settings, plain
 from .table import NEVER, file_of, key_of_group, known_keys, top_keys
 from .values import Setting
 
-SCHEMA = 3  # of result.json; part of a run's identity
+SCHEMA = 4  # of result.json; part of a run's identity
 OVERRIDES = "overrides.yaml"  # in a run's folder: what was asked for; config.yaml beside it is what that became
 
 # Of an optimizer's trunk, see before_switch.

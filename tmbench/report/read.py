@@ -218,8 +218,9 @@ def _selected(table: pl.DataFrame, key: str) -> pl.DataFrame:
     def column(name: str) -> Any:
         return pl.col(name) if name in table.columns else pl.lit(None, pl.Float64)
 
+    from_zero = (pl.col("epoch").min().over("run") == 0).cast(pl.Int64)  # schemas 1 to 3 counted so
     return table.select(
-        "run", (pl.col("epoch") + 1).cast(pl.Int64), pl.col("step").cast(pl.Int64), "seconds",
+        "run", pl.col("epoch").cast(pl.Int64) + from_zero, pl.col("step").cast(pl.Int64), "seconds",
         column("train/loss").alias("loss"), column(key).alias("metric"),
     )  # fmt: skip
 

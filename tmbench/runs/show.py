@@ -67,12 +67,12 @@ def _score(result: Result) -> str:
     if "epoch" not in best:
         return shown(last.get(key), key)
     when = {"completed": "at the end", "diverged": "before it diverged"}.get(result.status, "so far")
-    return f"{shown(last.get(key), key)} {when}, best {shown(best.get(key), key)} after epoch {best['epoch'] + 1:.0f}"
+    return f"{shown(last.get(key), key)} {when}, best {shown(best.get(key), key)} after epoch {best['epoch']:.0f}"
 
 
 def _status(result: Result, how: str) -> str:
     at, resumed = result.diverged_at, " (resumed from its last checkpoint)"
-    where = f" in epoch {at['epoch'] + 1}, step {at['step'] + 1}" if at else ""
+    where = f" in epoch {at['epoch']}, step {at['step']}" if at else ""
     note = {"shown": " before (shown, not repeated; force=true repeats it)", "resumed": resumed}.get(how, "")
     if result.status == "interrupted":
         note += "; {trained} of {asked} epochs are saved, and the same command continues".format_map(result.epochs)

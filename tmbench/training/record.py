@@ -68,7 +68,7 @@ class Record(Callback):
             self._trained = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        epoch, task = trainer.current_epoch, pl_module.task
+        epoch, task = trainer.current_epoch + 1, pl_module.task
         if not pl_module.evaluates:
             self.on_validation_start(trainer, pl_module)
         now = time.perf_counter()
@@ -77,7 +77,7 @@ class Record(Callback):
         self.seconds_here += now - self._started
         metrics = pl_module.values() | pl_module.average_values if pl_module.evaluates else {}
         losses = mean_losses(pl_module.losses, list(task.players()), pl_module.measured)
-        row: dict[str, float] = {"epoch": epoch, "step": (epoch + 1) * len(pl_module.losses), **pl_module.last_lrs()}
+        row: dict[str, float] = {"epoch": epoch, "step": epoch * len(pl_module.losses), **pl_module.last_lrs()}
         row |= {"seconds": self.seconds, **losses, **metrics}
         self.rows.append(row)
         headline, sign = pl_module.headline, 1 if task.higher_is_better else -1
@@ -108,7 +108,7 @@ class Record(Callback):
         last, best, arriving = (checkpoints / name for name in ("last.ckpt", "best.ckpt", ARRIVING))
         if not (self.best and keeps):
             best.unlink(missing_ok=True)
-        elif wrong := _wrong_with(best, epochs := int(self.best["epoch"]) + 1):
+        elif wrong := _wrong_with(best, epochs := int(self.best["epoch"])):
             source = next((path for path in (arriving, last) if not _wrong_with(path, epochs)), None)
             if source:
                 _become_best(source)

@@ -184,7 +184,7 @@ class _Attempt:
             best=record.best, seconds=record.seconds, evaluation_seconds=record.evaluation_seconds,
             parameters=sum(p.numel() for p in task.parameters() if p.requires_grad),
             git_commit=git_commit(), curves_sha256=digest_of(curves) if has_curves else None,
-            diverged_at={"epoch": diverged.epoch, "step": diverged.step} if diverged else None,
+            diverged_at={"epoch": diverged.epoch + 1, "step": diverged.step + 1} if diverged else None,
             error=f"{type(self.error).__name__}: {self.error}" if self.error else None,
             **_machine(device, self.trainer.world_size), **measured,
         )  # fmt: skip
