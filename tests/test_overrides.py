@@ -183,7 +183,7 @@ def test_all_that_our_files_name_is_trusted_and_so_are_optimizers_of_torch() -> 
 
 def test_help_is_no_error(rerun: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert rerun("--help") == 0
-    assert "usage: tmbench run FILE" in capsys.readouterr().out
+    assert "usage: tmbench run RUN" in capsys.readouterr().out
     assert rerun() == 2
 
 
@@ -196,7 +196,7 @@ def test_a_run_whose_words_are_not_known_can_be_asked_for_again_but_not_changed(
     assert requested(file, "force=true").force is True
     assert requested(file, "runs_dir=/else where").runs_dir == "/else where"
     for command, advice in (
-        ("python -m tmbench.run FILE", "python -m tmbench task=tc optimizer=sgd ... lr=0.5 data=full"),
+        ("python -m tmbench.run RUN", "python -m tmbench task=tc optimizer=sgd ... lr=0.5 data=full"),
         ("python -m tmbench task=tc epochs=1", "python -m tmbench task=tc epochs=1 lr=0.5 data=full"),
     ):
         file.with_name("result.json").write_text(json.dumps({"command": command, "schema_version": SCHEMA}))

@@ -214,7 +214,7 @@ def read_sealed_text(path: Path, parse: Callable[[str], Any] = str) -> Any:
         elif line != b"# sha256 " + hashlib.sha256(rest).hexdigest().encode():
             raise DataError(
                 "damaged, or changed by hand: it does not match the sha256 in its first line; to change a setting, say "
-                "it as a word: python -m tmbench.run FILE key=value"
+                "it as a word: python -m tmbench.run RUN key=value"
             )
         if not rest.strip():
             raise DataError("damaged: it is empty")

@@ -179,10 +179,10 @@ def _saved_run(settings: dict[str, Any], words: list[str]) -> int:
 main = Verb(
     "run",
     "Repeats or continues a saved run, perhaps with changes: it is composed anew from what the run was asked for, so\n"
-    "that all that depends on a change follows. Without FILE: one run, or with -m a sweep, as `tmbench --help` says.",
+    "that all that depends on a change follows. Without RUN: one run, or with -m a sweep, as `tmbench --help` says.",
     _saved_run,
-    takes="FILE [key=value ...]",
-    examples="tmbench run runs/RUN optimizer=adam\n"
+    takes="RUN [key=value ...]",
+    examples="tmbench run runs/tc-tmsgd-0-0123456789ab optimizer=adam\n"
     "tmbench run runs/RUN/config.yaml data=full lr=0.5 +optimizer.amsgrad=true\n"
     "tmbench run runs/RUN trust=my.module      where it names a class of that module\n"
     "tmbench run task=tc optimizer=tmsgd",

@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from . import signals
+from .config.table import columns
 from .config.values import Setting
 from .errors import ConfigError, DataError, RunError, UsageError
 
@@ -127,13 +128,10 @@ class Verb:
         words = [self.name, command, self.takes, "[key=value ...]" if self.settings else ""]
         lines = [f"usage: tmbench {' '.join(filter(None, words))}", "", self.summary]
         if self.choices:
-            width = max(map(len, self.choices))
-            lines += ["", "Commands:", *(f"  {word:<{width}}  {verb.summary}" for word, verb in self.choices.items())]
+            lines += ["", "Commands:", *columns({word: verb.summary for word, verb in self.choices.items()})]
         if self.settings:
-            heads = {key: f"{key}={_as_word(setting.default)}" for key, setting in self.settings.items()}
-            width = min(30, max(map(len, heads.values())))
-            lines += ["", "Settings, with their defaults (--key value is accepted as well):"]
-            lines += [f"  {heads[key]:<{width}}  {s.help} ({s.expects})" for key, s in self.settings.items()]
+            texts = {f"{key}={_as_word(s.default)}": f"{s.help} ({s.expects})" for key, s in self.settings.items()}
+            lines += ["", "Settings, with their defaults (--key value is accepted as well):", *columns(texts)]
         if self.examples:
             lines += ["", "Examples:", *(f"  {line}" for line in self.examples.strip().splitlines())]
         return "\n".join(lines)

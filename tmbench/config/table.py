@@ -23,6 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from shutil import get_terminal_size
 from textwrap import wrap
 from typing import Any, cast
 
@@ -160,12 +161,26 @@ def reference() -> Iterator[tuple[str, str, Key]]:
 
 def settings_help() -> str:
     """The keys that stand in no group, for --help."""
+    heads = {key: f"{setting.help} ({setting.expects}{f'; null: {setting.null}' if setting.null else ''})"
+             for key, setting in top_keys().items()}  # fmt: skip
+    return "\n".join(columns(heads))
+
+
+def columns(texts: Mapping[str, str], most: int = 30) -> list[str]:
+    """Lines of a help: each key, and beside it its text, within the terminal's width.
+
+    Args:
+        most: characters of the left column; a longer key stands out.
+    """
+    left = 4 + min(most, max(map(len, texts)))
+    width = max(60, min(120, get_terminal_size((100, 24)).columns))
     lines = []
-    for key, setting in top_keys().items():
-        null = f"; null: {setting.null}" if setting.null else ""
-        text = f"{setting.help} ({setting.expects}{null})"
-        lines += wrap(text, 120, initial_indent=f"  {key:<14}", subsequent_indent=" " * 16)
-    return "\n".join(lines)
+    for key, text in texts.items():
+        head = f"  {key:<{left - 2}}"
+        if len(key) > left - 4:
+            lines, head = [*lines, head], " " * left
+        lines += wrap(text, width, initial_indent=head, subsequent_indent=" " * left, break_on_hyphens=False)
+    return lines
 
 
 @cache

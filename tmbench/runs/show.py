@@ -1,6 +1,7 @@
 """The tables that a person sees: of one run, and of many."""
 
 import os
+import shlex
 import sys
 from collections import Counter
 from pathlib import Path
@@ -50,7 +51,9 @@ def one(result: Result, folder: Path, how: str, console: Console) -> None:
     ]  # fmt: skip
     # A saved configuration without the words that were asked for cannot be changed.
     if result.profile == "tiny" and (" tmbench.run " not in result.command or (folder / OVERRIDES).exists()):
-        lines.append(("real data", f"{result.command} data=full data_dir=DIR".replace(" data=tiny", "")))
+        # Not the few epochs of a trial: the real data have a protocol of their own.
+        words = [word for word in shlex.split(result.command) if word != "data=tiny" and not word.startswith("epochs=")]
+        lines.append(("real data", f"{shlex.join(words)} data=full data_dir=DIR"))
     console.print(f"\n[bold]{result.task} {result.optimizer} seed={result.seed}[/bold]", highlight=False)
     width = max(len(name) for name, _ in lines)
     for name, text in lines:
