@@ -221,9 +221,9 @@ class CTR(Task):
             ax.set_aspect("equal", adjustable="box")
         roc.set(title="ROC", xlabel="false positive rate", ylabel="true positive rate")
         calibration.set(
-            title="Calibration", xlabel="probability said", ylabel="share clicked", xlim=(0, top), ylim=(0, top)
+            title="Calibration", xlabel="predicted probability", ylabel="share clicked", xlim=(0, top), ylim=(0, top)
         )
-        histogram.set(title="Probabilities", xlabel="probability said", ylabel="test examples", yscale="log")
+        histogram.set(title="Probabilities", xlabel="predicted probability", ylabel="test examples", yscale="log")
         if len(tasks) > 1:
             figure.legend(*roc.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
         yield "calibration", figure
