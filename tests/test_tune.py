@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import choices
+from damage import ways
 from omegaconf import OmegaConf
 
 from tmbench.config.compose import composed
@@ -697,3 +698,20 @@ def test_a_study_killed_again_and_again_ends_as_one_that_was_not(tmp_path: Path)
         kept = ("number", "values", "value", "run", "status")
         assert [[t[k] for k in kept] for t in own["trials"]] == [[t[k] for k in kept] for t in other["trials"]]
         assert [r["value"] for r in own["confirmation"]["runs"]] == [r["value"] for r in other["confirmation"]["runs"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["study.json", "trials.json", "choice.json", "result.json"])
+def test_whatever_happens_to_a_study_s_file_the_same_command_ends_in_words(
+    name: str, finished: Path, fake: Fake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = finished / ".tune" / "s"
+    shutil.copytree(folder, kept := finished / "kept")
+    for what, damage in ways(folder / name, 40):
+        shutil.rmtree(folder)
+        shutil.copytree(kept, folder)
+        damage(folder / name)
+        code = main(alone(finished))
+        told = capsys.readouterr().err
+        assert (code in (0, 1), "Traceback" in told) == (True, False), (what, told)
+        assert code == 0 or f"{folder}" in told, (what, told)
