@@ -50,7 +50,8 @@ def write(folder: Path, runs: int, epochs: int) -> None:
             status = "diverged" if rng.random() < 0.02 else "completed"
             result = Result(
                 name, status, task, optimizer, seed, "full", "reconciled", "test", "accuracy", True,
-                {"last": {"test/accuracy": curve[-1]}, "best": {"epoch": best + 1, "test/accuracy": curve[best]}}, 230.0,
+                {"last": {"test/accuracy": curve[-1]}, "best": {"epoch": best + 1, "test/accuracy": curve[best]}},
+                230.0,
                 {"asked": epochs, "trained": epochs, "from_trunk": 0}, epochs * 1097, 2400.0, 10**9, 10**6,
                 {"requested": None, "effective": None, "step": None}, versions(), "1 x a CPU, 1 threads", "0" * 40,
                 "0" * 16, f"python -m tmbench task={task} optimizer={optimizer} seed={seed} lr={rate}",

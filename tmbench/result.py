@@ -29,39 +29,39 @@ BOUNDED = (*SHARES, "auc")  # metrics between 0 and 1
 class Result:
     """One run's result. Seconds are training alone, without set-up and evaluation, the shared trunk's included."""
 
-    run_id: str
-    status: str
-    task: str
-    optimizer: str
-    seed: int
+    run_id: str  # the name of its folder
+    status: str  # completed, diverged, interrupted or failed
+    task: str  # as in task=
+    optimizer: str  # as in optimizer=
+    seed: int  # of first weights, batches and noise
     profile: str  # tiny, full or subset
-    protocol: str
+    protocol: str  # reconciled or as_printed
     split: str  # what was evaluated: test, or validation
     metric: str  # what ranks runs; `headline` is its key in the metrics
-    higher_is_better: bool
+    higher_is_better: bool  # of the metric
     metrics: dict[str, dict[str, float]]  # last and best; best also says its epoch
-    seconds: float
+    seconds: float  # of training
     epochs: dict[str, int]  # asked, trained, and how many of those came from the trunk that it shares
-    steps: int
-    examples_per_second: float
+    steps: int  # of the optimizer
+    examples_per_second: float  # while training
     peak_memory_bytes: int  # of the GPU; on a CPU the process's resident set
     parameters: int  # trainable
-    switch: dict[str, int | str | None]  # requested, effective (epoch), step; None where the optimizer has none
-    versions: dict[str, str]
-    hardware: str
-    git_commit: str | None
-    data_digest: str
-    command: str
+    switch: dict[str, int | str | None]  # requested, effective (epochs before it), step; None: no switch
+    versions: dict[str, str]  # of tmbench, Python and what may change the numbers
+    hardware: str  # devices and threads
+    git_commit: str | None  # of tmbench, with + where a file was changed; None: installed
+    data_digest: str  # of all files that were read
+    command: str  # that does this run again
     started: str  # UTC
     diverged_at: dict[str, int] | None = None  # epoch, step in it
     nondeterministic: list[str] = field(default_factory=list)  # operations without a deterministic kernel
-    notes: list[str] = field(default_factory=list)
-    error: str | None = None
+    notes: list[str] = field(default_factory=list)  # what a reader of the numbers should know
+    error: str | None = None  # of a run that failed
     baseline: dict[str, float] = field(default_factory=dict)  # of a predictor that never looks at its input
-    evaluation_seconds: float = 0.0
+    evaluation_seconds: float = 0.0  # of evaluations between epochs
     overhead_seconds: float = 0.0  # all else of the process that finished the run: set-up, figures, loggers
     curves_sha256: str | None = None  # of curves.csv
-    schema_version: int = SCHEMA
+    schema_version: int = SCHEMA  # of this file
 
     @property
     def headline(self) -> str:
