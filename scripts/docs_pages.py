@@ -71,8 +71,8 @@ def settings_page() -> str:
         "## For every run", settings_table({key: top_keys()[key] for key in top_keys()}),
         "## The paper's protocol",
         "The values that `epochs`, `batch_size`, `lr` and `switch_epoch` have when nothing is said. `reconciled` "
-        "repairs impossible cells of the paper's Table 2; `as_printed` is that table to the letter (`protocol=as_printed`); "
-        "`tiny` holds for `data=tiny`.",
+        "repairs impossible cells of the paper's Table 2; `as_printed` is that table to the letter "
+        "(`protocol=as_printed`); `tiny` holds for `data=tiny`.",
         table(["task", "model", "values of", "epochs", "batch_size", "lr", "switch_epoch"], list(protocol_rows())),
     ]  # fmt: skip
     for group in (*GROUPS[:-1], "launcher", GROUPS[-1]):
@@ -125,8 +125,11 @@ def protocol_rows() -> Iterator[list[Any]]:
 
 def commands_page() -> str:
     """What `--help` says of each command."""
-    text = ["# Commands", "`tmbench` alone trains; each command is also `python -m tmbench.COMMAND`. All of "
-            "them take `key=value`, and end with 0 (done), 1 (an error), 2 (the words are no command) or 130 (interrupted)."]  # fmt: skip
+    text = [
+        "# Commands",
+        "`tmbench` alone trains; each command is also `python -m tmbench.COMMAND`. All of them take `key=value`, and "
+        "end with 0 (done), 1 (an error), 2 (the words are no command) or 130 (interrupted).",
+    ]
     for name in ("run", *VERBS):
         module = import_module("tmbench.run" if name == "run" else f"tmbench.{VERBS[name]}")
         text += list(of_command(module.main))
