@@ -84,8 +84,8 @@ def check_choices(words: list[str], own: list[Path]) -> None:
     for override in OverridesParser.create().parse_overrides(words):
         group = override.key_or_group
         if (group in CHOICES or "/" in group) and not override.is_delete():
-            values = override.sweep_iterator() if override.is_sweep_override() else [override.value()]
-            for value in values:
+            values = list(override.sweep_iterator() if override.is_sweep_override() else [override.value()])
+            for value in _each(values) if group == "logger" else values:
                 if not (isinstance(value, (str, dict)) and value):
                     names = ", ".join(choices(group)) or "or of Hydra's"
                     raise ConfigError(
@@ -96,6 +96,11 @@ def check_choices(words: list[str], own: list[Path]) -> None:
                         _check_file(group, file)
         elif not group:
             raise ConfigError(f"{override.input_line}: expected key=value, got no key")
+
+
+def _each(values: list[Any]) -> list[Any]:
+    """The names among values that may also be lists of names; an empty list as it is."""
+    return [name for value in values for name in (value if isinstance(value, list) and value else [value])]
 
 
 def _check_file(group: str, file: Path) -> None:

@@ -85,6 +85,7 @@ def settled(raw: Settings) -> Settings:
         _fill_from_task(cfg)
         _fill_from_trainer(cfg, cfg.pop("launcher", {}))
         cfg["study"].pop("arms", None)  # for the sweep alone
+        _name_loggers(cfg["logger"])
         cfg = _resolved(cfg)
         _check(cfg)
     except KeyError as error:
@@ -202,6 +203,20 @@ def _switch_epoch(cfg: Settings, numbers: Settings) -> Any:
         return numbers["switch_epoch"]  # never, or what is refused later
     share = numbers["switch_epoch"] / numbers["epochs"]
     return max(1, min(round(share * cfg["epochs"]), cfg["epochs"] - 1))
+
+
+def loggers(settings: Settings) -> list[str]:
+    """The names of the loggers that were chosen: each has a mapping of its own that says which class it is."""
+    return [key for key, value in settings.items() if isinstance(value, dict) and "_target_" in value]
+
+
+def _name_loggers(settings: Settings) -> None:
+    """Puts the names of all chosen loggers in place of the last one's."""
+    if target := settings.pop("_target_", None):  # saved when a run could have one alone
+        name = settings["name"]
+        settings[name] = values_of(f"logger/{name}.yaml").get(name, {"_target_": target})
+        settings.pop("_partial_", None)
+    settings["name"] = "-".join(loggers(settings)) or "none"
 
 
 def _fill_from_trainer(cfg: Settings, launcher: Settings) -> None:

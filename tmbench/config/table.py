@@ -134,7 +134,10 @@ def top_keys() -> dict[str, Key]:
 @cache
 def known_keys(group: str, name: str) -> dict[str, Key]:
     """What is known of the keys that a file of a group may have, also if it is a person's own."""
-    return _by_meaning(group) | (keys(group, "auto") if group == "trainer" else {}) | keys(group, name)
+    known = dict(_by_meaning(group))
+    for file in {"trainer": ["auto"], "logger": choices("logger")}.get(group, ()):  # several loggers may be chosen
+        known |= keys(group, file)
+    return known | keys(group, name)
 
 
 @cache

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class, get_object, instantiate
 from lightning_fabric.plugins import CheckpointIO
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, Trainer
@@ -34,6 +34,7 @@ from .. import signals
 from ..checkpoint import load, save
 from ..config.identity import reads_switch, world_size
 from ..config.machine import cpu_model
+from ..config.settle import loggers
 from ..errors import ConfigError, DataError
 from ..files import digest_of, flush
 from ..plan import Plan
@@ -42,7 +43,7 @@ from ..seeds import seed_all
 from ..task import Task
 from ..trunks import Reservation, state_to_start_from
 from .loader import TestLoader, TrainLoader, hold_out
-from .loggers import WandbMirror
+from .loggers import RunFacts
 from .module import Diverged, Stopped, Training
 from .precision import PrecisionCheck
 from .record import Bar, PublishStates, Record, start_from
@@ -77,13 +78,13 @@ def train(plan: Plan, reservation: Reservation | None = None, until: int | None 
         result = attempt.result(started=started, nondeterministic=operations)
         result.overhead_seconds = time.perf_counter() - start - attempt.record.seconds_here
         if attempt.trainer.is_global_zero:
-            # Now, whatever W&B may do. On a full disk, what went wrong first is more than that this cannot be written.
+            # Now, whatever loggers do. On a full disk, what went wrong first is more than that this cannot be written.
             with suppress(*[OSError] if attempt.error else []):
                 result.save(plan.folder)
     if attempt.trainer.is_global_zero:
         for logger in attempt.trainer.loggers:
-            if isinstance(logger, WandbMirror):
-                result.notes += logger.close(_summary(result))
+            if hasattr(logger, "close"):
+                result.notes += logger.close(_summary(result), result.epochs["trained"])
                 result.save(plan.folder)
     if attempt.error is not None:
         raise attempt.error
@@ -91,7 +92,7 @@ def train(plan: Plan, reservation: Reservation | None = None, until: int | None 
 
 
 def _summary(result: Result) -> dict[str, Any]:
-    """What W&B shows of a result beside its curves; all of it, for `tmbench report source=wandb`."""
+    """What loggers show of a result beside its curves; all of it, for `tmbench report source=wandb`."""
     others = {"best": result.metrics["best"], "baseline": result.baseline}
     more = {f"{kind}/{key}": value for kind, values in others.items() for key, value in values.items()}
     facts = {"status": result.status, "profile": result.profile, "result": json.dumps(asdict(result))}
@@ -288,11 +289,10 @@ def schedule_of(cfg: DictConfig, steps_an_epoch: int) -> "partial[float] | None"
 def loggers_of(plan: Plan) -> list[Logger]:
     """The loggers that the run was asked for, beside its own folder."""
     cfg = plan.cfg
-    if "_target_" not in cfg.logger:
-        return []
-    tags = [cfg.task.name, cfg.optimizer.name, plan.profile]
-    config = OmegaConf.to_container(cfg)
-    return [_made(cfg.logger)(folder=plan.folder, config=config, run_id=plan.folder.name, tags=tags)]
+    tags = {"task": cfg.task.name, "optimizer": cfg.optimizer.name, "data": plan.profile}
+    config: Any = OmegaConf.to_container(cfg)
+    facts, settings = RunFacts(plan.folder, config, tags), config["logger"]
+    return [get_object(settings[name]["_target_"])(facts, settings) for name in loggers(settings)]
 
 
 def _made(group: DictConfig, **more: Any) -> Any:
