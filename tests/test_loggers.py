@@ -125,6 +125,7 @@ def test_resumed_run_is_whole_in_each_logger_and_has_each_epoch_once(
 
     with (folder / "csv" / "metrics.csv").open() as file:
         assert [row["odd"] for row in csv.DictReader(file)] == ["nan", "inf", "1.0"]
+    assert (folder / "csv" / "hparams.yaml").exists()
     with (folder / "curves.csv").open() as file:
         assert [row["odd"] for row in csv.DictReader(file)] == ["nan", "inf", "1.0"]
 

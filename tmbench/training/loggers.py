@@ -111,26 +111,14 @@ class Mirror(Logger):
         raise NotImplementedError
 
     def _work(self) -> None:
-        unsent: list[Callable[[Any], None]] = []
-        error = ""
-
-        def fails(call: Callable[[Any], None]) -> bool:
-            nonlocal error
-            try:
-                call(to)
-            except Exception as raised:
-                error = f"{type(raised).__name__}: {raised}"
-                return True
-            return False
-
+        unsent: dict[Callable[[Any], None], str] = {}  # and why
         try:
             with self.connected() as to:
                 for call in iter(self._todo.get, None):
-                    unsent = [one for one in (*unsent, call) if fails(one)]
-        except BaseException as raised:  # nothing there may stop the run
-            self.problem = f"{type(raised).__name__}: {raised}"
-        if unsent:
-            self.problem = error
+                    unsent = {one: error for one in (*unsent, call) if (error := _error(one, to))}
+        except BaseException as error:  # nothing there may stop the run
+            self.problem = f"{type(error).__name__}: {error}"
+        self.problem = next(iter(unsent.values()), self.problem)
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         row, epoch = dict(metrics), int(step or 0)
@@ -162,6 +150,15 @@ class Mirror(Logger):
     @property
     def version(self) -> str:
         return ""
+
+
+def _error(call: Callable[[Any], None], to: Any) -> str:
+    """What the call raises; empty if nothing."""
+    try:
+        call(to)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 class WandbMirror(Mirror):
