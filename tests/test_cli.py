@@ -121,6 +121,7 @@ def test_help_and_config_import_nothing_heavy() -> None:
         (["=1"], ["=1: expected key=value, got no key"]),
         (["optimizer=null"], ["optimizer: expected the name of a file of conf/optimizer", "got null"]),
         (["optimizer={}"], ["optimizer: expected the name of a file of conf/optimizer", "got {}"]),
+        (["logger=[csv,wandv]"], ["logger=wandv: there is no such choice; did you mean wandb?"]),
         (["logger=[]"], ["logger: expected the name of a file of conf/logger", "got []"]),
         (["hydra/sweeper=2"], ["hydra/sweeper: expected the name of a file", "got 2"]),
         (["~trunk"], ["trunk: expected a setting of this name, got none"]),

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from . import signals
-from .config.table import columns
+from .config.table import choices, columns
 from .config.values import Setting
 from .errors import ConfigError, DataError, RunError, UsageError
 
@@ -192,10 +192,11 @@ def explain(error: BaseException) -> str:
     elif isinstance(error, OverrideParseException):
         quoted = "text with special characters needs quotes that reach Hydra, such as key=\"'a=b'\""
         message = f"{error.override}: expected key=value; {quoted}"
-    elif isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+    elif isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        hint = did_you_mean(name, error.options)
-        message = f"{group}={name}: there is no such choice{hint}\n  possible here: {' '.join(error.options)}"
+        options = error.options or choices(group)  # Hydra names none for one of a list
+        hint = did_you_mean(name, options)
+        message = f"{group}={name}: there is no such choice{hint}\n  possible here: {' '.join(options)}"
     elif isinstance(error, InstantiationException) and (
         found := re.search(r"Error (?:locating|loading) .*?'(.+?)'", message)
     ):
@@ -208,7 +209,7 @@ def explain(error: BaseException) -> str:
 
 
 def leave(code: int) -> NoReturn:
-    """Ends the process; without its exit hooks if W&B hangs, which would wait for it for ever.
+    """Ends the process; without its exit hooks if a logger hangs, which would wait for it for ever.
 
     Nor with them if it was interrupted: a half-imported library may crash, and Python end itself by a signal.
     """
