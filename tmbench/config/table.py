@@ -177,7 +177,7 @@ def columns(texts: Mapping[str, str], most: int = 30) -> list[str]:
     """
     left = 4 + min(most, max(map(len, texts)))
     width = max(60, min(120, get_terminal_size((100, 24)).columns))
-    lines = []
+    lines: list[str] = []
     for key, text in texts.items():
         head = f"  {key:<{left - 2}}"
         if len(key) > left - 4:
