@@ -7,8 +7,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import chdir, contextmanager, redirect_stderr
-from io import StringIO
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from helpers import assert_same, tmbench, weights
 import tmbench as package
 from tmbench.__main__ import main
 from tmbench.files import locked
-from tmbench.report.__main__ import main as report
 from tmbench.training.record import Record
 
 RUN = ("task=tc", "optimizer=tmsgd", "epochs=2", "switch_epoch=1", "batch_size=80")
@@ -68,15 +66,6 @@ def told(done: subprocess.CompletedProcess[str]) -> str:
     return done.stderr.rstrip().splitlines()[-1]
 
 
-def verb(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """What `tmbench WORDS` does; a report draws its figures."""
-    if words[0] != "report":
-        return tmbench(*words, cwd=cwd)
-    err = StringIO()
-    with chdir(cwd), redirect_stderr(err):
-        return subprocess.CompletedProcess(words, report(list(words[1:])), "", err.getvalue())
-
-
 def test_a_run_on_a_full_disk_says_so_and_goes_on_where_there_is_space(tmp_path: Path) -> None:
     assert tmbench(*RUN, "runs_dir=undisturbed", cwd=tmp_path).returncode == 0
     for count in itertools.count(step=9):
@@ -118,7 +107,7 @@ def runs(made: Path, tmp_path: Path) -> Path:
 )  # fmt: skip
 def test_each_verb_says_that_the_disk_is_full(words: list[str], runs: Path, tmp_path: Path) -> None:
     with full_after(0):
-        assert told(verb(*words, cwd=tmp_path)).endswith(FULL)
+        assert told(tmbench(*words, cwd=tmp_path)).endswith(FULL)
     assert not list(tmp_path.rglob(".?*-????????"))
 
 
@@ -134,7 +123,7 @@ def test_each_verb_says_that_the_disk_is_full(words: list[str], runs: Path, tmp_
 def test_a_folder_that_cannot_be_made_is_named_with_its_setting(words: list[str], runs: Path, tmp_path: Path) -> None:
     (tmp_path / "there").touch()
     setting = next(word for word in words if "there/x" in word).partition("=")[0]
-    line = told(verb(*words, cwd=tmp_path))
+    line = told(tmbench(*words, cwd=tmp_path))
     assert line == f"{setting}: expected a folder to write to, got there/x (Not a directory)"
 
 

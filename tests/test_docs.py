@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import jupytext
 import matplotlib
 import pytest
 from helpers import tmbench
@@ -27,10 +28,11 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "AGENTS.md"])
 BLOCK = re.compile(r"^( *)```(\w+)?(?: title=\"(.*?)\")?\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 LONG = {"howto/many-runs.md", "howto/paper.md", "howto/results.md", "howto/switch.md", "howto/task.md",
-        "howto/tuning.md", "loggers.md", "notebook.md", "python.md", "tutorial.md", "numerics.md"}  # fmt: skip
+        "howto/tuning.md", "index.md", "loggers.md", "mup.md", "notebook.md", "python.md", "tutorial.md"}  # fmt: skip
 ELSEWHERE = {"cd", "git", "mlflow", "sbatch", "srun", "tensorboard", "torchrun", "wandb", "trackio"}  # not ours
 NOT_HERE = re.compile(
-    r"data=full|launcher=(slurm|ray)|trainer=(ddp|gpu)\b|logger=\S*(wandb|mlflow)|\bDIR\b|source=wandb|^data "
+    r"data=full|launcher=(slurm|ray)|trainer=(ddp|gpu)\b|logger=\S*(wandb|mlflow)|\bDIR\b|source=wandb|^data |^numerics"
+    r"|task\.mup"
 )
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
@@ -86,8 +88,9 @@ def do(words: list[str]) -> None:
 
 def run_tmbench(words: list[str]) -> None:
     made = sorted(Path("runs").glob("*/result.json"))
-    for stand_in, path in zip(("RUN_A", "RUN_B", "RUN"), [*made[:2], *made[:1]], strict=False):
-        words = [re.sub(rf"\b{stand_in}\b", path.parent.name, word) for word in words]
+    for stand_in, paths in (("RUN_A", made), ("RUN_B", made[1:]), ("RUN", made)):
+        if paths:
+            words = [re.sub(rf"\b{stand_in}\b", paths[0].parent.name, word) for word in words]
     if not NOT_HERE.search(" ".join(words)):
         done = tmbench(*words)
         assert done.returncode == 0, (words, done.stderr, done.stdout)
@@ -107,6 +110,15 @@ def test_links_of_a_page_lead_to_files_of_the_repository(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
         if "://" not in target and Path(target).name not in generated:
             assert (page.parent / target).exists(), target
+
+
+def test_the_page_of_the_notebook_has_the_code_of_its_source() -> None:
+    page = (ROOT / "docs" / "notebook.md").read_text()
+    cells = [cell for cell in jupytext.read(ROOT / "docs" / "notebook.py").cells if cell.source]
+    assert len(cells) > 10
+    assert all(cell.source in page for cell in cells), "scripts/docs notebook makes it anew"
+    assert page.count("![") == page.count("# alt: ") > 0
+    assert "![png]" not in page
 
 
 def test_every_optimizer_and_task_has_its_place() -> None:
