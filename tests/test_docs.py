@@ -27,8 +27,10 @@ from tmbench.task import Task
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "AGENTS.md"])
 BLOCK = re.compile(r"^( *)```(\w+)?(?: title=\"(.*?)\")?\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
-LONG = {"howto/many-runs.md", "howto/paper.md", "howto/results.md", "howto/switch.md", "howto/task.md",
-        "howto/tuning.md", "index.md", "loggers.md", "mup.md", "notebook.md", "python.md", "tutorial.md"}  # fmt: skip
+LONG = {
+    "README.md", "howto/many-runs.md", "howto/paper.md", "howto/results.md", "howto/switch.md", "howto/task.md",
+    "howto/tuning.md", "index.md", "loggers.md", "mup.md", "notebook.md", "python.md", "tutorial.md", "using.md",
+}  # fmt: skip
 ELSEWHERE = {"cd", "git", "mlflow", "sbatch", "srun", "tensorboard", "torchrun", "wandb", "trackio"}  # not ours
 NOT_HERE = re.compile(
     r"data=full|launcher=(slurm|ray)|trainer=(ddp|gpu)\b|logger=\S*(wandb|mlflow)|\bDIR\b|source=wandb|^data |^numerics"
