@@ -62,7 +62,7 @@ def test_a_silent_server_is_asked_again(web: Web, file: File, tmp_path: Path) ->
 def test_a_download_that_keeps_being_cut_is_given_up_and_goes_on_later(web: Web, file: File, tmp_path: Path) -> None:
     web.faults = [("cut", 1000)] * fetch.TRIES
     path = tmp_path / "file"
-    told = f"the connection was cut after {1000 * fetch.TRIES:,} of {len(CONTENT):,} bytes, and so 4 times; "
+    told = f"the connection was cut after {1000 * fetch.TRIES:,} of {len(CONTENT):,} bytes; tried 4 times; "
     with pytest.raises(DataError, match=f"{told}what came is kept in {path}.part, and the same command goes on from"):
         fetch.download(file, path)
     assert not path.exists()
@@ -154,7 +154,7 @@ def test_a_server_in_trouble_is_asked_again_but_not_for_ever(web: Web, file: Fil
     web.faults = [("status", code)]
     fetch.download(file, tmp_path / "file")
     web.faults, web.asked = [("status", code)] * 9, []
-    with pytest.raises(DataError, match=f"the server says {code} .*, and so 4 times$"):
+    with pytest.raises(DataError, match=f"the server says {code} .*; tried 4 times$"):
         fetch.download(file, tmp_path / "again")
     assert len(web.asked) == fetch.TRIES
 

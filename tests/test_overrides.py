@@ -352,7 +352,7 @@ def test_files_that_are_there_to_be_filled_in_and_consistent_names_are_not_refus
         ["optimizer=any", "optimizer.options={name: x}"],
     ):  # fmt: skip
         check_words(words)
-    with pytest.raises(ConfigError, match=r"optimizer\.method: expected what the file that"):
+    with pytest.raises(ConfigError, match=r"optimizer\.method: this is set by the file that"):
         check_words(["optimizer=any", "optimizer.method=SGD"])
 
 

@@ -409,7 +409,7 @@ def test_frozen_holder_is_overtaken(
     holder(1).send_signal(signal.SIGSTOP)
     with Trunk(tmp_path, "t", 4).reserve(0, tmp_path / "run") as reservation:
         assert (reservation.start, reservation.lock) == (None, None)
-    assert "no sign of life" in capsys.readouterr().err
+    assert "has not been heard from" in capsys.readouterr().err
 
 
 def test_file_system_without_locks_costs_time_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

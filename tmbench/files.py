@@ -113,7 +113,7 @@ def read(path: Path, parse: Callable[[bytes], T], remedy: str = "") -> T:
     """
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise DataError("expected a file, got a folder or what is none")
+            raise DataError("expected a file, got a folder or something else")
         return parse(path.read_bytes())
     except FileNotFoundError:
         raise
@@ -128,7 +128,7 @@ def read(path: Path, parse: Callable[[bytes], T], remedy: str = "") -> T:
 
 def _whole(digits: str) -> int:
     if abs(number := int(digits)) >= 2**63:
-        raise ValueError("a whole number that no table can hold")
+        raise ValueError("a whole number that is too large for a table")
     return number
 
 

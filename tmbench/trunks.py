@@ -150,7 +150,7 @@ class HolderWatch:
                 return True
         if time.monotonic() - self.alive_at < PATIENCE:
             return False
-        print(f"no sign of life from it in {PATIENCE:.0f} s: going on without it", file=sys.stderr)
+        print(f"it has not been heard from for {PATIENCE:.0f} s: continuing without it", file=sys.stderr)
         return True
 
 

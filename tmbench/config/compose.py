@@ -41,7 +41,7 @@ def composed(words: list[str], name: str = "config") -> Settings:
         if isinstance(error, (ConfigError, OmegaConfBaseException)):
             raise
         # Hydra's, for a word that goes on below a list or a number
-        raise ConfigError(f"{shlex.join(words)}: one of these cannot be set so ({error})") from None
+        raise ConfigError(f"{shlex.join(words)}: one of these settings cannot be set like this ({error})") from None
 
 
 def prepared(words: list[str]) -> list[str]:

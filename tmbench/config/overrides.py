@@ -62,7 +62,7 @@ def check_words(words: list[str]) -> None:
         if name in ("name", "profile") and chosen.get(group) == value and not is_mapping:
             continue
         remedy = OTHER_FILE if is_mapping else setting.fixed.format(group=group, value=value)
-        raise ConfigError(f"{group}.{name}: expected what the file that {group}=... chooses says, got {word}; {remedy}")
+        raise ConfigError(f"{group}.{name}: this is set by the file that {group}=... chooses, got {word}; {remedy}")
 
 
 def keep(folder: Path, words: list[str] | None) -> None:
@@ -93,7 +93,7 @@ def again(path: Path, changes: list[str], is_ours: bool = False) -> tuple[DictCo
     if not _is_sealed(path) and _is_sealed(path.with_name(OVERRIDES)):
         # Nothing would follow from a change made in it: lr, say, is optimizer.lr by now.
         raise DataError(
-            f"{path}: changed by hand, and nothing would follow from that; say each change as a word instead, such as "
+            f"{path}: changed by hand, which has no effect; give each change as a word instead, such as "
             f"python -m tmbench.run {shlex.quote(str(path))} lr=0.5; the run's own command writes the file again"
         )
     _set_folders(saved, path)
@@ -242,6 +242,6 @@ def _refuse_drift(
     if drifted:
         lines = "\n".join(f"  {key}: was {was.get(key)}, would be {then.get(key)}" for key in drifted[:8])
         raise ConfigError(
-            f"{path}: more would change than {shlex.join(changes) or 'nothing'}, since what was asked for becomes "
-            f"something else here and now:\n{lines}\n  say these, too, as you want them"
+            f"{path}: more would change than {shlex.join(changes) or 'nothing'}, since this version or machine fills "
+            f"in other values:\n{lines}\n  set these as well, to the values that you want"
         )

@@ -135,7 +135,7 @@ def _from(url: str, file: File, target: Path) -> None:
         _discard(part)  # its beginning was from an earlier day: once more, from scratch
         resumed, reason = False, wrong
     kept = f"; what came is kept in {part}, and the same command goes on from there" if part.is_file() else ""
-    raise DataError(f"{url}: {reason}, and so {TRIES} times{kept}")
+    raise DataError(f"{url}: {reason}; tried {TRIES} times{kept}")
 
 
 def _tag(part: Path) -> Path:
@@ -183,7 +183,7 @@ def _transfer(url: str, file: File, part: Path) -> None:
             start = 0
         elif not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             _discard(part)
-            raise _Again("the server sent another part than was asked for")
+            raise _Again("the server sent a different part of the file than requested")
         total = None if response.length is None else start + response.length
         limit = file.size or file.at_most
         if total is not None and ((file.size and total != file.size) or (limit and total > limit)):
