@@ -110,7 +110,7 @@ def test_help_and_config_import_nothing_heavy() -> None:
         (["data=full", "data.download=false", "data_dir=/"], ["tc: no /r8/train.txt", "data=tiny"]),
         (["optimizer=sgd,tmgd", "-m"], ["optimizer=tmgd: there is no such choice; did you mean tmsgd?"]),
         (["hydra.sweeper.max_batch_size=2", "-m"], ["hydra.sweeper.max_batch_size: there is no such setting"]),
-        (["optimizer=adam", "optimizer.betas.x=1"], ["optimizer.betas.x=1: one of these settings cannot be set like this"]),
+        (["optimizer=adam", "optimizer.betas.x=1"], ["one of these settings cannot be set like this"]),
         (["+hydra.sweeper.max_batch_size=2", "-m"], ["hydra.sweeper.max_batch_size: there is no such setting"]),
         (["launcher=local", "hydra/sweeper=basic", "-m"], ["launcher: expected hydra/sweeper=tmbench"]),
         (["launcher=local"], ["launcher: expected a sweep: add -m"]),
