@@ -24,6 +24,7 @@ class TmbenchSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         from tmbench.errors import ConfigError
+        from tmbench.runs.show import console
         from tmbench.sweeps.plan import combinations
         from tmbench.sweeps.sweep import sweep
 
@@ -33,4 +34,6 @@ class TmbenchSweeper(Sweeper):
                 f"hydra.sweeper.{name}: there is no such setting; launcher=local does several jobs at once"
             )
         words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
-        sweep(combinations(self.parser.parse_overrides(words)), self.config)
+        outcomes = sweep(combinations(self.parser.parse_overrides(words)), self.config, console())
+        if any(record.error for record, _ in outcomes):
+            raise SystemExit(1)

@@ -16,9 +16,8 @@ import torch
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-import tmbench.run
-import tmbench.training.train
 from tmbench.config.compose import composed
+from tmbench.run import run
 
 CHANGES = ("os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir", "os.truncate")
 REQUESTS = ((2, 2), (3, 2))  # (epoch, differences) of the states that a run publishes for others
@@ -50,7 +49,7 @@ def ask(folder: Path, words: list[str], number: int = 0, pattern: str = "") -> i
         cfg = OmegaConf.create(composed([*words, f"runs_dir={folder}"]))
         if number:
             die_before(number, pattern)
-        tmbench.run.run(cfg, requests=REQUESTS)
+        run(cfg, requests=REQUESTS)
         code = 0
     finally:
         os._exit(code)

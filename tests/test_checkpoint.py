@@ -20,10 +20,11 @@ from conftest import Compose
 from helpers import assert_same, curves, tmbench, weights
 from matplotlib.figure import Figure
 
-from tmbench import checkpoint, runs
+from tmbench import checkpoint
 from tmbench.errors import DataError, RunError
 from tmbench.result import Result, epochs_done
 from tmbench.run import run
+from tmbench.runs import Run as OpenRun
 from tmbench.runs import figures
 from tmbench.trunks import Trunk
 
@@ -212,8 +213,8 @@ def test_damaged_best_checkpoint_is_named_unless_the_last_is_the_best(composed: 
 def test_one_changed_byte_of_a_result_configuration_or_curve_is_noticed(mine: Path) -> None:
     readers: dict[str, Callable[[], Any]] = {
         "result.json": lambda: Result.load(mine),
-        "config.yaml": lambda: runs.Run.open(mine).config,
-        "curves.csv": lambda: runs.Run.open(mine).curves,
+        "config.yaml": lambda: OpenRun.open(mine).config,
+        "curves.csv": lambda: OpenRun.open(mine).curves,
         "checkpoints/best.ckpt": lambda: checkpoint.load(mine / "checkpoints" / "best.ckpt"),
     }
     for name, reader in readers.items():
@@ -227,17 +228,17 @@ def test_one_changed_byte_of_a_result_configuration_or_curve_is_noticed(mine: Pa
 def test_every_bit_of_a_configuration_counts_and_one_without_a_digest_is_taken(mine: Path) -> None:
     path = mine / "config.yaml"
     whole = path.read_bytes()
-    config = runs.Run.open(mine).config
+    config = OpenRun.open(mine).config
     for at in [*range(80), *range(len(whole) - 10, len(whole))]:
         for bit in range(8):
             path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
             with pytest.raises(DataError, match=r"config\.yaml: damaged"):
-                raise AssertionError(f"byte {at} bit {bit}: {runs.Run.open(mine).config}")
+                raise AssertionError(f"byte {at} bit {bit}: {OpenRun.open(mine).config}")
     path.write_bytes(whole.partition(b"\n")[2])  # as older versions wrote it
-    assert runs.Run.open(mine).config == config
+    assert OpenRun.open(mine).config == config
     path.write_bytes(b"")
     with pytest.raises(DataError, match=r"config\.yaml: damaged: it is empty"):
-        runs.Run.open(mine).config  # noqa: B018
+        OpenRun.open(mine).config  # noqa: B018
     done = tmbench("run", str(path))
     assert (done.returncode, "config.yaml: damaged: it is empty" in done.stderr) == (1, True)
     assert "Traceback" not in done.stderr
@@ -266,14 +267,14 @@ def test_figures_refuse_damaged_weights_and_read_those_of_before(mine: Path) -> 
     last = mine / "checkpoints" / "last.ckpt"
     for _ in damaged(last, 3):
         with pytest.raises(DataError, match=r"last\.ckpt: damaged"):
-            figures.restored(runs.Run.open(mine))
+            figures.restored(OpenRun.open(mine))
     torch.save(torch.load(last, weights_only=True), last)  # without a digest
     with pytest.raises(DataError, match=r"last\.ckpt: damaged"):
-        figures.restored(runs.Run.open(mine))
+        figures.restored(OpenRun.open(mine))
     content = json.loads((mine / "result.json").read_text())
     del content["sha256"]
     (mine / "result.json").write_text(json.dumps(content | {"schema_version": 1}))
-    figures.restored(runs.Run.open(mine))
+    figures.restored(OpenRun.open(mine))
 
 
 # Recovery.
@@ -286,7 +287,7 @@ def test_damaged_result_is_not_believed_and_comes_again_from_the_checkpoint(
     content = path.read_text()
     for broken in (content.replace('"status": "completed"', '"status": "diverged"'), content[:300], ""):
         path.write_text(broken)
-        assert runs.Run.open(mine).status == "broken"
+        assert OpenRun.open(mine).status == "broken"
         result, folder, how = ask(composed, mine.parent)
         assert (folder, how, result.status) == (mine, "resumed", "completed")
         assert "result.json: damaged" in capsys.readouterr().err

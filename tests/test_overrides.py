@@ -16,7 +16,6 @@ from conftest import Compose, Run
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-import tmbench.run
 from tmbench.__main__ import train
 from tmbench.config.compose import composed as composed_of
 from tmbench.config.identity import SCHEMA, run_id
@@ -27,7 +26,7 @@ from tmbench.config.trust import check_classes
 from tmbench.data import __main__ as data_command
 from tmbench.errors import ConfigError
 from tmbench.files import read_sealed_text, sealed_text
-from tmbench.run import run
+from tmbench.run import main, run
 from tmbench.sweeps import sweep
 from tmbench.sweeps.job import JobOrder
 from tmbench.sweeps.plan import Job, JobComposer, RunFinder, words_of_arms
@@ -44,7 +43,7 @@ def rerun(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
         return (composed_of if re.search("searchpath|,", "".join(words)) else COMPOSER)(words)
 
     monkeypatch.setattr("tmbench.config.overrides.composed", compose)
-    return lambda *words: tmbench.run.main([*map(str, words)])
+    return lambda *words: main([*map(str, words)])
 
 
 @pytest.fixture

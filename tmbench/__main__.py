@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from hydra.errors import HydraException
 
-from .errors import ConfigError
 from .verbs import ERROR, USAGE, did_you_mean, guarded, is_expected, leave
 
 if TYPE_CHECKING:
@@ -31,15 +30,12 @@ def job(cfg: "DictConfig") -> float | None:
     from .run import report, run
     from .runs.show import console, one
     from .sweeps.job import command
-    from .sweeps.sweep import check_options
+    from .sweeps.sweep import check_alone, check_options
 
     about = HydraConfig.get()
     check_options(about)
     by_a_sweeper = about.mode == RunMode.MULTIRUN
-    for_a_sweep = {"plan": cfg.plan, "study": cfg.study.name != "none", "launcher": cfg.launcher.name != "serial"}
-    for key in (key for key, is_set in for_a_sweep.items() if is_set):
-        expected = "hydra/sweeper=tmbench, which alone knows it" if by_a_sweeper else "a sweep: add -m"
-        raise ConfigError(f"{key}: expected {expected}")
+    check_alone(cfg, "hydra/sweeper=tmbench, which alone knows it" if by_a_sweeper else "a sweep: add -m")
     words = [*search_path(about.runtime.config_sources), *about.overrides.task]
     if not by_a_sweeper:
         if code := guarded(lambda: report(run(cfg, command(words), words=words))):  # Hydra prints what it sees raised

@@ -1,5 +1,7 @@
 """The figure that every run has, its curves; and how figures are saved."""
 
+import io
+import re
 from pathlib import Path
 
 import matplotlib
@@ -13,8 +15,8 @@ DPI = 110
 
 def curves(rows: list[dict[str, float]], headline: str, switch_epoch: int | None) -> Figure:
     """Training loss and headline metric (as in the rows) after each epoch, the switch marked."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    for ax, key in zip(axes, ("train/loss", headline), strict=True):
+    figure = Figure(figsize=(9, 3.2), layout="constrained")  # none of pyplot's, which a notebook would show as well
+    for ax, key in zip(figure.subplots(1, 2), ("train/loss", headline), strict=True):
         known = [row for row in rows if key in row]
         ax.plot([row["epoch"] for row in known], [row[key] for row in known], marker="o", markersize=3)
         ax.set(title=key, xlabel="epochs trained")
@@ -33,3 +35,13 @@ def save(figure: Figure, path: Path) -> None:
     with naming(path):
         figure.savefig(path, dpi=DPI, bbox_inches=None if figure.get_layout_engine() else "tight")
     plt.close(figure)
+
+
+def svg(figure: Figure, name: str) -> str:
+    """The figure as part of a page, and closes it; `name` is unique in that page."""
+    text = io.StringIO()
+    with plt.rc_context({"svg.hashsalt": name}):
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    # Without the XML head, and without names that would be there twice in a page of several figures.
+    return re.sub(r'<g id="[\w.]+_\d+">', "<g>", text.getvalue()[text.getvalue().index("<svg") :])

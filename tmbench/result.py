@@ -1,10 +1,13 @@
 """What came of a run: its record in result.json, made of what training measured, and checked when it is read."""
 
+import base64
+import csv
 import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
+from html import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,10 @@ BOUNDED = (*SHARES, "auc")  # metrics between 0 and 1
 
 @dataclass
 class Result:
-    """One run's result. Seconds are training alone, without set-up and evaluation, the shared trunk's included."""
+    """One run's result. Seconds are training alone, without set-up and evaluation, the shared trunk's included.
+
+    `folder`, no field of it, is the run's folder; None of a result that was not read from, or written to, a folder.
+    """
 
     run_id: str  # the name of its folder
     status: str  # completed, diverged, interrupted or failed
@@ -63,6 +69,9 @@ class Result:
     curves_sha256: str | None = None  # of curves.csv
     schema_version: int = SCHEMA  # of this file
 
+    def __post_init__(self) -> None:
+        self.folder: Path | None = None
+
     @property
     def headline(self) -> str:
         """The key of the metric that ranks runs, such as `test/accuracy`."""
@@ -71,6 +80,7 @@ class Result:
     def save(self, folder: Path) -> None:
         """Writes result.json, whose last key is the sha256 of the others; ValueError if a number is not finite."""
         write(folder / "result.json", _sealed(asdict(self)))
+        self.folder = folder
 
     @classmethod
     def load(cls, folder: Path) -> "Result | None":
@@ -88,9 +98,11 @@ class Result:
             raise DataError("damaged: its content does not match its sha256")
 
         try:
-            return read(folder / "result.json", parse, "the run's own command writes it again")
+            result = read(folder / "result.json", parse, "the run's own command writes it again")
         except FileNotFoundError:
             return None
+        result.folder = folder
+        return result
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Result":
@@ -114,6 +126,43 @@ class Result:
                 place |= {name: place[name] + 1 for name in ("epoch", "step") if name in place}
         content = printable(content)
         return cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content})
+
+    def _repr_html_(self) -> str:
+        """A table and the learning curves, which a notebook shows of it."""
+        key, last, best, at = self.headline, self.metrics["last"], self.metrics["best"], self.diverged_at
+        when = f", best {shown(best.get(key), key)} after epoch {best['epoch']:.0f}" if "epoch" in best else ""
+        facts = [
+            (self.metric, f"{shown(last.get(key), key)}{when}, on {self.profile} data ({self.split} split)"),
+            ("baseline", shown(self.baseline.get(key), key)),
+            ("status", self.status + (f" in epoch {at['epoch']}, step {at['step']}" if at else "")),
+            ("switch", "none" if self.switch["step"] is None else f"after epoch {self.switch['effective']}"),
+            ("training", f"{self.epochs['trained']} of {self.epochs['asked']} epochs, {self.seconds:.1f} s"),
+            ("folder", str(self.folder or "-")),
+            *(("note", note) for note in self.notes),
+            *([("error", self.error)] if self.error else []),
+        ]
+        rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in facts)
+        head = escape(f"{self.task} {self.optimizer} seed={self.seed}")
+        return f"<table><caption>{head}</caption>{rows}</table>{self._picture()}"
+
+    def _picture(self) -> str:
+        """The learning curves as an image in HTML; nothing if there are none that can be read."""
+        try:
+            text = read(self.folder / "curves.csv", bytes.decode) if self.folder else ""
+            rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(text.splitlines())]
+        except (OSError, ValueError, TypeError):
+            return ""
+        if not rows or any("epoch" not in row for row in rows):
+            return ""
+        from .figures import curves, svg  # matplotlib
+
+        for row in rows if self.schema_version < 4 else ():
+            row["epoch"] += 1
+        switch = self.switch["effective"]
+        figure = curves(rows, self.headline, switch if isinstance(switch, int) else None)
+        image = base64.b64encode(svg(figure, self.run_id).encode()).decode()
+        about = escape(f"Training loss and {self.headline} after each epoch")
+        return f'<img alt="{about}" style="max-width: 100%" src="data:image/svg+xml;base64,{image}"/>'
 
 
 def finished(

@@ -66,8 +66,7 @@ def runs_of(settings: Values, words: list[str]) -> "Runs":
 
 def do(settings: Values, words: list[str]) -> int:
     """Writes the report, or says how many seeds a difference needs."""
-    for metric, value in settings["margin"].items():
-        Setting("a number > 0", "").checked(f"margin.{metric}", value)
+    _check_margins(settings)
     from ..runs import show
     from . import answers, formats, page
 
@@ -79,13 +78,26 @@ def do(settings: Values, words: list[str]) -> int:
         for table in () if settings["json"] else tables:
             formats.console(table, show.console())
         return 0
-    report = answers.report(runs_of(settings, words), settings)
-    notes = _write(report, _command(settings, words))
+    report, notes = written(settings, words)
     if settings["json"]:
         print(formats.as_json(page.content(report)), end="")
     else:
         _print(report, notes, show.console())
     return 0
+
+
+def written(settings: Values, words: list[str]) -> tuple["Report", list[str]]:
+    """The report on the runs that the words mean, whose files are written, and notes on where else it went."""
+    from . import answers
+
+    _check_margins(settings)
+    report = answers.report(runs_of(settings, words), settings)
+    return report, _write(report, _command(settings, words))
+
+
+def _check_margins(settings: Values) -> None:
+    for metric, value in settings["margin"].items():
+        Setting("a number > 0", "").checked(f"margin.{metric}", value)
 
 
 def _command(settings: Values, words: list[str]) -> str:

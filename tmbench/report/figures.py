@@ -1,21 +1,18 @@
 """The report's figures, as SVG, in colours that the colour-blind can tell apart; dashes and markers serve in grey."""
 
-import io
 import re
 from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only
 import matplotlib.pyplot as plt
 import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..figures import svg
 from ..result import FINAL
 from .across import Ranking, profile
 from .contents import Drawing, Report
@@ -41,7 +38,7 @@ def figures(report: Report) -> Iterator[Drawing]:
     """Learning curves and switch epochs of each problem; ranks and profiles of each kind of problems."""
     with plt.rc_context(STYLE):
         for name, text, figure in _drawn(report):
-            yield Drawing(name, text, _svg(figure, name))
+            yield Drawing(name, text, svg(figure, name))
 
 
 def _drawn(report: Report) -> Iterator[tuple[str, str, Figure]]:
@@ -63,15 +60,6 @@ def _drawn(report: Report) -> Iterator[tuple[str, str, Figure]]:
 
 def _name(kind: str, problem: Problem) -> str:
     return f"{kind}-{problem.index}-{problem.task}-{problem.profile}"
-
-
-def _svg(figure: Figure, name: str) -> str:
-    text = io.StringIO()
-    with plt.rc_context({"svg.hashsalt": name}):
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    plt.close(figure)
-    # Without the XML head, and without names that would be there twice in a page of several figures.
-    return re.sub(r'<g id="[\w.]+_\d+">', "<g>", text.getvalue()[text.getvalue().index("<svg") :])
 
 
 def _text(label: str) -> str:

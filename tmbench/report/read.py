@@ -3,7 +3,7 @@
 import glob
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,7 +193,13 @@ class CurveFile(NamedTuple):
 
 
 def curves(files: list[CurveFile], notes: list[str]) -> pl.DataFrame:
-    """All curves as one table; files with the same head are parsed at once.
+    """Loss and metric of all curves as one table; what is not finite becomes null, see `curve_tables`."""
+    tables = [_selected(table, key) for key, table in curve_tables(files, notes)]
+    return pl.concat([pl.DataFrame(schema=COLUMNS), *tables])
+
+
+def curve_tables(files: list[CurveFile], notes: list[str]) -> Iterator[tuple[str, pl.DataFrame]]:
+    """The curves with all of their columns: files with the same head and key are one table, parsed at once.
 
     What is not finite becomes null: to polars a NaN is larger than every number. Notes tell what is wrong with files.
     """
@@ -203,26 +209,25 @@ def curves(files: list[CurveFile], notes: list[str]) -> pl.DataFrame:
         if body.strip():
             body = body.removesuffix("\n") + "\n"
             groups.setdefault((head.strip(), file.key), []).append(file._replace(text=body))
-    tables = [pl.DataFrame(schema=COLUMNS)]
     for (head, key), alike in groups.items():
         names = head.split(",")
         if not {"epoch", "step", "seconds"} <= set(names):
             notes.append(f"{alike[0].folder}/curves.csv: left out, expected epoch, step and seconds, got {head}")
-        else:
-            tables += [_selected(table, key) for table in _parsed(names, alike, notes)]
-    numbers = pl.col("loss", "metric")
-    return pl.concat(tables).with_columns(pl.when(numbers.is_finite()).then(numbers))
+            continue
+        from_zero = (pl.col("epoch").min().over("run") == 0).cast(pl.Int64)  # schemas 1 to 3 counted so
+        numbers = pl.col(pl.Float64)
+        for table in _parsed(names, alike, notes):
+            whole = table.with_columns(pl.col("epoch").cast(pl.Int64) + from_zero, pl.col("step").cast(pl.Int64))
+            yield key, whole.with_columns(pl.when(numbers.is_finite()).then(numbers))
 
 
 def _selected(table: pl.DataFrame, key: str) -> pl.DataFrame:
     def column(name: str) -> Any:
         return pl.col(name) if name in table.columns else pl.lit(None, pl.Float64)
 
-    from_zero = (pl.col("epoch").min().over("run") == 0).cast(pl.Int64)  # schemas 1 to 3 counted so
     return table.select(
-        "run", pl.col("epoch").cast(pl.Int64) + from_zero, pl.col("step").cast(pl.Int64), "seconds",
-        column("train/loss").alias("loss"), column(key).alias("metric"),
-    )  # fmt: skip
+        "run", "epoch", "step", "seconds", column("train/loss").alias("loss"), column(key).alias("metric")
+    )
 
 
 def _parsed(names: list[str], files: list[CurveFile], notes: list[str]) -> list[pl.DataFrame]:

@@ -70,8 +70,8 @@ class Run:
 
     def value(self, key: str) -> Any:
         """What a filter compares: the status, a fact of the result, or a setting; KeyError if there is none."""
-        if key == "status":
-            return self.status
+        if key in ("status", "run_id"):
+            return self.status if key == "status" else self.folder.name
         if key in ("profile", "split", "metric", "headline"):
             return getattr(self.result, key, None)
         value = select(self.config, key)
@@ -87,7 +87,7 @@ def leftovers_in(folder: Path) -> list[Path]:
 def find(runs_dir: Path, words: list[str]) -> list[Run]:
     """The runs that fit all the words: filters key=value[,value...], and ids of runs, or their starts.
 
-    A key is status, profile, split, metric or any setting.
+    A key is run_id, status, profile, split, metric or any setting.
 
     Raises:
         ConfigError: there is no such folder, no run has such a key, or no run has such an id.
@@ -133,6 +133,8 @@ def fitting(runs: list[Run], filters: list[str]) -> list[Run]:
 
 
 def _same(value: Any, word: str) -> bool:
+    if value is None:
+        return word.lower() in ("null", "none")
     with contextlib.suppress(ValueError, TypeError):
         return float(value) == float(word)
     return str(value).lower() == word.lower()

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
@@ -20,8 +19,6 @@ from . import Run, find
 
 if TYPE_CHECKING:
     from ..task import Task
-
-matplotlib.use("Agg")  # files only; a run has no screen
 
 
 def restored(run: Run, data_dir: str | None = None, trust: str | None = None) -> "Task":

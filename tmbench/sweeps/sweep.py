@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
 from .. import signals
 from ..config.overrides import search_path
@@ -18,8 +19,6 @@ from ..errors import ConfigError, DataError
 from ..files import clear_scratch, folder_for, locked, write
 from ..result import FINAL
 from ..run import run
-from ..runs.show import console
-from ..verbs import explain
 from . import show
 from .job import OWNER, SWEEP, JobRecord, command, do_job, record_of, sweep_id
 from .plan import Job, JobComposer, RunFinder, forecast_epochs, measured_durations, orders_of, words_of_arms
@@ -37,14 +36,23 @@ def check_options(hydra: HydraConf) -> None:
         raise ConfigError(f"--config-name: not supported, since the saved run could not be repeated; {instead}")
 
 
-def sweep(jobs: list[list[str]], config: DictConfig) -> None:
-    """Does the jobs that are not done yet and prints a table of all.
+def check_alone(cfg: DictConfig, instead: str) -> None:
+    """Raises ConfigError for settings of a sweep in the configuration of a single run; `instead` says what has them."""
+    for_a_sweep = {"plan": cfg.plan, "study": cfg.study.name != "none", "launcher": cfg.launcher.name != "serial"}
+    for key in (key for key, is_set in for_a_sweep.items() if is_set):
+        raise ConfigError(f"{key}: expected {instead}")
+
+
+def sweep(jobs: list[list[str]], config: DictConfig, console: Console) -> list[show.Outcome]:
+    """Does the jobs that are not done yet and prints a table of all; returns what came of each.
 
     Args:
         jobs: the override words of each.
         config: as Hydra composes it for the whole command line, `hydra` included.
 
-    Raises ConfigError or HydraException before any job begins, SystemExit if a job or the launcher failed.
+    Raises:
+        ConfigError, HydraException: before any job begins.
+        Exception: the launcher failed; a job that fails is told of in its record.
     """
     check_options(config.hydra)
     choices = config.hydra.runtime.choices
@@ -59,7 +67,8 @@ def sweep(jobs: list[list[str]], config: DictConfig) -> None:
 
         launcher = launcher_of(asked)
     if asked[0].raw["plan"] is True:
-        return _print_plan(asked, composer, measure=launcher is None or not launcher.elsewhere)
+        _print_plan(asked, composer, launcher is None or not launcher.elsewhere, console)
+        return []
     found = _with_arms(asked, composer, download=True)
     folder = folder_for("hydra.sweep.dir", config.hydra.sweep.dir)
     with _only_sweep_in(folder):
@@ -71,10 +80,10 @@ def sweep(jobs: list[list[str]], config: DictConfig) -> None:
             if _FILES.fullmatch(path.name):  # an earlier sweep's
                 path.unlink()
         OmegaConf.save(config, folder / "multirun.yaml")
-        _do(folder, found, launcher)
+        return _do(folder, found, launcher, console)
 
 
-def _print_plan(asked: list[Job], composer: JobComposer, measure: bool) -> None:
+def _print_plan(asked: list[Job], composer: JobComposer, measure: bool, console: Console) -> None:
     """Prints what the sweep would do. If no run here tells how long an epoch takes, one may be measured."""
     jobs = _with_arms(asked, composer, download=False)
     job = next((job for job in jobs if job.is_due and job.folder), None)
@@ -86,13 +95,13 @@ def _print_plan(asked: list[Job], composer: JobComposer, measure: bool) -> None:
             raise KeyboardInterrupt
         jobs = _with_arms([Job(j.number, j.overrides, j.raw, j.search) for j in asked], composer, download=False)
     forecast_epochs(jobs)
-    show.print_plan(jobs, measured_durations(jobs), console())
+    show.print_plan(jobs, measured_durations(jobs), console)
 
 
-def _do(folder: Path, jobs: list[Job], launcher: "Launcher | None") -> None:
+def _do(folder: Path, jobs: list[Job], launcher: "Launcher | None", console: Console) -> list[show.Outcome]:
     """Does the jobs that are due, and prints the table of all, however that ends."""
     due = [job for job in jobs if job.is_due]
-    failed = stopped = False
+    failure: BaseException | None = None
     try:
         signals.check()
         if launcher and due:
@@ -100,17 +109,16 @@ def _do(folder: Path, jobs: list[Job], launcher: "Launcher | None") -> None:
         else:
             _one_after_another(folder, due)
     except (Exception, KeyboardInterrupt) as error:  # the launcher's; what a job raised is in its record
-        if not (stopped := signals.is_interrupt(error)):
-            print(explain(error), file=sys.stderr)
-            failed = True
+        failure = error
     outcomes = [outcome for job in jobs if (outcome := _outcome(folder, job))]
     if outcomes:
-        show.print_results(outcomes, console())
-    if stopped:
+        show.print_results(outcomes, console)
+    if failure and signals.is_interrupt(failure):
         done = sum(result.status in FINAL for _, result in outcomes if result)
         raise KeyboardInterrupt(f"{done} of {len(jobs)} jobs are done, and each whole epoch of the others is saved")
-    if failed or any(record.error for record, _ in outcomes):
-        raise SystemExit(1)
+    if failure:
+        raise failure
+    return outcomes
 
 
 def _one_after_another(folder: Path, due: list[Job]) -> None:
