@@ -3,7 +3,6 @@
 import itertools
 import os
 import random
-import re
 import sys
 import threading
 import warnings
@@ -16,11 +15,13 @@ from typing import Any
 
 import polars as pl
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from rich.console import Console
 
 from . import signals
 from .config.compose import check_choices, composed, own_files
+from .config.overrides import word_of
 from .config.table import conf_dir
 from .errors import ConfigError, DataError, RunError
 from .frames import filter_words, recorded, table
@@ -38,9 +39,6 @@ from .verbs import explain, is_expected
 
 Place = str | os.PathLike[str]  # a folder
 _only_one = threading.RLock()  # random generators, signals and Hydra's state are the process's
-_PLAIN = re.compile(r"[A-Za-z_/][\w./-]*")  # text that Hydra takes as it is, but for these:
-_NO_TEXT = ("null", "true", "false", "inf", "nan")
-_KEY = re.compile(r"\+{0,2}(?!hydra\b)[A-Za-z_][\w.]*")
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,7 @@ def run(
     given = {"task": task, "optimizer": optimizer, "seed": seed, **_places(runs_dir, data_dir, force), **settings}
     with _as_guest(progress):
         search = _own(config_dir)
-        words = [*search, *(f"{key}={_word(key, value)}" for key, value in given.items())]
+        words = [*search, *(word_of(key, value) for key, value in given.items())]
         check_choices(words, [Path(config_dir)] if config_dir else [])
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             cfg = OmegaConf.create(composed(words))
@@ -199,7 +197,7 @@ def sweep(
     given = {"task": task, "optimizer": optimizer, "seed": seed, **_places(runs_dir, data_dir, force), **settings}
     with _as_guest(progress):
         search = _own(config_dir)
-        choices = [[f"{key}={_word(key, value)}" for value in _values(key, several)] for key, several in given.items()]
+        choices = [[word_of(key, value) for value in _values(key, several)] for key, several in given.items()]
         jobs = [list(words) for words in itertools.product(*choices)]
         for words in choices:
             check_choices(words, [Path(config_dir)] if config_dir else [])
@@ -276,39 +274,6 @@ def _values(key: str, value: Any) -> list[Any]:
     return values
 
 
-def _word(key: str, value: Any) -> str:
-    """A Python value as Hydra's grammar writes it, so that Hydra reads the same value."""
-    if not _KEY.fullmatch(key):
-        raise ConfigError(f"{key}: expected the name of a setting, such as lr, task.width or +optimizer.fused")
-    return _written(key, value)
-
-
-def _written(key: str, value: Any) -> str:
-    if hasattr(value, "tolist"):  # numpy's and torch's numbers and arrays
-        value = value.tolist()
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return str(value).lower()
-        case int():
-            return int.__repr__(value)
-        case float():
-            return float.__repr__(value)
-        case str() if _PLAIN.fullmatch(value) and value.lower() not in _NO_TEXT:
-            return value
-        case str():  # only a quote, and what stands before one, is escaped
-            return "'" + re.sub(r"(\\*)('|$)", lambda at: at[1] * 2 + ("\\'" if at[2] else ""), value) + "'"
-        case os.PathLike():
-            return _written(key, os.fspath(value))
-        case list() | tuple():
-            return f"[{','.join(_written(key, one) for one in value)}]"
-        case Mapping() if all(isinstance(name, str) and _PLAIN.fullmatch(name) for name in value):
-            return f"{{{','.join(f'{name}:{_written(key, one)}' for name, one in value.items())}}}"
-    expected = "None, a bool, a number, a text, a path, or a list or mapping of these"
-    raise ConfigError(f"{key}: expected {expected}, got {value!r:.100}")
-
-
 def _swept(outcomes: list[Outcome]) -> Sweep:
     _, varied, _ = varied_settings([(record.words, record.arm) for record, _ in outcomes])
     rows = [
@@ -351,7 +316,8 @@ def _as_guest(progress: bool) -> Iterator[None]:
                 raise error if isinstance(error, KeyboardInterrupt) else KeyboardInterrupt from None
             if isinstance(error, (ConfigError, DataError, RunError)) or not is_expected(error):
                 raise
-            raise (DataError if isinstance(error, OSError) else ConfigError)(explain(error)) from None
+            of_hydra = isinstance(error, HydraException)  # which may be an OSError as well
+            raise (DataError if isinstance(error, OSError) and not of_hydra else ConfigError)(explain(error)) from None
 
 
 def _host_state() -> Iterator[Callable[[], object]]:

@@ -64,8 +64,8 @@ def runs(runs_dir: str | os.PathLike[str] = "runs", **filters: Any) -> pl.DataFr
         >>> frame = tmbench.runs("mine", optimizer=["sgd", "adam"], status="completed")
         >>> frame.select("task", "optimizer", "seed", "epochs", "lr").rows()
         [('tc', 'sgd', 0, 1, 0.02)]
-        >>> frame.to_pandas()["test/accuracy"].between(0, 1).all()
-        np.True_
+        >>> frame.to_pandas()["task"].to_list()
+        ['tc']
     """
     return table(_records(opened(filter_words(filters), Path(runs_dir).expanduser())))
 
@@ -91,7 +91,7 @@ def curves(runs_dir: str | os.PathLike[str] = "runs", **filters: Any) -> pl.Data
         >>> import tmbench
         >>> result = tmbench.run("tc", "sgd", epochs=2, batch_size=40, runs_dir="mine", progress=False)
         >>> tmbench.curves("mine", run_id=result.run_id).select("epoch", "step", "lr").rows()
-        [(1, 6, 0.02), (2, 12, 0.02)]
+        [(1, 8, 0.02), (2, 16, 0.02)]
     """
     found = _records(opened(filter_words(filters), Path(runs_dir).expanduser()))
     files = [CurveFile(i, record.folder, "", record.curves) for i, record in enumerate(found) if record.curves]

@@ -1,8 +1,9 @@
 """The words that a run was asked for with, kept beside what they became, so that a change is composed anew."""
 
+import os
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,46 @@ OF_A_SWEEP = ("launcher", "plan", "study")
 AROUND = ("force", "runs_dir", "data_dir")
 _OF_TRAINER = [name for name, key in keys("trainer", "auto").items() if key.kind != BOOKKEEPING]
 
+_KEY = re.compile(r"\+{0,2}(?!hydra\b)[A-Za-z_][\w.]*")
+_PLAIN = re.compile(r"[A-Za-z_/][\w./-]*", re.ASCII)  # text that Hydra takes as it is, but for a few words
+
 
 def key_of(word: str) -> str:
     """The key of a word such as +optimizer.amsgrad=true."""
     return word.lstrip("+~").partition("=")[0]
+
+
+def word_of(key: str, value: Any) -> str:
+    """The word for a Python value, of which Hydra makes the same value; ConfigError if the key or value has none.
+
+    Numbers and arrays of numpy and torch are plain numbers and lists; interpolations such as ${lr} stay.
+    """
+    if not _KEY.fullmatch(key):
+        raise ConfigError(f"{key}: expected the name of a setting, such as lr, task.width or +optimizer.fused")
+    return f"{key}={_in_grammar(key, value)}"
+
+
+def _in_grammar(key: str, value: Any) -> str:
+    """A value as Hydra's grammar has it."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    match value:
+        case None | bool():
+            return "null" if value is None else str(value).lower()
+        case int() | float():
+            return (int if isinstance(value, int) else float).__repr__(value)  # not that of a subclass
+        case str() if _PLAIN.fullmatch(value) and value.lower() not in ("null", "true", "false", "inf", "nan"):
+            return value
+        case str():  # only a quote, and what stands before one, is escaped
+            return "'" + re.sub(r"(\\*)('|$)", lambda at: at[1] * 2 + ("\\'" if at[2] else ""), value) + "'"
+        case os.PathLike():
+            return _in_grammar(key, os.fspath(value))
+        case list() | tuple():
+            return f"[{','.join(_in_grammar(key, one) for one in value)}]"
+        case Mapping() if all(isinstance(name, str) and _PLAIN.fullmatch(name) for name in value):
+            return f"{{{','.join(f'{name}:{_in_grammar(key, one)}' for name, one in value.items())}}}"
+    expected = "None, a bool, a number, a text, a path, or a list or mapping of these"
+    raise ConfigError(f"{key}: expected {expected}, got {value!r:.100}")
 
 
 def of_the_run(words: Iterable[str]) -> list[str]:
