@@ -131,7 +131,8 @@ def test_every_optimizer_and_task_has_its_place() -> None:
     assert all(f"tasks/{task}.md" in nav for task in choices("task"))
 
 
-def test_examples_in_docstrings_of_the_api_run() -> None:
+def test_examples_in_docstrings_of_the_api_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     names = re.findall(r"^::: ([\w.]+)$", (ROOT / "docs" / "reference" / "api.md").read_text(), re.MULTILINE)
     assert len(names) > 5
     attempted = 0

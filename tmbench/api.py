@@ -2,43 +2,34 @@
 
 import itertools
 import os
-import random
-import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, redirect_stderr
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
+from hydra import compose
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from . import signals
 from .config.compose import check_choices, composed, own_files
 from .config.overrides import word_of
-from .config.table import conf_dir
-from .errors import ConfigError, DataError, RunError
+from .errors import ConfigError
 from .frames import filter_words, recorded, table
+from .guest import as_guest, our_hydra
 from .report.__main__ import main as report_command
 from .report.__main__ import written
 from .report.formats import finite
 from .result import Result
 from .run import run as run_once
 from .runs.show import console
-from .sweeps.job import SWEEP, command
+from .sweeps.job import command
 from .sweeps.show import Outcome, varied_settings
 from .sweeps.sweep import check_alone
 from .sweeps.sweep import sweep as do_sweep
-from .verbs import explain, is_expected
 
 Place = str | os.PathLike[str]  # a folder
-_only_one = threading.RLock()  # random generators, signals and Hydra's state are the process's
 
 
 @dataclass(frozen=True)
@@ -49,6 +40,7 @@ class Sweep:
         results: of the jobs that have one, in their order.
         failures: of the others: what went wrong, by the number of the job.
         table: a row a job: `job`, `arm` (of a study), `how` (new, resumed or shown), and the columns of `runs`.
+        varied: the settings in which the jobs differ.
     """
 
     results: list[Result]
@@ -137,11 +129,11 @@ def run(
         tmbench.errors.ConfigError: lr: expected a number > 0, got -1
     """
     given = {"task": task, "optimizer": optimizer, "seed": seed, **_places(runs_dir, data_dir, force), **settings}
-    with _as_guest(progress):
+    with as_guest(progress):
         search = _own(config_dir)
         words = [*search, *(word_of(key, value) for key, value in given.items())]
         check_choices(words, [Path(config_dir)] if config_dir else [])
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        with our_hydra():
             cfg = OmegaConf.create(composed(words))
         check_alone(cfg, "tmbench.sweep, not tmbench.run")
         result, folder, _ = run_once(cfg, command(words), words=words)
@@ -195,14 +187,14 @@ def sweep(
         [(0, 0, 'completed'), (1, 1, 'completed')]
     """
     given = {"task": task, "optimizer": optimizer, "seed": seed, **_places(runs_dir, data_dir, force), **settings}
-    with _as_guest(progress):
+    with as_guest(progress):
         search = _own(config_dir)
         choices = [[word_of(key, value) for value in _values(key, several)] for key, several in given.items()]
         jobs = [list(words) for words in itertools.product(*choices)]
         for words in choices:
             check_choices(words, [Path(config_dir)] if config_dir else [])
         is_plan = given.get("plan") is True
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        with our_hydra():
             config = compose("config", [*search, *jobs[0]], return_hydra_config=True)
             outcomes = do_sweep(jobs, config, console() if is_plan else Console(quiet=True))
     swept = _swept(outcomes)
@@ -240,7 +232,7 @@ def report(runs_dir: Place = "runs", out: Place = "report", **settings: Any) -> 
         raise ConfigError(
             "report: expected no plan= and json=, which only the command line has: tmbench report plan=..."
         )
-    with _as_guest(progress=True):
+    with as_guest(progress=True):
         places = {"runs_dir": Path(runs_dir).expanduser(), "out": Path(out).expanduser()}
         done, notes = written(*report_command.parse(filter_words(places | settings)))
     rows = [
@@ -267,6 +259,7 @@ def _own(config_dir: Place | None) -> list[str]:
 
 def _values(key: str, value: Any) -> list[Any]:
     """The values to try that were given for a setting."""
+    value = value.tolist() if hasattr(value, "tolist") else value  # a number of numpy or torch may be an Iterable
     if isinstance(value, (str, bytes, Mapping, os.PathLike)) or not isinstance(value, Iterable):
         return [value]
     if not (values := list(value)):
@@ -290,52 +283,5 @@ def _swept(outcomes: list[Outcome]) -> Sweep:
         [result for _, result in outcomes if result],
         {record.number: record.error for record, _ in outcomes if record.error},
         jobs.with_columns(status=status, error=error).drop("failure"),
-        varied,
+        [key.lstrip("+") for key in varied],
     )
-
-
-@contextmanager
-def _as_guest(progress: bool) -> Iterator[None]:
-    """Works in somebody else's program: one call at a time, which leaves the process as it was.
-
-    What a person can mend becomes a ConfigError, DataError or RunError of one message; a request to stop
-    KeyboardInterrupt.
-    """
-    with _only_one, ExitStack() as stack:
-        if not progress:
-            stack.enter_context(redirect_stderr(StringIO()))
-        for restore in _host_state():
-            stack.callback(restore)
-        stack.callback(signals.forget)
-        try:
-            with signals.raising():
-                yield
-                signals.check()  # a request that came when all was done: no next call is to begin
-        except (Exception, KeyboardInterrupt) as error:
-            if signals.is_interrupt(error):
-                raise error if isinstance(error, KeyboardInterrupt) else KeyboardInterrupt from None
-            if isinstance(error, (ConfigError, DataError, RunError)) or not is_expected(error):
-                raise
-            of_hydra = isinstance(error, HydraException)  # which may be an OSError as well
-            raise (DataError if isinstance(error, OSError) and not of_hydra else ConfigError)(explain(error)) from None
-
-
-def _host_state() -> Iterator[Callable[[], object]]:
-    """What brings back the host's random numbers, choice of kernels and variables, as they are now."""
-    before = {name: os.environ.get(name) for name in (SWEEP, "OMP_NUM_THREADS")}
-    yield lambda: [os.environ.pop(k, None) if v is None else os.environ.update({k: v}) for k, v in before.items()]
-    state = random.getstate()
-    yield lambda: random.setstate(state)
-    if numpy := sys.modules.get("numpy"):
-        of_numpy = numpy.random.get_state()
-        yield lambda: numpy.random.set_state(of_numpy)
-    if torch := sys.modules.get("torch"):
-        here = torch.get_rng_state()
-        on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-        is_strict, warns = (
-            torch.are_deterministic_algorithms_enabled(),
-            torch.is_deterministic_algorithms_warn_only_enabled(),
-        )
-        yield lambda: torch.set_rng_state(here)
-        yield lambda: torch.cuda.set_rng_state_all(on_gpus)
-        yield lambda: torch.use_deterministic_algorithms(is_strict, warn_only=warns)

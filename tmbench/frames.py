@@ -61,7 +61,7 @@ def runs(runs_dir: str | os.PathLike[str] = "runs", **filters: Any) -> pl.DataFr
     Examples:
         >>> import tmbench
         >>> _ = tmbench.run("tc", "sgd", epochs=1, batch_size=40, runs_dir="mine", progress=False)
-        >>> frame = tmbench.runs("mine", optimizer=["sgd", "adam"], status="completed")
+        >>> frame = tmbench.runs("mine", optimizer=["sgd", "adam"], seed=0)
         >>> frame.select("task", "optimizer", "seed", "epochs", "lr").rows()
         [('tc', 'sgd', 0, 1, 0.02)]
         >>> frame.to_pandas()["task"].to_list()
