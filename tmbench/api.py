@@ -4,7 +4,7 @@ import itertools
 import os
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Sweep:
         varied: the settings in which the jobs differ.
     """
 
-    results: list[Result]
+    results: list[Result] = field(repr=False)
     failures: dict[int, str]
     table: pl.DataFrame
     varied: list[str]

@@ -3,7 +3,8 @@
 Both mean the same: it says what is saved, and ends with status 130; the same command goes on. How it stops depends on
 where it is:
 
-    imports       at once: nothing is at stake, and nobody could catch an exception
+    imports       at once: nothing is at stake, and nobody could catch an exception; in somebody else's program after
+                  them, since what is half-imported cannot be imported again
     a command     by KeyboardInterrupt, wherever it is, since files land whole; see `raising`
     training      after its step, as whoever has children tells them first; see `listening`
     its last act  not any more: its status is known
@@ -63,6 +64,8 @@ def raising() -> Iterator[None]:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         global raised
+        if not _owned and _is_importing(frame):
+            return  # `check` raises it
         raised = True
         raise KeyboardInterrupt
 
@@ -91,6 +94,12 @@ def forget() -> None:
 def say(message: str) -> None:
     """Prints a line to stderr; for handlers, which may have interrupted another print."""
     os.write(2, f"{message}\n".encode())
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -80,7 +80,7 @@ class Launcher:
         orders = [replace(order, **more) for order in orders_of(jobs)]
         files = {order.save(folder): job for order, job in zip(orders, jobs, strict=True)}
         gpus = max(t["devices"] if t["accelerator"] == "cuda" else 0 for t in (job.cfg["trainer"] for job in jobs))
-        console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        console = Console(stderr=True, force_jupyter=False, highlight=False, markup=False, soft_wrap=True)
         console.print(f"{len(jobs)} jobs, threads of each: {self.threads()}; their output: {folder}/job-*.log")
         was_stopped = False
         with signals.listening(lambda *_: self.stop()), JobsAtWork(files, console) as at_work:
