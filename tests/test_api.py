@@ -68,19 +68,18 @@ class Keeper(torch.optim.SGD):
         super().__init__(parameters, lr=lr)
 
 
-@pytest.fixture
-def own_files(here: Path) -> Path:
-    """A folder with optimizer/keeper.yaml, which has a setting for each of VALUES."""
-    (here / "mine" / "optimizer").mkdir(parents=True)
-    lines = ["name: keeper", f"_target_: {__name__}.Keeper", "_partial_: true", "lr: ${lr}"]
-    lines += [f"v{i}: null" for i in range(len(VALUES) + 6)]
-    (here / "mine" / "optimizer" / "keeper.yaml").write_text("\n".join(lines))
-    return here / "mine"
+def own_optimizer(name: str, target: str, *settings: str) -> Path:
+    """The folder with a file for the optimizer in it."""
+    Path("mine/optimizer").mkdir(parents=True)
+    lines = [f"name: {name}", f"_target_: {target}", "_partial_: true", "lr: ${lr}", *settings]
+    Path(f"mine/optimizer/{name}.yaml").write_text("\n".join(lines))
+    return Path("mine").absolute()
 
 
-def test_values_reach_a_run_and_a_sweep_as_they_are(own_files: Path) -> None:
+def test_values_reach_a_run_and_a_sweep_as_they_are() -> None:
     theirs = [np.float64(0.1), np.int32(3), np.array([1, 2]), torch.tensor(0.5), Path("x y"), (1, 2)]
     values = {f"optimizer.v{i}": value for i, value in enumerate(VALUES + theirs)}
+    own_files = own_optimizer("keeper", f"{__name__}.Keeper", *(f"{key.split('.')[1]}: null" for key in values))
     result = tmbench.run("tc", "keeper", config_dir=own_files, epochs=1, **TINY, **values)
     kept = yaml.safe_load(Path(result.folder or "", "config.yaml").read_text())["optimizer"]
     expected = [*VALUES, 0.1, 3, [1, 2], 0.5, "x y", [1, 2]]
@@ -181,9 +180,7 @@ def test_an_interrupt_is_raised_and_the_same_call_resumes(epochs: int) -> None:
 
 def test_an_interrupt_waits_for_an_import(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is half-imported cannot be imported again, and a kernel lives on."""
-    (here / "mine" / "optimizer").mkdir(parents=True)
-    text = "name: late\n_target_: late_module.Late\n_partial_: true\nlr: ${lr}\n"
-    (here / "mine" / "optimizer" / "late.yaml").write_text(text)
+    own_optimizer("late", "late_module.Late")
     code = "import os\nos.kill(os.getpid(), 2)\nimport torch\nclass Late(torch.optim.SGD): pass\n"
     (here / "late_module.py").write_text(code)
     monkeypatch.syspath_prepend(here)
@@ -292,11 +289,15 @@ def test_runs_are_a_frame_with_a_row_each(made: Make) -> None:
     assert one.rows() == some.rows()
     (made.folder / "empty").mkdir()
     assert tmbench.runs("runs/empty").filter(pl.col("last") > 0).height == 0
-    for wrong, told in ({"lrr": 1}, "lrr: expected"), ({"lr": []}, "lr: expected a value"), ({"task": "a,b"}, "comma"):
+    wrongs = (
+        ({"lrr": 1}, "lrr: exp"),
+        ({"lr": []}, "lr: exp"),
+        ({"task": "a,b"}, "comma"),
+        ({"runs_dir": "x"}, "^x: no"),
+    )
+    for wrong, told in wrongs:
         with pytest.raises(ConfigError, match=told):
             tmbench.runs(**wrong)
-    with pytest.raises(ConfigError, match="nowhere: no such folder"):
-        tmbench.runs("nowhere")
 
 
 def test_a_damaged_run_is_left_out_with_a_warning(made: Make) -> None:
@@ -341,10 +342,9 @@ def test_a_result_shows_itself_as_text_without_outside_help(made: Make) -> None:
     html = result._repr_html_()
     assert re.search(r'<img alt="Training loss and test/accuracy [^"]+" .*src="data:image/svg\+xml;base64,\w', html)
     assert not re.search(r'(src|href)="(?!data:)', html)
-    for damaged in ("", "epoch,x\n1", "epoch,x\nz,1\n"):
+    for damaged in ("", "epoch,x\nz,1\n"):
         (folder / "curves.csv").write_text(damaged)
-        assert "<table" in (html := result._repr_html_())
-        assert ("<img" in html) == (damaged == "epoch,x\n1")
+        assert result._repr_html_().endswith("</table>")
 
 
 @pytest.mark.slow
