@@ -15,7 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
+import numpy as np
+from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.loggers.logger import Logger
 
@@ -67,7 +68,8 @@ class TensorBoard(TensorBoardLogger):
 
     def log_image(self, key: str, images: list[str]) -> None:
         for image in images:
-            self.experiment.add_image(f"{FIGURES}/{key}", plt.imread(image), dataformats="HWC")
+            pixels = np.asarray(Image.open(image).convert("RGB"))
+            self.experiment.add_image(f"{FIGURES}/{key}", pixels, dataformats="HWC")
 
     def close(self, summary: dict[str, Any], last_epoch: int) -> list[str]:
         """Adds the summary, as text and beside the configuration in the tab HParams; returns no notes."""
