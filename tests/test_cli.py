@@ -115,6 +115,7 @@ def test_help_and_config_import_nothing_heavy() -> None:
         (["launcher=local", "hydra/sweeper=basic", "-m"], ["launcher: expected hydra/sweeper=tmbench"]),
         (["launcher=local"], ["launcher: expected a sweep: add -m"]),
         (["plan=true"], ["plan: expected a sweep: add -m"]),
+        (["fail_fast=true"], ["fail_fast: expected a sweep: add -m"]),
         (["study=switch"], ["study: expected a sweep: add -m"]),
         (["task=seg", "data=full", "data.download=false", "data_dir=/"], ["no /voc2007/VOCdevkit", "tar"]),
         (["task=1"], ["task: expected the name of a file of conf/task (ctr, fkpd, ", "got 1"]),

@@ -74,7 +74,7 @@ def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
     monkeypatch.setenv("TMBENCH_SWEEP", "this")
 
     def launched(
-        words: list[str], devices: int = 0, num_nodes: int = 1, **settings: Any
+        words: list[str], devices: int = 0, num_nodes: int = 1, fail_fast: bool = False, **settings: Any
     ) -> tuple[list[dict[str, Any]], str]:
         trainer = {"accelerator": "cuda" if devices else "cpu", "devices": devices, "num_nodes": num_nodes}
         cfg = {"trainer": trainer, "epochs": 1}
@@ -82,7 +82,7 @@ def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
         jobs = [Job(number, [f"do={word}"], raw, cfg=cfg) for number, word in enumerate(words)]
         found = launcher_of(jobs)
         assert found is not None
-        found.launch(tmp_path, jobs)
+        found.launch(tmp_path, jobs, fail_fast)
         seen = [json.loads(file.read_text()) for file in sorted(tmp_path.glob("launch-*.seen"))]
         return seen, capfd.readouterr().err
 
@@ -191,25 +191,44 @@ def test_a_job_that_hangs_is_ended_and_the_others_are_done(
     assert RemoteJob(order.save(tmp_path))() == base.TIMED_OUT  # as on Ray
 
 
-def test_terminal_shows_a_line_for_each_job_that_is_at_work(tmp_path: Path) -> None:
+def test_no_job_starts_after_one_has_failed_if_fail_fast_is_set(launched: Any, tmp_path: Path) -> None:
+    seen, told = launched(["fail", "a", "b", "c"], n_jobs=1, fail_fast=True)
+    assert len(seen) == 0
+    assert "job 0  do=fail: failed" in told
+    assert "fail_fast: a job has failed, and the others stop where they can go on later" in told
+    assert [record_of(tmp_path, number) for number in (1, 2, 3)] == [None, None, None]
+    assert not list(tmp_path.glob("job-0000[123].log"))
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_table_on_a_terminal_shows_where_each_job_is(width: int, tmp_path: Path) -> None:
     jobs = {}
-    for number in range(3):
+    for number in range(5):
         folder = tmp_path / f"run-{number}"
-        (folder / "checkpoints").mkdir(parents=True)
-        (folder / "checkpoints" / "last.ckpt").touch()
-        (folder / "curves.csv").write_text("epoch\n" + "0\n" * (number + 1))
-        job = Job(number, [f"lr=[{number}]"], {}, cfg={"epochs": 4}, folder=folder)
+        folder.mkdir()
+        rows = "".join(f"{epoch},0.00{epoch},0.71,3\n" for epoch in range(1, number + 2))
+        (folder / "curves.csv").write_text(f"epoch,train/loss,test/accuracy,test/other\n{rows}")
+        job = Job(number, ["task=tc", f"task.betas=[{number},2]"], {}, cfg={"epochs": 120}, folder=folder)
         jobs[tmp_path / f"launch-{number:05d}.json"] = job
-    for number in (0, 1):
+    for number in (0, 1, 2):
         (tmp_path / f"job-{number:05d}.log").touch()
-    console = Console(file=StringIO(), force_terminal=True, width=100)
-    with JobsAtWork(jobs, console) as running:
-        running.end(tmp_path / "launch-00000.json", 0, stopping=False)
-        running.refresh()
-        shown = console.file.getvalue()
-    assert re.search(r"job 1  lr=\[1\] .* 2 of 4 epochs", shown)
-    assert "job 2" not in shown
-    assert "job 0" not in shown.split("job 1")[-1]
+    console, plain = (
+        Console(file=StringIO(), force_terminal=on, width=width, height=40, color_system=None) for on in (True, False)
+    )
+    with JobsAtWork(jobs, console) as at_work:
+        at_work.end(tmp_path / "launch-00000.json", 1, stopping=False)
+        assert "job 0  task.betas=[0,2]: failed" in console.file.getvalue()  # type: ignore[attr-defined]
+        at_work.note = "a note"
+        plain.print(at_work.view())
+    frame = plain.file.getvalue()  # type: ignore[attr-defined]
+    lines = [re.sub(r" {2,}", "  ", line.strip()) for line in frame.splitlines()]
+    assert lines[1] == "job  betas  status  epoch  loss  metric  time left"
+    assert lines[3:8] == [
+        "0  [0,2]  failed  1/120  0.001  71.00 %", "1  [1,2]  running  2/120  0.002  71.00 %",
+        "2  [2,2]  running  3/120  0.003  71.00 %", "3  [3,2]  waiting  0/120", "4  [4,2]  waiting  0/120",
+    ]  # fmt: skip
+    assert lines[9:] == ["5 jobs: 1 failed, 2 running, 2 waiting", "a note"]
+    assert max(map(len, frame.splitlines())) <= width
 
 
 def test_jobs_of_different_trunks_start_first(composed: Compose) -> None:

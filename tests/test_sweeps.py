@@ -1,11 +1,13 @@
 """The jobs of a sweep: which they are, that each is composed as by Hydra alone, and what is said of them before."""
 
 import re
+import sys
 from io import StringIO
 from itertools import product
 from pathlib import Path
 from time import process_time
 
+import pexpect
 import pytest
 from conftest import Compose
 from helpers import tmbench
@@ -16,11 +18,11 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from tmbench.config.compose import composed
-from tmbench.config.settle import Settings
+from tmbench.config.settle import Settings, settle
 from tmbench.config.table import conf_dir
 from tmbench.errors import ConfigError
 from tmbench.result import Result
-from tmbench.sweeps.job import JobRecord
+from tmbench.sweeps.job import JobRecord, command
 from tmbench.sweeps.plan import JobComposer, combinations
 from tmbench.sweeps.show import print_results
 
@@ -111,3 +113,57 @@ def test_no_number_of_a_sweeps_table_is_cut(width: int, composed: Compose, tmp_p
     assert [text.count(number) for number in ("71.23 %", "1234.5", "…")] == [16, 8, 0]
     if width >= 80:
         assert (text.count("0.0123456"), text.count("[a,b]"), text.count("completed")) == (4, 4, 8)
+
+
+FAILING = ["task=tc", "epochs=2", "batch_size=80", "optimizer.momentum=0.5,1.1,0.6", "switch_epoch=1"]
+
+
+def test_fail_fast_starts_no_job_after_a_failed_one(tmp_path: Path) -> None:
+    done = tmbench("-m", *FAILING, "fail_fast=true", f"runs_dir={tmp_path}")
+    assert done.returncode == 1
+    states = re.findall(r"^│ +\d │ [\d.]+ +│ ([a-z ]+?) +│", done.stdout, re.MULTILINE)
+    assert states == ["completed", "failed", "not started"]
+    assert "momentum must be in [0, 1), got 1.1" in done.stdout
+    assert len(list(tmp_path.glob("tc-*"))) == 2
+    done = tmbench("-m", *FAILING, "fail_fast=true", "epochs=0", f"runs_dir={tmp_path}/wrong")  # all jobs
+    assert done.returncode == 1
+    assert not list(tmp_path.glob("wrong/tc-*"))
+
+
+def test_fail_fast_is_no_part_of_a_run(composed: Compose) -> None:
+    assert settle(composed()).fail_fast is False
+    older = settle(composed())
+    del older["fail_fast"]
+    assert settle(older) == settle(composed())
+    assert command(["task=tc", "fail_fast=true"]).endswith(" task=tc")
+
+
+def test_serial_sweep_on_a_terminal_shows_its_table_and_every_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as if it were one
+    monkeypatch.setenv("COLUMNS", "80")
+    done = tmbench("-m", *FAILING, f"runs_dir={tmp_path}")
+    assert done.returncode == 1
+    text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", done.stderr)
+    assert re.search(r"job +momentum +status +epoch +loss +metric +time left", text)
+    assert re.search(r"0 +0.5 +completed +2/2 +\S+ +\d+\.\d\d %", text)
+    assert "momentum must be in [0, 1), got 1.1" in text
+    assert "job 1  optimizer.momentum=1.1: failed" in text
+    assert "3 jobs: " in text
+    assert max(map(len, text.replace("\r", "\n").splitlines())) <= 80
+
+
+@pytest.mark.slow
+def test_table_is_redrawn_in_place_on_a_terminal_and_gone_at_the_end(tmp_path: Path) -> None:
+    """In a pseudo-terminal of 80 columns, by the process that a person starts."""
+    words = ["-m", "tmbench", "-m", *FAILING, f"runs_dir={tmp_path}", "launcher=local"]
+    child = pexpect.spawn(sys.executable, words, dimensions=(24, 80), timeout=120, encoding="utf-8")
+    child.expect("time left")
+    child.expect(r"job 1  optimizer.momentum=1.1: failed")
+    child.expect(r"momentum must be in \[0, 1\), got 1.1")
+    child.expect(r"\x1b\[2K")  # the table is wiped out
+    child.expect(r"job +momentum +status +last")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 1

@@ -49,7 +49,8 @@ def planned(cfg: DictConfig, command: str | None = None, words: list[str] | None
         raise ConfigError(f"data_dir: no folder {cfg.data_dir}; to download the data there: mkdir -p {cfg.data_dir}")
     data, profile, digest = open_dataset(cfg, get_class(cfg.task.data))
     folder = Path(cfg.runs_dir) / run_id(cfg, digest)
-    force, cfg.force, cfg.plan = bool(cfg.force), False, False
+    force = bool(cfg.force)
+    cfg.force = cfg.plan = cfg.fail_fast = False
     return Plan(
         cfg, data, profile, digest, folder,
         trunk=trunk_of(cfg, digest) if cfg.trunk == "auto" else None,

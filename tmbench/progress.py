@@ -4,9 +4,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 EVERY = 30.0  # seconds between two lines
+below: "list[Progress] | None" = None  # the bars below a sweep's table, while that is on the terminal
 T = TypeVar("T")
 
 
@@ -26,12 +30,26 @@ class Lines:
     def time_left(self, done: float, total: float) -> str:
         """The time that has passed, and what the rest takes at the same pace."""
         passed = time.monotonic() - self.start
-        return f"{_clock(passed)} passed, {_clock(passed * (total - done) / done) if done else '?'} left"
+        return f"{clock(passed)} passed, {clock(passed * (total - done) / done) if done else '?'} left"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
+
+
+@contextmanager
+def displayed(bar: "Progress") -> "Iterator[Progress]":
+    """Meanwhile a bar is on the terminal: below a sweep's table, if there is one."""
+    if (bars := below) is None:
+        with bar:
+            yield bar
+        return
+    bars.append(bar)
+    try:
+        yield bar
+    finally:
+        bars.remove(bar)
 
 
 @contextmanager
@@ -43,7 +61,7 @@ def progress(name: str, start: int, total: int | None) -> Iterator[Callable[[int
         from rich.progress import TransferSpeedColumn as Speed
 
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), Speed(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True)) as bar:
+        with displayed(Progress(*columns, console=Console(stderr=True))) as bar:
             task = bar.add_task(name, total=total, completed=start)
             yield lambda count: bar.advance(task, count)
         return
@@ -65,9 +83,10 @@ def track(items: Iterable[T], name: str, total: int) -> Iterator[T]:
     """The items, while it tells how many of them have come."""
     if sys.stderr.isatty():
         from rich.console import Console
-        from rich.progress import track as bar
+        from rich.progress import Progress
 
-        yield from bar(items, name, total, console=Console(stderr=True))
+        with displayed(Progress(console=Console(stderr=True))) as bar:
+            yield from bar.track(items, total, description=name)
         return
     lines = Lines()
     for done, item in enumerate(items, 1):

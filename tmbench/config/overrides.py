@@ -21,7 +21,7 @@ from .settle import Saved, Settings, flat, plain, settled
 from .table import BOOKKEEPING, GROUPS, OTHER_FILE, keys, known_keys
 from .trust import check_classes
 
-OF_A_SWEEP = ("launcher", "plan", "study")
+OF_A_SWEEP = ("launcher", "plan", "study", "fail_fast")
 # Where a run lies and whether it is repeated: nothing follows from these, so a saved configuration takes them as it is.
 AROUND = ("force", "runs_dir", "data_dir")
 _OF_TRAINER = [name for name, key in keys("trainer", "auto").items() if key.kind != BOOKKEEPING]

@@ -81,6 +81,7 @@ def settled(raw: Settings) -> Settings:
     try:
         if cfg["trunk"] is False:
             cfg["trunk"] = "off"  # YAML reads off as false
+        cfg.setdefault("fail_fast", False)  # older runs' config.yaml has none
         _check_form(cfg)
         _fill_from_task(cfg)
         _fill_from_trainer(cfg, cfg.pop("launcher", {}))

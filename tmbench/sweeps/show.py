@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .plan import Duration, Job
 
 Outcome = tuple["JobRecord", Result | None]  # of a job
+NOT_STARTED = "not started"  # how a job ended that fail_fast kept from its start
 WIDEST = 10_000  # characters that any table may take, to see how many it would
 _STATES = {"wrong": "[red]wrong[/red]", "same": "another job's", "known": "[green]known[/green]"}
 
@@ -30,7 +31,7 @@ def print_results(outcomes: list[Outcome], console: Console) -> None:
     baseline = ["baseline"] if any(result.baseline for result in results) else []
     rows = []
     for (record, result), own in zip(outcomes, settings, strict=True):
-        cells = {"status": "[red]failed[/red]"}
+        cells = {"status": NOT_STARTED if record.how == NOT_STARTED else "[red]failed[/red]"}
         if result:
             cells = row(Run(Path(record.folder or ""), result, result.status))
             cells["status"] += ", known" if record.how == "shown" else ""

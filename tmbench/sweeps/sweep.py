@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.text import Text
 
 from .. import signals
 from ..config.overrides import search_path
@@ -21,6 +22,7 @@ from ..result import FINAL
 from ..run import run
 from . import show
 from .job import OWNER, SWEEP, JobRecord, command, do_job, record_of, sweep_id
+from .live import JobTable
 from .plan import Job, JobComposer, RunFinder, forecast_epochs, measured_durations, orders_of, words_of_arms
 
 if TYPE_CHECKING:
@@ -38,7 +40,8 @@ def check_options(hydra: HydraConf) -> None:
 
 def check_alone(cfg: DictConfig, instead: str) -> None:
     """Raises ConfigError for settings of a sweep in the configuration of a single run; `instead` says what has them."""
-    for_a_sweep = {"plan": cfg.plan, "study": cfg.study.name != "none", "launcher": cfg.launcher.name != "serial"}
+    chosen = {"study": cfg.study.name != "none", "launcher": cfg.launcher.name != "serial"}
+    for_a_sweep = {"plan": cfg.plan, "fail_fast": cfg.fail_fast, **chosen}
     for key in (key for key, is_set in for_a_sweep.items() if is_set):
         raise ConfigError(f"{key}: expected {instead}")
 
@@ -100,17 +103,23 @@ def _print_plan(asked: list[Job], composer: JobComposer, measure: bool, console:
 
 def _do(folder: Path, jobs: list[Job], launcher: "Launcher | None", console: Console) -> list[show.Outcome]:
     """Does the jobs that are due, and prints the table of all, however that ends."""
-    due = [job for job in jobs if job.is_due]
+    fail_fast = jobs[0].raw["fail_fast"] is True
+    due = [job for job in jobs if job.is_due and not (fail_fast and any(job.state == "wrong" for job in jobs))]
     failure: BaseException | None = None
     try:
         signals.check()
         if launcher and due:
-            launcher.launch(folder, due)
+            launcher.launch(folder, due, fail_fast)
         else:
-            _one_after_another(folder, due)
+            _one_after_another(folder, due, fail_fast)
     except (Exception, KeyboardInterrupt) as error:  # the launcher's; what a job raised is in its record
         failure = error
     outcomes = [outcome for job in jobs if (outcome := _outcome(folder, job))]
+    if fail_fast and any(record.error for record, _ in outcomes):
+        known = {record.number for record, _ in outcomes}
+        left = [JobRecord(job.number, job.overrides, job.arm, how=show.NOT_STARTED) for job in jobs]
+        outcomes += [(record, None) for record in left if record.number not in known]
+        outcomes.sort(key=lambda outcome: outcome[0].number)
     if outcomes:
         show.print_results(outcomes, console)
     if failure and signals.is_interrupt(failure):
@@ -121,13 +130,24 @@ def _do(folder: Path, jobs: list[Job], launcher: "Launcher | None", console: Con
     return outcomes
 
 
-def _one_after_another(folder: Path, due: list[Job]) -> None:
-    for order in orders_of(due):
-        arm = f"  ({order.arm})" if order.arm else ""
-        print(f"\njob {order.number}: {' '.join(order.words)}{arm}", file=sys.stderr)
-        result = do_job(folder, order)  # None: it failed; the others go on
-        if result and result.status == "interrupted":
-            raise KeyboardInterrupt  # a person wants the sweep to stop, not this job alone
+def _one_after_another(folder: Path, due: list[Job], fail_fast: bool) -> None:
+    current = -1
+    console = Console(stderr=True, force_jupyter=False, highlight=False, markup=False, soft_wrap=True)
+    is_alone = all(job.cfg["trainer"]["devices"] == 1 for job in due)  # else a run's first process shows its bar
+    with JobTable(due, lambda job: job.number == current, console, is_alone) as table:
+        for order in orders_of(due):
+            current = order.number
+            if not table.is_shown:
+                arm = f"  ({order.arm})" if order.arm else ""
+                print(f"\njob {order.number}: {' '.join(order.words)}{arm}", file=sys.stderr)
+            result = do_job(folder, order)  # None: it failed, and has said why
+            table.ended(order.number, result.status if result else "failed", result)
+            if result is None and table.is_shown:
+                console.print(Text(f"{table.names[order.number]}: failed", "red"))
+            if result is None and fail_fast:
+                return
+            if result and result.status == "interrupted":
+                raise KeyboardInterrupt  # a person wants the sweep to stop, not this job alone
 
 
 def _outcome(folder: Path, job: Job) -> show.Outcome | None:

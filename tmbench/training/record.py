@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import time
+from contextlib import ExitStack
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -22,7 +23,7 @@ from .. import checkpoint
 from ..errors import DataError
 from ..figures import curves, save
 from ..files import land, link, write
-from ..progress import Lines
+from ..progress import Lines, displayed
 from ..result import newest, shown
 from ..task import Task
 from ..trunks import Reservation, Trunk
@@ -78,9 +79,10 @@ class Record(Callback):
         metrics = pl_module.values() | pl_module.average_values if pl_module.evaluates else {}
         losses = mean_losses(pl_module.losses, list(task.players()), pl_module.measured)
         row: dict[str, float] = {"epoch": epoch, "step": epoch * len(pl_module.losses), **pl_module.last_lrs()}
-        row |= {"seconds": self.seconds, **losses, **metrics}
-        self.rows.append(row)
         headline, sign = pl_module.headline, 1 if task.higher_is_better else -1
+        first = {headline: metrics[headline]} if metrics else {}  # for those who do not know which it is
+        row |= {"seconds": self.seconds, **losses, **first, **metrics}
+        self.rows.append(row)
         improved = bool(metrics) and (not self.best or sign * metrics[headline] > sign * self.best[headline])
         if improved:
             self.best = {key: value for key, value in row.items() if key == "epoch" or "/" in key}
@@ -184,6 +186,7 @@ class Bar(Callback):
         news = TextColumn("{task.fields[news]}")
         left = TimeRemainingColumn(elapsed_when_finished=True)
         self.progress = Progress(TextColumn("{task.description}"), BarColumn(24), left, news, console=console)
+        self.display = ExitStack()
         self.update = partial(self.progress.update, self.progress.add_task("", news=""))
         (self.task,) = self.progress.tasks
 
@@ -192,7 +195,7 @@ class Bar(Callback):
         self.first, self.lines = blocks * trainer.current_epoch, Lines()
         self.update(total=blocks * int(trainer.max_epochs or 0), completed=self.first)
         if self.console.is_terminal:
-            self.progress.start()
+            self.display.enter_context(displayed(self.progress))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         epoch = trainer.current_epoch
@@ -218,8 +221,7 @@ class Bar(Callback):
         return f"{self.task.description}{news}  {self.lines.time_left(done, total)}"
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        if self.console.is_terminal:  # else it would write an empty line
-            self.progress.stop()
+        self.display.close()
 
 
 class PublishStates(Callback):

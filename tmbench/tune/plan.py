@@ -21,7 +21,7 @@ from ..verbs import CONFIG_DIR, JSON
 from .space import Space, all_of, as_word, space_of, with_values
 
 FOLDER = ".tune"  # of all studies, under runs_dir
-NOT_FOR_STUDIES = ("force", "plan", "study")  # settings of runs and sweeps
+NOT_FOR_STUDIES = ("force", "plan", "study", "fail_fast")  # settings of runs and sweeps
 SETTINGS = {
     "trials": Setting("a whole number >= 1", "trials of every optimizer", 20),
     "validation": Setting("a number between 0 and 1", "share of the training examples that judges the trials", 0.2),

@@ -12,8 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
@@ -23,24 +23,26 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from ... import signals
 from ...config.settle import Settings
 from ...config.table import keys
 from ...errors import ConfigError, DataError
-from ...result import epochs_done, shown
+from ...result import shown
 from ...training.ranks import python_path
 from ...verbs import ERROR, INTERRUPTED
 from ..job import STOPPING, SWEEP, JobOrder, JobRecord, is_current, record_of, sweep_id
+from ..live import JobTable
 from ..plan import Job, orders_of
-from ..show import varied_settings
 
 NAMES = ("local", "slurm", "ray")  # of launchers, of their modules, and with a capital letter of their classes
 COMMAND = ["-m", "tmbench.sweeps.job"]
 LINES = 20  # of its output that a failed job shows
 TIMED_OUT, GRACE = 124, 30.0  # status; seconds in which a job that is to end may come to a place where it can go on
 ENDED_ELSEWHERE = 60.0  # seconds after which a job that Slurm told to end, and did not kill, goes on
+STOPPED = "stopping: the sweep started again goes on from here; Ctrl-C again does not wait"
+FAILED = "fail_fast: a job has failed, and the others stop where they can go on later"
 Ended = tuple[Path, int | None]  # a job's file, and its exit status; None if that cannot be known
 
 
@@ -54,6 +56,8 @@ class Launcher:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.stops_requested = 0
+        self.fail_fast = False
+        self.table: JobTable  # while they are at work
         name = settings["name"]
         if self.package and find_spec(self.package) is None:
             raise ConfigError(f"launcher={name}: needs the package {self.package}; pip install 'tmbench[{name}]'")
@@ -67,8 +71,11 @@ class Launcher:
         """Does the jobs in these files, each with so many GPUs, and yields them as they end."""
         raise NotImplementedError
 
-    def launch(self, folder: Path, jobs: list[Job]) -> None:
+    def launch(self, folder: Path, jobs: list[Job], fail_fast: bool = False) -> None:
         """Does these jobs of the sweep in `folder`, and prints of each how it ended.
+
+        Args:
+            fail_fast: once one has failed, the others are asked to stop.
 
         Raises ConfigError if they cannot be done so, and KeyboardInterrupt if some were stopped.
         """
@@ -82,18 +89,26 @@ class Launcher:
         gpus = max(t["devices"] if t["accelerator"] == "cuda" else 0 for t in (job.cfg["trainer"] for job in jobs))
         console = Console(stderr=True, force_jupyter=False, highlight=False, markup=False, soft_wrap=True)
         console.print(f"{len(jobs)} jobs, threads of each: {self.threads()}; their output: {folder}/job-*.log")
-        was_stopped = False
-        with signals.listening(lambda *_: self.stop()), JobsAtWork(files, console) as at_work:
+        endings, self.table, self.fail_fast = Counter[str](), JobsAtWork(files, console), fail_fast
+        with signals.listening(lambda *_: self.stop(STOPPED)), self.table:
             for file, status in self.run(list(files), gpus):
-                was_stopped |= at_work.end(file, status, self.stops_requested > 0)
-        if was_stopped:
+                endings[self.table.end(file, status, self.stops_requested > 0)] += 1
+                if fail_fast and endings["failed"] and not self.stops_requested:
+                    self.stop(FAILED)
+        if endings["stopped"] + endings["not started"] + endings["interrupted"] and not (
+            fail_fast and endings["failed"]
+        ):
             raise KeyboardInterrupt
 
-    def stop(self) -> None:
+    def stop(self, why: str) -> None:
         """Asks all jobs to stop where they can go on later; the second time, at once. For a signal handler."""
         self.stops_requested += 1
-        if self.stops_requested == 1:
-            signals.say("stopping: the sweep started again goes on from here; Ctrl-C again does not wait")
+        if self.stops_requested > 1:
+            return
+        if self.table.is_shown:  # which would wipe out what is printed
+            self.table.note = why
+        else:
+            signals.say(why)
 
 
 def different_trunks_first(jobs: list[Job]) -> list[Job]:
@@ -156,60 +171,49 @@ class RemoteJob:
         return (self.folder / STOPPING).exists() or not is_current(self.folder, self.sweep)
 
 
-class JobsAtWork(Progress):
-    """On a terminal, a line for each job that has begun and not ended: how many of its epochs are done."""
+class JobsAtWork(JobTable):
+    """The table of a launcher's jobs, by the files of their orders."""
 
     def __init__(self, jobs: dict[Path, Job], console: Console) -> None:
-        self.jobs, self.names, self.lines = (
-            jobs,
-            dict[Path, str](),
-            dict[Path, TaskID](),
-        )  # by the files of their orders
-        super().__init__(
-            TextColumn("{task.description}", markup=False), BarColumn(24),
-            TextColumn("{task.completed} of {task.total} epochs"), TimeElapsedColumn(),
-            console=console, refresh_per_second=1, transient=True, disable=not console.is_terminal,
-        )  # fmt: skip
-        settings, varied, _ = varied_settings([(job.overrides, job.arm) for job in jobs.values()])
-        for (file, job), own in zip(jobs.items(), settings, strict=True):
-            self.names[file] = name = f"job {job.number}  {' '.join(f'{key}={own.get(key)}' for key in varied)}"
-            self.lines[file] = self.add_task(name, start=False, total=job.cfg["epochs"], visible=False)
+        self.jobs, self.files = jobs, {job.number: file for file, job in jobs.items()}
+        super().__init__(list(jobs.values()), lambda job: log_of(self.files[job.number]).exists(), console)
 
-    def get_renderables(self) -> Iterable[Any]:
-        for file, line in list(self.lines.items()):
-            folder = self.jobs[file].folder
-            if folder and log_of(file).exists():
-                with suppress(KeyError):  # it has ended meanwhile
-                    self.start_task(line)
-                    self.update(line, completed=epochs_done(folder), visible=True)
-        return super().get_renderables()
+    def end(self, file: Path, status: int | None, stopping: bool) -> str:
+        """Prints how a job ended, and records it where the job itself could not.
 
-    def end(self, file: Path, status: int | None, stopping: bool) -> bool:
-        """Prints how a job ended, and records it where the job itself could not; returns whether it was stopped."""
-        self.remove_task(self.lines.pop(file))
-        job, name = self.jobs[file], self.names[file]
+        Returns:
+            `failed`, `stopped`, `not started`, or the status of its run.
+        """
+        job, name = self.jobs[file], self.names[self.jobs[file].number]
         try:
             record = record_of(file.parent, job.number)
             if record is None and stopping and status in (INTERRUPTED, -signal.SIGTERM, -signal.SIGKILL):
-                self.console.print(f"{name}: stopped")
-                return True
+                ending = "stopped" if log_of(file).exists() else "not started"
+                self.ended(job.number, ending)
+                if ending == "stopped":
+                    self.console.print(f"{name}: stopped")
+                return ending
             if record is None or status not in (0, ERROR, INTERRUPTED, None):
                 end = _ending(status, job)
                 record = JobRecord(job.number, job.overrides, job.arm, error=f"{end}; its output: {log_of(file)}")
                 record.save(file.parent)
             result = record.result()
         except DataError as error:
-            self.console.print(f"{name}: {error}", style="red")
-            return False
+            self.ended(job.number, "failed")
+            self.console.print(Text(f"{name}: {error}", "red"))
+            return "failed"
         if result is None:
-            self.console.print(f"{name}: failed", style="red")
+            self.ended(job.number, "failed")
+            self.console.print(Text(f"{name}: failed", "red"))  # style= would colour the table, too
             output = log_of(file).read_text(errors="replace").splitlines() if log_of(file).exists() else []
             for line in output[-LINES:]:
                 self.console.print(f"  | {line}")
-            return False
-        score = shown(result.metrics["last"].get(result.headline), result.headline)
-        self.console.print(f"{name}: {result.status}, {result.metric} {score}")
-        return result.status == "interrupted"
+            return "failed"
+        self.ended(job.number, result.status, result)
+        if not self.is_shown:
+            score = shown(result.metrics["last"].get(result.headline), result.headline)
+            self.console.print(f"{name}: {result.status}, {result.metric} {score}")
+        return result.status
 
 
 def _ending(status: int | None, job: Job) -> str:

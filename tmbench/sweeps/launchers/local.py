@@ -25,6 +25,7 @@ class Local(Launcher):
             raise ConfigError(f"launcher.gpus: expected GPUs as CUDA_VISIBLE_DEVICES has them, got {settings['gpus']}")
         self.cores = available_cores()
         self.processes: list[JobProcess] = []
+        self.has_failed = False
 
     def threads(self) -> int:
         given = str(self.settings["threads"] or os.environ.get("OMP_NUM_THREADS", ""))
@@ -42,13 +43,15 @@ class Local(Launcher):
         def one(file: Path) -> Ended:
             visible = free.get()
             try:
-                if self.stops_requested:
+                if self.stops_requested or (self.fail_fast and self.has_failed):
                     return file, INTERRUPTED
                 with JobProcess(file, {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}) as process:
                     self.processes.append(process)
                     if self.stops_requested:  # since we looked
                         process.terminate()
-                    return file, process.status()
+                    status = process.status()
+                    self.has_failed |= status not in (0, INTERRUPTED)
+                    return file, status
             finally:
                 free.put(visible)
 
@@ -75,8 +78,8 @@ class Local(Launcher):
             raise ConfigError(f"launcher.gpus: a run needs {size}, got {gpus}")
         return [",".join(map(str, gpus[i : i + size])) for i in range(0, len(gpus) - size + 1, size)]
 
-    def stop(self) -> None:
-        super().stop()
+    def stop(self, why: str) -> None:
+        super().stop(why)
         for process in list(self.processes):
             process.terminate() if self.stops_requested == 1 else process.kill()
 
