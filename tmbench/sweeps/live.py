@@ -74,12 +74,11 @@ class JobTable:
     What is printed meanwhile goes above the table, and the bar of a run in this process below it.
 
     Args:
+        begun: returns the numbers of the jobs that have begun, those that have ended perhaps among them.
         is_alone: whether no other process writes on the terminal.
     """
 
-    def __init__(
-        self, jobs: list[Job], has_begun: Callable[[Job], bool], console: Console, is_alone: bool = True
-    ) -> None:
+    def __init__(self, jobs: list[Job], begun: Callable[[], set[int]], console: Console, is_alone: bool = True) -> None:
         settings, varied, _ = varied_settings([(job.overrides, job.arm) for job in jobs])
         short = [key.removeprefix("optimizer.").removeprefix("task.") for key in varied]
         self.heads = ("job", "  ".join(short) or "settings", "status", "epoch", "loss", "metric", "time left")
@@ -91,7 +90,7 @@ class JobTable:
             job.number: _Row(job, "  ".join(own.get(key, "-") for key in varied))
             for job, own in zip(jobs, settings, strict=True)
         }
-        self.has_begun, self.console, self.is_shown = has_begun, console, is_alone and console.is_terminal
+        self.begun, self.console, self.is_shown = begun, console, is_alone and console.is_terminal
         self.note = ""  # for a person, below the counts
         self._ended: list[int] = []  # the last one last
         self._live = Live(get_renderable=self.view, console=console, refresh_per_second=2, transient=True)
@@ -117,8 +116,8 @@ class JobTable:
 
     def view(self) -> Group:
         """The table as it is now, with as many jobs as the terminal has lines for."""
-        for row in self.rows.values():
-            if row.job.number not in self._ended and self.has_begun(row.job):
+        for number in self.begun() & self.rows.keys():
+            if (row := self.rows[number]).status in ("waiting", "running"):
                 row.status = "running"
                 row.read()
         shown_rows = self._that_fit(max(3, self.console.height - LINES_AROUND))
@@ -142,12 +141,8 @@ class JobTable:
 
     def _that_fit(self, most: int) -> list[_Row]:
         """Those at work, then the next ones and the last ones that have ended, in the order of their numbers."""
-        rank = {"running": 0, "waiting": 1}
-        latest = {number: -place for place, number in enumerate(self._ended)}
-        rows = sorted(self.rows.values(), key=lambda row: (rank.get(row.status, 2), latest.get(row.job.number, 0)))
-        at_work = [row for row in rows if row.status == "running"]
-        others = [row for row in rows if row.status != "running"]
-        waiting = [row for row in others if row.status == "waiting"][: max(1, (most - len(at_work)) // 2)]
-        chosen = [*at_work, *waiting, *(row for row in others if row.status != "waiting"), *others]
-        numbers = list(dict.fromkeys(row.job.number for row in chosen))[:most]
-        return [row for number, row in self.rows.items() if number in numbers]
+        at_work = [number for number, row in self.rows.items() if row.status == "running"]
+        waiting = [number for number, row in self.rows.items() if row.status == "waiting"]
+        few = max(1, (most - len(at_work)) // 2)
+        chosen = dict.fromkeys([*at_work, *waiting[:few], *reversed(self._ended), *waiting])
+        return [self.rows[number] for number in sorted(list(chosen)[:most])]

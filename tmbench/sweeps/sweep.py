@@ -134,7 +134,7 @@ def _one_after_another(folder: Path, due: list[Job], fail_fast: bool) -> None:
     current = -1
     console = Console(stderr=True, force_jupyter=False, highlight=False, markup=False, soft_wrap=True)
     is_alone = all(job.cfg["trainer"]["devices"] == 1 for job in due)  # else a run's first process shows its bar
-    with JobTable(due, lambda job: job.number == current, console, is_alone) as table:
+    with JobTable(due, lambda: {current}, console, is_alone) as table:
         for order in orders_of(due):
             current = order.number
             if not table.is_shown:

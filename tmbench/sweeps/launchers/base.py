@@ -8,6 +8,7 @@ So a job that dies or hangs takes no other with it, and sees its own GPUs and th
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -175,8 +176,12 @@ class JobsAtWork(JobTable):
     """The table of a launcher's jobs, by the files of their orders."""
 
     def __init__(self, jobs: dict[Path, Job], console: Console) -> None:
-        self.jobs, self.files = jobs, {job.number: file for file, job in jobs.items()}
-        super().__init__(list(jobs.values()), lambda job: log_of(self.files[job.number]).exists(), console)
+        self.jobs, folder = jobs, next(iter(jobs)).parent  # listed at once: that may be slow on a cluster
+
+        def begun() -> set[int]:
+            return {int(found[1]) for name in os.listdir(folder) if (found := LOG.fullmatch(name))}
+
+        super().__init__(list(jobs.values()), begun, console)
 
     def end(self, file: Path, status: int | None, stopping: bool) -> str:
         """Prints how a job ended, and records it where the job itself could not.
@@ -224,6 +229,9 @@ def _ending(status: int | None, job: Job) -> str:
         limit = f"launcher.timeout={job.raw['launcher']['timeout']:g} minutes"
         return f"took longer than {limit} and was ended; the same command goes on from its last epoch"
     return f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+
+
+LOG = re.compile(r"job-(\d+)\.log")  # the name of what log_of returns
 
 
 def log_of(file: Path) -> Path:
