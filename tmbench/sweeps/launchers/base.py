@@ -38,6 +38,7 @@ from ..live import JobTable
 from ..plan import Job, orders_of
 
 NAMES = ("local", "slurm", "ray")  # of launchers, of their modules, and with a capital letter of their classes
+LOG = re.compile(r"job-(\d+)\.log")  # what log_of calls a file
 COMMAND = ["-m", "tmbench.sweeps.job"]
 LINES = 20  # of its output that a failed job shows
 TIMED_OUT, GRACE = 124, 30.0  # status; seconds in which a job that is to end may come to a place where it can go on
@@ -229,9 +230,6 @@ def _ending(status: int | None, job: Job) -> str:
         limit = f"launcher.timeout={job.raw['launcher']['timeout']:g} minutes"
         return f"took longer than {limit} and was ended; the same command goes on from its last epoch"
     return f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-
-
-LOG = re.compile(r"job-(\d+)\.log")  # the name of what log_of returns
 
 
 def log_of(file: Path) -> Path:
