@@ -39,7 +39,8 @@ class Sweep:
     Args:
         results: of the jobs that have one, in their order.
         failures: of the others: what went wrong, by the number of the job.
-        table: a row a job: `job`, `arm` (of a study), `how` (new, resumed or shown), and the columns of `runs`.
+        table: a row a job: `job`, `arm` (of a study), `how` (new, resumed, shown, failed or not started), and the
+            columns of `runs`.
         varied: the settings in which the jobs differ.
     """
 
