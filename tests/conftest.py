@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ REAL_DATA = Path(os.environ.get("TMBENCH_DATA", "data"))
 
 Compose = Callable[..., DictConfig]
 Run = Callable[..., tuple[Result, Path]]
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def choices(group: str) -> list[str]:
@@ -112,3 +115,15 @@ def r8_online(monkeypatch: pytest.MonkeyPatch, web: Web) -> Entry:
 @pytest.fixture
 def voc_online(monkeypatch: pytest.MonkeyPatch, web: Web) -> Entry:
     return publish_voc(monkeypatch, web)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    if BROWSER is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
+    with playwright.sync_playwright() as started:
+        # A root user's container has no sandbox to offer.
+        opened = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield opened
+        opened.close()

@@ -193,3 +193,39 @@ def read_back(folder: Path) -> dict[str, Any]:
             case "files":
                 found["files"] += [file.path for file in record.files.files]
     return found
+
+
+# Pages
+
+UNREADABLE = """() => {
+    const channel = value => (value /= 255) <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+    const luminance = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+    const numbers = colour => { const n = colour.match(/[\\d.]+/g).map(Number); return n.length < 4 ? [...n, 1] : n; };
+    const over = (top, below) => [0, 1, 2].map(i => top[i] * top[3] + below[i] * (1 - top[3]));
+    const behind = element => {
+        const layers = [];
+        for (let e = element; e; e = e.parentElement) layers.push(numbers(getComputedStyle(e).backgroundColor));
+        return layers.reverse().reduce((below, top) => over(top, below), [255, 255, 255]);
+    };
+    const found = [];
+    if (document.documentElement.scrollWidth > innerWidth) found.push(`the page is wider than ${innerWidth} px`);
+    for (const image of document.images) if (!image.alt) found.push(`no alt text: ${image.src}`);
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (walker.nextNode()) {
+        const element = walker.currentNode.parentElement, style = getComputedStyle(element);
+        const seen = element.checkVisibility({opacityProperty: true, visibilityProperty: true});
+        if (!walker.currentNode.data.trim() || !seen || element.closest("svg, script, style, noscript")) continue;
+        const below = behind(element), text = over(numbers(style.color), below);
+        const [light, dark] = [luminance(text), luminance(below)].sort((a, b) => b - a);
+        const size = parseFloat(style.fontSize), large = size >= 24 || (size >= 18.6 && style.fontWeight >= 700);
+        const contrast = (light + 0.05) / (dark + 0.05);
+        if (contrast < (large ? 3 : 4.5))
+            found.push(`contrast ${contrast.toFixed(1)}: ${walker.currentNode.data.trim().slice(0, 40)}`);
+    }
+    return [...new Set(found)];
+}"""
+
+
+def unreadable(page: Any) -> list[str]:
+    """What a person may not be able to read on an open page: too wide, no alt text, contrast below WCAG's AA."""
+    return page.evaluate(UNREADABLE)

@@ -1,17 +1,16 @@
 """The report's page in a real browser, headless: it needs no network, raises no error, and shows all texts as text."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Compose
+from helpers import unreadable
 from made_runs import Make
 
 from tmbench.report.__main__ import main
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 EVIL = "<script>window.hacked=1</script><img src=x onerror=window.hacked=1>"
 
 
@@ -29,18 +28,6 @@ def html(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (evil / "config.yaml").write_text(text.replace("name: adam", f"name: '{EVIL}$x$'"))
     assert main([str(folder), f"out={out}"]) == 0
     return out / "report.html"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if BROWSER is None:
-        pytest.skip("no Chromium: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
-    with playwright.sync_playwright() as started:
-        # A root user's container has no sandbox to offer.
-        opened = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -177,3 +164,9 @@ def test_tables_fit_a_wide_window_figures_a_phone_and_a_footnote_is_read_once(br
     assert max(opened.evaluate(hidden % ".wide")) > 0  # where a shadow says so
     assert "radial-gradient" in opened.evaluate("getComputedStyle(document.querySelector('.wide')).backgroundImage")
     opened.close()
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_each_text_can_be_read_on_a_phone_and_on_a_screen(page: Any, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    assert unreadable(page) == []
