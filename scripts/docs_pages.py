@@ -17,6 +17,7 @@ from tmbench.__main__ import VERBS
 from tmbench.certify import certify
 from tmbench.config.compose import composed
 from tmbench.config.table import GROUPS, Key, choices, keys, top_keys, values_of
+from tmbench.data.catalogue import catalogue
 from tmbench.errors import ConfigError
 from tmbench.optim import stability
 from tmbench.result import Result
@@ -45,8 +46,27 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: MkDocsConfig, files: Files) -> str:
-    """Puts what is known of an optimizer below its heading: `<!-- facts: sgd -->`."""
-    return re.sub(r"<!-- facts: (\w+) -->", lambda match: optimizer_facts(match[1]), markdown)
+    """Puts what the code knows in its place: `<!-- facts: sgd -->` of an optimizer, `data: r8`, `protocol: tc`."""
+    makers = {"facts": optimizer_facts, "data": data_facts, "protocol": protocol_table}
+    return re.sub(r"<!-- (facts|data|protocol): (\w+) -->", lambda match: makers[match[1]](match[2]), markdown)
+
+
+def data_facts(name: str) -> str:
+    """What the catalogue says of a data set."""
+    entry = catalogue()[name]
+    rows = [["what", entry.about], ["size", entry.size], ["terms", entry.terms], ["from", f"<{entry.homepage}>"],
+            ["cite", entry.citation]]  # fmt: skip
+    if entry.counts:
+        rows.append(["examples", ", ".join(f"{split} {count:,}" for split, count in entry.counts.items())])
+    rows.append(["files", ", ".join(f"`{name}/{file.path}`" for file in entry.files)])
+    notes = "\n".join(f"- {fact}" for fact in entry.facts)
+    return table([entry.title, ""], rows) + (f"\n{notes}\n" if notes else "")
+
+
+def protocol_table(task: str) -> str:
+    """A task's epochs, rate, batch size and switch: as printed, reconciled and on tiny data."""
+    rows = [[model or "all", which, *cells] for _, model, which, *cells in protocol_rows(task)]
+    return table(["model", "protocol", "epochs", "batch_size", "lr", "switch_epoch"], rows)
 
 
 def table(head: list[str], rows: list[list[Any]]) -> str:
@@ -113,9 +133,9 @@ def settings_table(own: Mapping[str, Key], values: Mapping[str, Any] | None = No
     return table(["key", "default", *profiles, "must be", "what it does", "counts as"], rows)
 
 
-def protocol_rows() -> Iterator[list[Any]]:
+def protocol_rows(*tasks: str) -> Iterator[list[Any]]:
     names = ("epochs", "batch_size", "lr", "switch_epoch")
-    for task in choices("task"):
+    for task in tasks or choices("task"):
         values = values_of(f"task/{task}.yaml")
         for model, own in {"": values, **values.get("models", {})}.items():
             for which, cells in {**own.get("protocols", {}), "tiny": own.get("tiny", {})}.items():
