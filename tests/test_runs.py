@@ -295,3 +295,17 @@ def test_a_run_whose_task_is_no_longer_here_cannot_be_drawn(make: Make, tmp_path
     config.write_text(config.read_text().replace("tmbench.tasks.", "tmbench.tasks.of_before."))
     code, _, error = command(tmp_path / "runs", "figures", "tc")
     assert (code, "made by another version of tmbench; this one has no tmbench.tasks.of_before" in error) == (1, True)
+
+
+def test_a_narrow_list_has_settings_line_by_line_in_few_digits(
+    make: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for lr in (0.00052486898223, 0.5):
+        make("adam", 0, 0.7, f"optimizer.lr={lr}", "optimizer.betas=[0.9,0.95]" if lr == 0.5 else "epochs=9")
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([f"runs_dir={make.folder}"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert "lr=0.0005249" in lines
+    assert "lr=0.5" in lines
+    assert any(line.startswith("betas=[0.9, 0.95]") for line in lines)
+    assert max(map(len, lines)) <= 80

@@ -1,6 +1,7 @@
 """The tables that a person sees: of one run, and of many."""
 
 import os
+import re
 import shlex
 import sys
 from collections import Counter
@@ -136,8 +137,15 @@ def _table(runs: list[Run], runs_dir: Path, width: int) -> Table:
     ids = [run.folder.name for run in runs] if is_wide else _short_ids([run.folder.name for run in runs])
     for name, facts, words in zip(ids, rows, map(escape, _settings_words(runs)), strict=True):
         cells = [facts[column] for column in columns]
-        table.add_row(*([name, *cells, words] if is_wide else [f"{name}\n  {words}" if words else name, *cells]))
+        table.add_row(*([name, *cells, words] if is_wide else ["\n  ".join([name, *_brief(words)]), *cells]))
     return table
+
+
+def _brief(words: str) -> list[str]:
+    """Settings as a narrow list has room for them: keys without their group, four digits, nothing that is not set."""
+    short = re.sub(r"\d*\.\d{4,}(e-?\d+)?", lambda number: f"{float(number[0]):.4g}", words)
+    words = re.sub(r"(\w+\.)+(\w+=)", r"\2", short)
+    return [word for word in re.split(r" (?=\w+=)", words) if word and not word.endswith("=None")]
 
 
 def row(run: Run) -> dict[str, str]:
