@@ -244,28 +244,6 @@ def test_a_persons_own_yaml_files_are_found_elsewhere(tmp_path: Path) -> None:
     assert len(list((tmp_path / "runs").glob("tc-mine-*/result.json"))) == 2
 
 
-@pytest.mark.slow
-def test_contributing_adds_a_task_and_an_optimizer_that_run(tmp_path: Path) -> None:
-    """The text's own blocks, as a person would paste them, in a folder of their own."""
-    text = (conf_dir().parent / "CONTRIBUTING.md").read_text()
-    rmsprop, task_yaml = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
-    for folder, name, content in (("optimizer", "rmsprop", rmsprop), ("task", "blobs", task_yaml)):
-        (tmp_path / "mine" / folder).mkdir(parents=True)
-        (tmp_path / "mine" / folder / f"{name}.yaml").write_text(content.replace("tmbench.tasks.blobs", "blobs"))
-    imports = (
-        "import numpy as np\nimport torch\nfrom torch.utils.data import TensorDataset\n"
-        "from torchmetrics import MetricCollection\nfrom torchmetrics.classification import MulticlassAccuracy\n"
-        "from tmbench.data import Dataset, missing\nfrom tmbench.task import Task, finite\n"
-    )
-    (tmp_path / "blobs.py").write_text(imports + code)
-    done = tmbench("--config-dir", "mine", "task=blobs", "optimizer=rmsprop", "lr=0.01", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    accuracy = re.search(r"accuracy +(\d+\.\d+) %", done.stdout)
-    assert accuracy is not None
-    assert float(accuracy[1]) > 80
-
-
 def test_jobs_differ_also_beside_words_that_take_a_setting_away() -> None:
     jobs = [(["task=tc", f"lr={lr}", "~optimizer.trunk", "++note=a=b"], "") for lr in (0.1, 0.2)]
     settings, varied, common = varied_settings(jobs)

@@ -273,10 +273,9 @@ def test_prepare_writes_beside_the_runs_and_says_where(do: Do, tmp_path: Path) -
 
 
 def test_a_person_s_own_class_is_taken_by_its_path(do: Do, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (conf_dir().parent / "CONTRIBUTING.md").read_text()
-    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[1]
-    imports = "import numpy as np\nimport torch\nfrom tmbench.data import Dataset, missing\n"
-    (tmp_path / "blobs_of_mine.py").write_text(imports + code)
+    text = (conf_dir().parent / "docs" / "howto" / "task.md").read_text()
+    (code,) = re.findall(r"```python title=.*?\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "blobs_of_mine.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)  # as `tmbench` and python -m do with the folder that they are called in
     assert do("tiny blobs_of_mine.BlobData out=data")[0] == 0
     code, told = do("verify blobs_of_mine.BlobData")

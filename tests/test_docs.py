@@ -29,10 +29,6 @@ from tmbench.task import Task
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "AGENTS.md"])
 BLOCK = re.compile(r"^( *)```(\w+)?(?: title=\"(.*?)\")?\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
-LONG = {
-    "README.md", "howto/many-runs.md", "howto/paper.md", "howto/results.md", "howto/switch.md", "howto/task.md",
-    "howto/tuning.md", "index.md", "loggers.md", "mup.md", "notebook.md", "python.md", "tutorial.md", "using.md",
-}  # fmt: skip
 ELSEWHERE = {"cd", "git", "mlflow", "sbatch", "srun", "tensorboard", "torchrun", "wandb", "trackio"}  # not ours
 NOT_HERE = re.compile(
     r"data=full|launcher=(slurm|ray)|trainer=(ddp|gpu)\b|logger=\S*(wandb|mlflow)|\bDIR\b|source=wandb|^data |^numerics"
@@ -46,10 +42,10 @@ def name_of(page: Path) -> str:
 
 
 def params() -> list[Any]:
-    return [pytest.param(page, id=name_of(page), marks=[pytest.mark.slow] if name_of(page) in LONG else [])
-            for page in PAGES if BLOCK.search(page.read_text())]  # fmt: skip
+    return [pytest.param(page, id=name_of(page)) for page in PAGES if BLOCK.search(page.read_text())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", params())
 def test_every_block_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -135,6 +131,7 @@ def test_every_optimizer_and_task_has_its_place() -> None:
     assert all(f"tasks/{task}.md" in nav for task in choices("task"))
 
 
+@pytest.mark.slow
 def test_examples_in_docstrings_of_the_api_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = re.findall(r"^::: ([\w.]+)$", (ROOT / "docs" / "reference" / "api.md").read_text(), re.MULTILINE)

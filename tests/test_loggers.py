@@ -89,6 +89,7 @@ def check_mlflow(client: Any, result: Result, odd: Curve) -> None:
     assert {file.path for file in client.list_artifacts(found.info.run_id)} == {"figures", "result.json"}
 
 
+@pytest.mark.slow
 @pytest.mark.draws
 def test_resumed_run_is_whole_in_each_logger_and_has_each_epoch_once(
     composed: Compose, tmp_path: Path, with_nan_and_inf: None, monkeypatch: pytest.MonkeyPatch
