@@ -76,17 +76,10 @@ class Report:
 
 
 def run(
-    task: str = "tc",
-    optimizer: str = "tmsgd",
-    seed: int = 0,
-    *,
-    runs_dir: Place | None = None,
-    data_dir: Place | None = None,
-    config_dir: Place | None = None,
-    force: bool = False,
-    progress: bool = True,
+    task: str = "tc", optimizer: str = "tmsgd", seed: int = 0, *, runs_dir: Place | None = None,
+    data_dir: Place | None = None, config_dir: Place | None = None, force: bool = False, progress: bool = True,
     **settings: Any,
-) -> Result:
+) -> Result:  # fmt: skip
     """Does one run, or finds it if it has been done: the run of `tmbench task=TASK optimizer=OPTIMIZER seed=SEED ...`.
 
     The same settings are the same run, in the same folder, whoever asks. One that was interrupted is resumed. A run
@@ -98,7 +91,7 @@ def run(
     Args:
         task: what is trained, a file of conf/task.
         optimizer: with what, a file of conf/optimizer.
-        seed: what all that is random follows from.
+        seed: decides everything random.
         runs_dir: where the runs go; None: ./runs.
         data_dir: where the real data sets are; None: TMBENCH_DATA, or ./data.
         config_dir: a folder with YAML files of your own, in folders task/, optimizer/ ...
