@@ -35,7 +35,7 @@ def job(cfg: "DictConfig") -> float | None:
     about = HydraConfig.get()
     check_options(about)
     by_a_sweeper = about.mode == RunMode.MULTIRUN
-    check_alone(cfg, "hydra/sweeper=tmbench, which alone knows it" if by_a_sweeper else "a sweep: add -m")
+    check_alone(cfg, "this needs hydra/sweeper=tmbench" if by_a_sweeper else "this works for a sweep only; add -m")
     words = [*search_path(about.runtime.config_sources), *about.overrides.task]
     if not by_a_sweeper:
         if code := guarded(lambda: report(run(cfg, command(words), words=words))):  # Hydra prints what it sees raised

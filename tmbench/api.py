@@ -129,7 +129,7 @@ def run(
         check_choices(words, [Path(config_dir)] if config_dir else [])
         with our_hydra():
             cfg = OmegaConf.create(composed(words))
-        check_alone(cfg, "tmbench.sweep, not tmbench.run")
+        check_alone(cfg, "this works for a sweep only; use tmbench.sweep")
         result, folder, _ = run_once(cfg, command(words), words=words)
         if result.status == "interrupted":
             saved = "{trained} of {asked}".format_map(result.epochs)

@@ -167,7 +167,7 @@ def _sorted_changes(saved: Settings, changes: list[str]) -> tuple[Settings, list
     for change in OverridesParser.create().parse_overrides(changes):
         key, line = change.key_or_group, str(change.input_line)
         if key.split(".")[0] in OF_A_SWEEP:
-            raise ConfigError(f"{key}: expected a sweep: python -m tmbench -m")
+            raise ConfigError(f"{key}: this works for a sweep only; a sweep is python -m tmbench -m key=value,value")
         if key in AROUND and not change.is_delete() and not change.is_sweep_override():
             around[key] = change.value()
             places.append(line)

@@ -43,7 +43,7 @@ def check_alone(cfg: DictConfig, instead: str) -> None:
     chosen = {"study": cfg.study.name != "none", "launcher": cfg.launcher.name != "serial"}
     for_a_sweep = {"plan": cfg.plan, "fail_fast": cfg.fail_fast, **chosen}
     for key in (key for key, is_set in for_a_sweep.items() if is_set):
-        raise ConfigError(f"{key}: expected {instead}")
+        raise ConfigError(f"{key}: {instead}")
 
 
 def sweep(jobs: list[list[str]], config: DictConfig, console: Console) -> list[show.Outcome]:
