@@ -346,6 +346,7 @@ def killed_everywhere(folder: Path, pattern: str, *words: str) -> int:
     return count
 
 
+@pytest.mark.slow
 def test_best_checkpoint_is_the_best_epochs_whenever_the_kill_comes(tmp_path: Path) -> None:
     assert killed_everywhere(tmp_path, r"/best\.ckpt", "trunk=off") >= 2  # it improves twice
 

@@ -66,6 +66,7 @@ def test_two_processes_train_every_task_into_one_result(task: str, composed: Com
         assert both.metrics["last"] == pytest.approx(alone.metrics["last"], rel=1e-4, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_batch_norm_averages_are_those_of_both_ranks(composed: Compose, tmp_path: Path) -> None:
     """After one step on all examples, the first layer's running mean is that of the batch, as in one process."""
     task, _ = build(composed, "ic")

@@ -68,7 +68,7 @@ def told(done: subprocess.CompletedProcess[str]) -> str:
 
 def test_a_run_on_a_full_disk_says_so_and_goes_on_where_there_is_space(tmp_path: Path) -> None:
     assert tmbench(*RUN, "runs_dir=undisturbed", cwd=tmp_path).returncode == 0
-    for count in itertools.count(step=9):
+    for count in itertools.count(step=18):
         runs = tmp_path / f"runs-{count}"
         with full_after(count):
             done = tmbench(*RUN, f"runs_dir={runs}")
