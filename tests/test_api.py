@@ -366,3 +366,25 @@ def test_a_notebook_shows_results_and_keeps_its_own_pictures(here: Path) -> None
     assert "tmsgd" in shown[2][-1]["text/html"]
     assert "test/accuracy" in shown[3][-1]["text/html"]
     assert "image/png" in shown[4][-1]
+
+
+@pytest.mark.parametrize(
+    ("host", "told"),
+    [
+        (lambda: torch.autocast("cpu", dtype=torch.bfloat16), "torch.autocast"),
+        (torch.inference_mode, "torch.inference_mode"),
+        (lambda: torch.device("meta"), r"torch.set_default_device\(meta\)"),
+    ],
+)
+def test_what_a_host_has_set_in_torch_reaches_no_number(host: Any, told: str, tmp_path: Path) -> None:
+    with host(), pytest.raises(ConfigError, match=f"^{told} is in force here and would change the numbers"):
+        tmbench.run("tc", "sgd", epochs=1, runs_dir=tmp_path)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(ConfigError, match=r"^torch.set_default_dtype\(torch.float64\) is in force"):
+            tmbench.run("tc", "sgd", epochs=1, runs_dir=tmp_path)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with pytest.raises(ConfigError, match=r"^force: expected True or False, got 'no'"):
+        tmbench.run("tc", "sgd", epochs=1, runs_dir=tmp_path, force="no")  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())

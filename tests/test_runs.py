@@ -309,3 +309,13 @@ def test_a_narrow_list_has_settings_line_by_line_in_few_digits(
     assert "lr=0.5" in lines
     assert any(line.startswith("betas=[0.9, 0.95]") for line in lines)
     assert max(map(len, lines)) <= 80
+
+
+def test_curves_that_count_from_0_equal_those_that_count_from_1(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("tc-sgd-0-00000000000a", "tc-sgd-0-00000000000b"):
+        make("sgd", 0, 0.7, "epochs=2", name=name)
+    older = make.folder / "tc-sgd-0-00000000000b" / "curves.csv"
+    head, *rows = older.read_text().splitlines()
+    older.write_text("\n".join([head, *(f"{int(row[0]) - 1}{row[1:]}" for row in rows)]) + "\n")
+    assert main(["compare", *sorted(path.name for path in make.folder.iterdir()), f"runs_dir={make.folder}"]) == 0
+    assert "curves: the same, bit by bit" in capsys.readouterr().out

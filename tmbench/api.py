@@ -242,6 +242,8 @@ def _places(runs_dir: Place | None, data_dir: Place | None, force: bool) -> dict
     """The settings that are parameters of their own, where they are given."""
     places = {"runs_dir": runs_dir, "data_dir": data_dir}
     given: dict[str, Any] = {key: Path(place).expanduser() for key, place in places.items() if place is not None}
+    if not isinstance(force, bool):
+        raise ConfigError(f"force: expected True or False, got {force!r}")
     return given | ({"force": True} if force else {})
 
 

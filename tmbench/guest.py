@@ -29,6 +29,7 @@ def as_guest(progress: bool) -> Iterator[None]:
     KeyboardInterrupt.
     """
     with _only_one, ExitStack() as stack:
+        _check_torch()
         if not progress:
             stack.enter_context(redirect_stderr(StringIO()))
         for restore in _host_state():
@@ -45,6 +46,22 @@ def as_guest(progress: bool) -> Iterator[None]:
                 raise
             of_hydra = isinstance(error, HydraException)  # which may be an OSError as well
             raise (DataError if isinstance(error, OSError) and not of_hydra else ConfigError)(explain(error)) from None
+
+
+def _check_torch() -> None:
+    """Raises ConfigError for a setting of torch by the host that would change a run's numbers, or stop it."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
+    wrong = {
+        f"torch.set_default_dtype({torch.get_default_dtype()})": torch.get_default_dtype() != torch.float32,
+        "torch.autocast": torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"),
+        "torch.inference_mode": torch.is_inference_mode_enabled(),
+        f"torch.set_default_device({torch.get_default_device()})": torch.get_default_device().type != "cpu",
+        "torch.backends.mkldnn.enabled=False": not torch.backends.mkldnn.enabled,
+    }
+    if found := [name for name, is_set in wrong.items() if is_set]:
+        raise ConfigError(f"{found[0]} is in force here and would change the numbers; call tmbench outside of it")
 
 
 @contextmanager

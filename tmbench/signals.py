@@ -64,7 +64,9 @@ def raising() -> Iterator[None]:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         global raised
-        if not _owned and _is_importing(frame):
+        if _is_importing(frame):  # an exception there may end C++ code by abort(), and leave half a module
+            if _owned:
+                _end(number, frame)
             return  # `check` raises it
         raised = True
         raise KeyboardInterrupt
