@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from tmbench.__main__ import VERBS
 from tmbench.certify import certify
 from tmbench.config.compose import composed
-from tmbench.config.table import GROUPS, Key, choices, keys, top_keys, values_of
+from tmbench.config.table import GROUPS, Key, choices, conf_dir, keys, top_keys, values_of
 from tmbench.data.catalogue import catalogue
 from tmbench.errors import ConfigError
 from tmbench.optim import stability
@@ -88,7 +88,7 @@ def settings_page() -> str:
         "`optimizer.momentum=0.95`. The tables are made from the files in `conf/`. *Counts as* says what a setting is "
         "to the comparison of runs: part of the **problem**, of the **method**, of neither though it **changes the "
         "numbers** (the seed), or **bookkeeping**, which changes no number.",
-        "## For every run", settings_table({key: top_keys()[key] for key in top_keys()}),
+        "## For every run", settings_table(top_keys()),
         "## The paper's protocol",
         "The values that `epochs`, `batch_size`, `lr` and `switch_epoch` have when nothing is said. `reconciled` "
         "repairs impossible cells of the paper's Table 2; `as_printed` is that table to the letter "
@@ -106,8 +106,6 @@ def settings_page() -> str:
 
 def about(group: str, name: str) -> str:
     """The comment at the top of a file."""
-    from tmbench.config.table import conf_dir
-
     lines = (conf_dir() / group / f"{name}.yaml").read_text().splitlines()
     head = []
     for line in lines:

@@ -41,12 +41,8 @@ def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix().removeprefix("docs/")
 
 
-def params() -> list[Any]:
-    return [pytest.param(page, id=name_of(page)) for page in PAGES if BLOCK.search(page.read_text())]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("page", params())
+@pytest.mark.parametrize("page", [page for page in PAGES if BLOCK.search(page.read_text())], ids=name_of)
 def test_every_block_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -16,6 +16,8 @@ from . import Run, find_one, show
 
 Rows = list[tuple[str, str, str, str]]  # name, of a, of b, b - a
 
+NOT_COMPARED = {"seconds": "", "epoch": ""}  # of a curve: the time, and what older files count from 0
+
 
 def differing(a: dict[str, Any], b: dict[str, Any]) -> Rows:
     """The keys whose values are not shown alike, in the order of their first occurrence."""
@@ -55,16 +57,13 @@ def _metric(name: str, key: str, x: float | None, y: float | None) -> tuple[str,
     return name, shown(x, key), shown(y, key), f"+{gap}" if gap[:1].isdigit() else gap
 
 
-COUNTED = {"seconds": "", "epoch": ""}  # the time, and what older files count from 0
-
-
 def first_difference(a: Run, b: Run) -> int | None:
     """The first epoch (from 1) whose rows in two runs' curves differ, except in their seconds; None if none do."""
     both = []
     for run in (a, b):
         lines = run.curves.splitlines()
         names = lines[0].split(",") if lines else []
-        both.append([dict(zip(names, line.split(","), strict=False)) | COUNTED for line in lines[1:]])
+        both.append([dict(zip(names, line.split(","), strict=False)) | NOT_COMPARED for line in lines[1:]])
     for epoch, (x, y) in enumerate(zip(*both, strict=False), 1):
         if x != y:
             return epoch

@@ -104,7 +104,8 @@ def _print_plan(asked: list[Job], composer: JobComposer, measure: bool, console:
 def _do(folder: Path, jobs: list[Job], launcher: "Launcher | None", console: Console) -> list[show.Outcome]:
     """Does the jobs that are due, and prints the table of all, however that ends."""
     fail_fast = jobs[0].raw["fail_fast"] is True
-    due = [job for job in jobs if job.is_due and not (fail_fast and any(job.state == "wrong" for job in jobs))]
+    has_failed = any(job.state == "wrong" for job in jobs)
+    due = [] if fail_fast and has_failed else [job for job in jobs if job.is_due]
     failure: BaseException | None = None
     try:
         signals.check()
