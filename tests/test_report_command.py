@@ -57,6 +57,26 @@ def test_command_writes_all_forms_and_imports_no_torch(make: Make, tmp_path: Pat
     assert f"tmbench report {make.folder} out={out} &#39;note=two words&#39;</code>" in html
 
 
+@pytest.mark.parametrize(("width", "words"), [(60, []), (80, ["plan=0.01"])])
+def test_a_narrow_terminal_cuts_no_number_and_no_name(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], width: int,
+    words: list[str],
+) -> None:  # fmt: skip
+    make.seeds("sgd", (0.8, 0.85, 0.82), "epochs=4")
+    for momentum in (0.25, 0.75):
+        make.seeds("tmsgd", (0.8123, 0.75, 0.8), "epochs=4", f"optimizer.momentum={momentum}")
+    command = [f"runs_dir={make.folder}", f"out={tmp_path / 'out'}", "against=all", *words]
+    assert main([*command, "json=true"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    cut = [line for line in text.splitlines() if len(line) > width or "…" in line]
+    assert [line for line in cut if "report.html" not in line] == []
+    names = [str(cell) for table in content["tables"] for row in table["rows"] for cell in row if isinstance(cell, str)]
+    assert {word for name in names for word in name.split()} <= set(text.split()) | set(text.replace("=", " ").split())
+
+
 def test_help_names_each_setting_and_starts_without_what_is_slow() -> None:
     code = "import sys; from tmbench.report.__main__ import main; main(['--help']); print(sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)

@@ -8,6 +8,8 @@ import io
 import json
 import math
 import re
+import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,9 +17,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from ..runs.show import NARROW, fits
 from .problems import Method, Problem
 
 DASH = "-"  # nothing there
+KEYS = ("problem", "data", "method", "against", "differences of", "seeds")  # columns that say what a row is of
+WIDTHS = (16, 12, 8, 4)  # characters that a column of words may take in a narrow table: the first that fits
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -130,15 +135,56 @@ def new_notes(tables: list[Table]) -> list[list[str]]:
 
 
 def console(table: Table, out: Console) -> None:
-    lines = RichTable(title=escape(table.title), title_justify="left")
-    for name, right in zip(table.columns, are_numbers(table), strict=True):
-        lines.add_column(escape(name), justify="right" if right else "left")
-    for row in table.rows:
-        lines.add_row(*(escape(cell.text) for cell in row))
-    out.print()
-    out.print(lines)
+    """Prints a table and its notes. One that is too wide is printed in parts: no number and no name is ever cut."""
+    numbers = are_numbers(table)
+    columns = [_Column(name, [row[i].text for row in table.rows], numbers[i]) for i, name in enumerate(table.columns)]
+    whole = _rich(table.title, columns)
+    for part in [whole] if fits(whole, out) else _narrow(table.title, columns, out):
+        out.print()
+        out.print(part)
     for note in table.notes:
         out.print(escape(note), style="dim", highlight=False)
+
+
+class _Column(NamedTuple):
+    head: str
+    cells: list[str]
+    is_number: bool
+
+    def folded(self, width: int) -> "_Column":
+        """The same on lines of at most so many characters; a number, and the words of the head, stay whole."""
+        cells = self.cells if self.is_number else [textwrap.fill(text, width) for text in self.cells]
+        widest = max([8, *(len(line) for text in cells for line in text.splitlines())])
+        return self._replace(head=textwrap.fill(self.head, widest, break_long_words=False), cells=cells)
+
+
+def _rich(title: str, columns: list[_Column], **look: Any) -> RichTable:
+    table = RichTable(title=escape(title), title_justify="left", **look)
+    for column in columns:
+        table.add_column(escape(column.head), justify="right" if column.is_number else "left", overflow="fold")
+    for cells in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*map(escape, cells))
+    return table
+
+
+def _narrow(title: str, columns: list[_Column], out: Console) -> Iterator[RichTable]:
+    """The table in as many parts, each with some of the columns, as it takes for each to fit."""
+    common = [c for c in columns if not c.is_number and len(c.cells) > 1 and len(set(c.cells)) == 1]
+    title += "".join(f"   {c.head}={c.cells[0]}" for c in common)
+    own = [c for c in columns if c not in common]
+    keys = [c for c in own if c.head in KEYS] or own[:1]
+    others = [c.folded(WIDTHS[0]) for c in own if c not in keys]
+    for width in WIDTHS:
+        keys = [c.folded(width) for c in keys]
+        if all(fits(_rich("", [*keys, column], **NARROW), out) for column in others):
+            break
+    part = list[_Column]()
+    for column in others:
+        if part and not fits(_rich("", [*keys, *part, column], **NARROW), out):
+            yield _rich(title, keys + part, **NARROW)
+            part, title = [], ""
+        part.append(column)
+    yield _rich(title, keys + part, **NARROW)
 
 
 def markdown(table: Table) -> str:

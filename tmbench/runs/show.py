@@ -28,6 +28,7 @@ COLUMNS = ("status", "data", "metric", "last", "best", "baseline", "switch", "ep
 RIGHT = COLUMNS[3:]  # columns of numbers
 NARROW: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}  # look of a table
 ONLY_WIDE = ("baseline", "shared", "seconds")
+WIDEST = 10_000  # characters that any table may take, to see how many it would
 
 
 def one(result: Result, folder: Path, how: str, console: Console) -> None:
@@ -190,6 +191,11 @@ def _settings_words(runs: list[Run]) -> list[str]:
         shown_keys = [key for key in values if kind_of(key) != BOOKKEEPING and key not in ("seed", "switch_epoch")]
         settings.append({key: values[key] for key in shown_keys})
     return distinguishing_words(groups, settings)
+
+
+def fits(table: Table, console: Console) -> bool:
+    """Whether a table has room on the console with every cell on a line of its own."""
+    return console.measure(table, options=console.options.update(width=WIDEST)).maximum <= console.width
 
 
 def console() -> Console:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..result import Result
 from ..runs import Run
-from ..runs.show import NARROW, duration, row
+from ..runs.show import NARROW, duration, fits, row
 
 if TYPE_CHECKING:
     from .job import JobRecord
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 Outcome = tuple["JobRecord", Result | None]  # of a job
 NOT_STARTED = "not started"  # how a job ended that fail_fast kept from its start
-WIDEST = 10_000  # characters that any table may take, to see how many it would
 _STATES = {"wrong": "[red]wrong[/red]", "same": "another job's", "known": "[green]known[/green]"}
 
 
@@ -114,10 +113,8 @@ def _print_table(
         _table(shorter, short, [*varied, *fewer], numbers, rows, **NARROW),
         _table(shorter, short, [*(["settings"] if varied else []), *fewer], numbers, shared, **NARROW),
     ]
-    unlimited = console.options.update(width=WIDEST)
-    fits = [table for table in tables if console.measure(table, options=unlimited).maximum <= console.width]
     console.print()
-    console.print((fits or tables[-1:])[0])
+    console.print(next((table for table in tables if fits(table, console)), tables[-1]))
 
 
 def _table(
