@@ -204,6 +204,9 @@ def test_a_launcher_of_hydra_is_refused_where_it_would_have_no_effect(tmp_path: 
     assert "hydra/launcher: expected none for hydra/sweeper=tmbench, got other; say launcher=local" in done.stderr
 
 
+_OWN = "name: mine\n_target_: torch.optim.SGD\n_partial_: true\n"
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
@@ -211,7 +214,16 @@ def test_a_launcher_of_hydra_is_refused_where_it_would_have_no_effect(tmp_path: 
         ("_target_: torch.optim.SGD\n_partial_: true\n", "mine.yaml: expected the keys _target_, name, got no name"),
         ("- 1\n- 2\n", "mine.yaml: expected lines such as lr: 0.1, got [1, 2]"),
         ("", "mine.yaml: expected lines such as lr: 0.1, got an empty file"),
-        ("a: [1\n", "mine.yaml: not a YAML file that can be read: while parsing a flow sequence"),
+        ("a: [1\n", "mine.yaml, line 2: not YAML that can be read: expected ',' or ']', but got '<stream end>'"),
+        (f"{_OWN}lr: 1\nlr: 2\n", "mine.yaml, line 5: not YAML that can be read: found duplicate key lr"),
+        (f"{_OWN}1: 2\n", "mine.yaml: expected names as keys, such as lr, got 1"),
+        (f"{_OWN}defaults: sgd\n", "mine.yaml: defaults: expected a list of names of other files of optimizer/"),
+        (f"{_OWN}defaults: [3]\n", "mine.yaml: defaults: expected a list of names of other files of optimizer/"),
+        (f"{_OWN}defaults: [sdg]\n", "optimizer/mine.yaml: defaults: optimizer=sdg: there is no such choice; did you"),
+        (f"{_OWN}defaults: [other]\n", "other.yaml, line 2: not YAML that can be read: found duplicate key a"),
+        ("name: mine\n_target_: torch.optim.SGD\n", "optimizer._partial_: expected true, since the run gives the"),
+        ("name: mine\n_target_: os.getcwd\n_partial_: true\n", "os.getcwd to make a torch.optim.Optimizer of param"),
+        ("name: mine\n_target_: builtins.list\n_partial_: true\n", "list: expected a torch.optim.Optimizer, got [P"),
         ("name: ../x\n_target_: torch.optim.SGD\n", "optimizer.name: expected a name of letters, digits,"),
         ("name: mine\n_target_: 3\n", "_target_: expected the name of a class, such as torch.optim.SGD"),
         ("name: mine\n_target_: torch.optim.SGDD\n_partial_: true\n", "imported, got torch.optim.SGDD"),
@@ -220,9 +232,21 @@ def test_a_launcher_of_hydra_is_refused_where_it_would_have_no_effect(tmp_path: 
 def test_what_is_wrong_with_a_persons_own_yaml_is_told(content: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "mine" / "optimizer").mkdir(parents=True)
     (tmp_path / "mine" / "optimizer" / "mine.yaml").write_text(content)
+    (tmp_path / "mine" / "optimizer" / "other.yaml").write_text("a: 1\na: 2\n")
     done = tmbench("task=tc", "optimizer=mine", f"runs_dir={tmp_path / 'runs'}", "--config-dir", str(tmp_path / "mine"))
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     assert told in done.stderr
+
+
+@pytest.mark.parametrize("words", [["--config-dir", "mine"], ["hydra.searchpath=[file://mine]"]])
+def test_ones_own_yaml_with_the_name_of_a_built_in_is_refused_since_it_would_not_be_read(
+    words: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "mine" / "data").mkdir(parents=True)
+    (tmp_path / "mine" / "data" / "tiny.yaml").write_text("profile: tiny\nexamples: 3\n")
+    done = tmbench("task=tc", *words, cwd=tmp_path)
+    told = "mine/data/tiny.yaml: data=tiny is built in, and this file would not be read; rename it\n"
+    assert (done.returncode, done.stderr) == (1, told)
 
 
 def test_a_home_folder_is_meant_by_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

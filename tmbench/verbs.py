@@ -18,13 +18,15 @@ from typing import Any, NoReturn
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
 
 from . import signals
 from .config.table import choices, columns
-from .config.values import Setting
+from .config.values import Setting, yaml_problem
 from .errors import ConfigError, DataError, RunError, UsageError
 
-EXPECTED = (ConfigError, DataError, RunError, HydraException, OmegaConfBaseException)  # whose message is enough
+# Whose message is enough.
+EXPECTED = (ConfigError, DataError, RunError, HydraException, OmegaConfBaseException, YAMLError)
 # Of the system, as well: the disk is full or read-only, a folder is gone, a file is not ours.
 OF_THE_DISK = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
                errno.ENOENT, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS, errno.ESTALE}  # fmt: skip
@@ -189,6 +191,8 @@ def explain(error: BaseException) -> str:
     cause = error.__cause__ or error
     if isinstance(error, (ConfigError, DataError)):
         message = str(error)
+    elif isinstance(error, YAMLError):  # of a person's own file
+        message = yaml_problem(error)
     elif isinstance(error, OverrideParseException):
         quoted = "text with special characters needs quotes that reach Hydra, such as key=\"'a=b'\""
         message = f"{error.override}: expected key=value; {quoted}"
@@ -196,7 +200,9 @@ def explain(error: BaseException) -> str:
         group, _, name = error.missing_cfg_file.rpartition("/")
         options = error.options or choices(group)  # Hydra names none for one of a list
         hint = did_you_mean(name, options)
-        message = f"{group}={name}: there is no such choice{hint}\n  possible here: {' '.join(options)}"
+        file = re.match("In '(.+?)'", str(error))
+        where = f"{file[1]}.yaml: defaults: " if file and file[1] != "config" else ""
+        message = f"{where}{group}={name}: there is no such choice{hint}\n  possible here: {' '.join(options)}"
     elif isinstance(error, InstantiationException) and (
         found := re.search(r"Error (?:locating|loading) .*?'(.+?)'", message)
     ):

@@ -10,11 +10,13 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import ConfigError
 from .settle import Settings, plain
 from .table import GROUPS, choices, conf_dir
+from .values import yaml_problem
 
 CHOICES = (*GROUPS, "launcher", "space", "hydra")
 FOLDERS = ("runs_dir", "data_dir")
@@ -31,12 +33,13 @@ def composed(words: list[str], name: str = "config") -> Settings:
     Raises:
         HydraException, ConfigError: a word is no setting.
     """
-    check_choices(words, [])
-    _check_folders([word for word in words if word.startswith(f"{SEARCH}=")])
+    check_choices(words, _searched(words))
     try:
         within_main = GlobalHydra.instance().is_initialized()  # of a sweep, with the same files
         with nullcontext() if within_main else initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return plain(compose(name, words))
+    except yaml.YAMLError as error:
+        raise ConfigError(yaml_problem(error)) from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, (ConfigError, OmegaConfBaseException)):
             raise
@@ -66,6 +69,9 @@ def prepared(words: list[str]) -> list[str]:
             _check_folder(*word.split("=", 1))
     own = [Path(options[i + 1]) for i, word in enumerate(options[:-1]) if word in ("--config-dir", "-cd")]
     own += [Path(word.partition("=")[2]) for word in options if word.startswith("--config-dir=")]
+    for folder in own:
+        _check_names(folder)
+    own += _searched(others)
     check_choices(others, own)
     return [*options, *others]
 
@@ -106,16 +112,31 @@ def _each(values: list[Any]) -> list[Any]:
 def _check_file(group: str, file: Path) -> None:
     """Raises ConfigError if a file of a person's own lacks what a choice must say of itself."""
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        content = OmegaConf.to_container(OmegaConf.load(file))
+    except yaml.YAMLError as error:
+        raise ConfigError(yaml_problem(error)) from None
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{file}: not a YAML file that can be read: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        got = "an empty file" if content is None else repr(content)[:60]
+    if not (content and isinstance(content, dict)):
+        got = repr(content)[:60] if content else "an empty file"
         raise ConfigError(f"{file}: expected lines such as lr: 0.1, got {got}")
+    if odd := [key for key in content if not isinstance(key, str)]:
+        raise ConfigError(
+            f"{file}: expected names as keys, such as lr, got {odd[0]!r}; write it in quotes, or rename it"
+        )
+    defaults = content.get("defaults", [])
+    if not (isinstance(defaults, list) and all(_is_default(entry) for entry in defaults)):
+        expected = f"a list of names of other files of {group}/, and _self_, such as [sgd, _self_]"
+        raise ConfigError(f"{file}: defaults: expected {expected}, got {defaults!r:.60}")
     required = {"name"} if group in GROUPS and group != "data" else set()
     required |= {"_target_"} if group in ("task", "optimizer") else set()
     if "defaults" not in content and (missing := sorted(required - content.keys())):
         raise ConfigError(f"{file}: expected the keys {', '.join(sorted(required))}, got no {', '.join(missing)}")
+
+
+def _is_default(entry: Any) -> bool:
+    """Whether it may stand in a list of defaults: a name of a file, or a group with one or several."""
+    return isinstance(entry, str) or (isinstance(entry, dict) and len(entry) == 1)
 
 
 def _word(value: Any) -> str:
@@ -132,12 +153,32 @@ def search_word(places: list[str]) -> list[str]:
     return [f"{SEARCH}={json.dumps(places, ensure_ascii=False)}"] if places else []
 
 
-def _check_folders(search: list[str]) -> None:
+def _searched(words: list[str]) -> list[Path]:
+    """A person's own folders of YAML files among the words; ConfigError if one cannot serve."""
+    own = list[Path]()
+    search = [word for word in words if word.startswith(f"{SEARCH}=")]
     for override in OverridesParser.create().parse_overrides(search):
-        for place in cast(list[str], override.value()):
+        places = override.value()
+        if not (isinstance(places, list) and all(isinstance(place, str) for place in places)):
+            raise ConfigError(f"{SEARCH}: expected a list of folders, [file://DIR], got {_word(places)}")
+        for place in cast(list[str], places):
             folder = place.removeprefix("file://")
-            if "://" not in folder and not Path(folder).is_dir():
+            if "://" in folder:  # in a package
+                continue
+            if not Path(folder).is_dir():
                 raise ConfigError(
                     f"{folder}: no such folder, but YAML files are expected in it; if they are elsewhere now, say "
                     f"{SEARCH}=[file://DIR]"
                 )
+            _check_names(Path(folder))
+            own.append(Path(folder))
+    return own
+
+
+def _check_names(folder: Path) -> None:
+    """Raises ConfigError if a file of a person's own has the name of one of ours, which Hydra would take instead."""
+    for file in sorted(folder.glob("*/*.yaml")):
+        ours = conf_dir() / file.parent.name / file.name
+        if ours.is_file() and ours.read_bytes() != file.read_bytes():
+            choice = f"{file.parent.name}={file.stem}"
+            raise ConfigError(f"{file}: {choice} is built in, and this file would not be read; rename it")

@@ -293,6 +293,10 @@ def _check(cfg: Settings) -> None:
         group, _, name = key.partition(".")
         if not isinstance(target := cfg[group].get(name), str):
             raise ConfigError(f"{key}: expected the name of a class, such as torch.optim.SGD, got {target!r:.100}")
+    if (partial := cfg["optimizer"].get("_partial_")) is not True:
+        got = "none" if partial is None else repr(partial)
+        why = "since the run gives the optimizer its parameters"
+        raise ConfigError(f"optimizer._partial_: expected true, {why}, got {got}; add _partial_: true to its YAML file")
     for key, setting in top_keys().items():
         setting.checked(key, cfg[key])
     for group in GROUPS:

@@ -57,6 +57,13 @@ class Setting:
         return self.checked(key, value)
 
 
+def yaml_problem(error: yaml.YAMLError) -> str:
+    """What is wrong with a YAML file, in a line."""
+    mark = getattr(error, "problem_mark", None)
+    where = f"{mark.name}, line {mark.line + 1}" if mark else "a YAML file"
+    return f"{where}: not YAML that can be read: {' '.join(str(getattr(error, 'problem', error)).split())}; correct it"
+
+
 def is_number(value: Any) -> bool:
     return is_whole(value) or (isinstance(value, float) and math.isfinite(value))
 

@@ -149,14 +149,17 @@ class Training(LightningModule):
         Raises:
             ConfigError: it refuses its settings.
         """
-        optimizers = []
+        optimizers, name, target = list[Any](), self.cfg.optimizer.name, self.cfg.optimizer._target_
         try:
             for player in self.task.players().values():
                 params: list[Any] = [p for p in player.module.parameters() if p.requires_grad]
                 groups = params if player.lr is None else [{"params": params, "lr": player.lr}]
                 optimizers.append(self.new_optimizer(groups))
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"optimizer={self.cfg.optimizer.name}: {error}") from error
+            expected = f"; expected {target} to make a torch.optim.Optimizer of parameters and its YAML file's keys"
+            raise ConfigError(f"optimizer={name}: {error}{expected * isinstance(error, TypeError)}") from error
+        if odd := [made for made in optimizers if not isinstance(made, Optimizer)]:
+            raise ConfigError(f"optimizer={name}: {target}: expected a torch.optim.Optimizer, got {odd[0]!r:.60}")
         return optimizers
 
     def configure_optimizers(self) -> Any:
