@@ -107,6 +107,8 @@ def test_a_verdict_and_its_sentence_say_what_the_seeds_show(case: str, make: Mak
         assert (gap.p, gap.p_equivalent, row["95 % interval"]) == (1.0, 1.0, "")
     if case == "lower is better":
         assert sentence.startswith("adam is 0.196 better than sgd")
+        assert row["difference"] == pytest.approx(gap.mean) == pytest.approx(0.1961, abs=1e-4)  # the sentence's sign
+        assert 0 < row["95 % interval"][0] < gap.mean < row["95 % interval"][1]
         assert report.rankings[0].names[int(np.argmin(report.rankings[0].mean))] == "adam"
     elif case == "one seed":
         assert report.rankings == []
@@ -335,6 +337,22 @@ def test_sampled_p_says_so_and_the_families_of_holm_are_explained(make: Make) ->
     notes = " ".join(comparisons.notes)
     assert "exact up to 13 seeds, for more from 9,999 samples" in notes
     assert "with probability 0.9 or more no verdict of either kind is false" in notes
+
+
+def test_trials_of_tuning_with_one_seed_are_listed_and_make_no_other_verdict_less_sure(make: Make) -> None:
+    make.seeds("sgd", [0.8] * 8)
+    make.seeds("adam", [0.9 + seed / 1000 for seed in range(8)])
+    (before,) = make.report().comparisons
+    for lr in range(1, 11):
+        make.seeds("sgd", [0.8], f"lr={lr / 100}", "validation=0.2", split="validation")
+        make.seeds("adam", [0.9], f"lr={lr / 100}", "validation=0.2", split="validation")
+    report = make.report()
+    after = next(c for c in report.comparisons if c.problem.split == "test")
+    assert (after.difference.p_holm, after.verdict) == (before.difference.p_holm, "better")
+    assert len(report.comparisons) == 11
+    notes = " ".join(table(report, "comparisons").notes)
+    assert "Holm over the 1 comparison of this report" in notes
+    assert "share one seed only are listed and not tested: 10 here" in notes
 
 
 def test_ranks_of_means_share_ties_at_the_resolution_of_float32(make: Make) -> None:

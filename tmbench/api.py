@@ -64,7 +64,8 @@ class Report:
     Args:
         page: the file report.html; tables and figures are beside it.
         verdicts: a row for each pair of methods of a problem: `verdict`, `n` (seeds), the `mean` difference of their
-            scores, its interval (`low`, `high`), `p_holm`, and what else the test gives, in units of the metric.
+            scores (positive: the method is better, whichever way the metric goes), its interval (`low`, `high`),
+            `p_holm`, and what else the test gives, in units of the metric.
         sentences: the same in words.
         notes: what a reader must know before believing it.
     """

@@ -148,10 +148,10 @@ def _print(report: "Report", notes: list[str], console: "Console") -> None:
     for table, new in zip(report.tables, formats.new_notes(report.tables), strict=True):
         formats.console(replace(table, notes=new), console)
     console.print()
-    for sentence in report.sentences:
-        console.print(escape(sentence), highlight=False)
     for note in [*report.notes, *notes]:
         console.print(f"[yellow]note[/yellow]  {escape(note)}", highlight=False)
+    for sentence in report.sentences:  # the answer, where a person at a terminal looks
+        console.print(f"\n{escape(sentence)}", highlight=False)
     page = Path(report.settings["out"]) / "report.html"
     console.print(f"\n{len(report.runs.runs)} runs; {page}", highlight=False, soft_wrap=True)
 

@@ -7,7 +7,7 @@ from ..config.settle import Settings
 from ..errors import ConfigError
 from . import statistics
 from .across import common, improvement, median_times
-from .comparisons import Comparison, sentences
+from .comparisons import Comparison, sentences, tested
 from .contents import Report, notes_of, numbers_of
 from .formats import DASH, Cell, Table, count, file_name, named, number, numeric, score, signed, span, whole
 from .paper import result_table
@@ -61,15 +61,14 @@ def _comparison_row(comparison: Comparison) -> list[Cell]:
 
 
 def _comparison_notes(report: Report) -> list[str]:
-    comparisons, level, n = report.comparisons, report.settings["level"], len(report.comparisons)
+    comparisons, level, n = report.comparisons, report.settings["level"], tested(report.comparisons)
     test = {"permutation": "changes of sign (permutation of the mean)", "wilcoxon": "signed ranks"}
-    positive = "better" if all(c.problem.higher_is_better for c in comparisons) else "higher, not always better"
     enough = "No number of seeds can reach it."
-    if least := seeds_to_attain(level, n):
+    if least := seeds_to_attain(level, max(1, n)):
         enough = f"At least {count(least, 'seed')} are needed to reach it."
     notes = [
-        "Differences are method - against, paired by seed, in points where the metric is a share. "
-        f"Positive is {positive}.",
+        "Differences are between method and against, paired by seed, in points where the metric is a share. "
+        "Positive means that the method is better, also where a lower value of the metric is.",
         f"p: two-sided, by {test[report.settings['test']]}; exact up to {statistics.EXACT_UP_TO} seeds, for more from "
         f"{statistics.RESAMPLES:,} samples. Holm over the {count(n, 'comparison')} of this report, at {level:g} in "
         f"all. {enough}",
@@ -80,6 +79,8 @@ def _comparison_notes(report: Report) -> list[str]:
         "p equivalent: two one-sided t-tests against the margin, which conf/report.yaml sets; 1 below "
         f"{statistics.LEAST_TO_EQUATE} seeds on which not both diverged, and where these show no spread.",
     ]
+    if single := len(comparisons) - n:
+        notes.append(f"Pairs of methods that share one seed only are listed and not tested: {single} here.")
     if seeds := [c.difference.n for c in comparisons if c.verdict == "equivalent"]:
         words = f"equivalent is about the scores that were seen. After {min(seeds)} seeds without a divergence, up to "
         words += f"{1 - level ** (1 / min(seeds)):.0%} of a method's runs may still diverge"
@@ -206,7 +207,7 @@ def plan(settings: Settings, report: Report | None) -> list[Table]:
         raise ConfigError(
             "plan: the spread is not known; give sd=..., or name runs of two methods that show one over 2 seeds or more"
         )
-    comparisons = settings["comparisons"] or len(pairs) or 1
+    comparisons = settings["comparisons"] or tested(pairs) or 1
     return [_attainable(settings["level"], comparisons), _needed(settings, spreads, comparisons)]
 
 

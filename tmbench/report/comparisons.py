@@ -76,7 +76,7 @@ def by_seed(values: pl.DataFrame) -> Scores:
 
 @dataclass
 class Comparison:
-    """A method and its reference on a problem.
+    """A method and its reference on a problem; a positive difference says that the method is better.
 
     The verdict is better, worse (both perhaps with ", by less than the margin" or ", by ranks"), equivalent, or
     undecided (perhaps with ": no spread between seeds").
@@ -89,6 +89,11 @@ class Comparison:
     verdict: str
     diverged: dict[str, int]  # by the method's label, how many runs on the compared seeds
 
+    @property
+    def is_tested(self) -> bool:
+        """Whether Holm counts it: one pair of runs is no test; see statistics.adjust."""
+        return self.difference.n > 1
+
 
 def comparisons_of(runs: Runs, values: pl.DataFrame, scores: Scores, settings: Settings) -> list[Comparison]:
     """All pairs that the settings ask for and that share a seed, tested together."""
@@ -100,7 +105,7 @@ def comparisons_of(runs: Runs, values: pl.DataFrame, scores: Scores, settings: S
                 pairs.append((problem, method, reference, seeds))
     differences = [
         statistics.compare(
-            [scores[a.index][s] for s in seeds], [scores[b.index][s] for s in seeds],
+            *([problem.sign * scores[m.index][s] for s in seeds] for m in (a, b)),
             margin(problem, [scores[b.index][s] for s in seeds if (b.index, s) not in lost], settings),
             settings["level"], settings["test"], bound=1.0 if problem.is_bounded else math.inf,
             both_diverged=[{(a.index, s), (b.index, s)} <= lost for s in seeds],
@@ -110,7 +115,7 @@ def comparisons_of(runs: Runs, values: pl.DataFrame, scores: Scores, settings: S
     statistics.adjust(differences)
     return [
         Comparison(
-            problem, a, b, difference, _verdict(problem, difference, settings["level"]),
+            problem, a, b, difference, _verdict(difference, settings["level"]),
             {m.label: sum((m.index, s) in lost for s in seeds) for m in (a, b)},
         )
         for (problem, a, b, seeds), difference in zip(pairs, differences, strict=True)
@@ -149,13 +154,13 @@ def margin(problem: Problem, reference: Sequence[float], settings: Settings) -> 
     return settings["relative_margin"] * abs(float(np.mean(reference))) if reference else 0.0
 
 
-def _verdict(problem: Problem, difference: Difference, level: float) -> str:
+def _verdict(difference: Difference, level: float) -> str:
     if difference.n > 1 and not difference.has_spread:
         return "undecided: no spread between seeds"
     has_no_size = math.isnan(difference.mean)
     # Signed ranks may point the other way than the mean.
     if difference.p_holm <= level and (has_no_size or np.sign(difference.mean) == difference.direction):
-        direction = "better" if problem.sign * difference.direction > 0 else "worse"
+        direction = "better" if difference.direction > 0 else "worse"
         if has_no_size:
             return f"{direction}, by ranks"
         return f"{direction}, by less than the margin" if difference.p_equivalent_holm <= level else direction
@@ -167,11 +172,17 @@ def _verdict(problem: Problem, difference: Difference, level: float) -> str:
 
 def sentences(comparisons: list[Comparison], settings: Settings, diverged_values: dict[int, float]) -> list[str]:
     """One for each of the comparisons of a report."""
+    tests = tested(comparisons)
     return [
         _without_size(c) if math.isnan(c.difference.mean)
-        else _with_size(c, settings, len(comparisons), diverged_values[c.problem.index])
+        else _with_size(c, settings, tests, diverged_values[c.problem.index])
         for c in comparisons
     ]  # fmt: skip
+
+
+def tested(comparisons: Iterable[Comparison]) -> int:
+    """How many tests Holm corrects for."""
+    return sum(comparison.is_tested for comparison in comparisons)
 
 
 def _where(comparison: Comparison) -> str:
@@ -201,7 +212,7 @@ def _without_size(comparison: Comparison) -> str:
 
 def _with_size(comparison: Comparison, settings: Settings, comparisons: int, diverged_as: float) -> str:
     problem, method, reference = comparison.problem, comparison.method.label, comparison.reference.label
-    amount = problem.sign * comparison.difference.mean
+    amount = comparison.difference.mean
     words = f"{method} and {reference} score the same"
     if amount:
         word = "better" if amount > 0 else "worse"
@@ -221,9 +232,9 @@ def _evidence(comparison: Comparison, settings: Settings, comparisons: int) -> s
     if not gap.has_spread:
         words = f"Undecided: with {seeds}, every difference is the same"
         return f"{words}; without spread between seeds there is no evidence."
-    low, high = sorted((problem.sign * gap.low, problem.sign * gap.high))
     share = f"{100 * (1 - settings['level']):g} %"
-    interval = f"With {seeds}, the {share} interval is {signed(problem, low)} to {difference(problem, high, sign=True)}"
+    ends = f"{signed(problem, gap.low)} to {difference(problem, gap.high, sign=True)}"
+    interval = f"With {seeds}, the {share} interval is {ends}"
     if verdict.startswith(("better", "worse")):
         return f"{interval}, and {_p_holm(comparison)}: {verdict}."
     if verdict == "equivalent":
@@ -234,7 +245,7 @@ def _evidence(comparison: Comparison, settings: Settings, comparisons: int) -> s
     if needed := statistics.seeds_to_find(size, gap.sd, settings["level"], settings["power"], comparisons):
         advice = f"About {needed:,} seeds would find a difference of {difference(problem, size)}."
     interval = f"Undecided: w{interval[1:]}"
-    if low <= 0 <= high:
+    if gap.low <= 0 <= gap.high:
         return f"{interval}, which includes zero. {advice}"
     why = f"{_p_holm(comparison)} does not confirm it"
     if (least := statistics.attainable_p(gap.n) * comparisons) > settings["level"]:

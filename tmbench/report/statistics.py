@@ -52,7 +52,7 @@ def worth(score: float | None, baseline: float | None, worst: float | None, high
 
 @dataclass
 class Difference:
-    """Of a and b over the seeds that both have: a - b, in units of the metric.
+    """Of a and b over the seeds that both have: a - b, in units of the scores.
 
     Where a run diverged and has no value, the difference has no size: mean, sd and intervals are nan, and p is that of
     the signed ranks.
@@ -220,9 +220,16 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def adjust(differences: Sequence[Difference]) -> None:
-    """Fills in the Holm values of differences that are reported together."""
-    adjusted = holm([d.p for d in differences]), holm([d.p_equivalent for d in differences])
-    for one, p, p_equivalent in zip(differences, *adjusted, strict=True):
+    """Fills in the Holm values of differences that are reported together.
+
+    A single pair of runs, such as two trials of tuning, has p = 1 whatever it shows. It can never be found significant,
+    so it does not count as a test, and the others are corrected as if it were not there.
+    """
+    tests = [d for d in differences if d.n > 1]
+    adjusted = holm([d.p for d in tests]), holm([d.p_equivalent for d in tests])
+    for one in differences:
+        one.p_holm = one.p_equivalent_holm = 1.0
+    for one, p, p_equivalent in zip(tests, *adjusted, strict=True):
         one.p_holm, one.p_equivalent_holm = p, p_equivalent
 
 
