@@ -130,6 +130,19 @@ def test_fail_fast_starts_no_job_after_a_failed_one(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("wrong/tc-*"))
 
 
+@pytest.mark.parametrize(
+    ("words", "got"),
+    [("fail_fast=true,false", "true and false"), ("plan=false,true", "false and true"), ("fail_fast=1", "1"),
+     ("plan='true'", '"true"'), ("plan=[true,false]", "[true, false]"), ("plan=null", "null")],
+)  # fmt: skip
+def test_a_setting_of_the_whole_sweep_has_one_value(words: str, got: str, tmp_path: Path) -> None:
+    done = tmbench("-m", "task=tc", words, f"runs_dir={tmp_path}")
+    key = words.partition("=")[0]
+    told = f"{key}: expected true or false, one value for the whole sweep, got {got}\n"
+    assert (done.returncode, done.stderr) == (1, told)
+    assert not list(tmp_path.glob("tc-*"))
+
+
 def test_fail_fast_is_no_part_of_a_run(composed: Compose) -> None:
     assert settle(composed()).fail_fast is False
     older = settle(composed())

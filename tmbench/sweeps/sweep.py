@@ -1,5 +1,6 @@
 """A sweep, from its words to its table: what is done already is recognized, a thousand runs in seconds."""
 
+import json
 import os
 import re
 import sys
@@ -64,12 +65,13 @@ def sweep(jobs: list[list[str]], config: DictConfig, console: Console) -> list[s
         raise ConfigError(f"hydra/launcher: expected none for hydra/sweeper=tmbench, got {given}; {instead}")
     composer = JobComposer(search_path(config.hydra.runtime.config_sources), set(choices))
     asked = [Job(number, words, composer(words), composer.search) for number, words in enumerate(jobs)]
+    is_plan, fail_fast = (_flag(asked, key) for key in ("plan", "fail_fast"))
     launcher = None
     if any(job.raw["launcher"]["name"] != "serial" for job in asked):
         from .launchers.base import launcher_of
 
         launcher = launcher_of(asked)
-    if asked[0].raw["plan"] is True:
+    if is_plan:
         _print_plan(asked, composer, launcher is None or not launcher.elsewhere, console)
         return []
     found = _with_arms(asked, composer, download=True)
@@ -83,7 +85,15 @@ def sweep(jobs: list[list[str]], config: DictConfig, console: Console) -> list[s
             if _FILES.fullmatch(path.name):  # an earlier sweep's
                 path.unlink()
         OmegaConf.save(config, folder / "multirun.yaml")
-        return _do(folder, found, launcher, console)
+        return _do(folder, found, launcher, fail_fast, console)
+
+
+def _flag(jobs: list[Job], key: str) -> bool:
+    """The value of a setting of the whole sweep; ConfigError if it is not true or false, or not the same for all."""
+    values = list(dict.fromkeys(json.dumps(job.raw.get(key, False)) for job in jobs))
+    if len(values) == 1 and values[0] in ("true", "false"):
+        return values[0] == "true"
+    raise ConfigError(f"{key}: expected true or false, one value for the whole sweep, got {' and '.join(values)}")
 
 
 def _print_plan(asked: list[Job], composer: JobComposer, measure: bool, console: Console) -> None:
@@ -101,9 +111,10 @@ def _print_plan(asked: list[Job], composer: JobComposer, measure: bool, console:
     show.print_plan(jobs, measured_durations(jobs), console)
 
 
-def _do(folder: Path, jobs: list[Job], launcher: "Launcher | None", console: Console) -> list[show.Outcome]:
+def _do(
+    folder: Path, jobs: list[Job], launcher: "Launcher | None", fail_fast: bool, console: Console
+) -> list[show.Outcome]:
     """Does the jobs that are due, and prints the table of all, however that ends."""
-    fail_fast = jobs[0].raw["fail_fast"] is True
     has_failed = any(job.state == "wrong" for job in jobs)
     due = [] if fail_fast and has_failed else [job for job in jobs if job.is_due]
     failure: BaseException | None = None
