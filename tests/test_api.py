@@ -7,8 +7,10 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +130,11 @@ def test_a_run_tells_where_it_is_unless_it_is_to_be_quiet(capsys: pytest.Capture
         ({"a b": 1}, r"^a b: expected the name of a setting, such as lr"),
         ({"hydra.verbose": True}, r"^hydra.verbose: expected the name of a setting"),
         ({"epochs": [1, 2]}, r"^epochs: expected a whole number >= 1, got \[1, 2\]$"),
+        ({"runs_dir": 3}, "^runs_dir: expected the path of a folder, as text or as a pathlib.Path, got 3$"),
+        ({"runs_dir": ""}, "^runs_dir: expected the path of a folder, as text or as a pathlib.Path, got ''$"),
+        ({"config_dir": 3}, "^config_dir: expected the path of a folder, .* got 3$"),
+        ({"lr": "${"}, r"^lr='\${': .*; in a text, \${KEY} stands for the value of another setting$"),
+        ({"lr": "${rl}"}, r"^optimizer.lr: Interpolation key 'rl' not found; in a text, \${KEY} stands for "),
         ({"config_dir": "none"}, r"^config_dir: expected a folder with YAML files of yours, got none$"),
         ({"data": "full", "data_dir": "none"}, r"^data_dir: no folder none; to download the data there"),
         ({"study": "switch"}, r"^study: this works for a sweep only; use tmbench.sweep$"),
@@ -143,6 +150,13 @@ def test_a_wrong_setting_is_named(settings: dict[str, Any], told: str, here: Pat
     with pytest.raises(DataError if "data.download" in settings else ConfigError, match=told):
         tmbench.run(progress=False, **settings)
     assert not list(here.glob("runs/*"))
+
+
+@pytest.mark.parametrize("place", [None, 3, "", b"x", "a\0b"])
+@pytest.mark.parametrize("function", [tmbench.runs, tmbench.curves, tmbench.report, partial(tmbench.report, "runs")])
+def test_a_folder_that_is_no_path_is_refused(function: Callable[..., object], place: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^(runs_dir|out): expected the path of a folder, .* got "):
+        function(place)
 
 
 def test_a_run_that_diverges_is_a_result() -> None:

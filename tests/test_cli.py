@@ -64,12 +64,14 @@ def test_a_known_run_is_shown_from_its_folder_without_torch(do: Run) -> None:
     assert shown.splitlines()[-1] == "status 0 False"
 
 
-def test_help_names_every_choice() -> None:
+def test_help_names_every_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     shown = tmbench("--help")
+    assert [line for line in shown.stdout.splitlines() if len(line) > 80 and not line.startswith("optimizer: ")] == []
     assert shown.returncode == 0
     for group in ("task", "optimizer", "data", "protocol", "schedule", "trainer", "logger"):
         assert f"{group}: {', '.join(choices(group))}" in shown.stdout
-    assert "python -m tmbench task=seg optimizer=tmsgd" in shown.stdout
+    assert "  tmbench task=seg optimizer=tmsgd  " in shown.stdout
     assert "$" not in shown.stdout.replace('eval "$(tmbench', "")
 
 
@@ -149,6 +151,7 @@ def test_bad_words_get_one_clear_message_and_leave_nothing(words: list[str], tol
     for text in told:
         assert text in done.stderr
     assert "Traceback" not in done.stderr
+    assert "Error executing job" not in done.stderr  # Hydra's own words
     assert not list((tmp_path / "runs").glob("*/result.json"))
 
 

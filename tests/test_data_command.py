@@ -103,6 +103,14 @@ def test_list_tells_every_set_with_its_terms_and_what_is_here(do: Do, tmp_path: 
         assert one.terms.split()[0] in row
 
 
+def test_a_narrow_list_leaves_nothing_out(do: Do, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    _, told = do("list")
+    assert max(len(line) for line in told.splitlines()) == 60
+    words = {word for one in catalogue().values() for word in f"{one.about} {one.terms}".replace(";", "").split()}
+    assert words <= set(told.replace(";", "").split())
+
+
 def test_a_look_imports_nothing_heavy(tmp_path: Path) -> None:
     code = (
         "import sys; from tmbench.data.__main__ import main\n"

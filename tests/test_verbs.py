@@ -112,6 +112,23 @@ def test_help_lists_commands_settings_and_examples(capsys: pytest.CaptureFixture
     assert "usage: tmbench parent COMMAND" in capsys.readouterr().err
 
 
+def test_help_fits_the_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    examples = "tmbench x of=this      does one thing or another, as long as there is one\ntmbench x"
+    verb = Verb(
+        "x",
+        "Says in some words, more than a line of them has room for, what it does.\n\n  a  b",
+        None,
+        examples=examples,
+    )
+    assert verb(["--help"]) == 0
+    assert capsys.readouterr().out == (
+        "usage: tmbench x\n\nSays in some words, more than a line of them has room for,\nwhat it does.\n\n  a  b\n\n"
+        "Examples:\n  tmbench x of=this  does one thing or another, as long as\n"
+        "                     there is one\n  tmbench x\n"
+    )
+
+
 def test_a_reader_that_has_read_enough_is_no_error() -> None:
     code = (
         "from tmbench.verbs import Verb, leave\n"

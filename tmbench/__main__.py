@@ -33,13 +33,17 @@ def job(cfg: "DictConfig") -> float | None:
     from .sweeps.sweep import check_alone, check_options
 
     about = HydraConfig.get()
-    check_options(about)
     by_a_sweeper = about.mode == RunMode.MULTIRUN
-    check_alone(cfg, "this needs hydra/sweeper=tmbench" if by_a_sweeper else "this works for a sweep only; add -m")
     words = [*search_path(about.runtime.config_sources), *about.overrides.task]
+
+    def do() -> int:
+        check_options(about)
+        check_alone(cfg, "this needs hydra/sweeper=tmbench" if by_a_sweeper else "this works for a sweep only; add -m")
+        return 0 if by_a_sweeper else report(run(cfg, command(words), words=words))
+
+    if code := guarded(do):  # Hydra prints a line of its own for what it sees raised
+        raise SystemExit(code)
     if not by_a_sweeper:
-        if code := guarded(lambda: report(run(cfg, command(words), words=words))):  # Hydra prints what it sees raised
-            raise SystemExit(code)
         return None
     result, folder, how = run(cfg, command(words), words=words)
     one(result, folder, how, console())

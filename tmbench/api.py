@@ -16,7 +16,7 @@ from rich.console import Console
 from .config.compose import check_choices, composed, own_files
 from .config.overrides import word_of
 from .errors import ConfigError
-from .frames import filter_words, recorded, table
+from .frames import Place, filter_words, folder_of, recorded, table
 from .guest import as_guest, our_hydra
 from .report.__main__ import main as report_command
 from .report.__main__ import written
@@ -28,8 +28,6 @@ from .sweeps.job import command
 from .sweeps.show import Outcome, varied_settings
 from .sweeps.sweep import check_alone
 from .sweeps.sweep import sweep as do_sweep
-
-Place = str | os.PathLike[str]  # a folder
 
 
 @dataclass(frozen=True)
@@ -125,9 +123,7 @@ def run(
     """
     given = {"task": task, "optimizer": optimizer, "seed": seed, **_places(runs_dir, data_dir, force), **settings}
     with as_guest(progress):
-        search = _own(config_dir)
-        words = [*search, *(word_of(key, value) for key, value in given.items())]
-        check_choices(words, [Path(config_dir)] if config_dir else [])
+        words = [*_own(config_dir), *(word_of(key, value) for key, value in given.items())]
         with our_hydra():
             cfg = OmegaConf.create(composed(words))
         check_alone(cfg, "this works for a sweep only; use tmbench.sweep")
@@ -187,7 +183,7 @@ def sweep(
         choices = [[word_of(key, value) for value in _values(key, several)] for key, several in given.items()]
         jobs = [list(words) for words in itertools.product(*choices)]
         for words in choices:
-            check_choices(words, [Path(config_dir)] if config_dir else [])
+            check_choices(words, [])
         is_plan = given.get("plan") is True
         with our_hydra():
             config = compose("config", [*search, *jobs[0]], return_hydra_config=True)
@@ -228,7 +224,7 @@ def report(runs_dir: Place = "runs", out: Place = "report", **settings: Any) -> 
             "report: expected no plan= and json=, which only the command line has: tmbench report plan=..."
         )
     with as_guest(progress=True):
-        places = {"runs_dir": Path(runs_dir).expanduser(), "out": Path(out).expanduser()}
+        places = {"runs_dir": folder_of("runs_dir", runs_dir), "out": folder_of("out", out)}
         done, notes = written(*report_command.parse(filter_words(places | settings)))
     rows = [
         {"problem": c.problem.label, "profile": c.problem.profile, "metric": c.problem.metric, "method": c.method.label,
@@ -242,16 +238,19 @@ def report(runs_dir: Place = "runs", out: Place = "report", **settings: Any) -> 
 def _places(runs_dir: Place | None, data_dir: Place | None, force: bool) -> dict[str, Any]:
     """The settings that are parameters of their own, where they are given."""
     places = {"runs_dir": runs_dir, "data_dir": data_dir}
-    given: dict[str, Any] = {key: Path(place).expanduser() for key, place in places.items() if place is not None}
+    given: dict[str, Any] = {key: folder_of(key, place) for key, place in places.items() if place is not None}
     if not isinstance(force, bool):
         raise ConfigError(f"force: expected True or False, got {force!r}")
     return given | ({"force": True} if force else {})
 
 
 def _own(config_dir: Place | None) -> list[str]:
-    if config_dir is not None and not Path(config_dir).is_dir():
-        raise ConfigError(f"config_dir: expected a folder with YAML files of yours, got {os.fspath(config_dir)}")
-    return own_files(None if config_dir is None else os.fspath(config_dir))
+    if config_dir is None:
+        return []
+    folder = folder_of("config_dir", config_dir)
+    if not folder.is_dir():
+        raise ConfigError(f"config_dir: expected a folder with YAML files of yours, got {config_dir}")
+    return own_files(str(folder))
 
 
 def _values(key: str, value: Any) -> list[Any]:

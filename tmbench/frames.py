@@ -30,7 +30,18 @@ _SCHEMA: dict[str, Any] = (
 _LEFT_OUT = ("_target_", "_partial_", "task.data", "data.profile", "optimizer.trunk.", "optimizer.switch_step")
 
 
-def runs(runs_dir: str | os.PathLike[str] = "runs", **filters: Any) -> pl.DataFrame:
+Place = str | os.PathLike[str]  # a folder
+
+
+def folder_of(key: str, place: Place) -> Path:
+    """The folder that a parameter names; ConfigError if it is no path."""
+    text = os.fspath(place) if isinstance(place, (str, os.PathLike)) else b""
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ConfigError(f"{key}: expected the path of a folder, as text or as a pathlib.Path, got {place!r}")
+    return Path(text).expanduser()
+
+
+def runs(runs_dir: Place = "runs", **filters: Any) -> pl.DataFrame:
     """The runs in a folder, a row each.
 
     The first columns are the same for all runs:
@@ -67,10 +78,10 @@ def runs(runs_dir: str | os.PathLike[str] = "runs", **filters: Any) -> pl.DataFr
         >>> frame.to_pandas()["task"].to_list()
         ['tc']
     """
-    return table(_records(opened(filter_words(filters), Path(runs_dir).expanduser())))
+    return table(_records(opened(filter_words(filters), folder_of("runs_dir", runs_dir))))
 
 
-def curves(runs_dir: str | os.PathLike[str] = "runs", **filters: Any) -> pl.DataFrame:
+def curves(runs_dir: Place = "runs", **filters: Any) -> pl.DataFrame:
     """The learning curves of the runs in a folder: a row for each epoch of each run.
 
     The columns are those of the runs' `curves.csv`, after `run_id`: `epoch` (from 1), `step`, `seconds` (of training,
@@ -93,7 +104,7 @@ def curves(runs_dir: str | os.PathLike[str] = "runs", **filters: Any) -> pl.Data
         >>> tmbench.curves("mine", run_id=result.run_id).select("epoch", "step", "lr").rows()
         [(1, 8, 0.02), (2, 16, 0.02)]
     """
-    found = _records(opened(filter_words(filters), Path(runs_dir).expanduser()))
+    found = _records(opened(filter_words(filters), folder_of("runs_dir", runs_dir)))
     files = [CurveFile(i, record.folder, "", record.curves) for i, record in enumerate(found) if record.curves]
     notes = list[str]()
     tables = [frame for _, frame in curve_tables(files, notes)]

@@ -178,7 +178,7 @@ def _saved_run(settings: dict[str, Any], words: list[str]) -> int:
 
 main = Verb(
     "run",
-    "Repeats or continues a saved run, perhaps with changes: it is composed anew from what the run was asked for, so\n"
+    "Repeats or continues a saved run, perhaps with changes: it is composed anew from what the run was asked for, so "
     "that all that depends on a change follows. Without RUN: one run, or with -m a sweep, as `tmbench --help` says.",
     _saved_run,
     takes="RUN [key=value ...]",

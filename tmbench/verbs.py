@@ -13,15 +13,22 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from textwrap import wrap
 from typing import Any, NoReturn
 
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    GrammarParseError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+)
 from yaml import YAMLError
 
 from . import signals
-from .config.table import choices, columns
+from .config.table import choices, columns, help_width
 from .config.values import Setting, yaml_problem
 from .errors import ConfigError, DataError, RunError, UsageError
 
@@ -128,14 +135,19 @@ class Verb:
         """What `--help` prints."""
         command = "COMMAND" if self.choices and not self.do else "[COMMAND]" if self.choices else ""
         words = [self.name, command, self.takes, "[key=value ...]" if self.settings else ""]
-        lines = [f"usage: tmbench {' '.join(filter(None, words))}", "", self.summary]
+        width = help_width()
+        lines = [f"usage: tmbench {' '.join(filter(None, words))}", ""]
+        for text in self.summary.splitlines():
+            lines += wrap(text, width, subsequent_indent="  " * text.startswith(" ")) or [""]
         if self.choices:
             lines += ["", "Commands:", *columns({word: verb.summary for word, verb in self.choices.items()})]
         if self.settings:
             texts = {f"{key}={_as_word(s.default)}": f"{s.help} ({s.expects})" for key, s in self.settings.items()}
             lines += ["", "Settings, with their defaults (--key value is accepted as well):", *columns(texts)]
         if self.examples:
-            lines += ["", "Examples:", *(f"  {line}" for line in self.examples.strip().splitlines())]
+            parts = (line.partition("  ") for line in self.examples.strip().splitlines())
+            examples = {command: text.strip() for command, _, text in parts}
+            lines += ["", "Examples:", *columns(examples, 45 * width // 100)]
         return "\n".join(lines)
 
 
@@ -211,6 +223,9 @@ def explain(error: BaseException) -> str:
         names = sorted(str(name) for name in cause.parent_node if not str(name).startswith(("_", "hydra")))
         hint = did_you_mean(str(cause.full_key).split(".")[-1], names)
         message = f"{cause.full_key}: there is no such setting{hint}\n  possible here: {' '.join(names)}"
+    elif isinstance(cause, (GrammarParseError, InterpolationResolutionError)):
+        where = message.removeprefix("Error merging override ") if error is not cause else str(cause.full_key)
+        message = f"{where}: {str(cause).splitlines()[0]}; in a text, ${{KEY}} stands for the value of another setting"
     return "\n".join([message, *getattr(error, "__notes__", [])])
 
 

@@ -170,20 +170,25 @@ def settings_help() -> str:
 
 
 def columns(texts: Mapping[str, str], most: int = 30) -> list[str]:
-    """Lines of a help: each key, and beside it its text, within the terminal's width.
+    """Lines of a help: each key, and beside it its text, if it has one, within the terminal's width.
 
     Args:
         most: characters of the left column; a longer key stands out.
     """
     left = 4 + min(most, max(map(len, texts)))
-    width = max(60, min(120, get_terminal_size((100, 24)).columns))
+    width = help_width()
     lines: list[str] = []
     for key, text in texts.items():
         head = f"  {key:<{left - 2}}"
-        if len(key) > left - 4:
-            lines, head = [*lines, head], " " * left
+        if not text or len(key) > left - 4:
+            lines, head = [*lines, head.rstrip()], " " * left
         lines += wrap(text, width, initial_indent=head, subsequent_indent=" " * left, break_on_hyphens=False)
     return lines
+
+
+def help_width() -> int:
+    """Characters of a line of a help: the terminal's, within reason."""
+    return max(60, min(120, get_terminal_size((100, 24)).columns))
 
 
 @cache

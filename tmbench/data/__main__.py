@@ -25,6 +25,8 @@ from .files import digests_of
 
 COLOURS = {"full": "green", "here": "green", "subset": "yellow", "part": "yellow", "broken": "red", "missing": "dim"}
 COLUMNS = {"name": 0, "task": 0, "what it is": 5, "download": 0, "licence or terms": 4, "here": 4}
+NARROW = {"name": 0, "what it is; task; download; terms": 3, "here": 1}  # the same on a narrow terminal
+WIDE = 100  # characters that the six columns need
 QUICK = 2**24  # bytes: larger files are not read for the list
 
 
@@ -85,7 +87,8 @@ def _class(path: str) -> type[Dataset]:
 
 def _console() -> Console:
     """Standard output; wide enough for a table where it is a file."""
-    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=120)
+    is_told = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(highlight=False, width=None if is_told else 120)
 
 
 def _coloured(state: str, width: int = 0) -> str:
@@ -96,13 +99,18 @@ def show(values: Values, names: list[str]) -> int:
     console = _console()
     title = f"Data sets, and what is here of them, in {_data_dir(values)}"
     table = Table(title=title, title_justify="left", show_lines=True, expand=True)
-    for column, ratio in COLUMNS.items():
-        table.add_column(column, ratio=ratio or None)
+    is_wide = console.width >= WIDE
+    for column, ratio in (COLUMNS if is_wide else NARROW).items():
+        table.add_column(column, ratio=ratio or None, overflow="fold")
     for target in _targets(values, names):
         if (entry := target.entry) is not None:
             size = "by hand" if entry.by_hand else entry.size
             here = _what_is_here(entry, target.dataset.root)
-            table.add_row(target.name, " ".join(entry.tasks), entry.about, size, entry.terms, here)
+            tasks = " ".join(entry.tasks)
+            cells = (tasks, entry.about, size, entry.terms) if is_wide else (
+                f"{entry.about}\n{tasks}; {size}; {entry.terms}",
+            )  # fmt: skip
+            table.add_row(target.name, *cells, here)
     console.print(table)
     console.print("tmbench data get NAME downloads one; tmbench data verify NAME says whether it is the published one")
     return 0

@@ -89,7 +89,7 @@ def rounded(x: Any) -> Any:
 
 main = Verb(
     "numerics",
-    f"Measures what theory says of the Taylor methods: prints tables, writes a figure for each experiment and {FILE}\n"
+    f"Measures what theory says of the Taylor methods: prints tables, writes a figure for each experiment and {FILE} "
     "with every number. All experiments take about a minute:\n\n"
     + "\n".join(f"  {name:<8}  {text}" for name, text in EXPERIMENTS.items()),
     do, {"out": out_dir("./numerics"), "json": JSON}, "[EXPERIMENT ...]",

@@ -159,7 +159,7 @@ def _print(report: "Report", notes: list[str], console: "Console") -> None:
 EXAMPLES = """
 tmbench report                                all runs under ./runs, into ./report
 tmbench report task=tc profile=full out=r8    some of them; filters are status, profile and all settings of a run
-tmbench report optimizer=sgd,tmsgd seed=0,1,2 a filter may have several values
+tmbench report optimizer=sgd,tmsgd seed=0,1,2  a filter may have several values
 tmbench report 'old/*' runs against=all       several folders; each method with each
 tmbench report plan=0.003 task=tc             how many seeds find a difference of 0.003?
 tmbench report plan=0.003 sd=0.002 comparisons=28

@@ -28,10 +28,10 @@ def do(values: Settings, words: list[str]) -> int:
 
 main = Verb(
     "tune",
-    "Gives every optimizer the same number of trials on a validation split, then confirms the best setting of each\n"
+    "Gives every optimizer the same number of trials on a validation split, then confirms the best setting of each "
     "with fresh seeds on the test split. All other words are settings of the runs.",
     do, SETTINGS, "[KEY=VALUE ...]", "tmbench tune task=tc optimizer=tmsgd,sgd trials=20 seeds=5\n"
-    "tmbench tune task=tc optimizer=tmsgd,sgd space=switch sampler=grid trials=9   # the best of nine switch epochs",
+    "tmbench tune task=tc optimizer=tmsgd,sgd space=switch sampler=grid trials=9  the best of nine switch epochs",
 )  # fmt: skip
 
 if __name__ == "__main__":
