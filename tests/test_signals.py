@@ -179,3 +179,37 @@ def test_40_signals_at_any_moment_end_as_interrupted_and_the_same_command_comple
         again = tmbench(*command)
         assert again.returncode == 0, said + again.stdout + again.stderr
         assert statuses(folder) == ["completed"] * runs, said
+
+
+@pytest.mark.parametrize("during", ["import slow_module", "raise SystemExit(stop_twice())"])
+def test_the_cursor_is_shown_again_whatever_ends_a_table(during: str, tmp_path: Path) -> None:
+    """A signal during an import ends the process at once; a second one may come while the table ends for the first."""
+    (tmp_path / "slow_module.py").write_text("import os\nos.kill(os.getpid(), 2)\n")
+    code = f"""
+import os, sys
+from tmbench import signals
+signals.own()
+from rich.console import Console
+from tmbench.sweeps.live import JobTable
+from tmbench.verbs import guarded, leave
+
+class Interrupted(Console):
+    def show_cursor(self, show=True):
+        if show:
+            os.kill(os.getpid(), 2)
+        return super().show_cursor(show)
+
+def stop_twice():
+    os.kill(os.getpid(), 2)
+
+def do():
+    console = (Console if "import" in {during!r} else Interrupted)(stderr=True, force_terminal=True)
+    with JobTable([], set, console):
+        {during}
+
+leave(guarded(do))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.rfind("\x1b[?25h") > done.stderr.rfind("\x1b[?25l") >= 0
+    assert done.stderr.endswith("interrupted; the same command continues\n")

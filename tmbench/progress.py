@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+from . import signals
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -42,7 +44,7 @@ def clock(seconds: float) -> str:
 def displayed(bar: "Progress") -> "Iterator[Progress]":
     """Meanwhile a bar is on the terminal: below a sweep's table, if there is one."""
     if (bars := below) is None:
-        with bar:
+        with signals.hidden_cursor(), bar:
             yield bar
         return
     bars.append(bar)

@@ -22,6 +22,8 @@ from typing import Any
 requested = False  # somebody has asked, and nothing has stopped for it yet
 raised = False  # by an exception, which a library may have swallowed, or made another of
 _owned = False  # whether this process is ours from its start to its end
+_hidden = 0  # how many of those that draw on the terminal have hidden its cursor
+SHOW_CURSOR = "\x1b[?25h"
 
 Handler = Callable[[int, FrameType | None], object]
 
@@ -98,6 +100,20 @@ def say(message: str) -> None:
     os.write(2, f"{message}\n".encode())
 
 
+@contextmanager
+def hidden_cursor() -> Iterator[None]:
+    """Meanwhile a table or a bar on the terminal hides its cursor, which is seen again however this ends."""
+    global _hidden
+    _hidden += 1
+    try:
+        yield
+    except BaseException:  # a second signal, say, while the table ended for a first one
+        os.write(2, SHOW_CURSOR.encode())
+        raise
+    finally:
+        _hidden -= 1
+
+
 def _is_importing(frame: FrameType | None) -> bool:
     while frame and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
         frame = frame.f_back
@@ -105,6 +121,8 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
+    if _hidden:
+        say(SHOW_CURSOR)
     if "TMBENCH_COMMAND" not in os.environ:  # else a rank: the process that started it says so
         say("interrupted; the same command continues")
     os._exit(128 + signal.SIGINT)

@@ -4,6 +4,7 @@ import csv
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from .. import progress
+from .. import progress, signals
 from ..result import Result, newest, shown
 from ..runs.show import COLOURS, NARROW
 from .plan import Job
@@ -98,12 +99,15 @@ class JobTable:
     def __enter__(self) -> "JobTable":
         if self.is_shown:
             progress.below = []
-            self._live.start()
+            with ExitStack() as stack:
+                stack.enter_context(signals.hidden_cursor())
+                stack.enter_context(self._live)
+                self._open = stack.pop_all()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         if self.is_shown:
-            self._live.stop()
+            self._open.__exit__(*error)
             progress.below = None
 
     def ended(self, number: int, status: str, result: Result | None = None) -> None:
