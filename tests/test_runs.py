@@ -138,6 +138,23 @@ def test_a_folder_that_is_read_only_can_be_listed_and_shown(here: Path, command:
         folder.chmod(0o755)
 
 
+def test_a_run_that_is_named_with_its_folder_is_looked_for_there(made: Path, command: Command, tmp_path: Path) -> None:
+    """Not the run of the same name in runs_dir."""
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    for place in (here, elsewhere):
+        shutil.copytree(made, place)
+    name = the_tmsgd(here).name
+    (elsewhere / name / "result.json").unlink()
+    for word in (elsewhere / name, f"{elsewhere}/tc-tm", f"{elsewhere}/../elsewhere/{name}/"):
+        code, _, error = command(here, "show", str(word))
+        assert (code, error) == (1, f"show: expected one run with a result, got 1: {name} (stopped)\n")
+    assert command(here, "show", name)[0] == 0
+    assert command(here, "remove", f"{elsewhere}/tc-tm", "yes=true")[0] == 0
+    assert (len(names(here)), len(names(elsewhere))) == (4, 3)
+    code, _, error = command(here, "show", str(tmp_path / "gone" / name))
+    assert (code, error.startswith(f"{tmp_path}/gone: expected a folder with runs, there is none")) == (1, True)
+
+
 def test_remove_takes_what_was_asked_for_and_no_more(here: Path, command: Command) -> None:
     code, output, _ = command(here, "remove", "status=diverged,stopped", "--yes")
     assert (code, "removed 2 runs" in output) == (0, True)

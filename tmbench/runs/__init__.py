@@ -87,30 +87,43 @@ def leftovers_in(folder: Path) -> list[Path]:
 def find(runs_dir: Path, words: list[str]) -> list[Run]:
     """The runs that fit all the words: filters key=value[,value...], and ids of runs, or their starts.
 
+    An id may stand behind a folder, such as old/tc-sgd-0; else it is one in runs_dir.
+
     A key is run_id, status, profile, split, metric or any setting.
 
     Raises:
         ConfigError: there is no such folder, no run has such a key, or no run has such an id.
     """
+    ids = [word for word in words if "=" not in word]
+    folders = {f.resolve(): f for word in ids for f in _meant(word, runs_dir)}
+    runs = [Run.open(folder) for folder in (sorted(folders.values()) if ids else _in(runs_dir))]
+    return fitting(runs, [word for word in words if "=" in word])
+
+
+def _meant(word: str, runs_dir: Path) -> list[Path]:
+    """The folders of the runs that a folder, an id or the start of either names; ConfigError if there is none."""
+    path = Path(word)
+    if (path / "config.yaml").is_file():
+        return [path]
+    place = path.parent if "/" in word else runs_dir
+    if found := [folder for folder in _in(place) if folder.name.startswith(path.name)]:
+        return found
+    raise ConfigError(f"{path.name}: no run in {place} has an id that starts so; tmbench runs list shows all")
+
+
+def _in(runs_dir: Path) -> list[Path]:
+    """The folders of all runs."""
     if not runs_dir.is_dir():
         raise ConfigError(f"{runs_dir}: expected a folder with runs, there is none; name another with runs_dir=DIR")
-    folders = sorted(p.parent for p in runs_dir.glob("[!.]*/config.yaml") if p.parent.name.isprintable())
-    starts = [Path(word).name for word in words if "=" not in word]
-    for start in starts:
-        if not any(folder.name.startswith(start) for folder in folders):
-            raise ConfigError(f"{start}: no run in {runs_dir} has an id that starts so; tmbench runs list shows all")
-    runs = [Run.open(folder) for folder in folders if not starts or folder.name.startswith(tuple(starts))]
-    return fitting(runs, [word for word in words if "=" in word])
+    return sorted(p.parent for p in runs_dir.glob("[!.]*/config.yaml") if p.parent.name.isprintable())
 
 
 def find_one(word: str, runs_dir: Path) -> Run:
     """The run with this folder, id or start of an id; ConfigError if there is none, or more than one."""
-    if (Path(word) / "config.yaml").is_file():
-        return Run.open(Path(word))
-    runs = find(runs_dir, [word])
-    if len(runs) != 1:
-        raise ConfigError(f"{word}: expected one run, got {', '.join(run.folder.name for run in runs[:5])}")
-    return runs[0]
+    folders = _meant(word, runs_dir)
+    if len(folders) != 1:
+        raise ConfigError(f"{word}: expected one run, got {', '.join(folder.name for folder in folders[:5])}")
+    return Run.open(folders[0])
 
 
 def fitting(runs: list[Run], filters: list[str]) -> list[Run]:

@@ -125,7 +125,7 @@ VERBS = (
 EXAMPLES = """
 tmbench runs status=failed,stopped          which of them failed or were stopped
 tmbench runs task=tc lr=0.1 task.width=50   a filter is a status, a profile or any setting
-tmbench runs show tc-tmsgd-0-4ed8           a run is called by its id, or the start of it"""
+tmbench runs show tc-tmsgd-0-4ed8           a run is called by its id, the start of it, or its folder"""
 SUMMARY = "Lists the runs in a folder; shows, compares, draws and removes them. Without a command: list."
 main = Verb("runs", SUMMARY, list_runs, LIST, FILTERS, EXAMPLES, {verb.name.split()[1]: verb for verb in VERBS})
 
