@@ -356,6 +356,11 @@ def test_a_result_shows_itself_as_text_without_outside_help(made: Make) -> None:
     html = result._repr_html_()
     assert re.search(r'<img alt="Training loss and test/accuracy [^"]+" .*src="data:image/svg\+xml;base64,\w', html)
     assert not re.search(r'(src|href)="(?!data:)', html)
+    path = folder / "curves.csv"
+    head, *rows = path.read_text().splitlines()
+    older = [f"{int(epoch) - 1},{rest}" for epoch, _, rest in (row.partition(",") for row in rows)]  # counted from 0
+    path.write_text("\n".join([head, *older]))
+    assert result._repr_html_() == html
     for damaged in ("", "epoch,x\nz,1\n"):
         (folder / "curves.csv").write_text(damaged)
         assert result._repr_html_().endswith("</table>")
@@ -391,11 +396,11 @@ def test_a_notebook_shows_results_and_keeps_its_own_pictures(here: Path) -> None
     ],
 )
 def test_what_a_host_has_set_in_torch_reaches_no_number(host: Any, told: str, tmp_path: Path) -> None:
-    with host(), pytest.raises(ConfigError, match=f"^{told} is in force here and would change the numbers"):
+    with host(), pytest.raises(ConfigError, match=f"^{told} is set in this program and would change the numbers"):
         tmbench.run("tc", "sgd", epochs=1, runs_dir=tmp_path)
     torch.set_default_dtype(torch.float64)
     try:
-        with pytest.raises(ConfigError, match=r"^torch.set_default_dtype\(torch.float64\) is in force"):
+        with pytest.raises(ConfigError, match=r"^torch.set_default_dtype\(torch.float64\) is set in this program"):
             tmbench.run("tc", "sgd", epochs=1, runs_dir=tmp_path)
     finally:
         torch.set_default_dtype(torch.float32)

@@ -221,7 +221,7 @@ def report(runs_dir: Place = "runs", out: Place = "report", **settings: Any) -> 
     """
     if settings.keys() & {"plan", "json"}:
         raise ConfigError(
-            "report: expected no plan= and json=, which only the command line has: tmbench report plan=..."
+            "report: expected neither plan= nor json=; they work on the command line only: tmbench report plan=0.01"
         )
     with as_guest(progress=True):
         places = {"runs_dir": folder_of("runs_dir", runs_dir), "out": folder_of("out", out)}

@@ -61,7 +61,9 @@ def _check_torch() -> None:
         "torch.backends.mkldnn.enabled=False": not torch.backends.mkldnn.enabled,
     }
     if found := [name for name, is_set in wrong.items() if is_set]:
-        raise ConfigError(f"{found[0]} is in force here and would change the numbers; call tmbench outside of it")
+        raise ConfigError(
+            f"{found[0]} is set in this program and would change the numbers; call tmbench where it is not set"
+        )
 
 
 @contextmanager

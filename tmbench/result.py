@@ -5,6 +5,7 @@ import csv
 import json
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from html import escape
@@ -148,7 +149,7 @@ class Result:
     def _picture(self) -> str:
         """The learning curves as an image in HTML; nothing if there are none that can be read."""
         try:
-            text = read(self.folder / "curves.csv", bytes.decode) if self.folder else ""
+            text = counted_from_1(read(self.folder / "curves.csv", bytes.decode)) if self.folder else ""
             rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(text.splitlines())]
         except (OSError, ValueError, TypeError):
             return ""
@@ -156,8 +157,6 @@ class Result:
             return ""
         from .figures import curves, svg  # matplotlib
 
-        for row in rows if self.schema_version < 4 else ():
-            row["epoch"] += 1
         switch = self.switch["effective"]
         figure = curves(rows, self.headline, switch if isinstance(switch, int) else None)
         image = base64.b64encode(svg(figure, self.run_id).encode()).decode()
@@ -218,6 +217,20 @@ def finished(
     if evaluated and (divergence or evaluated[-1] < trained):
         result.notes.append(f"the last metrics are those after epoch {evaluated[-1]}")
     return result
+
+
+def counted_from_1(curves: str) -> str:
+    """The text of curves.csv with its first epoch as 1; files of schemas 1 to 3 count from 0."""
+    head, _, rest = curves.partition("\n")
+    names = head.strip().split(",")
+    at = names.index("epoch") if "epoch" in names else len(names)
+    if rest.partition("\n")[0].split(",")[at : at + 1] not in (["0"], ["0.0"]):
+        return curves
+    lines = [line.split(",") for line in rest.splitlines()]
+    for line in lines:
+        with suppress(IndexError, ValueError):  # of a damaged file; who reads the numbers says so
+            line[at] = str(int(float(line[at])) + 1)
+    return "\n".join([head, *map(",".join, lines)]) + "\n"
 
 
 def newest(rows: list[dict[str, float]]) -> dict[str, float]:

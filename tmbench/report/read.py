@@ -214,10 +214,9 @@ def curve_tables(files: list[CurveFile], notes: list[str]) -> Iterator[tuple[str
         if not {"epoch", "step", "seconds"} <= set(names):
             notes.append(f"{alike[0].folder}/curves.csv: left out, expected epoch, step and seconds, got {head}")
             continue
-        from_zero = (pl.col("epoch").min().over("run") == 0).cast(pl.Int64)  # schemas 1 to 3 counted so
         numbers = pl.col(pl.Float64)
         for table in _parsed(names, alike, notes):
-            whole = table.with_columns(pl.col("epoch").cast(pl.Int64) + from_zero, pl.col("step").cast(pl.Int64))
+            whole = table.with_columns(pl.col("epoch", "step").cast(pl.Int64))
             yield key, whole.with_columns(pl.when(numbers.is_finite()).then(numbers))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from ..config.settle import Saved, Settings
 from ..errors import ConfigError, DataError
 from ..files import checked, loads
-from ..result import Result
+from ..result import Result, counted_from_1
 from ..runs import Run, fitting
 from .contents import Drawing, Report
 from .read import Record
@@ -72,7 +72,7 @@ def _curves(entry: Any) -> str:
     writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows[epoch] for epoch in sorted(rows))
-    return text.getvalue() if rows else ""
+    return counted_from_1(text.getvalue()) if rows else ""
 
 
 def sent(report: Report, drawings: list[Drawing], out: Path) -> list[str]:

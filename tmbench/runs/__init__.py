@@ -13,7 +13,7 @@ from ..checkpoint import WRITING
 from ..config.settle import Saved, Settings, select
 from ..errors import ConfigError, DataError
 from ..files import locked, read, read_yaml, scratch_in
-from ..result import FINAL, Result
+from ..result import FINAL, Result, counted_from_1
 from ..trunks import FETCHED
 
 REMOVING = ".removing-"  # the name of a run's folder starts with it while the run is being removed
@@ -53,7 +53,11 @@ class Run:
 
     @property
     def curves(self) -> str:
-        """The text of curves.csv, empty if there is none; DataError if it is not the file that the result describes."""
+        """The text of curves.csv, with epochs from 1; empty if there is none.
+
+        Raises:
+            DataError: it is not the file that the result describes.
+        """
         path = self.folder / "curves.csv"
         try:
             content = read(path, bytes)
@@ -66,7 +70,7 @@ class Run:
                 f"{path}: damaged: its sha256 is not the one in result.json; remove result.json, and the run's own "
                 "command writes both again"
             )
-        return read(path, bytes.decode) if content else ""
+        return counted_from_1(read(path, bytes.decode)) if content else ""
 
     def value(self, key: str) -> Any:
         """What a filter compares: the status, a fact of the result, or a setting; KeyError if there is none."""

@@ -16,8 +16,6 @@ from . import Run, find_one, show
 
 Rows = list[tuple[str, str, str, str]]  # name, of a, of b, b - a
 
-NOT_COMPARED = {"seconds": "", "epoch": ""}  # of a curve: the time, and what older files count from 0
-
 
 def differing(a: dict[str, Any], b: dict[str, Any]) -> Rows:
     """The keys whose values are not shown alike, in the order of their first occurrence."""
@@ -63,7 +61,7 @@ def first_difference(a: Run, b: Run) -> int | None:
     for run in (a, b):
         lines = run.curves.splitlines()
         names = lines[0].split(",") if lines else []
-        both.append([dict(zip(names, line.split(","), strict=False)) | NOT_COMPARED for line in lines[1:]])
+        both.append([dict(zip(names, line.split(","), strict=False)) | {"seconds": ""} for line in lines[1:]])
     for epoch, (x, y) in enumerate(zip(*both, strict=False), 1):
         if x != y:
             return epoch
