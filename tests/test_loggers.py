@@ -125,10 +125,13 @@ def test_resumed_run_is_whole_in_each_logger_and_has_each_epoch_once(
     check_mlflow(mlflow_client(f"sqlite:///{tmp_path}/mlflow.db"), result, [math.nan, math.nan, 1])
 
     with (folder / "csv" / "metrics.csv").open() as file:
-        assert [row["odd"] for row in csv.DictReader(file)] == ["nan", "inf", "1.0"]
+        told = list(csv.DictReader(file))
+    assert [row["odd"] for row in told] == ["nan", "inf", "1.0"]
     assert (folder / "csv" / "hparams.yaml").exists()
     with (folder / "curves.csv").open() as file:
-        assert [row["odd"] for row in csv.DictReader(file)] == ["nan", "inf", "1.0"]
+        own = list(csv.DictReader(file))
+    assert [row["odd"] for row in own] == ["nan", "inf", "1.0"]
+    assert [(row["epoch"], row["step"]) for row in told] == [(row["epoch"], row["step"]) for row in own]
 
 
 @pytest.mark.parametrize("answers", [False, True])

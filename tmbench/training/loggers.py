@@ -46,9 +46,15 @@ def check_installed(name: str, package: str) -> None:
         raise ConfigError(f"logger={name}: needs the package {package}; pip install 'tmbench[{name}]'")
 
 
+class _Csv(CSVLogger):
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Adds an epoch's row; Lightning would write the epoch over the steps of the optimizer."""
+        super().log_metrics(metrics, int(metrics.get("step", step or 0)))
+
+
 def csv_logger(run: RunFacts, settings: dict[str, Any]) -> CSVLogger:
     shutil.rmtree(run.folder / "csv", ignore_errors=True)  # of a resumed run, which tells all its epochs again
-    logger = CSVLogger(run.folder, name="csv", version="")
+    logger = _Csv(run.folder, name="csv", version="", flush_logs_every_n_steps=1)
     logger.log_hyperparams(run.config)
     return logger
 
