@@ -46,6 +46,13 @@ class Player(NamedTuple):
     lr: float | None = None  # a learning rate of its own; None is the run's
 
 
+class Table(NamedTuple):
+    """An embedding of which a batch reads few rows, and that nothing else reads while it is trained."""
+
+    embedding: nn.Embedding
+    l2: float = 0.0  # of a penalty l2 sum(w^2) over the whole table, once a step; not part of the loss then
+
+
 class Task(nn.Module, ABC):
     """A model, its data, its loss and its metrics. A task knows nothing of optimizers or runs.
 
@@ -103,6 +110,10 @@ class Task(nn.Module, ABC):
     def players(self) -> dict[str, Player]:
         """What takes a step on every batch, in turn, by name, each with an optimizer of its own; two for a GAN."""
         return {"": Player(self, self.loss)}
+
+    def tables(self) -> Sequence[Table]:
+        """The embeddings that are stepped by the rows read, where `cfg.sparse` is true; a key of the task's YAML."""
+        return ()
 
     def with_own_rates(self, new: "partial[Optimizer]") -> New:
         """What makes the task's optimizer, where its parameters need other rates than `new` gives them."""

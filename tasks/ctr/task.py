@@ -17,7 +17,7 @@ from torchmetrics.classification import BinaryAccuracy
 from torchmetrics.utilities import dim_zero_cat
 
 from tmbench.errors import DataError
-from tmbench.task import Figures, Loss, New, Task, finite
+from tmbench.task import Figures, Loss, New, Table, Task, finite
 from tmbench.training.mup import built, scaled
 
 from ..metrics import Ratio
@@ -163,12 +163,18 @@ class CTR(Task):
         return self.model(torch.cat([group.int() for group in groups], 1))
 
     def loss(self, batch: tuple[Tensor, ...]) -> Loss:
-        """Cross-entropy, over the examples; the penalty is one for a step, however many there are."""
+        """Cross-entropy, over the examples; the penalty is one for a step, however many there are.
+
+        A table that is stepped by rows has its penalty in the step alone: its sum is over all rows.
+        """
         *groups, clicks_B = batch
         total = binary_cross_entropy_with_logits(self.predict(groups), clicks_B.float(), reduction="sum")
-        if self.cfg.l2:
+        if self.cfg.l2 and not self.cfg.get("sparse"):
             total = total + len(clicks_B) * self.cfg.l2 * self.model.table.weight.square().sum()
         return total, len(clicks_B)
+
+    def tables(self) -> list[Table]:
+        return [Table(self.model.table, self.cfg.l2)]
 
     def with_own_rates(self, new: Any) -> New:
         return scaled(new) if self.cfg.get("mup") else new

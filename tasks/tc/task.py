@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from tmbench.errors import ConfigError
-from tmbench.task import Figures
+from tmbench.task import Figures, Table
 from tmbench.training.mup import built
 
 from ..classification import Classifier
@@ -57,8 +57,11 @@ class TC(Classifier):
         self.documents = {"train": data.read("train", cfg.variant)}
         test = self.read("test") if cfg.vocabulary == "train_test" else []
         self.words = vocabulary(self.documents["train"], test, cfg.vocabulary)
-        self.model = built(cfg, partial(LSTMClassifier, len(self.words), cfg.embedding, len(LABELS)))
+        self.model: LSTMClassifier = built(cfg, partial(LSTMClassifier, len(self.words), cfg.embedding, len(LABELS)))
         self.set_classes(LABELS)
+
+    def tables(self) -> list[Table]:
+        return [Table(self.model.embedding)]
 
     def read(self, split: str) -> list[Document]:
         """The split's documents, read when they are first wanted."""

@@ -38,6 +38,7 @@ CHECKS = {
     "group": "an added group is updated",
     "closure": "a closure's loss is returned",
     "modes": "train() and eval() leave no trace",
+    "rows": "sparse rows = dense",
 }
 
 

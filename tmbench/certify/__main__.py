@@ -91,7 +91,7 @@ def _from_files(words: list[str]) -> tuple[str, "NewOptimizer"]:
     cfg = settled(composed(words))
     settings = cfg["optimizer"]
     name = settings.pop("name") if "_target_" in settings else ""
-    settings.pop("trunk", None)  # for the run alone
+    settings = {key: value for key, value in settings.items() if key not in ("trunk", "lazy_rows")}  # for the run alone
     if reads_switch(cfg) and settings["switch_step"] is None and cfg["switch_epoch"] != NEVER:
         settings["switch_step"] = SWITCH_STEP
     return name, _partial(settings)

@@ -8,13 +8,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..optim.rows import LazyRows, moves_linearly
 from . import CHECKS, Finding, Outcome
 from .descent import BOUND, STEPS, SWITCH_STEP, Candidate, Descent, Quadratic, distance, in_words, problem, summary_of
 from .reference import agrees_with_a_reference
 
 SUMS = 1e-4  # where sums over tensors are taken in another order, perhaps in float32, and act on all that follows
+ROWS = 1e-12  # of the largest weight, in float64
 MANY = 40  # tensors
 COMPARED = (0, 1, 2, 3, 5, 10, 20, MANY - 1)  # positions among them
 
@@ -262,13 +264,36 @@ def switches_modes(candidate: Candidate) -> Outcome:
     return "holds" if d <= BOUND else "does not", f"eval() and train() after every step: {in_words(d)}"
 
 
+def steps_rows_as_the_whole_table(candidate: Candidate) -> Outcome:
+    """An embedding stepped by the rows that are read (LazyRows) against the whole of it, in float64."""
+    rows, steps, tables = 12, 8 * SWITCH_STEP, []
+    for is_lazy in (True, False):
+        table = nn.Embedding(rows, 3, sparse=is_lazy, dtype=torch.float64, device=candidate.device)
+        with torch.no_grad():
+            table.weight.copy_(torch.arange(3 * rows).sin().view(rows, 3))
+        optimizer = candidate.new([table.weight])
+        if not moves_linearly(optimizer):
+            return "not applicable", "steps the whole table: it does not say that it moves linearly without a gradient"
+        if is_lazy:
+            LazyRows(optimizer, table)
+        for step in range(steps):
+            optimizer.zero_grad()
+            # Row 0 in every step, others now and then, the last but two once early and once late, the last never.
+            read = [0, step % 7, 1 + step**2 % 9, *([rows - 2] if step in (1, steps - 3) else [])]
+            (table(torch.tensor(read, device=candidate.device)) - step % 3).square().sum().backward()
+            optimizer.step()
+        tables.append(table.state_dict()["weight"])
+    error = float((tables[0] - tables[1]).abs().max() / tables[1].abs().max())
+    return "holds" if error <= ROWS else "does not", f"{error:.1e} apart after {steps} steps (bound {ROWS:.0e})"
+
+
 FUNCTIONS: dict[str, Callable[[Candidate], Outcome]] = {
     "quadratic": lowers_a_quadratic, "reference": agrees_with_a_reference, "paths": agrees_with_its_other_paths,
     "repeats": repeats, "saving": survives_saving, "order": ignores_the_order, "number": ignores_the_number,
     "gradients": leaves_gradients, "none": skips_none_gradients, "zero": rests_on_zero_gradients,
     "float16": partial(works_in, torch.float16), "bfloat16": partial(works_in, torch.bfloat16),
     "lr": takes_a_changed_lr, "group": updates_an_added_group, "closure": returns_the_closures_loss,
-    "modes": switches_modes,
+    "modes": switches_modes, "rows": steps_rows_as_the_whole_table,
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..errors import ConfigError
 from ..files import Whole
 from .machine import count_gpus
+from .sparse import settle_sparse
 from .table import GROUPS, PROFILES, file_of, keys, known_keys, top_keys, values_of
 from .values import Setting, is_whole
 
@@ -89,6 +90,7 @@ def settled(raw: Settings) -> Settings:
         _name_loggers(cfg["logger"])
         cfg = _resolved(cfg)
         _check(cfg)
+        settle_sparse(cfg)
     except KeyError as error:
         raise ConfigError(f"{error.args[0]}: expected a setting of this name, got none; leave it in") from error
     return cfg

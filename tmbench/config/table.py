@@ -38,6 +38,7 @@ BOOKKEEPING = "bookkeeping"  # changes no number
 
 GROUPS = ("task", "optimizer", "data", "protocol", "schedule", "trainer", "logger", "study")  # of a settled run
 KINDS = {"task": PROBLEM, "optimizer": METHOD, "schedule": METHOD, "data": PROBLEM, "world_size": PROBLEM}
+FOR_THE_RUN = ("name", "trunk", "lazy_rows")  # keys of an optimizer that its class does not take
 NEVER = "never"
 PROFILES = ("tiny", "full")
 OTHER_FILE = "choose another file, or write one of your own (--config-dir DIR)"
@@ -49,6 +50,8 @@ _BY_MEANING = {  # keys that mean the same in many files
     "_partial_": "true or false: the run gives it further arguments; fixed",
     "optimizer.switch_step": "anything, or null: switch_epoch in steps; an optimizer with this key has a switch; "
     "null: the run fills it in; fixed: the run fills it in, say switch_epoch",
+    "optimizer.lazy_rows": "anything: true if a step without a gradient is linear in the state, so that it can be taken "
+    "later; or a list of the parts that must be so; bookkeeping; fixed",
     "optimizer.trunk": "settings such as {part: first}: what it is before its switch, see identity.before_switch; "
     "bookkeeping; fixed",
     "task.data": "anything: the class that reads the data, or several by name; fixed",

@@ -3,8 +3,9 @@
 from .formula import multistep_update
 from .multistep import MultistepSGD
 from .rescaled import RescaledSGD
+from .rows import LazyRows
 from .stability import stability
 from .switch import SwitchOptimizer
 from .tmsgd import TMSGD
 
-__all__ = ["TMSGD", "MultistepSGD", "RescaledSGD", "SwitchOptimizer", "multistep_update", "stability"]
+__all__ = ["TMSGD", "LazyRows", "MultistepSGD", "RescaledSGD", "SwitchOptimizer", "multistep_update", "stability"]

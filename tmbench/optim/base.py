@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .formula import as_number, decay, difference_names, differences_of, direction_of, multistep_update, phase, rotate
 from .fused import fused_sgd, fused_step
-from .rows import check_sparse, step_rows
+from .rows import LazyRows
 
 HISTORIES = ("true", "zero")
 
@@ -34,8 +34,8 @@ class SGDThenFormula(torch.optim.Optimizer):
     in the formula. A parameter whose gradient is None in a step keeps its weight and its history in that step.
 
     Args:
-        params: parameters or parameter groups, as in `torch.optim.SGD`. Real. Gradients of whole rows, as of
-            `nn.Embedding(sparse=True)`, are stepped by rows, as if they were dense, without momentum and decay.
+        params: parameters or parameter groups, as in `torch.optim.SGD`. Real. An embedding that
+            `attach` is given may have sparse gradients, and is stepped by the rows that they have.
         formula: the settings of the subclass, which become keys of each group.
         lr: learning rate, a number or a tensor of one, which is read as a number in every step.
         momentum: in [0, 1); PyTorch's convention, v = momentum v + (1 - dampening) g.
@@ -56,7 +56,7 @@ class SGDThenFormula(torch.optim.Optimizer):
 
     Raises:
         ValueError: an argument out of its range, of any group, or a complex parameter.
-        RuntimeError: a sparse gradient, together with momentum or weight decay; no weight has moved then.
+        RuntimeError: a sparse gradient of a table that is not attached; no weight has moved then.
 
     No `capturable`: the switch is a branch in Python and the history moves by renaming buffers, so a captured CUDA
     graph would replay one phase on the wrong buffers. For the same reason `torch.compile` leaves `step` as it is, and
@@ -64,7 +64,7 @@ class SGDThenFormula(torch.optim.Optimizer):
     """
 
     name: str  # how messages call it
-    _by_rows = False  # whether a sparse gradient has come; their rows in motion are then in the state as `live`
+    moves_linearly = True  # without a gradient
 
     def __init__(
         self, params: Iterable[Any], formula: dict[str, Any], lr: float | Tensor, momentum: float = 0.0, *,
@@ -78,6 +78,7 @@ class SGDThenFormula(torch.optim.Optimizer):
             "history": history, "maximize": maximize, "foreach": foreach, "fused": fused, "step": 0,
         }  # fmt: skip
         super().__init__(params, defaults)
+        self.attached: list[LazyRows] = []
 
     def step_form(self, group: dict[str, Any]) -> tuple[Sequence[float], float]:
         """The factors of d[k], d[k-1], ... and the factor b of lr g[k], after the switch."""
@@ -85,7 +86,7 @@ class SGDThenFormula(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._by_rows = any("live" in state for state in self.state.values())
+        self.__dict__.setdefault("attached", [])  # of a copy, none
         for group in self.param_groups:  # a checkpoint from before a setting existed
             for key in self.defaults.keys() - {"differentiable"}:  # which torch has just added to the defaults
                 group.setdefault(key, self.defaults[key])
@@ -100,14 +101,12 @@ class SGDThenFormula(torch.optim.Optimizer):
         saved = [i for group in state_dict["param_groups"] for i in group["params"]]
         for place, (p, i) in enumerate(zip(params, saved, strict=False)):  # torch itself compares the counts
             for key, value in state_dict["state"].get(i, {}).items():
-                if isinstance(value, Tensor) and key != "live" and value.shape != p.shape:
+                if isinstance(value, Tensor) and value.shape != p.shape:
                     raise ValueError(
                         f"{self.name}: the state is of other parameters or another order: parameter {place} has shape "
                         f"{tuple(p.shape)}, its saved {key} has {tuple(value.shape)}"
                     )
         super().load_state_dict(state_dict)
-        for state in self.state.values():
-            state.pop("live", None)  # torch has made it a parameter's type; the differences tell it again
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; a group that joins later counts its steps with the others, so all switch together."""
@@ -123,6 +122,8 @@ class SGDThenFormula(torch.optim.Optimizer):
     def before_switch(self) -> dict[str, Any]:
         """The state_dict that torch's SGD with these settings would have at this step, up to the switch."""
         keys = ("lr", "momentum", "dampening", "nesterov", "weight_decay", "maximize", "foreach", "fused", "initial_lr")
+        for table in self.attached:
+            table.catch_up()
         groups = [{key: group[key] for key in ("params", *keys) if key in group} for group in self.param_groups]
         sgd = torch.optim.SGD(groups)
         for p, state in self.state.items():
@@ -166,23 +167,21 @@ class SGDThenFormula(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        work = []
-        for group in self.param_groups:
-            with_gradient = [p for p in group["params"] if p.grad is not None]
-            sparse = [p for p in with_gradient if p.grad.is_sparse]
-            for p in sparse:
-                check_sparse(self.name, group, p)  # before any weight has moved
-            work.append((group, [p for p in with_gradient if not p.grad.is_sparse], sparse))
-        for group, dense, sparse in work:
-            if dense:
-                for p in dense if self._by_rows else ():
-                    self.state.get(p, {}).pop("live", None)  # all of its rows move now
-                self._step_group(group, dense)
-            for p in sparse:
-                step_rows(p, self.state[p], group, *self.step_form(group))
-                self._by_rows = self._by_rows or "live" in self.state[p]
+        work = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
+        if any(p.grad.is_sparse for _, params in work for p in params):
+            raise RuntimeError(
+                f"{self.name}: expected dense gradients, got a sparse one of an embedding that is not attached, whose "
+                "rows without a gradient may move, too: call optimizer.attach(embedding) before the first step"
+            )
+        for group, params in work:
+            if params:
+                self._step_group(group, params)
             group["step"] += 1
         return loss
+
+    def attach(self, table: nn.Embedding | nn.EmbeddingBag, *, l2: float = 0.0) -> LazyRows:
+        """Steps this table by the rows that are read, with the result of the dense step: see `LazyRows`."""
+        return LazyRows(self, table, l2=l2)
 
     def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
         lr, foreach = as_number(group["lr"]), all_at_once(group["foreach"], params)

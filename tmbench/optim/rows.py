@@ -1,82 +1,300 @@
-"""Steps for sparse gradients, as of nn.Embedding(sparse=True): only the rows that have a gradient or still move.
+"""Embedding tables stepped by the rows that a batch reads: the cost is the batch's, the result the dense step's.
 
-Legend: R rows with a gradient, L rows that move, D what a row holds (any number of dimensions).
+A row without a gradient still moves, under momentum, a history or decay; but it moves linearly. Its state s (the
+weight, then each tensor that the optimizer keeps for it) is multiplied by a small matrix A in every step. So a row is
+left alone, and caught up when it is next read: s <- A[k-1] ... A[j] s, of the steps j, ..., k-1 that it missed.
+
+The optimizer itself says what A is: beside the rows it steps a `probe`, whose elements are the unit vectors of the
+state, with a gradient of zero. So settings, schedules and switches need no second copy of their equations here.
+
+Legend: R rows, D numbers in a row, S tensors of the state, G steps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from .formula import as_number, difference_names, differences_of, multistep_update, phase, rotate
+BLOCK = 512  # steps whose products are multiplied on in every step
+AT_ONCE = 2**16  # rows brought up to date at a time
 
 
-def check_sparse(name: str, group: dict[str, Any], p: Tensor) -> None:
-    """Refuses a sparse gradient that the optimizer `name` cannot step by rows.
+def moves_linearly(optimizer: Optimizer) -> bool:
+    """Whether a step without a gradient multiplies an element's state by numbers that are the same for all elements."""
+    linear: bool = getattr(optimizer, "moves_linearly", type(optimizer) is torch.optim.SGD)
+    return linear
 
-    Raises:
-        RuntimeError: the group has momentum or weight decay, or the gradient is not of whole rows.
+
+class Products:
+    """The products A[k-1] ... A[j] of the matrices of the last k - j steps, for all j; float64.
+
+    No product is the quotient of two others, which would lose what has died out. The products from each step of the
+    latest BLOCK steps are multiplied on in every step; those of an earlier block end with the block, and one matrix
+    for each such block holds the steps since.
     """
-    assert p.grad is not None
-    if group["momentum"] != 0 or group["weight_decay"] != 0:
-        got = f"momentum {group['momentum']}, weight_decay {group['weight_decay']}"
-        raise RuntimeError(
-            f"{name}: sparse gradients need momentum 0 and weight_decay 0, with which rows without a gradient "
-            f"stay where they are; got {got}: build the embedding with sparse=False"
-        )
-    if p.grad.sparse_dim() != 1:
-        raise RuntimeError(
-            f"{name}: expected sparse gradients of whole rows, as of nn.Embedding(sparse=True), "
-            f"got {p.grad.sparse_dim()} sparse dimensions"
-        )
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.size, self.count = size, 0  # S; k
+        self._inner = torch.zeros(size, 0, dtype=torch.float64, device=device)  # (S, G S): of j to the end of its block
+        self._since = self._inner  # (S, blocks S): from the end of each closed block to the start of the open one
+
+    def append(self, matrix: Tensor) -> None:
+        """Adds the matrix (S', S) of a step; a state may gain tensors, which were zero before."""
+        if len(matrix) > self.size:
+            self._grow(len(matrix))
+        size, inside = self.size, self.count % BLOCK
+        if inside == 0:
+            self._close()
+        begin, end = (self.count - inside) * size, self.count * size
+        if inside:
+            self._inner[:, begin:end] = matrix @ self._inner[:, begin:end]
+        self._inner[:, end : end + size] = matrix
+        self.count += 1
+
+    def from_(self, steps_R: Tensor) -> Tensor:
+        """The products of the steps from these, each below k, to the last; (R, S, S)."""
+        size, opened = self.size, (self.count - 1) // BLOCK
+        inner_RSS = self._inner.view(size, -1, size).index_select(1, steps_R).transpose(0, 1)
+        if opened == 0:
+            return inner_RSS
+        begin = opened * BLOCK * size
+        later = self._inner[:, begin : begin + size] @ self._since
+        later = torch.cat([later, torch.eye(size).to(later)], 1).view(size, -1, size).transpose(0, 1)
+        return later[steps_R // BLOCK] @ inner_RSS
+
+    def _close(self) -> None:
+        """Closes the open block, and makes room for the next."""
+        size = self.size
+        if self.count:
+            begin = (self.count - BLOCK) * size
+            whole = self._inner[:, begin : begin + size]
+            self._since = torch.cat([whole @ self._since, torch.eye(size).to(whole)], 1)
+        room = self._inner.shape[1] // size - self.count
+        if room < BLOCK:
+            self._inner = nn.functional.pad(self._inner, (0, max(BLOCK, self.count) * size))
+
+    def _grow(self, size: int) -> None:
+        def grown(flat: Tensor) -> Tensor:
+            more = size - self.size
+            return nn.functional.pad(flat.view(self.size, -1, self.size), (0, more, 0, 0, 0, more)).flatten(1)
+
+        self._inner, self._since, self.size = grown(self._inner), grown(self._since), size
 
 
-def step_rows(p: Tensor, state: dict[str, Any], group: dict[str, Any], factors: Sequence[float], b: float) -> None:
-    """Steps the rows that have a gradient or are still moving.
+class LazyRows:
+    """Steps an embedding's table by the rows that have a gradient; the others are caught up before they are read.
 
-    A row's differences shrink by sqrt(c) a step once it has no gradient. It rests when they can't change its
-    weights any more, which in float32 takes some 30 steps (until they are exactly 0: 280). Resting weights
-    are those of the dense path, bit for bit; its next gradient finds no history in place of such a small one.
+    The result is that of the dense step up to rounding: within 1e-12 of it in float64, and as near to it in float32 as
+    two dense steps of other summation orders. `nn.Embedding(sparse=True)` and `EmbeddingBag(mode="sum", sparse=True)`
+    read their rows through this; who reads the weights otherwise calls `catch_up` first. State dicts of the module and
+    of the optimizer hold what the dense step's would.
 
     Args:
-        p: shape (rows, ...), with a sparse gradient.
-        state: what the optimizer keeps for p; `live` says which rows move, shape (rows,).
-        factors: of the differences, newest first.
-        b: what multiplies lr times the gradient once the formula acts.
+        optimizer: one whose state moves linearly without a gradient: torch's SGD, TMSGD, MultistepSGD, RescaledSGD, or
+            a SwitchOptimizer of two such; others say so by an attribute `moves_linearly`.
+        table: the embedding; its weights (float32 or float64) are among the optimizer's parameters.
+        l2: adds 2 l2 w to the gradient of every row, read or not, in every step: the penalty l2 sum(w^2).
+        ranks: the gradient is a sum over ranks, so that it has rows which this rank has not read.
+
+    Raises:
+        ValueError: the optimizer, the table or its type will not do; says why.
+        RuntimeError: in a step, if a row was read before it was brought up to date.
     """
-    assert p.grad is not None
-    lr, grad = as_number(group["lr"]), p.grad.coalesce()
-    rows, grad_RD = grad.indices()[0], grad.values()
-    grad_RD = -grad_RD if group["maximize"] else grad_RD
-    names = difference_names(len(factors))
-    acts, recording = phase(group, names)
-    if not names or not (acts or recording):
-        moved_RD = p[rows].add_(grad_RD, alpha=-lr * (b if acts else 1))
-        p.index_copy_(0, rows, moved_RD)
-        return
-    known = [d for (d,) in differences_of({p: state}, [p], names)]
-    if "live" not in state:
-        state["live"] = _moving(p, known, factors)
-    state["live"][rows] = True
-    live = state["live"].nonzero()[:, 0]
-    weights_LD, grads_LD = p[live], p.new_zeros(len(live), *p.shape[1:])
-    grads_LD.index_copy_(0, torch.searchsorted(live, rows), grad_RD)
-    differences = [[state[name][live]] for name in names]
-    if acts:
-        multistep_update([weights_LD], [grads_LD], differences, factors, b * lr, foreach=False)
-    else:
-        before_LD = weights_LD.clone()
-        torch.sub(weights_LD.add_(grads_LD, alpha=-lr), before_LD, out=differences[-1][0])
-    p.index_copy_(0, live, weights_LD)
-    state[names[-1]].index_copy_(0, live, differences[-1][0])
-    state["live"][live] = _moving(weights_LD, [d for (d,) in differences], factors)
-    rotate([state], names)
+
+    def __init__(
+        self, optimizer: Optimizer, table: nn.Embedding | nn.EmbeddingBag, *, l2: float = 0.0, ranks: bool = False
+    ) -> None:
+        self.table, self.l2, self.ranks = table, l2, ranks
+        self.dense = False  # whether to step all rows, as if there were no lazy ones
+        self.weight = weight = table.weight
+        self._check(optimizer)
+        self._state = ["weight"]  # the names of its tensors
+        self._products = Products(1, weight.device)
+        self._done = torch.zeros(len(weight), dtype=torch.int32, device=weight.device)  # steps that each row has had
+        self.optimizer: Any = None  # that moves the rows at present
+        self._hooks: list[Any] = []
+        self._swapped: tuple[list[Tensor], int, Tensor, Tensor, Tensor] | None = None
+        table.sparse = True
+        table.register_forward_pre_hook(self._before_reading, with_kwargs=True)
+        module: Any = table
+        module.register_state_dict_pre_hook(lambda *_: self.catch_up())
+        module.register_load_state_dict_pre_hook(lambda *_: self._start())
+        attached = getattr(optimizer, "attached", None)
+        if attached is not None:
+            attached.append(self)
+        self.serve(getattr(optimizer, "active", optimizer))
+
+    def serve(self, optimizer: Optimizer) -> None:
+        """Goes over to this optimizer of the same parameters, whose steps move the rows from now on."""
+        while hasattr(optimizer, "active"):
+            optimizer = optimizer.active
+        if self.optimizer is optimizer:
+            return
+        if self.optimizer is not None:
+            self.catch_up()
+        for hook in self._hooks:
+            hook.remove()
+        self.optimizer = optimizer
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+            optimizer.register_state_dict_pre_hook(lambda _: self.catch_up()),
+            optimizer.register_load_state_dict_pre_hook(lambda *_: self.catch_up()),
+        ]
+
+    @torch.no_grad()
+    def catch_up(self, rows: Tensor | None = None) -> None:
+        """Brings rows, of any shape and order, up to date; all if None."""
+        self._put_back()
+        now = self._products.count
+        if now == 0:
+            return
+        stale_R: Any
+        if rows is None:
+            stale_R = (self._done < now).nonzero()[:, 0]
+        else:
+            rows = rows.flatten()
+            stale_R = rows[self._done.index_select(0, rows) < now].unique()
+        for part_R in stale_R.split(AT_ONCE) if len(stale_R) else ():
+            self._move(part_R)
+        if rows is None:
+            self._start()
+        elif len(stale_R):
+            self._done.index_fill_(0, stale_R, now)
+
+    def _start(self) -> None:
+        """From here on; all rows are up to date."""
+        if self._products.count:
+            self._products = Products(1, self.weight.device)
+            self._done.zero_()
+
+    def _move(self, rows_R: Tensor) -> None:
+        kept = self.optimizer.state[self.weight]
+        tensors = [self.weight, *(kept[name] for name in self._state[1:])]
+        matrices_RSS = self._products.from_(self._done.index_select(0, rows_R)).to(self.weight.dtype)
+        states_RSD = torch.stack([t.index_select(0, rows_R).flatten(1) for t in tensors], 1)
+        states_RSD = torch.bmm(matrices_RSS, states_RSD)
+        for i, t in enumerate(tensors):
+            t.index_copy_(0, rows_R, states_RSD[:, i].view(-1, *t.shape[1:]))
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _before_reading(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.catch_up(args[0] if args else kwargs["input"])
+
+    @torch.no_grad()
+    def _before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Puts the rows with a gradient and the probe in the table's place."""
+        self._put_back()
+        args, kwargs = _evaluated(args, kwargs)
+        grad = self.weight.grad
+        if grad is None:
+            return args, kwargs
+        if self.dense or not grad.is_sparse:
+            self.catch_up()
+            self.weight.grad = grad = grad.to_dense() if grad.is_sparse else grad
+            if self.l2:
+                grad.add_(self.weight, alpha=2 * self.l2)
+            return args, kwargs
+        if grad.sparse_dim() != 1:
+            got = f"{grad.sparse_dim()} sparse dimensions"
+            raise RuntimeError(f"lazy rows: expected sparse gradients of whole rows, as of nn.Embedding, got {got}")
+        grad = grad.coalesce()
+        rows_R = grad.indices()[0]
+        self._check_read(rows_R)
+        kept = optimizer.state.get(self.weight, {})
+        if self._products.count == 0:
+            self._state = ["weight", *(name for name, value in kept.items() if self._is_row_wise(value))]
+            self._products = Products(len(self._state), self.weight.device)
+        proxy = nn.Parameter(self.weight.index_select(0, rows_R))
+        unit = torch.eye(len(self._state), dtype=torch.float64, device=self.weight.device)[:, :, None]
+        probe = nn.Parameter(unit[0])
+        proxy.grad = grad.values().add(proxy, alpha=2 * self.l2) if self.l2 else grad.values()
+        probe.grad = probe * (2 * self.l2)
+        for name, value in kept.items():
+            optimizer.state[proxy][name] = optimizer.state[probe][name] = value
+        for name, basis in zip(self._state[1:], unit[1:], strict=True):
+            optimizer.state[proxy][name] = kept[name].index_select(0, rows_R)
+            optimizer.state[probe][name] = basis
+        params, place = next(
+            (group["params"], i)
+            for group in optimizer.param_groups
+            for i, p in enumerate(group["params"])
+            if p is self.weight
+        )
+        params[place : place + 1] = [proxy, probe]
+        self._swapped = params, place, rows_R, proxy, probe
+        return args, kwargs
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: Any, *_: Any) -> None:
+        """Writes the rows back, and notes what the step did to all others."""
+        if self._swapped is None:
+            return
+        rows_R, proxy, probe = self._swapped[2:]
+        stepped, basis = optimizer.state[proxy], optimizer.state[probe]
+        self._put_back()
+        kept = optimizer.state[self.weight]
+        self.weight.index_copy_(0, rows_R, proxy.detach())
+        for name, value in stepped.items():
+            if not (isinstance(value, Tensor) and value.shape == proxy.shape):
+                kept[name] = value
+                continue
+            if name not in kept:
+                kept[name] = torch.zeros_like(self.weight)
+                self._state.append(name)
+            kept[name].index_copy_(0, rows_R, value)
+        matrix = torch.stack([probe.detach(), *(basis[name] for name in self._state[1:])])[:, :, 0]
+        if self._products.count or len(matrix) > 1 or matrix.item() != 1:  # else nothing moves without a gradient
+            self._products.append(nn.functional.pad(matrix, (0, len(matrix) - matrix.shape[1])))
+            self._done.index_fill_(0, rows_R, self._products.count)
+
+    def _put_back(self) -> None:
+        """Gives the optimizer its table back, also after a step that raised an error."""
+        if self._swapped is not None:
+            params, place, _, proxy, probe = self._swapped
+            params[place : place + 2] = [self.weight]
+            self.optimizer.state.pop(proxy, None)
+            self.optimizer.state.pop(probe, None)
+            self._swapped = None
+
+    def _check_read(self, rows_R: Tensor) -> None:
+        """Notices rows that were read, by another way than through `table`, before they were brought up to date."""
+        if self._products.count == 0:
+            return
+        if self.ranks:  # read by another rank, after it has brought them up to date as we do here
+            self.catch_up(rows_R)
+            return
+        is_stale_R = self._done.index_select(0, rows_R) < self._products.count
+        if is_stale_R.any():
+            stale_R = rows_R[is_stale_R]
+            raise RuntimeError(
+                f"lazy rows: {len(stale_R)} rows (the first is {int(stale_R[0])}) were read before they were brought "
+                "up to date, so their gradient is that of older weights: read them through the embedding, or call "
+                "catch_up(rows) before"
+            )
+
+    def _is_row_wise(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and value.shape == self.weight.shape
+
+    def _check(self, optimizer: Optimizer) -> None:
+        kind = type(optimizer).__name__
+        if not moves_linearly(optimizer):
+            raise ValueError(f"lazy rows: rows without a gradient do not move linearly under {kind}; use sparse=False")
+        if all(p is not self.weight for group in optimizer.param_groups for p in group["params"]):
+            raise ValueError(f"lazy rows: the table's weights are not among the parameters of {kind}")
+        if self.weight.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"lazy rows: expected weights in float32 or float64, got {self.weight.dtype}")
+        if self.table.max_norm is not None:
+            raise ValueError("lazy rows: max_norm changes the weights beside the optimizer; use sparse=False")
 
 
-def _moving(weights: Tensor, differences: list[Tensor], factors: Sequence[float]) -> Tensor:
-    """Which rows will still change without a gradient; shape (rows,)."""
-    # Below half a unit in the last place, and no later difference will be larger than these.
-    share = torch.finfo(weights.dtype).eps / 8 if sum(map(abs, factors)) <= 1 else 0.0
-    least = weights.abs() * share
-    return torch.stack([(d.abs() > least).flatten(1).any(1) for d in differences]).any(0)
+def _evaluated(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of `step`, with a closure that has been evaluated already: the gradient is wanted now."""
+    closure: Callable[[], Any] | None = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    if closure is None:
+        return args, kwargs
+    with torch.enable_grad():
+        loss = closure()
+    return (args[0], lambda: loss, *args[2:]), {key: value for key, value in kwargs.items() if key != "closure"}

@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from .rows import LazyRows, moves_linearly
 
 CRITERIA = ("swats",)
 
@@ -81,10 +83,12 @@ class SwitchOptimizer(Optimizer):
         self._average = 0.0  # lambda_k
         if not isinstance(params, (Tensor, set)):  # those torch refuses
             params = [dict(group) if isinstance(group, dict) else group for group in params]
+        self.attached: list[LazyRows] = []
         super().__init__(params, {})  # for its checks and hooks; its groups are the options given, no more
         self._given = [_options(group) for group in self.param_groups]
         later = self._build("second")
         self.active = self._build("first")
+        self.moves_linearly = criterion is None and moves_linearly(self.active) and moves_linearly(later)
         needs = (("first", self.active, "betas", ", such as Adam"), ("second", later, "lr", ""))
         for which, optimizer, key, example in needs if criterion is not None else ():
             if any(key not in group for group in optimizer.param_groups):
@@ -100,6 +104,12 @@ class SwitchOptimizer(Optimizer):
         self.state, self.param_groups, self.defaults = (
             self.active.state, self.active.param_groups, self.active.defaults
         )  # fmt: skip
+        for table in self.attached:
+            table.serve(self.active)
+
+    def attach(self, table: nn.Embedding | nn.EmbeddingBag, *, l2: float = 0.0) -> LazyRows:
+        """Steps this table by the rows that are read, before and after the switch: see `LazyRows`."""
+        return LazyRows(self, table, l2=l2)
 
     def _build(self, which: str) -> Optimizer:
         """A new first or second optimizer of our parameters, with the options that their groups were given."""

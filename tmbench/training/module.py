@@ -2,9 +2,10 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -19,11 +20,15 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchmetrics import Metric, MetricCollection
 
 from ..errors import ConfigError
+from ..optim.rows import LazyRows
 from ..seeds import seed_all
-from ..task import NotFinite, Task
+from ..task import NotFinite, Table, Task
 from .loader import STEPS_A_BLOCK, Step
 from .step import Gradient, StepHistory
 
+# The last steps of every epoch pass over whole tables. A method goes on from their differences after its switch, which
+# must be the same bits in a run by itself and in one that shares its beginning with runs of other switches.
+DENSE_AT_THE_END = 8
 BATCH_NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm)
 
 
@@ -123,6 +128,9 @@ class Training(LightningModule):
         self.task, self.cfg, self.new_optimizer = task, cfg, task.with_own_rates(new_optimizer)
         self.steps, self.factor, self.stop_requested = steps, factor, stop_requested
         self.gradient = Gradient(task.padding, cfg.clip_norm, cfg.clip_value)
+        self.tables: list[LazyRows] = []  # stepped by rows
+        for table in self._sparse():  # before the ranks wrap the module, which must know
+            table.embedding.sparse = True
         self.evaluation, self.history = Evaluation(task), StepHistory()
         self.average: WeightAverage | None = None
         self._saved_average: list[Tensor] = []  # of the checkpoint that the run goes on from
@@ -162,6 +170,9 @@ class Training(LightningModule):
             raise ConfigError(f"optimizer={name}: {target}: expected a torch.optim.Optimizer, got {odd[0]!r:.60}")
         return optimizers
 
+    def _sparse(self) -> Sequence[Table]:
+        return self.task.tables() if self.cfg.task.get("sparse") else ()
+
     def configure_optimizers(self) -> Any:
         optimizers, name = self.new_optimizers(), self.cfg.optimizer.name
         if any(hasattr(optimizer, "differentiates") for optimizer in optimizers):
@@ -170,6 +181,11 @@ class Training(LightningModule):
                     raise ConfigError(f"{key}: optimizer={name} takes its gradient itself, unclipped")
             if self.trainer.world_size > 1:
                 raise ConfigError(f"devices: optimizer={name} runs on one, it takes its gradient itself")
+        self.tables = [
+            LazyRows(optimizer, table.embedding, l2=table.l2, ranks=self.trainer.world_size > 1)
+            for table, optimizer in product(self._sparse(), optimizers)
+            if any(p is table.embedding.weight for group in optimizer.param_groups for p in group["params"])
+        ]
         return optimizers, [LambdaLR(each, self.factor) for each in optimizers if self.factor]
 
     def on_fit_start(self) -> None:
@@ -208,6 +224,9 @@ class Training(LightningModule):
             if alone and self.stop_requested():  # several ranks must agree first, see _check
                 raise Stopped
             self._take(step)
+        if self.trainer.is_last_batch:
+            for table in self.tables:
+                table.catch_up()
         if len(self.losses) - self._checked_losses >= STEPS_A_BLOCK or self.trainer.is_last_batch:
             self._check()
         if self.trainer.is_last_batch and not alone:
@@ -216,6 +235,10 @@ class Training(LightningModule):
     def _take(self, step: Step) -> None:
         """One optimizer step of each player."""
         number = self.current_epoch * self.steps + len(self.losses)
+        for table in self.tables:
+            table.dense = self.steps - len(self.losses) <= DENSE_AT_THE_END
+            if table.dense:
+                table.catch_up()
         losses = []
         for i, player in enumerate(self.task.players().values()):
             optimizer: Any = self.trainer.optimizers[i]

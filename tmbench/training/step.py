@@ -45,9 +45,9 @@ class Gradient:
         else:
             loss, self.weight = self._in_parts(player, step)
         if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(player.module.parameters(), self.clip_norm)
+            nn.utils.clip_grad_norm_(_with_gradient(player.module), self.clip_norm)
         if self.clip_value is not None:
-            nn.utils.clip_grad_value_(player.module.parameters(), self.clip_value)
+            nn.utils.clip_grad_value_(_with_gradient(player.module), self.clip_value)
         return loss.detach()
 
     def _padded_alike(self, step: Step) -> Step:
@@ -76,9 +76,23 @@ class Gradient:
         if self.world > 1:  # the whole batch's loss: a line search must decide alike on all ranks
             torch.distributed.all_reduce(sums_2)
         total, weight = sums_2
-        gradients = [p.grad for p in player.module.parameters() if p.grad is not None]
+        gradients: Any = [p.grad for p in _with_gradient(player.module)]
         torch._foreach_mul_(gradients, mean(self.world, weight))
         return mean(total, weight), weight
+
+
+def _with_gradient(module: nn.Module) -> list[nn.Parameter]:
+    """Its parameters with a gradient; for one whose gradient is of some rows, those rows, each once, and no others."""
+    found = []
+    for p in module.parameters():
+        if p.grad is not None and p.grad.is_sparse:
+            p.grad = p.grad.coalesce()
+            values = p.grad.values()
+            p = nn.Parameter(values)  # the same memory, where it is changed in place
+            p.grad = values
+        if p.grad is not None:
+            found.append(p)
+    return found
 
 
 def _checked(loss: Any) -> Loss:

@@ -35,6 +35,8 @@ from ..checkpoint import load, save
 from ..config.identity import reads_switch, world_size
 from ..config.machine import cpu_model
 from ..config.settle import loggers
+from ..config.sparse import why_dense
+from ..config.table import FOR_THE_RUN
 from ..errors import ConfigError, DataError
 from ..files import digest_of, flush
 from ..plan import Plan
@@ -172,6 +174,8 @@ class _Attempt:
         switched_at = self.switch_step
         if plan.switch_epoch is None:  # perhaps the optimizer itself has decided
             switched_at = getattr(next(iter(self.trainer.optimizers), None), "switched_at", None)
+        reason = why_dense(plan.cfg)
+        notes = [f"task.sparse: the embedding is stepped whole: {reason}"] if reason else []
         device, curves = self.trainer.strategy.root_device, plan.folder / "curves.csv"
         if has_curves := self.trainer.is_global_zero and curves.is_file():
             flush(curves)
@@ -179,7 +183,7 @@ class _Attempt:
             plan.cfg, plan.folder, record.rows, steps_an_epoch=self.train_loader.steps,
             examples_an_epoch=self.train_loader.count, from_trunk=record.from_trunk, switched_at=switched_at,
             divergence=str(diverged) if diverged else None,
-            notes=self.precision.notes + (self.publisher.notes if self.publisher else []),
+            notes=notes + self.precision.notes + (self.publisher.notes if self.publisher else []),
             status=self.status, profile=plan.profile, data_digest=plan.data_digest, command=plan.command,
             split=task.split, metric=task.headline, higher_is_better=task.higher_is_better, baseline=self.baseline,
             best=record.best, seconds=record.seconds, evaluation_seconds=record.evaluation_seconds,
@@ -298,7 +302,7 @@ def loggers_of(plan: Plan) -> list[Logger]:
 def _made(group: DictConfig, **more: Any) -> Any:
     """What a group's YAML makes: its `_target_`, with its settings and more."""
     settings: Any = OmegaConf.to_container(group)
-    return instantiate({k: v for k, v in (settings | more).items() if k not in ("name", "trunk")}, _convert_="all")
+    return instantiate({k: v for k, v in (settings | more).items() if k not in FOR_THE_RUN}, _convert_="all")
 
 
 @contextmanager
