@@ -151,6 +151,13 @@ def cannot_load(self: Heavy, state_dict: Any) -> None:
     raise KeyError("v")
 
 
+class ClaimsToBeLinear(torch.optim.Adam):
+    moves_linearly = True
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, lr=0.1)
+
+
 foreach_is_another = spoiled(rate=lambda self, group, tensors, i: group["lr"] * (1.01 if group["foreach"] else 1))
 
 
@@ -165,6 +172,7 @@ def not_applicable(findings: list[Finding]) -> set[str]:
 REFERENCE, PATHS, SAVED = "agrees with a reference", "for-loop, foreach and fused agree", "state_dict continues bitwise"
 ORDER, NUMBER = "order of tensors does not matter", "number of tensors does not matter"
 GRADIENTS, NONE, ZERO = "leaves gradients as they were", "None gradients are skipped", "zero gradients are harmless"
+LINEAR = "sparse rows = dense"
 GROUP, CLOSURE, MODES = "an added group is updated", "a closure's loss is returned", "train() and eval() leave no trace"
 
 
@@ -196,6 +204,7 @@ DEFECTS: dict[str, tuple[type[Optimizer], set[str]]] = {
     "it drops the loss": (DropsTheLoss, {CLOSURE}),
     "it evaluates without gradients": (EvaluatesWithoutGradients, {CLOSURE}),
     "eval() has no way back": (spoiled(eval=shrink, train=lambda self: None), {MODES}),
+    "it is not linear as it says": (ClaimsToBeLinear, {LINEAR}),
 }  # fmt: skip
 
 
@@ -213,11 +222,11 @@ def test_every_check_is_seen_to_catch_something() -> None:
 
 SOUND: list[tuple[Callable[..., Optimizer], set[str]]] = [
     (partial(torch_sgd, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.1), {MODES}),
-    (partial(torch_adam, lr=0.1), {MODES}),
-    (partial(torch.optim.AdamW, lr=0.1, weight_decay=0.1), {MODES}),
-    (partial(torch.optim.RMSprop, lr=0.01), {MODES}),
+    (partial(torch_adam, lr=0.1), {MODES, LINEAR}),
+    (partial(torch.optim.AdamW, lr=0.1, weight_decay=0.1), {MODES, LINEAR}),
+    (partial(torch.optim.RMSprop, lr=0.01), {MODES, LINEAR}),
     (partial(torch.optim.LBFGS, lr=0.02, max_iter=3, history_size=10, line_search_fn="strong_wolfe"),
-     {REFERENCE, PATHS, NUMBER, GROUP, MODES}),
+     {REFERENCE, PATHS, NUMBER, GROUP, MODES, LINEAR}),
     (partial(TMSGD, lr=0.1, switch_step=6), {MODES}),
     (partial(TMSGD, lr=0.05, momentum=0.9, weight_decay=0.01, switch_step=6, history="zero"), {MODES}),
     (lambda params: TMSGD(params, lr=0.1, switch_step=None), {MODES}),
@@ -311,7 +320,7 @@ class TestCommandLine:
         assert "tmsgdm  tmbench.optim.tmsgd.TMSGD\nlr=0.01, momentum=0.9" in shown.out
         assert all(name in shown.out for name in CHECKS.values())
         assert "eq. 8 in its weights form" in shown.out
-        assert shown.out.strip().endswith("16 hold, 0 do not, 1 not applicable")
+        assert shown.out.strip().endswith("17 hold, 0 do not, 1 not applicable")
 
     def test_does_the_named_checks_and_writes_what_it_prints(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -67,7 +67,7 @@ def test_dropout_is_after_each_layer_and_embeddings_begin_small() -> None:
 
 
 def test_the_loss_is_cross_entropy_plus_the_penalty_on_embeddings_and_linear_weights(composed: Compose) -> None:
-    task, _ = build(composed, "ctr", "task.l2=0.01", "task.init_std=0.1")
+    task, _ = build(composed, "ctr", "task.l2=0.01", "task.init_std=0.1", "task.sparse=false")
     *groups, clicks = first_batch(task, 32)
     expected = binary_cross_entropy_with_logits(task.predict(groups), clicks.float())
     penalty = 0.01 * (task.model.table.weight.detach().double() ** 2).sum()

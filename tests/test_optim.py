@@ -530,85 +530,8 @@ def test_a_group_added_later_switches_with_the_others_and_a_refused_one_is_not_k
     assert "d" in optimizer.state[late]
 
 
-class TestSparseGradients:
-    """Rows alone are stepped, as a dense gradient would step them."""
-
-    def walk(self, sparse: bool, reload_at: int = -1, dense_at: int = -1, **settings: Any) -> tuple[Tensor, Any]:
-        embedding = nn.Embedding(50, 4, sparse=sparse)
-        with torch.no_grad():
-            embedding.weight.copy_(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)))
-        optimizer = TMSGD(embedding.parameters(), 0.1, **settings)
-        random = torch.Generator().manual_seed(1)
-        for step in range(400):
-            if step == reload_at:
-                state = saved_and_loaded(optimizer.state_dict())
-                optimizer = TMSGD(embedding.parameters(), 0.1)
-                optimizer.load_state_dict(state)
-            optimizer.zero_grad()
-            words = torch.randint(50 if step < 40 else 5, (3,), generator=random)
-            (embedding(words) - 1).square().sum().backward()
-            if step == dense_at:
-                embedding.weight.grad = embedding.weight.grad.to_dense()
-            optimizer.step()
-        return embedding.weight.detach(), optimizer.state[embedding.weight]
-
-    @pytest.mark.parametrize(
-        "settings",
-        [{"switch_step": None}, {"switch_step": 0}, {"switch_step": 30, "history": "zero"},
-         {"switch_step": 30, "c": 1 / 3}],
-    )  # fmt: skip
-    def test_walk_the_path_of_dense_ones(self, settings: dict[str, Any]) -> None:
-        sparse, dense = self.walk(True, **settings)[0], self.walk(False, **settings)[0]
-        assert torch.equal(sparse[5:], dense[5:])  # they have come to rest
-        assert torch.allclose(sparse, dense, rtol=1e-6, atol=0)
-
-    def test_rows_without_a_gradient_come_to_rest_and_cost_nothing_then(self) -> None:
-        _, state = self.walk(True, switch_step=0)
-        assert not state["live"][5:].any()  # the last 360 steps were of those before
-
-    def test_continue_from_a_saved_state_and_after_a_dense_gradient(self) -> None:
-        expected, _ = self.walk(True, switch_step=20)
-        assert torch.equal(self.walk(True, reload_at=35, switch_step=20)[0], expected)
-        assert torch.allclose(self.walk(True, dense_at=50, switch_step=20)[0], expected, rtol=1e-6, atol=0)
-
-    def test_a_formula_whose_differences_may_grow_again_is_followed_to_the_end(self) -> None:
-        weights = []
-        for sparse in (True, False):
-            table = nn.Embedding.from_pretrained(torch.ones(3, 2), freeze=False, sparse=sparse)
-            optimizer = TMSGD(table.parameters(), 0.1, c=0.9)
-            for step in range(30):
-                optimizer.zero_grad()
-                table(torch.tensor([0 if step else 1])).sum().backward()
-                optimizer.step()
-            weights.append(table.weight.detach())
-        assert torch.equal(*weights)
-
-
 @pytest.mark.parametrize("switch_step", [None, 0, 1])
 class TestUnsupportedTensors:
-    @pytest.mark.parametrize("settings", [{"momentum": 0.9}, {"weight_decay": 0.1}])
-    def test_a_sparse_gradient_is_refused_where_all_rows_move(
-        self, switch_step: int | None, settings: dict[str, float]
-    ) -> None:
-        first = torch.ones(1, requires_grad=True)  # a group before it has not moved either
-        first.grad = torch.ones(1)
-        embedding = nn.Embedding(5, 2, sparse=True)
-        before = embedding.weight.detach().clone()
-        embedding(torch.tensor([1, 3])).sum().backward()
-        optimizer = TMSGD(
-            [{"params": [first]}, {"params": embedding.parameters(), **settings}], 0.1, switch_step=switch_step
-        )
-        with pytest.raises(RuntimeError, match=r"^tmsgd: sparse gradients need momentum 0 and weight_decay 0"):
-            optimizer.step()
-        assert torch.equal(embedding.weight, before)
-        assert torch.equal(first, torch.ones(1))
-
-    def test_a_sparse_gradient_of_single_numbers_is_refused(self, switch_step: int | None) -> None:
-        w = torch.ones(2, 2, requires_grad=True)
-        w.grad = torch.ones(2, 2).to_sparse()
-        with pytest.raises(RuntimeError, match=r"^tmsgd: expected sparse gradients of whole rows"):
-            TMSGD([w], 0.1, switch_step=switch_step).step()
-
     def test_a_complex_parameter_is_refused(self, switch_step: int | None) -> None:
         w = torch.ones(2, dtype=torch.complex64, requires_grad=True)
         text = "tmsgd: complex parameters are not supported; use their real view"

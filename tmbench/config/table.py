@@ -50,8 +50,8 @@ _BY_MEANING = {  # keys that mean the same in many files
     "_partial_": "true or false: the run gives it further arguments; fixed",
     "optimizer.switch_step": "anything, or null: switch_epoch in steps; an optimizer with this key has a switch; "
     "null: the run fills it in; fixed: the run fills it in, say switch_epoch",
-    "optimizer.lazy_rows": "anything: true if a step without a gradient is linear in the state, so that it can be taken "
-    "later; or a list of the parts that must be so; bookkeeping; fixed",
+    "optimizer.lazy_rows": "anything: true if a step without a gradient is linear in the state, so that it can be "
+    "taken later; or a list of the parts that must be so; bookkeeping; fixed",
     "optimizer.trunk": "settings such as {part: first}: what it is before its switch, see identity.before_switch; "
     "bookkeeping; fixed",
     "task.data": "anything: the class that reads the data, or several by name; fixed",

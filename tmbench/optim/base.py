@@ -84,6 +84,12 @@ class SGDThenFormula(torch.optim.Optimizer):
         """The factors of d[k], d[k-1], ... and the factor b of lr g[k], after the switch."""
         raise NotImplementedError
 
+    def __getstate__(self) -> dict[str, Any]:
+        for table in self.attached:
+            table.catch_up()
+        state: dict[str, Any] = super().__getstate__()
+        return state
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("attached", [])  # of a copy, none

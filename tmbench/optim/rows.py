@@ -156,7 +156,7 @@ class LazyRows:
             stale_R = (self._done < now).nonzero()[:, 0]
         else:
             rows = rows.flatten()
-            stale_R = rows[self._done.index_select(0, rows) < now].unique()
+            stale_R = torch.unique(rows[self._done.index_select(0, rows) < now])
         for part_R in stale_R.split(AT_ONCE) if len(stale_R) else ():
             self._move(part_R)
         if rows is None:
@@ -171,7 +171,7 @@ class LazyRows:
             self._done.zero_()
 
     def _move(self, rows_R: Tensor) -> None:
-        kept = self.optimizer.state[self.weight]
+        kept = self.optimizer.state.get(self.weight, {})
         tensors = [self.weight, *(kept[name] for name in self._state[1:])]
         matrices_RSS = self._products.from_(self._done.index_select(0, rows_R)).to(self.weight.dtype)
         states_RSD = torch.stack([t.index_select(0, rows_R).flatten(1) for t in tensors], 1)
@@ -213,7 +213,8 @@ class LazyRows:
         proxy.grad = grad.values().add(proxy, alpha=2 * self.l2) if self.l2 else grad.values()
         probe.grad = probe * (2 * self.l2)
         for name, value in kept.items():
-            optimizer.state[proxy][name] = optimizer.state[probe][name] = value
+            optimizer.state[proxy][name] = value
+            optimizer.state[probe][name] = value.clone() if isinstance(value, Tensor) else value
         for name, basis in zip(self._state[1:], unit[1:], strict=True):
             optimizer.state[proxy][name] = kept[name].index_select(0, rows_R)
             optimizer.state[probe][name] = basis
@@ -235,9 +236,9 @@ class LazyRows:
         rows_R, proxy, probe = self._swapped[2:]
         stepped, basis = optimizer.state[proxy], optimizer.state[probe]
         self._put_back()
-        kept = optimizer.state[self.weight]
         self.weight.index_copy_(0, rows_R, proxy.detach())
         for name, value in stepped.items():
+            kept = optimizer.state[self.weight]
             if not (isinstance(value, Tensor) and value.shape == proxy.shape):
                 kept[name] = value
                 continue

@@ -285,9 +285,11 @@ class SwitchOptimizer(Optimizer):
             after(self)
 
     def __getstate__(self) -> dict[str, Any]:
+        for table in self.attached:
+            table.catch_up()
         ours = ("first", "second", "switch_step", "criterion", "tolerance", "switched_at", "active", "_steps", "_left",
-                "_average", "_given", "_first_lrs", "_scales")  # fmt: skip
-        return {**super().__getstate__(), **{name: self.__dict__[name] for name in ours}}
+                "_average", "_given", "_first_lrs", "_scales", "moves_linearly")  # fmt: skip
+        return {**super().__getstate__(), **{name: self.__dict__[name] for name in ours}, "attached": []}
 
 
 def _check(first: Any, second: Any, switch_step: Any, criterion: Any, tolerance: Any) -> None:
