@@ -241,6 +241,42 @@ def test_what_is_wrong_with_a_persons_own_yaml_is_told(content: str, told: str, 
     assert told in done.stderr
 
 
+_RAISES = """import torch
+class Mine(torch.optim.SGD):
+    def __init__(self, params, lr):
+        raise KeyError(f"no rate {lr}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["lr=0.1"], "lr: optimizer=mine does not read it, since its YAML file has no ${lr}; say optimizer.lr=0.1, or"),
+        (["optimizer.momentum=1.5"], "optimizer.momentum: expected a number between 0 and 1, got 1.5"),
+        (["-m", "optimizer.momentum=0.5,2"], "optimizer.momentum: expected a number between 0 and 1, got 2"),
+        (["optimizer=raises"], "raises: raising.Mine ({place}/raising.py:4): KeyError: 'no rate 0.5'"),
+        (["optimizer=wrong"], "wrong.yaml: momentum: expected a number between 0 and 1, got 3"),
+    ],
+)
+def test_values_of_ones_own_optimizer_are_checked_by_its_comments_and_its_class(
+    words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "mine" / "optimizer"
+    folder.mkdir(parents=True)
+    (tmp_path / "raising.py").write_text(_RAISES)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, target, others in (
+        ("mine", "torch.optim.SGD", "momentum: 0.5  # a number between 0 and 1: kept\n"),
+        ("wrong", "torch.optim.SGD", "momentum: 3  # a number between 0 and 1: kept\n"),
+        ("raises", "raising.Mine", ""),
+    ):
+        text = f"name: {name}\n_target_: {target}\n_partial_: true\nlr: 0.5  # a number > 0: rate\n{others}"
+        (folder / f"{name}.yaml").write_text(text)
+    done = tmbench("task=tc", "optimizer=mine", "epochs=1", *words, "--config-dir", "mine", cwd=tmp_path)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert told.format(place=tmp_path, lr="{lr}") in done.stderr
+
+
 @pytest.mark.parametrize("words", [["--config-dir", "mine"], ["hydra.searchpath=[file://mine]"]])
 def test_ones_own_yaml_with_the_name_of_a_built_in_is_refused_since_it_would_not_be_read(
     words: list[str], tmp_path: Path

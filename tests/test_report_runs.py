@@ -128,6 +128,12 @@ def test_settings_distinguish_methods_and_seeds_do_not(make: Make) -> None:
     ]  # fmt: skip
 
 
+def test_a_method_is_labelled_by_the_rate_that_its_optimizer_reads(make: Make) -> None:
+    make("sgd", 0, 0.8, "lr=0.02")
+    make("adam", 0, 0.8, "lr=0.02", "optimizer.lr=0.0005")
+    assert {m.label for m in make.report().runs.methods} == {"sgd lr=0.02", "adam lr=0.0005"}
+
+
 def test_validation_shares_are_problems_of_their_own_and_their_accuracy_is_an_accuracy(make: Make) -> None:
     for share in (0.1, 0.2):
         words, first = f"validation={share}", share / 10
@@ -167,9 +173,9 @@ def test_results_of_another_version_or_split_are_apart_and_noted(make: Make) -> 
 
 
 def test_methods_that_no_word_distinguishes_have_names_of_their_own(make: Make) -> None:
-    make("sgd", 0, 0.8, "lr=0.1")
-    make("sgd", 0, 0.8, "lr=0.2", "optimizer.lr=0.1")
-    make("sgd", 0, 0.8, "lr=0.2", "optimizer.lr=0.3")
+    make("switch", 0, 0.8, "lr=0.1")
+    make("switch", 0, 0.8, "lr=0.2", "optimizer.second.lr=0.1")
+    make("switch", 0, 0.8, "lr=0.2", "optimizer.second.lr=0.3")
     assert len({m.name for m in make.report().runs.methods}) == 3
 
 

@@ -43,11 +43,12 @@ def planned(cfg: DictConfig, command: str | None = None, words: list[str] | None
     cfg = settle(cfg)
     if not Path(cfg.runs_dir).is_dir():  # one that is there may be read-only, and have the run
         folder_for("runs_dir", cfg.runs_dir)
+    data_class: type[Dataset] = get_class(cfg.task.data)
     is_given = any(word.startswith("data_dir=") for word in words or ())
     if is_given and cfg.data.profile == "full" and not Path(cfg.data_dir).is_dir():
         # Not made: what is downloaded into a mistyped folder is downloaded again.
-        raise ConfigError(f"data_dir: no folder {cfg.data_dir}; to download the data there: mkdir -p {cfg.data_dir}")
-    data, profile, digest = open_dataset(cfg, get_class(cfg.task.data))
+        raise ConfigError(f"data_dir: no folder {cfg.data_dir}; {_how_to_fill(cfg.data_dir, data_class)}")
+    data, profile, digest = open_dataset(cfg, data_class)
     folder = Path(cfg.runs_dir) / run_id(cfg, digest)
     force = bool(cfg.force)
     cfg.force = cfg.plan = cfg.fail_fast = False
@@ -59,3 +60,10 @@ def planned(cfg: DictConfig, command: str | None = None, words: list[str] | None
         words=words,
         force=force,
     )  # fmt: skip
+
+
+def _how_to_fill(data_dir: str, data_class: type[Dataset]) -> str:
+    """What a person does to have the data in a folder that is not there."""
+    if data_class.entry is None or data_class.entry.by_hand:  # nothing can be downloaded
+        return f"make it, and put the files of this data set into {Path(data_dir) / data_class.folder}"
+    return f"to download the data there: mkdir -p {data_dir}"

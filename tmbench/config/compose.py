@@ -1,6 +1,7 @@
 """The configuration that words of the command line ask for, composed of conf/ and a person's own YAML files."""
 
 import json
+import re
 import shlex
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,12 +11,13 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import ConfigError
-from .settle import Settings, plain
-from .table import GROUPS, choices, conf_dir
+from .settle import Settings, flat, plain
+from .table import GROUPS, choices, conf_dir, own_keys
 from .values import yaml_problem
 
 CHOICES = (*GROUPS, "launcher", "space", "hydra")
@@ -87,7 +89,8 @@ def _check_folder(key: str, folder: str) -> None:
 
 def check_choices(words: list[str], own: list[Path]) -> None:
     """Raises ConfigError for a choice that is no word, such as task=1, or whose file in one's own folder is none."""
-    for override in OverridesParser.create().parse_overrides(words):
+    overrides = OverridesParser.create().parse_overrides(words)
+    for override in overrides:
         group = override.key_or_group
         if (group in CHOICES or "/" in group) and not override.is_delete():
             values = list(override.sweep_iterator() if override.is_sweep_override() else [override.value()])
@@ -100,6 +103,7 @@ def check_choices(words: list[str], own: list[Path]) -> None:
                 for file in (folder / group / f"{value}.yaml" for folder in own):
                     if isinstance(value, str) and file.is_file():
                         _check_file(group, file)
+                        _check_own_values(group, file, overrides)
         elif not group:
             raise ConfigError(f"{override.input_line}: expected key=value, got no key")
 
@@ -134,6 +138,25 @@ def _check_file(group: str, file: Path) -> None:
         raise ConfigError(f"{file}: expected the keys {', '.join(sorted(required))}, got no {', '.join(missing)}")
 
 
+def _check_own_values(group: str, file: Path, overrides: list[Override]) -> None:
+    """Raises ConfigError for a value, in the file or given as a word, that is not what the file's own comment says."""
+    content = flat(OmegaConf.to_container(OmegaConf.load(file)))  # type: ignore[arg-type]
+    for key, setting in own_keys(group, file).items():
+        if content.get(key) is not None and not _refers(content[key]):  # null: the run fills it in
+            setting.checked(f"{file}: {key}", content[key])
+        for override in overrides:
+            if override.key_or_group == f"{group}.{key}" and not override.is_delete():
+                several = override.sweep_iterator() if override.is_sweep_override() else [override.value()]
+                for value in (getattr(one, "text", one) for one in several):  # the text of one in quotes
+                    if not _refers(value):
+                        setting.checked(f"{group}.{key}", value)
+
+
+def _refers(value: Any) -> bool:
+    """Whether it stands for the value of another key."""
+    return isinstance(value, str) and "${" in value
+
+
 def _is_default(entry: Any) -> bool:
     """Whether it may stand in a list of defaults: a name of a file, or a group with one or several."""
     return isinstance(entry, str) or (isinstance(entry, dict) and len(entry) == 1)
@@ -151,6 +174,13 @@ def own_files(folder: str | None) -> list[str]:
 def search_word(places: list[str]) -> list[str]:
     """The word for folders of YAML files, such as file://DIR; no word without any."""
     return [f"{SEARCH}={json.dumps(places, ensure_ascii=False)}"] if places else []
+
+
+def as_typed(words: list[str]) -> list[str]:
+    """The words with `--config-dir DIR` in place of Hydra's search path, where that is a single folder."""
+    single = re.compile(re.escape(SEARCH) + r'=\["file://([^",]+)"\]')
+    found = [(word, single.fullmatch(word)) for word in words]
+    return [part for word, match in found for part in (["--config-dir", match[1]] if match else [word])]
 
 
 def _searched(words: list[str]) -> list[Path]:

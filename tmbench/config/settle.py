@@ -84,6 +84,7 @@ def settled(raw: Settings) -> Settings:
             cfg["trunk"] = "off"  # YAML reads off as false
         cfg.setdefault("fail_fast", False)  # older runs' config.yaml has none
         _check_form(cfg)
+        _check_rate(cfg)
         _fill_from_task(cfg)
         _fill_from_trainer(cfg, cfg.pop("launcher", {}))
         cfg["study"].pop("arms", None)  # for the sweep alone
@@ -136,6 +137,20 @@ def _check_form(cfg: Settings) -> None:
     for protocol, numbers in _matching(cfg["task"], ["protocols", "*"], "task"):
         for key in ("epochs", "lr", "batch_size", "switch_epoch"):
             top_keys()[key].checked(f"{protocol}.{key}", numbers.get(key))
+
+
+def _check_rate(cfg: Settings) -> None:
+    """Raises ConfigError for an lr that would have no effect, since a person's own optimizer does not refer to it."""
+    optimizer, name = cfg["optimizer"], file_of(cfg["optimizer"])
+    is_settled = "protocols" not in cfg["task"]
+    if cfg["lr"] is None or is_settled or keys("optimizer", name):
+        return
+    if not re.search(r"\$\{[^}]*\blr\b", str((optimizer, cfg["task"]))):
+        own = f"say optimizer.lr={cfg['lr']}" if "lr" in optimizer else "leave lr= out"
+        raise ConfigError(
+            f"lr: optimizer={name} does not read it, since its YAML file has no ${{lr}}; {own}, or write lr: ${{lr}} "
+            "in that file"
+        )
 
 
 def _name_of(group: str) -> str:

@@ -13,8 +13,8 @@ decides. After it come the help and clauses, each after `; `:
     fixed: TEXT        no word of the command line may set it; what to do instead. `may be set` is the opposite
     of the method      its kind, where that is not its group's: one of the four below
 
-A key without a comment has that of another file of its group. Nothing is known of the files that a person keeps
-elsewhere: those who read their values check them.
+A key without a comment has that of another file of its group. In a file that a person keeps elsewhere, only what a
+comment says before its colon is checked, see `own_keys`.
 """
 
 import re
@@ -128,6 +128,12 @@ def keys(group: str, name: str) -> dict[str, Key]:
     return found
 
 
+def own_keys(group: str, file: Path) -> dict[str, Key]:
+    """The keys of a person's own file whose comment says what they must be."""
+    declared = {key: key_of_group(group, comment) for key, comment in _comments_of(group, file).items() if comment}
+    return {key: setting for key, setting in declared.items() if setting.expects != "anything"}
+
+
 @cache
 def top_keys() -> dict[str, Key]:
     """The keys that stand in no group."""
@@ -213,8 +219,11 @@ def _shared(group: str) -> dict[str, str]:
 
 @cache
 def _comments(group: str, name: str) -> dict[str, str]:
+    return _comments_of(group, conf_dir() / group / f"{name}.yaml")
+
+
+def _comments_of(group: str, path: Path) -> dict[str, str]:
     """The comment behind each key of a file, empty where there is none, but for what is for Hydra itself."""
-    path = conf_dir() / group / f"{name}.yaml"
     found: dict[str, str] = {}
     opened = last = ""  # the mapping whose keys follow, and the key before
     for line in path.read_text().splitlines() if path.is_file() else ():

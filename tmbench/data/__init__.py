@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from ..config.table import values_of
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, making
 from ..files import digest_of_text, written_once
 from . import files
 from .catalogue import Entry, entry
@@ -129,7 +129,9 @@ def open_dataset(cfg: DictConfig, cls: type[Dataset]) -> tuple[Dataset, str, str
     _check_choice(cfg.task)
     runs_dir = Path(cfg.runs_dir)
     is_tiny = cfg.data.profile == "tiny"
-    dataset = cls(_tiny_root(cls, runs_dir) if is_tiny else Path(cfg.data_dir) / cls.folder)
+    root = _tiny_root(cls, runs_dir) if is_tiny else Path(cfg.data_dir) / cls.folder
+    with making(f"{cls.__module__}.{cls.__qualname__}"):
+        dataset = cls(root)
     # Whatever is derived lies in runs_dir, which can be written to: data_dir holds what was published.
     place = digest_of_text(str(dataset.root.resolve()))[:12]
     cache = None if is_tiny else runs_dir / ".digests" / f"{cls.folder}-{place}.json"

@@ -149,8 +149,14 @@ def problem_facts(config: Settings) -> Settings:
 
 def method_facts(config: Settings) -> Settings:
     """The settings of a run that make its method."""
-    facts = identity(config, "") | {"lr": config["lr"]}
+    facts = identity(config, "") | {"lr": _rate(config)}
     return {key: value for key, value in facts.items() if kind_of(key) == METHOD}
+
+
+def _rate(config: Settings) -> float:
+    """The learning rate: that of the optimizer where its YAML sets one of its own, else the run's."""
+    rate = config["optimizer"].get("lr")
+    return rate if isinstance(rate, (int, float)) else config["lr"]
 
 
 def digest_of(facts: Settings) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from .. import signals
+from ..config.compose import as_typed
 from ..config.overrides import of_the_run
 from ..config.settle import Settings
 from ..files import checked, loads, read, write
@@ -103,7 +104,7 @@ def _save(path: Path, content: JobOrder | JobRecord) -> Path:
 
 def command(words: list[str]) -> str:
     """What a person would type for the run that these words ask for."""
-    return f"{PROGRAM} {shlex.join(of_the_run(words))}"
+    return f"{PROGRAM} {shlex.join(as_typed(of_the_run(words)))}"
 
 
 def do_job(folder: Path, order: JobOrder) -> Result | None:

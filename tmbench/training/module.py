@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchmetrics import Metric, MetricCollection
 
-from ..errors import ConfigError
+from ..errors import ConfigError, making
 from ..optim.rows import LazyRows
 from ..seeds import seed_all
 from ..task import NotFinite, Table, Task
@@ -162,10 +162,13 @@ class Training(LightningModule):
             for player in self.task.players().values():
                 params: list[Any] = [p for p in player.module.parameters() if p.requires_grad]
                 groups = params if player.lr is None else [{"params": params, "lr": player.lr}]
-                optimizers.append(self.new_optimizer(groups))
+                with making(target):
+                    optimizers.append(self.new_optimizer(groups))
         except (TypeError, ValueError) as error:
             expected = f"; expected {target} to make a torch.optim.Optimizer of parameters and its YAML file's keys"
-            raise ConfigError(f"optimizer={name}: {error}{expected * isinstance(error, TypeError)}") from error
+            raise ConfigError(
+                f"optimizer={name}: {error}{expected * isinstance(error.__cause__ or error, TypeError)}"
+            ) from error
         if odd := [made for made in optimizers if not isinstance(made, Optimizer)]:
             raise ConfigError(f"optimizer={name}: {target}: expected a torch.optim.Optimizer, got {odd[0]!r:.60}")
         return optimizers

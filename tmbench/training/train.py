@@ -37,7 +37,7 @@ from ..config.machine import cpu_model
 from ..config.settle import loggers
 from ..config.sparse import why_dense
 from ..config.table import FOR_THE_RUN
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, making
 from ..files import digest_of, flush
 from ..plan import Plan
 from ..result import Result, finished
@@ -220,7 +220,9 @@ def task_of(plan: Plan) -> Task:
     """The run's task, with the initial weights of its seed."""
     cfg = plan.cfg
     seed_all("weights", cfg.seed)
-    task: Task = get_class(cfg.task._target_)(cfg.task, plan.data)
+    task_class = get_class(cfg.task._target_)
+    with making(cfg.task._target_):
+        task: Task = task_class(cfg.task, plan.data)
     if cfg.validation:
         hold_out(task, cfg.validation)
     return task
