@@ -156,11 +156,11 @@ def sweep(
         task, optimizer, seed: one, or several.
         runs_dir, data_dir, config_dir, force, progress: as of `run`.
         settings: as of `run`, each with one value or a list of values. Those of a sweep are `launcher="local"` (several
-            jobs at once; also slurm, ray), `study="switch"` (adds control runs) and `plan=True` (prints what the sweep
-            would cost, and does no more).
+            jobs at once; also slurm, ray), `study="switch"` (adds control runs) and `plan=True` (prints the jobs and
+            what they would cost; at most one epoch of the first is trained, to measure its time, and it is kept).
 
     Returns:
-        The results, and a table of all jobs.
+        The results, and a table of all jobs. With `plan=True` nothing of that: no results, no failures, no rows.
 
     Raises:
         ConfigError, DataError: as of `run`, before any job begins, or if the launcher cannot do the jobs.
