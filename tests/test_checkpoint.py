@@ -196,7 +196,7 @@ def test_damaged_best_checkpoint_is_named_unless_the_last_is_the_best(composed: 
     assert ask(composed, tmp_path, until=3)[0].status == "interrupted"  # the last was the best: it is mended
     assert best.read_bytes() == whole
     for _ in damaged(best, 3):
-        with pytest.raises(DataError, match=r"best\.ckpt: damaged: .*remove it to go on without.*force=true"):
+        with pytest.raises(DataError, match=r"best\.ckpt: damaged: .*remove it to continue without.*force=true"):
             ask(composed, tmp_path)
         assert (known := Result.load(folder))
         assert known.status == "interrupted"  # not failed

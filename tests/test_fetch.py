@@ -63,7 +63,7 @@ def test_a_download_that_keeps_being_cut_is_given_up_and_goes_on_later(web: Web,
     web.faults = [("cut", 1000)] * fetch.TRIES
     path = tmp_path / "file"
     told = f"the connection was cut after {1000 * fetch.TRIES:,} of {len(CONTENT):,} bytes; tried 4 times; "
-    with pytest.raises(DataError, match=f"{told}what came is kept in {path}.part, and the same command goes on from"):
+    with pytest.raises(DataError, match=f"{told}what came is kept in {path}.part, and the same command continues from"):
         fetch.download(file, path)
     assert not path.exists()
     arrives(file, tmp_path)

@@ -181,7 +181,7 @@ def test_a_job_that_hangs_is_ended_and_the_others_are_done(
     monkeypatch.setattr(base, "GRACE", 0.2)
     seen, told = launched(["hang", "deaf", "a", "b"], n_jobs=2, timeout=1 / 60)
     assert len(seen) == 2
-    end = "launcher.timeout=0.0166667 minutes and was ended; the same command goes on from its last epoch"
+    end = "launcher.timeout=0.0166667 minutes and was ended; the same command continues from its last epoch"
     for number in (0, 1):
         record = record_of(tmp_path, number)
         assert record is not None
@@ -195,7 +195,7 @@ def test_no_job_starts_after_one_has_failed_if_fail_fast_is_set(launched: Any, t
     seen, told = launched(["fail", "a", "b", "c"], n_jobs=1, fail_fast=True)
     assert len(seen) == 0
     assert "job 0  do=fail: failed" in told
-    assert "fail_fast: a job has failed, and the others stop where they can go on later" in told
+    assert "fail_fast: a job has failed, and the others stop where they can be resumed" in told
     assert [record_of(tmp_path, number) for number in (1, 2, 3)] == [None, None, None]
     assert not list(tmp_path.glob("job-0000[123].log"))
 

@@ -433,5 +433,5 @@ def test_every_command_line_keeps_what_was_asked_for(
         expected = [f'hydra.searchpath=["file://{home / "mine"}"]', *SHORT, "optimizer=mine", f"runs_dir={name}"]
         assert yaml.safe_load((folder / "overrides.yaml").read_text()) == expected
         command = shlex.split(json.loads((folder / "result.json").read_text())["command"])
-        assert command == ["python", "-m", "tmbench", *expected]
+        assert command == ["python", "-m", "tmbench", "--config-dir", str(home / "mine"), *expected[1:]]
         assert requested(folder / "config.yaml", "seed=1").seed == 1

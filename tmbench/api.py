@@ -1,4 +1,4 @@
-"""What the command line does, as functions that work in somebody else's program or notebook."""
+"""What the command line does, as functions for another program or a notebook."""
 
 import itertools
 import os
@@ -32,7 +32,7 @@ from .sweeps.sweep import sweep as do_sweep
 
 @dataclass(frozen=True)
 class Sweep:
-    """What came of a sweep.
+    """The outcome of a sweep.
 
     Args:
         results: of the jobs that have one, in their order.
@@ -48,7 +48,7 @@ class Sweep:
     varied: list[str]
 
     def _repr_html_(self) -> str:
-        """The table, which a notebook shows: the settings that vary, and what came of them."""
+        """The table, which a notebook shows: the settings that vary, and the outcome of each job."""
         names = ["job", *self.varied, "status", "metric", "last", "best", "baseline", "seconds", "error"]
         shown = self.table.select(name for name in names if name in self.table.columns)
         with pl.Config(tbl_rows=-1, tbl_cols=-1):
@@ -95,7 +95,7 @@ def run(
         data_dir: where the real data sets are; None: TMBENCH_DATA, or ./data.
         config_dir: a folder with YAML files of your own, in folders task/, optimizer/ ...
         force: repeat the run if it has been done.
-        progress: tell on standard error where the run is; a run without says nothing.
+        progress: show on standard error how far the run is; False prints nothing.
         settings: any other settings of the command line. A key with a dot is given as `**{"task.width": 50}`, one that
             its file does not have as `**{"+optimizer.fused": True}`. Values are Python's: None, bool, numbers, text,
             paths, lists and mappings. Text is never parsed again, but for interpolations such as `${lr}`.

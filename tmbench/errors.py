@@ -17,7 +17,7 @@ class DataError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run cannot go on; the message says why, or which of its processes failed, and how."""
+    """A run cannot continue; the message says why, or which of its processes failed, and how."""
 
 
 class UsageError(ConfigError):

@@ -1,4 +1,4 @@
-"""Runs and their curves as polars data frames, for whoever asks from Python."""
+"""Runs and their curves as polars data frames."""
 
 import os
 import warnings
@@ -47,7 +47,7 @@ def runs(runs_dir: Place = "runs", **filters: Any) -> pl.DataFrame:
     The first columns are the same for all runs:
 
     - what ran: `run_id`, `task`, `optimizer`, `seed`, `profile`, `protocol`;
-    - what came of it: `status` (also running, stopped or broken), `split`, `metric` and `higher_is_better`; `last`,
+    - its outcome: `status` (also running, stopped or broken), `split`, `metric` and `higher_is_better`; `last`,
       `best`, `best_epoch` and `baseline` of that metric;
     - how long: `epochs` (asked for), `trained`, `from_trunk` (trained by another run), `steps`, `switch_epoch` (null:
       it never switches), `diverged_epoch`, `parameters`, `peak_memory_bytes`, `seconds` (of training),

@@ -150,7 +150,7 @@ def _train_as_rank(plan: Plan) -> Result:
 
 
 def report(outcome: Outcome) -> int:
-    """Prints what came of one run; returns the exit status."""
+    """Prints the outcome of one run; returns the exit status."""
     from .runs import show
 
     result, folder, how = outcome

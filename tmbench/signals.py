@@ -1,6 +1,6 @@
 """The one owner of SIGINT (Ctrl-C) and SIGTERM, which ask a process to stop, from its first import to its end.
 
-Both mean the same: it says what is saved, and ends with status 130; the same command goes on. How it stops depends on
+Both mean the same: it says what is saved, and ends with status 130; the same command continues. How it stops depends on
 where it is:
 
     imports       at once: nothing is at stake, and nobody could catch an exception; in somebody else's program after

@@ -57,7 +57,7 @@ class Task(nn.Module, ABC):
     """A model, its data, its loss and its metrics. A task knows nothing of optimizers or runs.
 
     A subclass sets in its constructor the model and `self.metrics`, a MetricCollection whose keys become
-    `test/<key>`, with compute_groups=False: by default, torchmetrics takes two metrics for one whose states happen to
+    `test/<key>`, with compute_groups=False: by default, torchmetrics merges two metrics whose states happen to
     agree after the first batch. It takes the settled `task` section of the configuration and the open data set. The
     random generators are seeded by then. It must not need the test split, which a run with `validation` never reads.
     """
@@ -88,7 +88,7 @@ class Task(nn.Module, ABC):
 
         A step divides the sum over all parts and ranks by the number over all of them, so that it does not depend on
         how the batch is divided. A batch with nothing to learn from gives 0, with a gradient of 0, over 0. What is
-        added once a step, such as a penalty, is times the number.
+        added once a step, such as a penalty, is multiplied by the number.
         """
 
     @abstractmethod
@@ -100,7 +100,7 @@ class Task(nn.Module, ABC):
         return self.examples("train")
 
     def groups(self) -> Sequence[Any] | None:
-        """What each training example belongs to whose parts are too much alike, such as a person; None if nothing."""
+        """The group of each training example, such as the person it shows, held out as a whole; None: no groups."""
         return None
 
     def hold_out(self, held_out_N: np.ndarray) -> None:
@@ -120,11 +120,11 @@ class Task(nn.Module, ABC):
         return new
 
     def evaluates_after(self, epochs: int, of: int) -> bool:
-        """Whether the test split is evaluated after so many epochs `of` the run's, beside the last."""
+        """Whether the test split is evaluated after so many epochs `of` all; after the last it always is."""
         return True
 
     def after_evaluation(self, epochs: int, of: int) -> None:
-        """Called once the test split was evaluated after so many epochs `of` the run's."""
+        """Called when the test split has been evaluated after so many epochs `of` all."""
 
     def check_data(self) -> None:
         """Raises DataError for a split that has examples, but none to learn from or that its metrics can measure.

@@ -259,7 +259,7 @@ class Trunk:
 
     @contextmanager
     def reserve(self, trained: int, into: Path) -> Iterator[Reservation]:
-        """Waits until the run, which has trained some epochs already, may go on; fetches what it need not train.
+        """Waits until the run, which has trained some epochs already, may continue; fetches what others have trained.
 
         The run starts from the state at its own end as soon as that is published. Else it holds the trunk's lock until
         it gets there, so that no two runs train the same epochs at the same time. It goes on without the lock if the

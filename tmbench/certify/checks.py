@@ -120,7 +120,7 @@ def takes_a_changed_lr(candidate: Candidate) -> Outcome:
     if True not in differs:
         return "does not", f"lr / 10 after step {at} changes nothing in the next {STEPS - at} steps"
     if (late := differs.index(True) - at) < 1:
-        return "not applicable", "cannot be told: it does not repeat"
+        return "not applicable", "cannot be judged: it does not repeat"
     moved = [sum(float((w.path(i)[-1] - w.path(i)[at]).norm()) for i in range(5)) for w in (descent, same)]
     when = "at once" if late == 1 else f"from the {late}th step on"
     return "holds", f"lr / 10 mid-run acts {when}: {moved[0] / moved[1]:.2g} of the way from there"

@@ -123,7 +123,7 @@ def again(path: Path, changes: list[str], is_ours: bool = False) -> tuple[DictCo
     started this one, may name any.
 
     Raises:
-        ConfigError, DataError: there is no such file, it cannot be changed so, or it names what nobody trusts.
+        ConfigError, DataError: there is no such file, it cannot be changed so, or it names a class that is not trusted.
         HydraException: a change is none.
     """
     saved, words = _saved(path), _kept(path)

@@ -97,7 +97,7 @@ def _get_file(entry: Entry, file: File, root: Path, needed: Path) -> None:
 def download(file: File, target: Path) -> None:
     """Puts a file at `target`, from the first of its addresses that has it; whole and checked, or not at all.
 
-    What has arrived stays in `<target>.part`, and the next call goes on from there. DataError if no address has it, or
+    What has arrived stays in `<target>.part`, and the next call continues there. DataError if no address has it, or
     what came is not the published file.
     """
     failures = []
@@ -134,7 +134,7 @@ def _from(url: str, file: File, target: Path) -> None:
             raise DataError(f"{url}: {wrong}\nwhat came is kept as {aside}")
         _discard(part)  # its beginning was from an earlier day: once more, from scratch
         resumed, reason = False, wrong
-    kept = f"; what came is kept in {part}, and the same command goes on from there" if part.is_file() else ""
+    kept = f"; what came is kept in {part}, and the same command continues from there" if part.is_file() else ""
     raise DataError(f"{url}: {reason}; tried {TRIES} times{kept}")
 
 

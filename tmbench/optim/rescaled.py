@@ -9,7 +9,7 @@ from .base import SGDSettings, SGDThenFormula
 
 
 class RescaledSGD(SGDThenFormula):
-    """SGD, with `factor` times its learning rate from `switch_step` on; all else, momentum too, goes on as it was.
+    """SGD, with `factor` times its learning rate from `switch_step` on; momentum and all else stay as they are.
 
     Args:
         params, lr, momentum, others: as in `SGDThenFormula`.

@@ -2,7 +2,7 @@
 
 On a quadratic of one curvature, every method here is a linear recurrence in the weight. It is stable
 while all roots of its characteristic polynomial stay(z) + q move(z), q = lr * curvature, lie inside
-the unit circle. Where nobody has solved that by hand, the roots are computed.
+the unit circle. Where no closed form is known, the roots are computed.
 """
 
 import math
@@ -108,7 +108,7 @@ def recurrence(factors: Sequence[float]) -> list[float]:
 def root_limit(stay: Sequence[float], move: Sequence[float]) -> Stability:
     """The first q > 0 from which on the largest root of stay + q move is outside the unit circle.
 
-    Searched on a grid (3 % apart, 1e-8 to 1e8), then by bisection. A stable island beyond is not told.
+    Searched on a grid (3 % apart, 1e-8 to 1e8), then by bisection. A second stable range beyond it is not reported.
     """
     a = torch.tensor(stay, dtype=torch.float64, device="cpu")
     b = torch.zeros_like(a)

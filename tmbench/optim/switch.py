@@ -40,8 +40,8 @@ class SwitchOptimizer(Optimizer):
 
         (second's lr) * group["lr"] / (first's lr at construction)
 
-    so the same factors multiply both; `lrs` tells the result. Torch's schedulers that multiply are served
-    so; not those with rates of their own (OneCycleLR, CyclicLR).
+    so the same factors multiply both; `lrs` is the result. That works with torch's schedulers that multiply,
+    not with those that have rates of their own (OneCycleLR, CyclicLR).
 
     **criterion="swats"** (Algorithm 1). With p the step that the weights made and g the gradient, over all
     parameters together, gamma = p.p / -p.g is averaged with the first optimizer's beta2; the switch comes
@@ -220,7 +220,7 @@ class SwitchOptimizer(Optimizer):
         self._link()
 
     def before_switch(self) -> dict[str, Any]:
-        """The state_dict that `first` alone would have in our place; up to the switch, and just after it.
+        """The state_dict that `first` alone would have at this step; up to the switch, and just after it.
 
         Raises:
             RuntimeError: the second optimizer has done a step.
@@ -235,7 +235,7 @@ class SwitchOptimizer(Optimizer):
         return self._left
 
     def start_after(self, steps: int, state_dict: dict[str, Any], recorded: Any = ()) -> None:
-        """Goes on from where `first` alone came to after so many steps, bitwise as if it had been us.
+        """Continues from `first` alone after so many steps, bitwise as if this optimizer had done them.
 
         Args:
             steps: at most `switch_step`.

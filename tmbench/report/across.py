@@ -202,7 +202,7 @@ def profile(times_BM: Values, ratios: Values) -> Values:
     """For each ratio and method, the share of problems that it brings to their target in so many times the least time.
 
     After Dahl et al. 2023 (AlgoPerf), section 4.3. A time is inf where the target was never reached; a problem
-    whose target nobody reached counts against all.
+    whose target no run reached counts against all.
     """
     least = times_BM.min(1, keepdims=True)
     with np.errstate(invalid="ignore"):

@@ -61,7 +61,7 @@ def print_plan(jobs: "list[Job]", durations: "dict[int, Duration]", console: Con
         cells = {"run": _STATES.get(job.state, "new")}
         if job.is_due:
             cells = {
-                "run": f"goes on after epoch {job.epochs_done}" if job.epochs_done else "new",
+                "run": f"resumes after epoch {job.epochs_done}" if job.epochs_done else "new",
                 "from trunk": str(job.epochs_from_trunk or "-"), "to train": str(job.epochs_to_train),
                 "time": duration(found.of(job.epochs_to_train)) if (found := durations.get(job.number)) else "-",
             }  # fmt: skip

@@ -48,7 +48,7 @@ def check_alone(cfg: DictConfig, instead: str) -> None:
 
 
 def sweep(jobs: list[list[str]], config: DictConfig, console: Console) -> list[show.Outcome]:
-    """Does the jobs that are not done yet and prints a table of all; returns what came of each.
+    """Does the jobs that are not done yet and prints a table of all; returns the outcome of each.
 
     Args:
         jobs: the override words of each.
@@ -56,7 +56,7 @@ def sweep(jobs: list[list[str]], config: DictConfig, console: Console) -> list[s
 
     Raises:
         ConfigError, HydraException: before any job begins.
-        Exception: the launcher failed; a job that fails is told of in its record.
+        Exception: the launcher failed; what went wrong in a job is in its record.
     """
     check_options(config.hydra)
     choices = config.hydra.runtime.choices
@@ -101,7 +101,7 @@ def _print_plan(asked: list[Job], composer: JobComposer, measure: bool, console:
     jobs = _with_arms(asked, composer, download=False)
     job = next((job for job in jobs if job.is_due and job.folder), None)
     if measure and job and not measured_durations([job]):
-        print(f"measuring an epoch of job {job.number} (it is kept: the sweep goes on from it)", file=sys.stderr)
+        print(f"measuring an epoch of job {job.number} (it is kept, and the sweep continues from it)", file=sys.stderr)
         words = [*job.search, *job.overrides]
         result, _, _ = run(OmegaConf.create(job.raw), command(words), until=1, words=words)
         if not result.epochs["trained"]:

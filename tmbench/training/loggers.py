@@ -89,7 +89,7 @@ class TensorBoard(TensorBoardLogger):
 class Mirror(Logger):
     """Sends to another program what the run folder holds, from a thread of its own.
 
-    That program may be slow, fail or hang; the run goes on, and waits for it `timeout` seconds at its end, no longer.
+    That program may be slow, fail or hang; the run continues, and at its end waits for it at most `timeout` seconds.
     What could not be sent is tried again with what comes next. A subclass says what connecting and sending are; what
     it does there may take long, and may raise anything.
     """
@@ -256,7 +256,7 @@ class MlflowMirror(Mirror):
         yield MlflowClient(uri or f"sqlite:///{runs_dir}/mlflow.db")
 
     def _id(self, to: Any) -> str:
-        """MLflow's id of the run, which is created first; a resumed run goes on with the one in its folder."""
+        """MLflow's id of the run, which is created first; a resumed run keeps the one in its folder."""
         if self._known is None:
             path = self.run.folder / "mlflow"
             found = self._found(to, path.read_text()) if path.exists() else None

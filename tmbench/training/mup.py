@@ -114,7 +114,7 @@ def _of_groups(new: "partial[Optimizer]") -> Callable[[Any], Optimizer]:
         )
     if new.keywords.get("weight_decay") and rule == "entrywise" and kind is not AdamW:
         raise ConfigError(
-            f"task.mup: {kind.__name__} divides an L2 penalty by the gradient's size, and no rule keeps that alike at "
+            f"task.mup: {kind.__name__} divides an L2 penalty by the gradient's size, and no rule keeps that equal at "
             "all widths; use optimizer=adamw, which decays apart, or task.weight_decay=0"
         )
 

@@ -89,7 +89,7 @@ def _report_progress(plan: Plan, reservation: Reservation | None) -> None:
 def as_rank(do: Callable[[], object], folder: Path) -> int:
     """Does a rank's part of the run in a folder; returns the exit code. On Linux it dies with who watches it.
 
-    Its error is for that process to tell, if we have started it: it may be another rank's that came first.
+    Where we started the process, our parent reports the error: another rank's may have come first.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: before the same run is started again
@@ -180,7 +180,7 @@ class Ranks:
             # One that was killed says nothing itself, and those that then miss it fail, too.
             code, rank = min(self.failed)
             error = f" was ended by {signal.Signals(-code).name}" if code < 0 else f" failed with exit code {code}"
-            error += "; the same command goes on from the last checkpoint"
+            error += "; the same command continues from the last checkpoint"
         else:
             return None
         if rank > 0:

@@ -116,7 +116,7 @@ class Record(Callback):
                 _become_best(source)
             elif best.exists():
                 raise DataError(
-                    f"{best}: {wrong}; bring back a copy of it, remove it to go on without the best epoch's weights, "
+                    f"{best}: {wrong}; put back a copy, remove it to continue without the best epoch's weights, "
                     "or repeat the run from its start: force=true"
                 )
         for left in (arriving, checkpoints / checkpoint.WRITING):

@@ -43,8 +43,8 @@ COMMAND = ["-m", "tmbench.sweeps.job"]
 LINES = 20  # of its output that a failed job shows
 TIMED_OUT, GRACE = 124, 30.0  # status; seconds in which a job that is to end may come to a place where it can go on
 ENDED_ELSEWHERE = 60.0  # seconds after which a job that Slurm told to end, and did not kill, goes on
-STOPPED = "stopping: the sweep started again goes on from here; Ctrl-C again does not wait"
-FAILED = "fail_fast: a job has failed, and the others stop where they can go on later"
+STOPPED = "stopping: the same command continues the sweep; Ctrl-C again ends it at once"
+FAILED = "fail_fast: a job has failed, and the others stop where they can be resumed"
 Ended = tuple[Path, int | None]  # a job's file, and its exit status; None if that cannot be known
 
 
@@ -228,7 +228,7 @@ def _ending(status: int | None, job: Job) -> str:
         return "cancelled, out of its time, or its machine is gone"
     if status == TIMED_OUT:
         limit = f"launcher.timeout={job.raw['launcher']['timeout']:g} minutes"
-        return f"took longer than {limit} and was ended; the same command goes on from its last epoch"
+        return f"took longer than {limit} and was ended; the same command continues from its last epoch"
     return f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
 
 
