@@ -51,7 +51,7 @@ class SGDThenFormula(torch.optim.Optimizer):
         foreach: update all tensors of a group at once, or one by one; None takes torch's choice for SGD: at once on an
             accelerator, one by one on the CPU (where the two round apart in bfloat16 and float16).
         fused: update by one kernel in a single pass: after the switch ours (in C on the CPU: float32, float64; in
-            Triton on CUDA: float32, bfloat16, float16), before it torch's. Without one, it warns and acts as with False.
+            Triton on CUDA: float32, bfloat16, float16), before it torch's. Without one it warns and acts as if False.
             All paths stay within 2e-6 of the largest weight of a float64 run (float32, 40 noisy steps).
 
     Raises:
