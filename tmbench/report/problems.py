@@ -144,13 +144,22 @@ def problem_facts(config: Settings) -> Settings:
     """The settings of a run that make its problem: all that can change its numbers, but the method's and the seed."""
     facts = {key: value for key, value in identity(config, "").items() if kind_of(key) not in (METHOD, NUMBERS)}
     del facts["schema"]
-    return facts | {"data": config["data"]["profile"]}
+    by_method = _of_the_task(facts)
+    task = {name: value for name, value in facts["task"].items() if name not in by_method}
+    return facts | {"task": task, "data": config["data"]["profile"]}
 
 
 def method_facts(config: Settings) -> Settings:
     """The settings of a run that make its method."""
     facts = identity(config, "") | {"lr": _rate(config)}
-    return {key: value for key, value in facts.items() if kind_of(key) == METHOD}
+    found = {key: value for key, value in facts.items() if kind_of(key) == METHOD}
+    by_method = _of_the_task(facts)
+    return found | ({"task": by_method} if by_method else {})
+
+
+def _of_the_task(facts: Settings) -> Settings:
+    """The settings of the task that follow the optimizer: task.sparse is true for SGD, and false for Adam."""
+    return {key: value for key, value in facts["task"].items() if kind_of(f"task.{key}") == NUMBERS}
 
 
 def _rate(config: Settings) -> float:
