@@ -272,7 +272,7 @@ def test_lists_in_lists_are_values_and_a_job_that_fails_leaves_the_others() -> N
 
 
 def test_a_plan_with_the_arms_of_a_study_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    planned = tmbench.sweep("tc", "tmsgd", plan=True, study="switch", epochs=2, switch_epoch=[1], **TINY)
+    planned = tmbench.sweep("tc", "tmsgd", plan=[True], study="switch", epochs=2, switch_epoch=[1], **TINY)
     told = capsys.readouterr().out
     assert (planned.results, planned.table.height) == ([], 0)
     assert re.search("to train(.|\n)*half_rate|half", told)

@@ -184,10 +184,9 @@ def sweep(
         jobs = [list(words) for words in itertools.product(*choices)]
         for words in choices:
             check_choices(words, [])
-        is_plan = given.get("plan") is True
         with our_hydra():
             config = compose("config", [*search, *jobs[0]], return_hydra_config=True)
-            outcomes = do_sweep(jobs, config, console() if is_plan else Console(quiet=True))
+            outcomes = do_sweep(jobs, config, console() if "plan=true" in jobs[0] else Console(quiet=True))
     swept = _swept(outcomes)
     if swept.failures:
         number, error = next(iter(swept.failures.items()))
