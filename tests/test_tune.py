@@ -362,9 +362,10 @@ def test_a_median_pruner_ends_what_is_behind_and_counts_what_it_took(fake: Fake,
     assert own["choice"]["number"] not in {t["number"] for t in pruned}
 
 
-def test_diverged_trials_count_as_the_worst_and_are_told(
-    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_diverged_trials_count_as_the_worst_and_are_told_also_on_a_narrow_terminal(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
     fake.diverges = lambda cfg: cfg.lr > 0.01 and cfg.validation
     assert main(alone(tmp_path, "trials=6")) == 0
     own = outcome(tmp_path)["optimizers"]["sgd"]
@@ -372,7 +373,10 @@ def test_diverged_trials_count_as_the_worst_and_are_told(
     assert 0 < len(bad) == own["used"]["diverged"] < 6
     assert all(t["status"] == "diverged" and t["value"] is None for t in bad)
     assert own["choice"]["values"]["lr"] <= 0.01
-    assert f"6, {len(bad)} diverged" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"6, {len(bad)} diverged" in told
+    lines = told.partition("\nfiles")[0].splitlines()
+    assert (max(map(len, lines)) <= 60, "…" in told) == (True, False)
 
 
 def test_an_optimizer_whose_trials_all_diverge_has_no_choice_and_the_others_go_on(

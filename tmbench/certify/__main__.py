@@ -133,7 +133,8 @@ def _show(certificate: dict[str, Any]) -> None:
     out.print(escape(settings), style="dim", highlight=False)
     for device in dict.fromkeys(finding["device"] for finding in findings):
         table = Table("check", "verdict", "detail", title=f"on {device}", title_justify="left", box=box.SIMPLE_HEAD)
-        table.columns[0].no_wrap = table.columns[1].no_wrap = True
+        table.columns[1].no_wrap = True
+        table.columns[2].overflow = "fold"
         for finding in (f for f in findings if f["device"] == device):
             colour = COLOURS[finding["verdict"]]
             table.add_row(finding["check"], f"[{colour}]{finding['verdict']}[/{colour}]", escape(finding["detail"]))

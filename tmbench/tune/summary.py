@@ -7,11 +7,12 @@ from itertools import combinations
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 from scipy import stats
 
 from ..config.identity import world_size
 from ..config.settle import Settings
+from ..report import formats
+from ..report.formats import Cell, Table
 from ..report.statistics import RESOLUTION, has_spread, worth
 from ..result import BOUNDED, Result, shown, versions
 from ..runs.show import duration
@@ -147,8 +148,7 @@ def summary(values: list[float | None], limits: Limits, tolerances: list[float] 
 def show(result: Settings, console: Console) -> None:
     """Prints a line for each optimizer, the differences, and what to know of them."""
     metric, test = f"{result['split']}/{result['metric']}", result["test"]
-    console.print()
-    console.print(_lines(result, metric))
+    formats.console(_lines(result, metric), console)
     for name, difference in result["differences"].items():
         told = f"{shown(difference['mean'], metric)} ({interval(difference, metric)})".replace(" %", " points")
         console.print(f"{name}   {told}, paired by seed", highlight=False)
@@ -176,16 +176,15 @@ def interval(summary: Settings, metric: str) -> str:
 def _lines(result: Settings, metric: str) -> Table:
     budget = result["budget"]
     title = f"{result['task']}: {budget['trials']} trials of {budget['epochs']} epochs each, by {budget['sampler']}"
-    lines = Table(title=f"{title}   {result['profile']} data", title_justify="left")
-    for name in ("optimizer", "choice", "validation", "trials", "device time", metric, f"{LEVEL:.0%} interval"):
-        justify = "left" if name in ("optimizer", "choice") else "right"
-        lines.add_column(name, justify=justify, no_wrap=name != "choice")  # type: ignore[arg-type]
+    columns = ["optimizer", "choice", "validation", "trials", "device time", metric, f"{LEVEL:.0%} interval"]
+    lines = Table("study", f"{title}   {result['profile']} data", columns, [])
     for name, optimizer in result["optimizers"].items():
         used, choice, confirmed = optimizer["used"], optimizer["choice"], optimizer["confirmation"]
         bad = [f"{used[status]} {status}" for status in ("diverged", "pruned", "without value") if used[status]]
-        lines.add_row(
-            name, words_of(choice["values"]) if choice else "[yellow]none: no trial reached a finite value[/]",
+        texts = (
+            name, words_of(choice["values"]) if choice else "none: no trial reached a finite value",
             shown(choice and choice["value"], metric), ", ".join([str(used["trials"]), *bad]),
             duration(used["device_seconds"]), shown(confirmed["mean"], metric), interval(confirmed, metric),
         )  # fmt: skip
+        lines.rows.append([Cell(text) for text in texts])
     return lines
