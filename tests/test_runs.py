@@ -74,6 +74,10 @@ def test_list_shows_status_metric_and_cost(made: Path, command: Command, monkeyp
     assert max(map(len, narrow.splitlines())) <= 80
     words = ("tc-tmsgd-0-", "accuracy", "2/2", "70.00 %", "lr=1e+38", "diverged")
     assert [word for word in words if word not in narrow] == []
+    monkeypatch.setenv("COLUMNS", "60")
+    narrowest = command(made)[1]
+    assert max(map(len, narrowest.splitlines())) <= 60
+    assert [word for word in words if word not in narrowest] == []
     for words in (["--json", "status=diverged"], ["list", "status=diverged", "json=true"]):
         (only,) = json.loads(command(made, *words)[1])
         assert only["status"] == "diverged"

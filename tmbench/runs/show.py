@@ -28,6 +28,7 @@ COLUMNS = ("status", "data", "metric", "last", "best", "baseline", "switch", "ep
 RIGHT = COLUMNS[3:]  # columns of numbers
 NARROW: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}  # look of a table
 ONLY_WIDE = ("baseline", "shared", "seconds")
+NARROWEST, NOT_NARROWEST = 75, (*ONLY_WIDE, "best", "switch")  # below so many characters these are left out
 WIDEST = 10_000  # characters that any table may take, to see how many it would
 
 
@@ -124,7 +125,8 @@ def _table(runs: list[Run], runs_dir: Path, width: int) -> Table:
     """A row a run. A narrow one leaves out columns, shortens ids and has the settings below the id."""
     is_wide = width >= WIDE
     rows = [row(run) for run in runs]
-    names = [name for name in COLUMNS if is_wide or name not in ONLY_WIDE]
+    left_out = () if is_wide else ONLY_WIDE if width >= NARROWEST else NOT_NARROWEST
+    names = [name for name in COLUMNS if name not in left_out]
     values = {name: {facts[name] for facts in rows if facts[name]} for name in ("data", "metric")}
     common = [name for name, several in values.items() if len(several) <= 1]
     title = " ".join([str(runs_dir), *(f"{name}={value}" for name in common for value in values[name])])
