@@ -1,8 +1,9 @@
 """How much slower is an epoch of tc through the runner than in a bare PyTorch loop with a DataLoader?
 
 Same model, data, optimizer, batch size and number of steps, taking turns in one process, so that the ratio holds
-on a noisy machine. Usage: python scripts/bench_harness.py [--data-dir DIR] [--rounds 5]; without DIR, generated
-documents of R8's size.
+on a noisy machine. With --sparse both step the rows that a batch reads, else both the whole embedding.
+Usage: python scripts/bench_harness.py [--data-dir DIR] [--rounds 5] [--sparse]; without DIR, generated documents of
+R8's size.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from tmbench.config.compose import composed
 from tmbench.config.settle import settled
+from tmbench.optim import LazyRows
 from tmbench.run import run
 from tmbench.tasks.tc.r8 import LABELS, R8
 from tmbench.tasks.tc.task import TC
@@ -49,16 +51,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path, help="a folder with r8/train.txt and r8/test.txt")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--sparse", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         data_dir = options.data_dir or Path(scratch)
         if not options.data_dir:
             write_documents(data_dir / "r8")
         words = ["task=tc", "optimizer=sgd", "data=full", f"data_dir={data_dir}", f"runs_dir={scratch}/runs"]
-        cfg = OmegaConf.create(settled(composed([*words, f"epochs={EPOCHS}", "force=true"])))
+        words += [f"task.sparse={str(options.sparse).lower()}", f"epochs={EPOCHS}", "force=true"]
+        cfg = OmegaConf.create(settled(composed(words)))
         task = TC(cfg.task, R8(data_dir / "r8"))
         loader = DataLoader(task.examples("train"), batch_size=cfg.batch_size, shuffle=True)
         optimizer = torch.optim.SGD(task.parameters(), lr=cfg.lr)
+        if options.sparse:
+            LazyRows(optimizer, task.model.embedding)
         bare_epoch(task, loader, optimizer)
         ratios, ours, bares = [], [], []
         for _ in range(options.rounds):

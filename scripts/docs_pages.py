@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -16,7 +17,7 @@ from pydantic import TypeAdapter
 from tmbench.__main__ import VERBS
 from tmbench.certify import certify
 from tmbench.config.compose import composed
-from tmbench.config.table import GROUPS, Key, choices, conf_dir, keys, top_keys, values_of
+from tmbench.config.table import FOR_THE_RUN, GROUPS, Key, choices, conf_dir, keys, top_keys, values_of
 from tmbench.data.catalogue import catalogue
 from tmbench.errors import ConfigError
 from tmbench.optim import stability
@@ -24,7 +25,7 @@ from tmbench.result import Result
 from tmbench.verbs import Verb
 
 HIDDEN = ("_target_", "_partial_", "name", "profile", "data", "protocols", "full", "tiny", "models", "schedule",
-          "trunk", "choices", "data_by")  # fmt: skip
+          "trunk", "lazy_rows", "choices", "data_by")  # fmt: skip
 TOP = {
     "task": "What is trained: data, network, loss and metric.", "optimizer": "How it is trained.",
     "data": "Made-up data, or the published set.", "protocol": "The paper's settings, repaired or to the letter.",
@@ -47,8 +48,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, config: MkDocsConfig, files: Files) -> str:
     """Puts what the code knows in its place: `<!-- facts: sgd -->` of an optimizer, `data: r8`, `protocol: tc`."""
-    makers = {"facts": optimizer_facts, "data": data_facts, "protocol": protocol_table}
-    return re.sub(r"<!-- (facts|data|protocol): (\w+) -->", lambda match: makers[match[1]](match[2]), markdown)
+    makers = {"facts": optimizer_facts, "data": data_facts, "protocol": protocol_table, "steps": steps_table}
+    return re.sub(r"<!-- (facts|data|protocol|steps): (\w+) -->", lambda match: makers[match[1]](match[2]), markdown)
 
 
 def data_facts(name: str) -> str:
@@ -67,6 +68,20 @@ def protocol_table(task: str) -> str:
     """A task's epochs, rate, batch size and switch: as printed, reconciled and on tiny data."""
     rows = [[model or "all", which, *cells] for _, model, which, *cells in protocol_rows(task)]
     return table(["model", "protocol", "epochs", "batch_size", "lr", "switch_epoch"], rows)
+
+
+def steps_table(name: str) -> str:
+    """What scripts/bench_rows.py measured."""
+    measured = json.loads((Path(__file__).parents[1] / "docs" / name / f"{name}.json").read_text())
+    ways = {"rows": "rows read", "foreach": "whole table, foreach", "fused": "whole table, fused"}
+    sizes = max((step["milliseconds"] for step in measured["steps"]), key=len)
+    rows = [
+        [step["method"], ways[step["path"]], step["ids"], *(f"{ms:.2f}" for ms in step["milliseconds"].values())]
+        for step in measured["steps"]
+    ]
+    rows = [[*row, *[""] * (3 + len(sizes) - len(row))] for row in rows]
+    facts = f"torch {measured['torch']}, {measured['threads']} thread, {measured['processor']}"
+    return table(["optimizer", "step", "ids", *(f"{int(size):,} rows" for size in sizes)], rows) + f"\n{facts}\n"
 
 
 def table(head: list[str], rows: list[list[Any]]) -> str:
@@ -196,7 +211,7 @@ def optimizer_facts(name: str) -> str:
     from tmbench.config.settle import settled
 
     config = settled(composed(["task=tc", f"optimizer={name}", "lr=0.02"]))
-    own = {key: value for key, value in config["optimizer"].items() if key not in ("name", "trunk")}
+    own = {key: value for key, value in config["optimizer"].items() if key not in FOR_THE_RUN}
     if "switch_step" in own:
         own["switch_step"] = 6
     new = instantiate(own)

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from ..config.compose import composed, own_files
 from ..config.identity import reads_switch
 from ..config.settle import settled
-from ..config.table import NEVER, choices
+from ..config.table import FOR_THE_RUN, NEVER, choices
 from ..config.values import Setting
 from ..errors import ConfigError, UsageError
 from ..progress import loading_torch
@@ -90,8 +90,8 @@ def _from_files(words: list[str]) -> tuple[str, "NewOptimizer"]:
 
     cfg = settled(composed(words))
     settings = cfg["optimizer"]
-    name = settings.pop("name") if "_target_" in settings else ""
-    settings = {key: value for key, value in settings.items() if key not in ("trunk", "lazy_rows")}  # for the run alone
+    name = settings["name"] if "_target_" in settings else ""
+    settings = {key: value for key, value in settings.items() if key not in FOR_THE_RUN}
     if reads_switch(cfg) and settings["switch_step"] is None and cfg["switch_epoch"] != NEVER:
         settings["switch_step"] = SWITCH_STEP
     return name, _partial(settings)

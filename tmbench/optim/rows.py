@@ -212,8 +212,8 @@ class LazyRows:
         probe = nn.Parameter(unit[0])
         proxy.grad = grad.values().add(proxy, alpha=2 * self.l2) if self.l2 else grad.values()
         probe.grad = probe * (2 * self.l2)
-        for name, value in kept.items():
-            optimizer.state[proxy][name] = value
+        for name in kept.keys() - {*self._state}:  # such as a count of steps
+            optimizer.state[proxy][name] = value = kept[name]
             optimizer.state[probe][name] = value.clone() if isinstance(value, Tensor) else value
         for name, basis in zip(self._state[1:], unit[1:], strict=True):
             optimizer.state[proxy][name] = kept[name].index_select(0, rows_R)
