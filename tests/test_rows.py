@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import real_data
 from helpers import pairwise, tmbench, weights
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
@@ -424,3 +425,62 @@ class TestRuns:
     def test_a_dense_run_says_why(self, tmp_path: Path) -> None:
         done = tmbench("task=tc", "optimizer=adam", "epochs=1", f"runs_dir={tmp_path}")
         assert "task.sparse: the embedding is stepped whole: optimizer=adam has no exact step by rows" in done.stdout
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        ("optimizer", "lr", "switch"),
+        [("sgd", 0.01, ""), ("tmsgd", 0.01, "0"), ("sgdm", 0.001, ""), ("tmsgdm", 0.001, "0")],
+    )
+    def test_an_epoch_of_r8_in_float64_is_the_dense_one(
+        self, optimizer: str, lr: float, switch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With momentum at a tenth of the rate: at the whole one, training makes 1e-16 a millionth."""
+        words = ["task=tc", "data=full", f"data_dir={real_data('r8').parent}", "epochs=1", f"lr={lr}"]
+        words += [f"switch_epoch={switch}"] if switch else []
+        found = []
+        torch.set_default_dtype(torch.float64)
+        try:
+            for sparse in ("true", "false"):
+                to = f"runs_dir={tmp_path / sparse}"
+                assert tmbench(*words, f"optimizer={optimizer}", f"task.sparse={sparse}", to).returncode == 0
+                found.append(weights(next((tmp_path / sparse).glob("*/result.json")).parent))
+        finally:
+            torch.set_default_dtype(torch.float32)
+        for key, weight in found[1].items():
+            assert weight.dtype == torch.float64
+            assert float((found[0][key] - weight).abs().max() / weight.abs().max()) <= 1e-9, key
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("words", [("task=tc", "optimizer=tmsgdm"), ("task=ctr", "optimizer=tmsgd")])
+    def test_two_processes_take_the_steps_of_one(self, words: tuple[str, ...], tmp_path: Path) -> None:
+        found = []
+        for more in (("task.sparse=false",), ("task.sparse=true", "trainer=ddp_cpu", "devices=2")):
+            runs = tmp_path / str(len(found))
+            done = tmbench(*words, "epochs=3", "switch_epoch=1", f"runs_dir={runs}", *more)
+            assert done.returncode == 0, done.stderr
+            found.append(weights(next(runs.glob("*/result.json")).parent))
+        for key, weight in found[0].items():
+            assert torch.allclose(found[1][key], weight, rtol=1e-4, atol=1e-6), key
+
+
+def train_as_rank(rank: int, folder: str) -> None:
+    """Reads rows of its own, and steps by the gradients of both ranks."""
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    table = nn.Embedding(ROWS, 3, sparse=True)
+    with torch.no_grad():
+        table.weight.copy_(torch.randn(ROWS, 3, generator=torch.Generator().manual_seed(0)))
+    optimizer = TMSGD(table.parameters(), 0.03, 0.9, switch_step=100)
+    LazyRows(optimizer, table, ranks=True)
+    for read, noise in batches(200, seed=rank):
+        optimizer.zero_grad()
+        (table(read) * noise.float()).sum().backward()
+        assert table.weight.grad is not None
+        torch.distributed.all_reduce(table.weight.grad)
+        optimizer.step()
+    torch.save(table.state_dict()["weight"], f"{folder}/{rank}.pt")
+
+
+@pytest.mark.slow
+def test_ranks_that_read_other_rows_agree_bitwise(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(train_as_rank, (str(tmp_path),), nprocs=2)
+    assert torch.equal(*(torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)))
