@@ -271,13 +271,16 @@ class TestATable:
         bag = partial(nn.EmbeddingBag, mode="sum")
         table = self.table(bag)
         optimizer = TMSGD(table.parameters(), 0.1, 0.5)
-        optimizer.attach(table)
+        lazy = optimizer.attach(table)
         for place, read in enumerate(self.STEPS):
             optimizer.zero_grad()
             for row in read:  # a part for each
                 table(torch.tensor([[row]])).square().sum().backward()
             if place == 2:
                 table.weight.grad = table.weight.grad.to_dense()
+                with pytest.raises(RuntimeError, match=r"^lazy rows: the gradient is of the whole table"):
+                    optimizer.step()
+                lazy.catch_up()
             optimizer.step()
         self.assert_states(table, optimizer, self.dense(self.STEPS))
 
@@ -322,6 +325,21 @@ class TestATable:
         with torch.no_grad():
             found = table(torch.arange(6))
         assert torch.allclose(found, self.dense(self.STEPS)[0]["weight"], rtol=1e-13, atol=0)
+
+    def test_a_new_optimizer_takes_the_table_over(self) -> None:
+        """As when a cell of a notebook is run again."""
+        tables = []
+        for sparse in (True, False):
+            table = self.table()
+            table.sparse = sparse
+            for _ in range(2):
+                optimizer = TMSGD(table.parameters(), 0.1, 0.5)
+                if sparse:
+                    optimizer.attach(table)
+                for read in self.STEPS:
+                    self.step(table, optimizer, *read)
+            tables.append(table.state_dict()["weight"])
+        assert torch.allclose(*tables, rtol=1e-13, atol=0)
 
     def test_a_stale_row_that_was_read_past_the_embedding_is_noticed(self) -> None:
         table = self.table()

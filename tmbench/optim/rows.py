@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-BLOCK = 512  # steps whose products are multiplied on in every step
+BLOCK = 2048  # steps whose products are multiplied on in every step
 AT_ONCE = 2**16  # rows brought up to date at a time
 
 
@@ -116,11 +116,15 @@ class LazyRows:
         self.optimizer: Any = None  # that moves the rows at present
         self._hooks: list[Any] = []
         self._swapped: tuple[list[Tensor], int, Tensor, Tensor, Tensor] | None = None
-        table.sparse = True
-        table.register_forward_pre_hook(self._before_reading, with_kwargs=True)
         module: Any = table
-        module.register_state_dict_pre_hook(lambda *_: self.catch_up())
-        module.register_load_state_dict_pre_hook(lambda *_: self._start())
+        if earlier := getattr(module, "lazy_rows", None):  # of another optimizer
+            earlier.detach()
+        module.sparse, module.lazy_rows = True, self
+        self._of_table = [
+            module.register_forward_pre_hook(self._before_reading, with_kwargs=True),
+            module.register_state_dict_pre_hook(lambda *_: self.catch_up()),
+            module.register_load_state_dict_pre_hook(lambda *_: self._start()),
+        ]
         attached = getattr(optimizer, "attached", None)
         if attached is not None:
             attached.append(self)
@@ -143,6 +147,12 @@ class LazyRows:
             optimizer.register_state_dict_pre_hook(lambda _: self.catch_up()),
             optimizer.register_load_state_dict_pre_hook(lambda *_: self.catch_up()),
         ]
+
+    def detach(self) -> None:
+        """Brings all rows up to date, and leaves table and optimizer; another LazyRows of the table does so, too."""
+        self.catch_up()
+        for hook in self._hooks + self._of_table:
+            hook.remove()
 
     @torch.no_grad()
     def catch_up(self, rows: Tensor | None = None) -> None:
@@ -192,7 +202,12 @@ class LazyRows:
         if grad is None:
             return args, kwargs
         if self.dense or not grad.is_sparse:
-            self.catch_up()
+            if self._products.count and (self._done < self._products.count).any():
+                raise RuntimeError(
+                    "lazy rows: the gradient is of the whole table, some rows of which were not up to date when it was "
+                    "read: call catch_up() before"
+                )
+            self._start()
             self.weight.grad = grad = grad.to_dense() if grad.is_sparse else grad
             if self.l2:
                 grad.add_(self.weight, alpha=2 * self.l2)
