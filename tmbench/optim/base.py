@@ -185,6 +185,11 @@ class SGDThenFormula(torch.optim.Optimizer):
             group["step"] += 1
         return loss
 
+    def settings_of_step(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        """All that a step without a gradient depends on, beside the state."""
+        names = difference_names(len(self.step_form(group)[0]))
+        return *phase(group, names), *(value for key, value in group.items() if key not in ("params", "step"))
+
     def attach(self, table: nn.Embedding | nn.EmbeddingBag, *, l2: float = 0.0) -> LazyRows:
         """Steps this table by the rows that are read, with the result of the dense step: see `LazyRows`."""
         return LazyRows(self, table, l2=l2)

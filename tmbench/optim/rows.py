@@ -10,6 +10,7 @@ state, with a gradient of zero. So settings, schedules and switches need no seco
 Legend: R rows, D numbers in a row, S tensors of the state, G steps.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +39,7 @@ class Products:
     def __init__(self, size: int, device: torch.device) -> None:
         self.size, self.count = size, 0  # S; k
         self._inner = torch.zeros(size, 0, dtype=torch.float64, device=device)  # (S, G S): of j to the end of its block
+        self._unit = torch.eye(size, dtype=torch.float64, device=device)
         self._since = self._inner  # (S, blocks S): from the end of each closed block to the start of the open one
 
     def append(self, matrix: Tensor) -> None:
@@ -51,18 +53,19 @@ class Products:
         if inside:
             self._inner[:, begin:end] = matrix @ self._inner[:, begin:end]
         self._inner[:, end : end + size] = matrix
+        self._inner[:, end + size : end + 2 * size] = self._unit  # of no step
         self.count += 1
 
     def from_(self, steps_R: Tensor) -> Tensor:
-        """The products of the steps from these, each below k, to the last; (R, S, S)."""
+        """The products of the steps from these, each at most k, to the last; (R, S, S)."""
         size, opened = self.size, (self.count - 1) // BLOCK
         inner_RSS = self._inner.view(size, -1, size).index_select(1, steps_R).transpose(0, 1)
         if opened == 0:
             return inner_RSS
         begin = opened * BLOCK * size
         later = self._inner[:, begin : begin + size] @ self._since
-        later = torch.cat([later, torch.eye(size).to(later)], 1).view(size, -1, size).transpose(0, 1)
-        return later[steps_R // BLOCK] @ inner_RSS
+        later = torch.cat([later, self._unit], 1).view(size, -1, size).transpose(0, 1)
+        return later[(steps_R // BLOCK).clamp_(max=opened)] @ inner_RSS
 
     def _close(self) -> None:
         """Closes the open block, and makes room for the next."""
@@ -70,10 +73,10 @@ class Products:
         if self.count:
             begin = (self.count - BLOCK) * size
             whole = self._inner[:, begin : begin + size]
-            self._since = torch.cat([whole @ self._since, torch.eye(size).to(whole)], 1)
+            self._since = torch.cat([whole @ self._since, self._unit], 1)
         room = self._inner.shape[1] // size - self.count
-        if room < BLOCK:
-            self._inner = nn.functional.pad(self._inner, (0, max(BLOCK, self.count) * size))
+        if room <= BLOCK:
+            self._inner = nn.functional.pad(self._inner, (0, (max(BLOCK, self.count) + 1) * size))
 
     def _grow(self, size: int) -> None:
         def grown(flat: Tensor) -> Tensor:
@@ -81,6 +84,7 @@ class Products:
             return nn.functional.pad(flat.view(self.size, -1, self.size), (0, more, 0, 0, 0, more)).flatten(1)
 
         self._inner, self._since, self.size = grown(self._inner), grown(self._since), size
+        self._unit = torch.eye(size).to(self._unit)
 
 
 class LazyRows:
@@ -115,7 +119,11 @@ class LazyRows:
         self._done = torch.zeros(len(weight), dtype=torch.int32, device=weight.device)  # steps that each row has had
         self.optimizer: Any = None  # that moves the rows at present
         self._hooks: list[Any] = []
-        self._swapped: tuple[list[Tensor], int, Tensor, Tensor, Tensor] | None = None
+        self._swapped: tuple[list[Tensor], int, Tensor, Tensor, Tensor | None] | None = None
+        # The rows read last (R,) and their states (S, R, D): the weights are in the table, the rest is to be written.
+        self._read: tuple[Tensor, Tensor] | None = None
+        self._asked: tuple[Any, ...] | None = None  # what the matrix of the present step depends on
+        self._matrix: tuple[Any, Tensor] = None, torch.empty(0)  # of the last step, beside what it depended on
         module: Any = table
         if earlier := getattr(module, "lazy_rows", None):  # of another optimizer
             earlier.detach()
@@ -123,7 +131,7 @@ class LazyRows:
         self._of_table = [
             module.register_forward_pre_hook(self._before_reading, with_kwargs=True),
             module.register_state_dict_pre_hook(lambda *_: self.catch_up()),
-            module.register_load_state_dict_pre_hook(lambda *_: self._start()),
+            module.register_load_state_dict_pre_hook(lambda *_: self.catch_up()),
         ]
         attached = getattr(optimizer, "attached", None)
         if attached is not None:
@@ -158,40 +166,53 @@ class LazyRows:
     def catch_up(self, rows: Tensor | None = None) -> None:
         """Brings rows, of any shape and order, up to date; all if None."""
         self._put_back()
+        self._write_read()
         now = self._products.count
         if now == 0:
             return
-        stale_R: Any
-        if rows is None:
-            stale_R = (self._done < now).nonzero()[:, 0]
-        else:
-            rows = rows.flatten()
-            stale_R = torch.unique(rows[self._done.index_select(0, rows) < now])
-        for part_R in stale_R.split(AT_ONCE) if len(stale_R) else ():
+        if rows is not None:
+            self._move(torch.unique(rows))
+            self._write_read()
+            return
+        stale_R: Any = (self._done < now).nonzero()[:, 0]
+        for part_R in stale_R.split(AT_ONCE):
             self._move(part_R)
-        if rows is None:
-            self._start()
-        elif len(stale_R):
-            self._done.index_fill_(0, stale_R, now)
+            self._write_read()
+        self._start()
 
     def _start(self) -> None:
         """From here on; all rows are up to date."""
+        self._read = None
         if self._products.count:
             self._products = Products(1, self.weight.device)
             self._done.zero_()
 
     def _move(self, rows_R: Tensor) -> None:
+        """Brings rows, each given once, up to date; `_write_read` or a step then writes all but their weights."""
         kept = self.optimizer.state.get(self.weight, {})
         tensors = [self.weight, *(kept[name] for name in self._state[1:])]
         matrices_RSS = self._products.from_(self._done.index_select(0, rows_R)).to(self.weight.dtype)
-        states_RSD = torch.stack([t.index_select(0, rows_R).flatten(1) for t in tensors], 1)
-        states_RSD = torch.bmm(matrices_RSS, states_RSD)
-        for i, t in enumerate(tensors):
-            t.index_copy_(0, rows_R, states_RSD[:, i].view(-1, *t.shape[1:]))
+        states_SRD = torch.stack([t.index_select(0, rows_R).flatten(1) for t in tensors])
+        states_SRD = torch.bmm(matrices_RSS, states_SRD.transpose(0, 1)).transpose(0, 1).contiguous()
+        self.weight.index_copy_(0, rows_R, states_SRD[0].view(-1, *self.weight.shape[1:]))
+        self._done.index_fill_(0, rows_R, self._products.count)
+        self._read = rows_R, states_SRD
+
+    def _write_read(self) -> None:
+        if self._read is not None:
+            (rows_R, states_SRD), self._read = self._read, None
+            for name, state_RD in zip(self._state[1:], states_SRD[1:], strict=True):
+                self.optimizer.state[self.weight][name].index_copy_(
+                    0, rows_R, state_RD.view(-1, *self.weight.shape[1:])
+                )
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _before_reading(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.catch_up(args[0] if args else kwargs["input"])
+        if self._products.count:
+            with torch.no_grad():
+                self._put_back()
+                self._write_read()
+                self._move(torch.unique(args[0] if args else kwargs["input"]))
 
     @torch.no_grad()
     def _before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -202,6 +223,7 @@ class LazyRows:
         if grad is None:
             return args, kwargs
         if self.dense or not grad.is_sparse:
+            self._write_read()
             if self._products.count and (self._done < self._products.count).any():
                 raise RuntimeError(
                     "lazy rows: the gradient is of the whole table, some rows of which were not up to date when it was "
@@ -216,44 +238,81 @@ class LazyRows:
             got = f"{grad.sparse_dim()} sparse dimensions"
             raise RuntimeError(f"lazy rows: expected sparse gradients of whole rows, as of nn.Embedding, got {got}")
         grad = grad.coalesce()
-        rows_R = grad.indices()[0]
-        self._check_read(rows_R)
-        kept = optimizer.state.get(self.weight, {})
+        rows_R, kept = grad.indices()[0], optimizer.state.get(self.weight, {})
         if self._products.count == 0:
             self._state = ["weight", *(name for name, value in kept.items() if self._is_row_wise(value))]
             self._products = Products(len(self._state), self.weight.device)
-        proxy = nn.Parameter(self.weight.index_select(0, rows_R))
+        weights_RD, *states = self._states_of(rows_R, kept)
+        proxy = nn.Parameter(weights_RD)
+        proxy.grad = grad.values().add(proxy, alpha=2 * self.l2) if self.l2 else grad.values()
+        group, place = next(
+            (group, i) for group in optimizer.param_groups for i, p in enumerate(group["params"]) if p is self.weight
+        )
+        self._asked = self._depends_on(optimizer, group)
+        probe = None if self._asked and self._asked == self._matrix[0] else self._probe(optimizer, kept)
+        for name in kept.keys() - {*self._state}:  # such as a count of steps
+            optimizer.state[proxy][name] = kept[name]
+        optimizer.state[proxy] |= dict(zip(self._state[1:], states, strict=True))
+        group["params"][place : place + 1] = [proxy] if probe is None else [proxy, probe]
+        self._swapped = group["params"], place, rows_R, proxy, probe
+        return args, kwargs
+
+    def _states_of(self, rows_R: Tensor, kept: dict[str, Any]) -> list[Tensor]:
+        """The states of rows with a gradient, copied: those just read, or those in the tables."""
+        if self._read is not None and torch.equal(self._read[0], rows_R):
+            (_, states_SRD), self._read = self._read, None
+            return [state_RD.view(-1, *self.weight.shape[1:]) for state_RD in states_SRD]
+        self._write_read()
+        self._check_read(rows_R)
+        return [t.index_select(0, rows_R) for t in (self.weight, *(kept[name] for name in self._state[1:]))]
+
+    def _probe(self, optimizer: Any, kept: dict[str, Any]) -> nn.Parameter:
+        """The unit vectors of the state (S, 1), among the optimizer's states."""
         unit = torch.eye(len(self._state), dtype=torch.float64, device=self.weight.device)[:, :, None]
         probe = nn.Parameter(unit[0])
-        proxy.grad = grad.values().add(proxy, alpha=2 * self.l2) if self.l2 else grad.values()
         probe.grad = probe * (2 * self.l2)
-        for name in kept.keys() - {*self._state}:  # such as a count of steps
-            optimizer.state[proxy][name] = value = kept[name]
-            optimizer.state[probe][name] = value.clone() if isinstance(value, Tensor) else value
-        for name, basis in zip(self._state[1:], unit[1:], strict=True):
-            optimizer.state[proxy][name] = kept[name].index_select(0, rows_R)
-            optimizer.state[probe][name] = basis
-        params, place = next(
-            (group["params"], i)
-            for group in optimizer.param_groups
-            for i, p in enumerate(group["params"])
-            if p is self.weight
-        )
-        params[place : place + 1] = [proxy, probe]
-        self._swapped = params, place, rows_R, proxy, probe
-        return args, kwargs
+        for name in kept.keys() - {*self._state}:
+            optimizer.state[probe][name] = copy.copy(kept[name])
+        optimizer.state[probe] |= dict(zip(self._state[1:], unit[1:], strict=True))
+        return probe
+
+    def _depends_on(self, optimizer: Any, group: dict[str, Any]) -> tuple[Any, ...] | None:
+        """All that the matrix of the coming step depends on; None if that is not known."""
+        if type(optimizer) is torch.optim.SGD:
+            settings = [value for key, value in group.items() if key != "params"]
+        elif hasattr(optimizer, "settings_of_step"):
+            settings = optimizer.settings_of_step(group)
+        else:
+            return None
+        return (self.l2, *self._state, *(float(x) if isinstance(x, Tensor) else x for x in settings))
 
     @torch.no_grad()
     def _after_step(self, optimizer: Any, *_: Any) -> None:
         """Writes the rows back, and notes what the step did to all others."""
         if self._swapped is None:
             return
-        rows_R, proxy, probe = self._swapped[2:]
-        stepped, basis = optimizer.state[proxy], optimizer.state[probe]
+        rows_R, probe = self._swapped[2], self._swapped[4]
+        basis = dict(optimizer.state[probe]) if probe is not None else {}
         self._put_back()
+        if probe is not None:
+            matrix = torch.stack([probe.detach(), *(basis[name] for name in self._state[1:])])[:, :, 0]
+            self._matrix = self._asked, nn.functional.pad(matrix, (0, len(matrix) - matrix.shape[1]))
+        matrix = self._matrix[1]
+        if self._products.count or len(matrix) > 1 or matrix.item() != 1:  # else nothing moves without a gradient
+            self._products.append(matrix)
+            self._done.index_fill_(0, rows_R, self._products.count)
+
+    @torch.no_grad()
+    def _put_back(self) -> None:
+        """Writes the rows back, and gives the optimizer its table; also after a step that raised an error midway."""
+        if self._swapped is None:
+            return
+        (params, place, rows_R, proxy, probe), self._swapped = self._swapped, None
+        stepped, state = [proxy] if probe is None else [proxy, probe], self.optimizer.state
+        params[place : place + len(stepped)] = [self.weight]
         self.weight.index_copy_(0, rows_R, proxy.detach())
-        for name, value in stepped.items():
-            kept = optimizer.state[self.weight]
+        for name, value in state[proxy].items():
+            kept = state[self.weight]
             if not (isinstance(value, Tensor) and value.shape == proxy.shape):
                 kept[name] = value
                 continue
@@ -261,19 +320,8 @@ class LazyRows:
                 kept[name] = torch.zeros_like(self.weight)
                 self._state.append(name)
             kept[name].index_copy_(0, rows_R, value)
-        matrix = torch.stack([probe.detach(), *(basis[name] for name in self._state[1:])])[:, :, 0]
-        if self._products.count or len(matrix) > 1 or matrix.item() != 1:  # else nothing moves without a gradient
-            self._products.append(nn.functional.pad(matrix, (0, len(matrix) - matrix.shape[1])))
-            self._done.index_fill_(0, rows_R, self._products.count)
-
-    def _put_back(self) -> None:
-        """Gives the optimizer its table back, also after a step that raised an error."""
-        if self._swapped is not None:
-            params, place, _, proxy, probe = self._swapped
-            params[place : place + 2] = [self.weight]
-            self.optimizer.state.pop(proxy, None)
-            self.optimizer.state.pop(probe, None)
-            self._swapped = None
+        for p in stepped:
+            state.pop(p, None)
 
     def _check_read(self, rows_R: Tensor) -> None:
         """Notices rows that were read, by another way than through `table`, before they were brought up to date."""
