@@ -2,6 +2,7 @@
 
 import copy
 import io
+import pickle
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch.optim import SGD, Optimizer
 from tmbench.config.compose import composed
 from tmbench.config.settle import settled
 from tmbench.errors import ConfigError
-from tmbench.optim import TMSGD, LazyRows, MultistepSGD, RescaledSGD, SwitchOptimizer, rows
+from tmbench.optim import TMSGD, LazyRows, MultistepSGD, RescaledSGD, SwitchOptimizer, products
 
 New = Callable[[Any], Optimizer]
 ROWS, SWITCH, STEPS = 200, 1000, 2000
@@ -115,7 +116,7 @@ def test_a_walk_over_the_switch_is_that_of_the_dense_run(
     name: str, decay: str, schedule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With products over many closed blocks, whatever their length."""
-    monkeypatch.setattr(rows, "BLOCK", 7)
+    monkeypatch.setattr(products, "BLOCK", 7)
     new = method(name, decay)
     assert isinstance(new, partial)
     assert_as_dense(
@@ -186,18 +187,18 @@ def test_a_row_with_a_few_gradients_is_where_the_equations_say(name: str) -> Non
 
 
 def test_products_of_many_steps_whose_state_grows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "BLOCK", 4)
+    monkeypatch.setattr(products, "BLOCK", 4)
     random = torch.Generator().manual_seed(0)
-    products, matrices = rows.Products(1, torch.device("cpu")), []
+    made, matrices = products.Products(1, torch.device("cpu")), []
     for step in range(40):
         size = 1 if step < 3 else 2 if step < 21 else 3
         matrices.append(torch.rand(size, size, dtype=torch.float64, generator=random) / size)
-        products.append(matrices[-1])
+        made.append(matrices[-1])
         for from_step in range(step + 1):
             expected = torch.eye(size, dtype=torch.float64)
             for matrix in reversed(matrices[from_step:]):
                 expected = expected[:, : len(matrix)] @ matrix
-            found = products.from_(torch.tensor([from_step]))[0, :, : expected.shape[1]]
+            found = made.from_(torch.tensor([from_step]))[0, :, : expected.shape[1]]
             assert torch.allclose(found, expected, rtol=1e-13, atol=0)
 
 
@@ -372,6 +373,111 @@ class TestATable:
         lazy.catch_up()
         assert optimizer.param_groups[0]["params"] == [table.weight]
         assert [*optimizer.state] == [table.weight]
+
+    def test_several_tables_of_one_group_step_as_the_dense_ones(self) -> None:
+        found = []
+        for sparse in (True, False):
+            tables = [self.table() for _ in range(3)]
+            head = nn.Parameter(torch.ones(2, dtype=torch.float64))
+            optimizer = TMSGD([tables[0].weight, head, tables[1].weight, tables[2].weight], 0.1, 0.5)
+            for table in tables:
+                table.sparse = sparse
+                if sparse:
+                    optimizer.attach(table)
+            for step, read in enumerate(self.STEPS * 3):
+                optimizer.zero_grad()
+                sums = [table(torch.tensor(read[i % len(read) :])) * (i + 1) for i, table in enumerate(tables)]
+                loss = sum(((x * head - step % 2) ** 2).sum() for x in sums)
+                loss.backward()  # type: ignore[union-attr]
+                optimizer.step()
+            found.append([table.state_dict()["weight"] for table in tables] + [head.detach()])
+            assert [len(group["params"]) for group in optimizer.param_groups] == [4]
+        for lazy, dense in zip(*found, strict=True):
+            assert torch.allclose(lazy, dense, rtol=1e-12, atol=0)
+
+    @pytest.mark.parametrize("new", [partial(SGD, lr=0.1, momentum=0.5), partial(TMSGD, lr=0.1, momentum=0.5)])
+    def test_a_deep_copy_of_the_table_is_up_to_date(self, new: Any) -> None:
+        """And trains by itself, with an optimizer of its own; whichever of the two is copied first."""
+        tables = []
+        for sparse in (True, False):
+            table = self.table()
+            table.sparse = sparse
+            optimizer = new(table.parameters())
+            if sparse:
+                LazyRows(optimizer, table)
+            for read in self.STEPS:
+                self.step(table, optimizer, *read)
+            (first,) = copy.deepcopy(nn.Sequential(table))
+            of_optimizer, second = copy.deepcopy((optimizer, table))
+            tables += [first, copy.deepcopy(second)]
+            states = [*of_optimizer.state[second.weight].values()]
+            mine = new(second.parameters())
+            if sparse:
+                LazyRows(mine, second)
+            for read in self.STEPS:
+                self.step(second, mine, *read)
+                self.step(table, optimizer, *read[:1])
+            tables += [second, table, *states]
+        values = [x if isinstance(x, Tensor) else x.state_dict()["weight"] for x in tables]
+        for lazy, dense in zip(values[: len(values) // 2], values[len(values) // 2 :], strict=True):
+            assert torch.allclose(lazy, dense, rtol=1e-12, atol=1e-16)
+
+    def test_an_attached_table_is_pickled_once_it_is_detached(self) -> None:
+        table = self.table()
+        optimizer = SwitchOptimizer(table.parameters(), partial(SGD, lr=0.1), partial(TMSGD, lr=0.1), 2)
+        optimizer.attach(table)
+        lazy = optimizer.attach(table)  # again, as in a notebook
+        for read in self.STEPS:
+            self.step(table, optimizer, *read)
+        with pytest.raises(RuntimeError, match=r"^lazy rows: a table that is attached .* call detach\(\) before"):
+            pickle.dumps(table)
+        lazy.detach()
+        assert torch.equal(pickle.loads(pickle.dumps(table)).weight, table.weight)
+
+    def test_weights_that_are_changed_between_reading_and_stepping_keep_the_change(self) -> None:
+        """As by sharpness-aware minimization, which goes there and back."""
+        found = []
+        for sparse in (True, False):
+            table = self.table()
+            table.sparse = sparse
+            optimizer = TMSGD(table.parameters(), 0.1, 0.5)
+            if sparse:
+                optimizer.attach(table)
+            for read in self.STEPS:
+                optimizer.zero_grad()
+                table(torch.tensor(read)).square().sum().backward()
+                with torch.no_grad():
+                    table.weight[list(read)] += 0.5
+                optimizer.step()
+            found.append(table.state_dict()["weight"])
+        assert torch.allclose(*found, rtol=1e-13, atol=0)
+
+    def test_a_fused_step_that_a_scaler_leaves_out_moves_no_row(self) -> None:
+        found = []
+        for sparse in (True, False):
+            table = self.table()
+            table.sparse = sparse
+            optimizer, scaler = SGD(table.parameters(), 0.1, 0.5, fused=True), torch.amp.GradScaler("cpu", 4.0)
+            if sparse:
+                LazyRows(optimizer, table, l2=0.1)
+            for step, read in enumerate(self.STEPS * 2):
+                optimizer.zero_grad()
+                loss = table(torch.tensor(read)).square().sum() + (0.0 if sparse else 0.1 * table.weight.square().sum())
+                scaler.scale(loss * (float("inf") if step in (2, 3, 7) else 1)).backward()
+                scaler.step(optimizer)
+                scaler.update()
+            found.append(table.state_dict()["weight"])
+        assert torch.allclose(*found, rtol=1e-13, atol=0)
+
+    def test_weights_of_two_attached_embeddings_are_refused(self) -> None:
+        table, other = self.table(), self.table()
+        other.weight = table.weight
+        optimizer = TMSGD(table.parameters(), 0.1, 0.5)
+        optimizer.attach(table)
+        optimizer.attach(other)
+        (table(torch.tensor([1])) + other(torch.tensor([2]))).sum().backward()
+        with pytest.raises(RuntimeError, match=r"^lazy rows: the table's weights are no longer among .* attached"):
+            optimizer.step()
 
     def test_what_cannot_be_lazy_is_refused(self) -> None:
         table = self.table()

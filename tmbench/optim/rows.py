@@ -7,7 +7,7 @@ left alone, and caught up when it is next read: s <- A[k-1] ... A[j] s, of the s
 The optimizer itself says what A is: beside the rows it steps a `probe`, whose elements are the unit vectors of the
 state, with a gradient of zero. So settings, schedules and switches need no second copy of their equations here.
 
-Legend: R rows, D numbers in a row, S tensors of the state, G steps.
+Legend: R rows, D numbers in a row, S tensors of the state.
 """
 
 import copy
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-BLOCK = 2048  # steps whose products are multiplied on in every step
+from .products import Products
+
 AT_ONCE = 2**16  # rows brought up to date at a time
 
 
@@ -26,65 +27,6 @@ def moves_linearly(optimizer: Optimizer) -> bool:
     """Whether a step without a gradient multiplies an element's state by numbers that are the same for all elements."""
     linear: bool = getattr(optimizer, "moves_linearly", type(optimizer) is torch.optim.SGD)
     return linear
-
-
-class Products:
-    """The products A[k-1] ... A[j] of the matrices of the last k - j steps, for all j; float64.
-
-    No product is the quotient of two others, which would lose what has died out. The products from each step of the
-    latest BLOCK steps are multiplied on in every step; those of an earlier block end with the block, and one matrix
-    for each such block holds the steps since.
-    """
-
-    def __init__(self, size: int, device: torch.device) -> None:
-        self.size, self.count = size, 0  # S; k
-        self._inner = torch.zeros(size, 0, dtype=torch.float64, device=device)  # (S, G S): of j to the end of its block
-        self._unit = torch.eye(size, dtype=torch.float64, device=device)
-        self._since = self._inner  # (S, blocks S): from the end of each closed block to the start of the open one
-
-    def append(self, matrix: Tensor) -> None:
-        """Adds the matrix (S', S) of a step; a state may gain tensors, which were zero before."""
-        if len(matrix) > self.size:
-            self._grow(len(matrix))
-        size, inside = self.size, self.count % BLOCK
-        if inside == 0:
-            self._close()
-        begin, end = (self.count - inside) * size, self.count * size
-        if inside:
-            self._inner[:, begin:end] = matrix @ self._inner[:, begin:end]
-        self._inner[:, end : end + size] = matrix
-        self._inner[:, end + size : end + 2 * size] = self._unit  # of no step
-        self.count += 1
-
-    def from_(self, steps_R: Tensor) -> Tensor:
-        """The products of the steps from these, each at most k, to the last; (R, S, S)."""
-        size, opened = self.size, (self.count - 1) // BLOCK
-        inner_RSS = self._inner.view(size, -1, size).index_select(1, steps_R).transpose(0, 1)
-        if opened == 0:
-            return inner_RSS
-        begin = opened * BLOCK * size
-        later = self._inner[:, begin : begin + size] @ self._since
-        later = torch.cat([later, self._unit], 1).view(size, -1, size).transpose(0, 1)
-        return later[(steps_R // BLOCK).clamp_(max=opened)] @ inner_RSS
-
-    def _close(self) -> None:
-        """Closes the open block, and makes room for the next."""
-        size = self.size
-        if self.count:
-            begin = (self.count - BLOCK) * size
-            whole = self._inner[:, begin : begin + size]
-            self._since = torch.cat([whole @ self._since, self._unit], 1)
-        room = self._inner.shape[1] // size - self.count
-        if room <= BLOCK:
-            self._inner = nn.functional.pad(self._inner, (0, (max(BLOCK, self.count) + 1) * size))
-
-    def _grow(self, size: int) -> None:
-        def grown(flat: Tensor) -> Tensor:
-            more = size - self.size
-            return nn.functional.pad(flat.view(self.size, -1, self.size), (0, more, 0, 0, 0, more)).flatten(1)
-
-        self._inner, self._since, self.size = grown(self._inner), grown(self._since), size
-        self._unit = torch.eye(size).to(self._unit)
 
 
 class LazyRows:
@@ -119,7 +61,7 @@ class LazyRows:
         self._done = torch.zeros(len(weight), dtype=torch.int32, device=weight.device)  # steps that each row has had
         self.optimizer: Any = None  # that moves the rows at present
         self._hooks: list[Any] = []
-        self._swapped: tuple[list[Tensor], int, Tensor, Tensor, Tensor | None] | None = None
+        self._swapped: tuple[list[Tensor], Tensor, Tensor, Tensor | None] | None = None
         # The rows read last (R,) and their states (S, R, D): the weights are in the table, the rest is to be written.
         self._read: tuple[Tensor, Tensor] | None = None
         self._asked: tuple[Any, ...] | None = None  # what the matrix of the present step depends on
@@ -130,12 +72,11 @@ class LazyRows:
         module.sparse, module.lazy_rows = True, self
         self._of_table = [
             module.register_forward_pre_hook(self._before_reading, with_kwargs=True),
-            module.register_state_dict_pre_hook(lambda *_: self.catch_up()),
-            module.register_load_state_dict_pre_hook(lambda *_: self.catch_up()),
+            module.register_state_dict_pre_hook(self._catch_up_all),
+            module.register_load_state_dict_pre_hook(self._catch_up_all),
         ]
-        attached = getattr(optimizer, "attached", None)
-        if attached is not None:
-            attached.append(self)
+        self._attached: list[LazyRows] = getattr(optimizer, "attached", [])
+        self._attached.append(self)
         self.serve(getattr(optimizer, "active", optimizer))
 
     def serve(self, optimizer: Optimizer) -> None:
@@ -152,8 +93,8 @@ class LazyRows:
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
-            optimizer.register_state_dict_pre_hook(lambda _: self.catch_up()),
-            optimizer.register_load_state_dict_pre_hook(lambda *_: self.catch_up()),
+            optimizer.register_state_dict_pre_hook(self._catch_up_all),
+            optimizer.register_load_state_dict_pre_hook(self._catch_up_all),
         ]
 
     def detach(self) -> None:
@@ -161,6 +102,31 @@ class LazyRows:
         self.catch_up()
         for hook in self._hooks + self._of_table:
             hook.remove()
+        if self in self._attached:
+            self._attached.remove(self)
+            del self.table.lazy_rows
+
+    @torch.no_grad()
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LazyRows":
+        """Of a copied table, whose rows are then up to date; no optimizer steps it."""
+        self.catch_up()
+        kept = self.optimizer.state.get(self.weight, {}).values()
+        for t in (self.weight, *kept):
+            if id(t) in memo:  # copied before, when its rows were not up to date
+                memo[id(t)].copy_(t)
+        copied = object.__new__(LazyRows)
+        copied.__dict__ |= self.__dict__ | {"_products": Products(1, self.weight.device)}
+        copied._hooks, copied._of_table, copied._attached = [], [], []
+        return copied
+
+    def __reduce__(self) -> Any:
+        raise RuntimeError(
+            "lazy rows: a table that is attached to an optimizer cannot be pickled; save its state_dict(), or call "
+            "detach() before"
+        )
+
+    def _catch_up_all(self, *_: Any) -> None:
+        self.catch_up()
 
     @torch.no_grad()
     def catch_up(self, rows: Tensor | None = None) -> None:
@@ -232,7 +198,7 @@ class LazyRows:
             self._start()
             self.weight.grad = grad = grad.to_dense() if grad.is_sparse else grad
             if self.l2:
-                grad.add_(self.weight, alpha=2 * self.l2)
+                grad.add_(self.weight, alpha=self._slope(optimizer))
             return args, kwargs
         if grad.sparse_dim() != 1:
             got = f"{grad.sparse_dim()} sparse dimensions"
@@ -244,24 +210,25 @@ class LazyRows:
             self._products = Products(len(self._state), self.weight.device)
         weights_RD, *states = self._states_of(rows_R, kept)
         proxy = nn.Parameter(weights_RD)
-        proxy.grad = grad.values().add(proxy, alpha=2 * self.l2) if self.l2 else grad.values()
-        group, place = next(
-            (group, i) for group in optimizer.param_groups for i, p in enumerate(group["params"]) if p is self.weight
-        )
+        proxy.grad = grad.values().contiguous()  # one value for all, where a sum was of one row
+        if self.l2:
+            proxy.grad = proxy.grad.add(proxy, alpha=self._slope(optimizer))
+        group, place = self._place_in(optimizer)
         self._asked = self._depends_on(optimizer, group)
         probe = None if self._asked and self._asked == self._matrix[0] else self._probe(optimizer, kept)
         for name in kept.keys() - {*self._state}:  # such as a count of steps
             optimizer.state[proxy][name] = kept[name]
         optimizer.state[proxy] |= dict(zip(self._state[1:], states, strict=True))
         group["params"][place : place + 1] = [proxy] if probe is None else [proxy, probe]
-        self._swapped = group["params"], place, rows_R, proxy, probe
+        self._swapped = group["params"], rows_R, proxy, probe
         return args, kwargs
 
     def _states_of(self, rows_R: Tensor, kept: dict[str, Any]) -> list[Tensor]:
         """The states of rows with a gradient, copied: those just read, or those in the tables."""
         if self._read is not None and torch.equal(self._read[0], rows_R):
             (_, states_SRD), self._read = self._read, None
-            return [state_RD.view(-1, *self.weight.shape[1:]) for state_RD in states_SRD]
+            weights_RD = self.weight.index_select(0, rows_R)  # which somebody may have changed since they were read
+            return [weights_RD, *(state_RD.view_as(weights_RD) for state_RD in states_SRD[1:])]
         self._write_read()
         self._check_read(rows_R)
         return [t.index_select(0, rows_R) for t in (self.weight, *(kept[name] for name in self._state[1:]))]
@@ -270,16 +237,34 @@ class LazyRows:
         """The unit vectors of the state (S, 1), among the optimizer's states."""
         unit = torch.eye(len(self._state), dtype=torch.float64, device=self.weight.device)[:, :, None]
         probe = nn.Parameter(unit[0])
-        probe.grad = probe * (2 * self.l2)
+        probe.grad = probe * self._slope(optimizer)
         for name in kept.keys() - {*self._state}:
             optimizer.state[probe][name] = copy.copy(kept[name])
         optimizer.state[probe] |= dict(zip(self._state[1:], unit[1:], strict=True))
         return probe
 
+    def _slope(self, optimizer: Any) -> float:
+        """The penalty's gradient over the weight, times the scale of a GradScaler by which a fused step will divide."""
+        scale = getattr(optimizer, "grad_scale", None)
+        return 2 * self.l2 * (1.0 if scale is None else float(scale))
+
+    def _place_in(self, optimizer: Any) -> tuple[dict[str, Any], int]:
+        """The group of the table's weights, and their place in it."""
+        for group in optimizer.param_groups:
+            for place, p in enumerate(group["params"]):
+                if p is self.weight:
+                    return group, place
+        raise RuntimeError(
+            "lazy rows: the table's weights are no longer among the optimizer's parameters, or are attached as the "
+            "weights of another embedding, too; one embedding of each weight can be attached to one optimizer"
+        )
+
     def _depends_on(self, optimizer: Any, group: dict[str, Any]) -> tuple[Any, ...] | None:
         """All that the matrix of the coming step depends on; None if that is not known."""
+        if getattr(optimizer, "found_inf", None) is not None:  # a GradScaler's, with which a fused step may be none
+            return None
         if type(optimizer) is torch.optim.SGD:
-            settings = [value for key, value in group.items() if key != "params"]
+            settings: Any = [value for key, value in group.items() if key != "params"]
         elif hasattr(optimizer, "settings_of_step"):
             settings = optimizer.settings_of_step(group)
         else:
@@ -291,7 +276,7 @@ class LazyRows:
         """Writes the rows back, and notes what the step did to all others."""
         if self._swapped is None:
             return
-        rows_R, probe = self._swapped[2], self._swapped[4]
+        rows_R, probe = self._swapped[1], self._swapped[3]
         basis = dict(optimizer.state[probe]) if probe is not None else {}
         self._put_back()
         if probe is not None:
@@ -307,9 +292,9 @@ class LazyRows:
         """Writes the rows back, and gives the optimizer its table; also after a step that raised an error midway."""
         if self._swapped is None:
             return
-        (params, place, rows_R, proxy, probe), self._swapped = self._swapped, None
-        stepped, state = [proxy] if probe is None else [proxy, probe], self.optimizer.state
-        params[place : place + len(stepped)] = [self.weight]
+        (params, rows_R, proxy, probe), self._swapped = self._swapped, None
+        state = self.optimizer.state
+        params[:] = [self.weight if p is proxy else p for p in params if p is not probe]  # among those of other tables
         self.weight.index_copy_(0, rows_R, proxy.detach())
         for name, value in state[proxy].items():
             kept = state[self.weight]
@@ -320,8 +305,8 @@ class LazyRows:
                 kept[name] = torch.zeros_like(self.weight)
                 self._state.append(name)
             kept[name].index_copy_(0, rows_R, value)
-        for p in stepped:
-            state.pop(p, None)
+        state.pop(proxy)
+        state.pop(probe, None)
 
     def _check_read(self, rows_R: Tensor) -> None:
         """Notices rows that were read, by another way than through `table`, before they were brought up to date."""
