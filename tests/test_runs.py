@@ -134,7 +134,7 @@ def test_folder_that_is_not_there_is_named(command: Command, tmp_path: Path) -> 
 
 def test_a_folder_that_is_read_only_can_be_listed_and_shown(here: Path, command: Command) -> None:
     folder = the_tmsgd(here)
-    (folder / ".lock").unlink()
+    (folder / ".lock").unlink(missing_ok=True)
     folder.chmod(0o555)
     try:
         assert command(here)[0] == command(here, "show", folder.name)[0] == 0

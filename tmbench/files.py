@@ -29,6 +29,7 @@ Whole = Annotated[int, Ge(-(2**53)), Le(2**53)]  # as a table or another program
 _OF_A_PARSER = (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError)  # for odd content
 MOST_ENTRIES = 2000  # of a configuration; real ones have some two hundred
 MANIFEST = ".sha256"  # of a sealed folder: a line `sha256  name` for each of its files
+LOCK = ".lock"  # in a folder in which one process works at a time
 
 
 def write(path: Path, text: str, durable: bool = True) -> None:
@@ -327,7 +328,7 @@ def locked(folder: Path, wait: bool = True) -> Iterator[None]:
         return
     from filelock import FileLock, Timeout  # here, since it takes longer to import than most commands need
 
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / LOCK)
     while not lock.is_locked:
         folder.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # the folder was removed meanwhile

@@ -12,7 +12,7 @@ from typing import Any
 from ..checkpoint import WRITING
 from ..config.settle import Saved, Settings, select
 from ..errors import ConfigError, DataError
-from ..files import locked, read, read_yaml, scratch_in
+from ..files import LOCK, locked, read, read_yaml, scratch_in
 from ..result import FINAL, Result, counted_from_1
 from ..trunks import FETCHED
 
@@ -38,8 +38,9 @@ class Run:
         except DataError:
             result, status = None, "broken"
         try:
-            with locked(folder, wait=False):
-                pass
+            if (folder / LOCK).exists():  # else nobody has ever worked there
+                with locked(folder, wait=False):
+                    pass
         except BlockingIOError:
             status = "running"
         except OSError:  # a folder that is read-only, so no process works in it

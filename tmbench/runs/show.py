@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ..config.identity import OVERRIDES
 from ..config.settle import flat
@@ -197,7 +199,17 @@ def _settings_words(runs: list[Run]) -> list[str]:
 
 def fits(table: Table, console: Console) -> bool:
     """Whether a table has room on the console with every cell on a line of its own."""
-    return console.measure(table, options=console.options.update(width=WIDEST)).maximum <= console.width
+    for column in table.columns:  # rich takes ten times as long to measure a cell
+        column.width = max(cell_len(_plain(str(cell))) for cell in (column.header, *column.cells))
+    if console.measure(table, options=console.options.update(width=WIDEST)).maximum <= console.width:
+        return True
+    for column in table.columns:
+        column.width = None
+    return False
+
+
+def _plain(cell: str) -> str:
+    return Text.from_markup(cell).plain if "[" in cell else cell
 
 
 def console() -> Console:

@@ -1,7 +1,8 @@
 """The tables that a person sees at the end of a sweep, and before it."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,13 +109,13 @@ def _print_table(
     short = {key: key.removeprefix("optimizer.").removeprefix("task.") for key in varied}
     settings = ["  ".join(f"{short[key]}={cells[key]}" for key in varied if cells[key]) for cells in rows]
     shared = [cells | {"settings": own} for cells, own in zip(rows, settings, strict=True)]
-    tables = [
-        _table(title, short, [*varied, *words, *numbers], numbers, rows),
-        _table(shorter, short, [*varied, *fewer], numbers, rows, **NARROW),
-        _table(shorter, short, [*(["settings"] if varied else []), *fewer], numbers, shared, **NARROW),
+    tables: list[Callable[[], Table]] = [  # made when they are wanted: a sweep may have a thousand rows
+        lambda: _table(title, short, [*varied, *words, *numbers], numbers, rows),
+        lambda: _table(shorter, short, [*varied, *fewer], numbers, rows, **NARROW),
     ]
+    last = partial(_table, shorter, short, [*(["settings"] if varied else []), *fewer], numbers, shared, **NARROW)
     console.print()
-    console.print(next((table for table in tables if fits(table, console)), tables[-1]))
+    console.print(next((table for table in (make() for make in tables) if fits(table, console)), None) or last())
 
 
 def _table(
