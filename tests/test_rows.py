@@ -429,7 +429,7 @@ class TestATable:
         lazy = optimizer.attach(table)  # again, as in a notebook
         for read in self.STEPS:
             self.step(table, optimizer, *read)
-        with pytest.raises(RuntimeError, match=r"^lazy rows: a table that is attached .* call detach\(\) before"):
+        with pytest.raises(RuntimeError, match=r"^lazy rows: an attached table cannot .* detach\(\) it"):
             pickle.dumps(table)
         lazy.detach()
         assert torch.equal(pickle.loads(pickle.dumps(table)).weight, table.weight)
@@ -468,6 +468,20 @@ class TestATable:
                 scaler.update()
             found.append(table.state_dict()["weight"])
         assert torch.allclose(*found, rtol=1e-13, atol=0)
+
+    def test_a_forward_pass_in_bfloat16_catches_rows_up_in_their_own_type(self) -> None:
+        found = []
+        for sparse in (True, False):
+            table = self.table().float()
+            table.sparse = sparse
+            optimizer = TMSGD(table.parameters(), 0.1, 0.5)
+            if sparse:
+                optimizer.attach(table)
+            with torch.autocast("cpu", torch.bfloat16):
+                for read in self.STEPS:
+                    self.step(table, optimizer, *read)
+            found.append(table.state_dict()["weight"])
+        assert torch.allclose(*found, rtol=1e-6, atol=0)
 
     def test_weights_of_two_attached_embeddings_are_refused(self) -> None:
         table, other = self.table(), self.table()

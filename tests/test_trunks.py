@@ -260,6 +260,8 @@ def test_trunk_is_another_on_other_machines_versions_and_code(
 def test_optimizers_whose_beginning_cannot_be_told_do_without(composed: Compose) -> None:
     assert name(composed, "optimizer=switch", "switch_epoch=never", "optimizer.criterion=swats") is None
     assert name(composed, "optimizer=tmsgd", "+optimizer.decoupled=true") is None
+    own = ["optimizer.preset=null", "optimizer.coefficients=[0.5,0.1,0.1,0.1,0.1,0.05,0.05]"]  # needs 6 differences
+    assert name(composed, "optimizer=multistep", *own) is None
     assert before_switch(settle(composed("optimizer=tmsgd", "~optimizer.trunk"))) is None
 
 

@@ -120,10 +120,7 @@ class LazyRows:
         return copied
 
     def __reduce__(self) -> Any:
-        raise RuntimeError(
-            "lazy rows: a table that is attached to an optimizer cannot be pickled; save its state_dict(), or call "
-            "detach() before"
-        )
+        raise RuntimeError("lazy rows: an attached table cannot be pickled; save its state_dict() or detach() it")
 
     def _catch_up_all(self, *_: Any) -> None:
         self.catch_up()
@@ -157,9 +154,13 @@ class LazyRows:
         """Brings rows, each given once, up to date; `_write_read` or a step then writes all but their weights."""
         kept = self.optimizer.state.get(self.weight, {})
         tensors = [self.weight, *(kept[name] for name in self._state[1:])]
-        matrices_RSS = self._products.from_(self._done.index_select(0, rows_R)).to(self.weight.dtype)
-        states_SRD = torch.stack([t.index_select(0, rows_R).flatten(1) for t in tensors])
-        states_SRD = torch.bmm(matrices_RSS, states_SRD.transpose(0, 1)).transpose(0, 1).contiguous()
+        # Not in TF32, which a program may have asked for on a GPU; nor in bfloat16, in which the forward pass may be.
+        dtype = torch.float64 if self.weight.is_cuda else self.weight.dtype
+        matrices_RSS = self._products.from_(self._done.index_select(0, rows_R)).to(dtype)
+        states_RSD = torch.stack([t.index_select(0, rows_R).flatten(1) for t in tensors], 1).to(dtype)
+        with torch.autocast(self.weight.device.type, enabled=False):
+            states_RSD = torch.bmm(matrices_RSS, states_RSD)
+        states_SRD = states_RSD.transpose(0, 1).to(self.weight.dtype).contiguous()
         self.weight.index_copy_(0, rows_R, states_SRD[0].view(-1, *self.weight.shape[1:]))
         self._done.index_fill_(0, rows_R, self._products.count)
         self._read = rows_R, states_SRD
@@ -213,13 +214,14 @@ class LazyRows:
         proxy.grad = grad.values().contiguous()  # one value for all, where a sum was of one row
         if self.l2:
             proxy.grad = proxy.grad.add(proxy, alpha=self._slope(optimizer))
-        group, place = self._place_in(optimizer)
+        group = self._group(optimizer)
         self._asked = self._depends_on(optimizer, group)
         probe = None if self._asked and self._asked == self._matrix[0] else self._probe(optimizer, kept)
         for name in kept.keys() - {*self._state}:  # such as a count of steps
             optimizer.state[proxy][name] = kept[name]
         optimizer.state[proxy] |= dict(zip(self._state[1:], states, strict=True))
-        group["params"][place : place + 1] = [proxy] if probe is None else [proxy, probe]
+        group["params"][:] = [proxy if p is self.weight else p for p in group["params"]]
+        group["params"] += [] if probe is None else [probe]
         self._swapped = group["params"], rows_R, proxy, probe
         return args, kwargs
 
@@ -248,12 +250,10 @@ class LazyRows:
         scale = getattr(optimizer, "grad_scale", None)
         return 2 * self.l2 * (1.0 if scale is None else float(scale))
 
-    def _place_in(self, optimizer: Any) -> tuple[dict[str, Any], int]:
-        """The group of the table's weights, and their place in it."""
+    def _group(self, optimizer: Any) -> Any:
         for group in optimizer.param_groups:
-            for place, p in enumerate(group["params"]):
-                if p is self.weight:
-                    return group, place
+            if any(p is self.weight for p in group["params"]):
+                return group
         raise RuntimeError(
             "lazy rows: the table's weights are no longer among the optimizer's parameters, or are attached as the "
             "weights of another embedding, too; one embedding of each weight can be attached to one optimizer"
