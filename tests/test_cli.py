@@ -229,7 +229,7 @@ _OWN = "name: mine\n_target_: torch.optim.SGD\n_partial_: true\n"
         ("name: mine\n_target_: builtins.list\n_partial_: true\n", "list: expected a torch.optim.Optimizer, got [P"),
         ("name: ../x\n_target_: torch.optim.SGD\n", "optimizer.name: expected a name of letters, digits,"),
         ("name: mine\n_target_: 3\n", "_target_: expected the name of a class, such as torch.optim.SGD"),
-        ("name: mine\n_target_: torch.optim.SGDD\n_partial_: true\n", "imported, got torch.optim.SGDD"),
+        ("name: mine\n_target_: torch.optim.SGDD\n_partial_: true\n", "imported, got torch.optim.SGDD: torch.optim ("),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_persons_own_yaml_is_told(content: str, told: str, tmp_path: Path) -> None:

@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from .config.identity import effective_switch, run_id
 from .config.settle import settle
 from .data import Dataset, open_dataset
-from .errors import ConfigError
+from .errors import ConfigError, imported
 from .files import folder_for
 from .trunks import Trunk, trunk_of
 
@@ -43,7 +42,7 @@ def planned(cfg: DictConfig, command: str | None = None, words: list[str] | None
     cfg = settle(cfg)
     if not Path(cfg.runs_dir).is_dir():  # one that is there may be read-only, and have the run
         folder_for("runs_dir", cfg.runs_dir)
-    data_class: type[Dataset] = get_class(cfg.task.data)
+    data_class: type[Dataset] = imported(f"task/{cfg.task.name}.yaml: data", cfg.task.data)
     is_given = any(word.startswith("data_dir=") for word in words or ())
     if is_given and cfg.data.profile == "full" and not Path(cfg.data_dir).is_dir():
         # Not made: what is downloaded into a mistyped folder is downloaded again.

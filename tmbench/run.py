@@ -57,6 +57,7 @@ def run(
     plan = planned(cfg, command, words)
     if ranks.is_rank(plan.cfg):
         return _train_as_rank(plan), plan.folder, "new"
+    is_new = not plan.folder.exists()
     with naming(plan.folder), locked(plan.folder):
         if is_writable(plan.folder):  # else a result can be shown all the same
             _remove_leftovers(plan)
@@ -68,6 +69,10 @@ def run(
         _write_configuration(plan)
         try:
             result = _train(plan, trained, until, requests)
+        except (ConfigError, DataError):
+            if is_new and not (plan.folder / "result.json").exists():  # refused before it began
+                shutil.rmtree(plan.folder)
+            raise
         except KeyboardInterrupt:
             saved = f"{epochs_done(plan.folder)} of {plan.cfg.epochs} epochs are saved in {plan.folder}"
             raise KeyboardInterrupt(saved) from None

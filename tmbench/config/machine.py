@@ -1,7 +1,9 @@
-"""What this machine has: GPUs and processor, found without torch, whose import takes seconds."""
+"""What this machine has: GPUs, processor and checkout, found without torch, whose import takes seconds."""
 
 import platform
-from functools import cache
+import subprocess
+from contextlib import suppress
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -40,3 +42,15 @@ def cpu_model() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def git_commit() -> str | None:
+    """The checkout's commit, with + if it was changed; None for an installed wheel."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    git = partial(subprocess.check_output, cwd=root, stderr=subprocess.DEVNULL, text=True, timeout=10)
+    with suppress(OSError, subprocess.SubprocessError):
+        changed = git(["git", "status", "--porcelain", "--untracked-files=no"]).strip()
+        return git(["git", "rev-parse", "HEAD"]).strip() + ("+" if changed else "")
+    return None

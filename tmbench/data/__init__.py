@@ -127,6 +127,8 @@ def open_dataset(cfg: DictConfig, cls: type[Dataset]) -> tuple[Dataset, str, str
         DataError: a file is missing and cannot be fetched.
     """
     _check_choice(cfg.task)
+    if not (isinstance(cls, type) and issubclass(cls, Dataset)):
+        raise ConfigError(f"task.data: expected a class of tmbench.data.Dataset, got {cfg.task.data}")
     runs_dir = Path(cfg.runs_dir)
     is_tiny = cfg.data.profile == "tiny"
     root = _tiny_root(cls, runs_dir) if is_tiny else Path(cfg.data_dir) / cls.folder

@@ -12,7 +12,6 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
-from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from ..config.compose import composed
@@ -21,7 +20,7 @@ from ..config.machine import cpu_model
 from ..config.overrides import check_words, key_of
 from ..config.settle import Settings, flat, plain, settled
 from ..data import open_dataset
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, imported
 from ..result import FINAL, Result, epochs_done
 from ..runs import Run
 from ..trunks import Trunk, trunk_of
@@ -164,8 +163,9 @@ class RunFinder:
         key = (cfg["task"]["data"], str(cfg["data"]), cfg["data_dir"], cfg["runs_dir"])
         if key not in self._digests:
             data = cfg["data"] | ({"download": False} if cfg["data"].get("download") and not self.download else {})
+            data_class = imported(f"task/{cfg['task']['name']}.yaml: data", key[0])
             try:
-                self._digests[key] = open_dataset(OmegaConf.create(cfg | {"data": data}), get_class(key[0]))[2]
+                self._digests[key] = open_dataset(OmegaConf.create(cfg | {"data": data}), data_class)[2]
             except DataError:  # the job will say so
                 self._digests[key] = None
         return self._digests[key]

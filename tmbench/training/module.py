@@ -20,7 +20,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchmetrics import Metric, MetricCollection
 
 from ..errors import ConfigError, making
-from ..optim.rows import LazyRows
+from ..optim.rows import LazyRows, moves_linearly
 from ..seeds import seed_all
 from ..task import NotFinite, Table, Task
 from .loader import STEPS_A_BLOCK, Step
@@ -185,11 +185,20 @@ class Training(LightningModule):
             if self.trainer.world_size > 1:
                 raise ConfigError(f"devices: optimizer={name} runs on one, it takes its gradient itself")
         self.tables = [
-            LazyRows(optimizer, table.embedding, l2=table.l2, ranks=self.trainer.world_size > 1)
+            self._by_rows(optimizer, table)
             for table, optimizer in product(self._sparse(), optimizers)
             if any(p is table.embedding.weight for group in optimizer.param_groups for p in group["params"])
         ]
         return optimizers, [LambdaLR(each, self.factor) for each in optimizers if self.factor]
+
+    def _by_rows(self, optimizer: Optimizer, table: Table) -> LazyRows:
+        if not moves_linearly(optimizer):
+            raise ConfigError(
+                f"optimizer={self.cfg.optimizer.name}: lazy_rows: true says that a step without a gradient is linear "
+                f"in the state; expected {type(optimizer).__name__}.moves_linearly = True as well; set it if that is "
+                "so, or say task.sparse=false"
+            )
+        return LazyRows(optimizer, table.embedding, l2=table.l2, ranks=self.trainer.world_size > 1)
 
     def on_fit_start(self) -> None:
         self.gradient.world, self.gradient.device = self.trainer.world_size, self.device

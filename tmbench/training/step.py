@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..errors import ConfigError
 from ..task import Loss, Player, mean
 from .loader import Step
 
@@ -36,7 +37,7 @@ class Gradient:
         if self.padding and (len(step) > 1 or not alone):
             step = self._padded_alike(step)
         if alone and (differentiates or len(step) == 1):
-            totals, weights = zip(*(_checked(player.loss(batch)) for batch, _ in step), strict=True)
+            totals, weights = zip(*(_checked(player, batch) for batch, _ in step), strict=True)
             self.weight = sum(weights[1:], weights[0])
             loss: Tensor = mean(sum(totals[1:], totals[0]), self.weight)
             if differentiates:  # the optimizer takes the gradient, and more, itself
@@ -67,7 +68,7 @@ class Gradient:
         """The step's loss and weight over all parts and ranks, whose gradients are added up and then divided once."""
         sums_2 = torch.zeros(2, dtype=torch.float64, device=self.device)
         for batch, counts in step:
-            total, weight = _checked(player.loss(batch))
+            total, weight = _checked(player, batch)
             if not counts:
                 total, weight = 0 * total, 0
             self.backward(total)  # which averages gradients over the ranks
@@ -95,10 +96,15 @@ def _with_gradient(module: nn.Module) -> list[nn.Parameter]:
     return found
 
 
-def _checked(loss: Any) -> Loss:
-    """A task's loss of a batch; TypeError if it is not a sum and what it is over."""
+def _checked(player: Player, batch: Any) -> Loss:
+    """A task's loss of a batch; ConfigError if it is not a sum and what it is over."""
+    loss: Any = player.loss(batch)
     if not (isinstance(loss, tuple) and len(loss) == 2):
-        raise TypeError(f"loss: expected (sum, number of terms), as Task.loss says, got {type(loss).__name__}")
+        name = getattr(player.loss, "__qualname__", "loss")
+        raise ConfigError(
+            f"{name}: expected to return (sum of the loss, number of terms), as Task.loss says, got a "
+            f"{type(loss).__name__}; return loss.sum(), len(loss), say"
+        )
     return loss
 
 

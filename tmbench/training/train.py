@@ -7,7 +7,6 @@ import math
 import re
 import resource
 import signal
-import subprocess
 import threading
 import time
 import warnings
@@ -20,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from hydra.utils import get_class, get_object, instantiate
+from hydra.utils import get_object, instantiate
 from lightning_fabric.plugins import CheckpointIO
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, Trainer
@@ -33,11 +32,12 @@ from torch.nn.parallel import DistributedDataParallel
 from .. import signals
 from ..checkpoint import load, save
 from ..config.identity import reads_switch, world_size
-from ..config.machine import cpu_model
+from ..config.machine import cpu_model, git_commit
 from ..config.settle import loggers
 from ..config.sparse import why_dense
 from ..config.table import FOR_THE_RUN
-from ..errors import ConfigError, DataError, making
+from ..config.trust import classes_in
+from ..errors import ConfigError, DataError, imported, making
 from ..files import digest_of, flush
 from ..plan import Plan
 from ..result import Result, finished
@@ -220,9 +220,13 @@ def task_of(plan: Plan) -> Task:
     """The run's task, with the initial weights of its seed."""
     cfg = plan.cfg
     seed_all("weights", cfg.seed)
-    task_class = get_class(cfg.task._target_)
+    task_class = imported(f"task/{cfg.task.name}.yaml: _target_", cfg.task._target_)
     with making(cfg.task._target_):
         task: Task = task_class(cfg.task, plan.data)
+    metrics, headline = list(getattr(task, "metrics", ())), getattr(task, "headline", None)
+    if headline not in metrics:
+        expected = f"a key of its self.metrics ({', '.join(metrics) or 'which has none'})"
+        raise ConfigError(f"task={cfg.task.name}: {cfg.task._target_}: headline: expected {expected}, got {headline!r}")
     if cfg.validation:
         hold_out(task, cfg.validation)
     return task
@@ -282,14 +286,14 @@ class Checkpoints(CheckpointIO):
 def optimizer_of(cfg: DictConfig, switch_step: int | None) -> "partial[Any]":
     """What makes the run's optimizer of parameters."""
     more = {"switch_step": switch_step} if reads_switch(cfg) else {}
-    return _made(cfg.optimizer, **more)
+    return _made(cfg, "optimizer", **more)
 
 
 def schedule_of(cfg: DictConfig, steps_an_epoch: int) -> "partial[float] | None":
     """The factor on the learning rate at each step of the run; None if it is always 1."""
     if "_target_" not in cfg.schedule:
         return None
-    return partial(_made(cfg.schedule), steps=cfg.epochs * steps_an_epoch, epoch=steps_an_epoch)
+    return partial(_made(cfg, "schedule"), steps=cfg.epochs * steps_an_epoch, epoch=steps_an_epoch)
 
 
 def loggers_of(plan: Plan) -> list[Logger]:
@@ -301,9 +305,11 @@ def loggers_of(plan: Plan) -> list[Logger]:
     return [get_object(settings[name]["_target_"])(facts, settings) for name in loggers(settings)]
 
 
-def _made(group: DictConfig, **more: Any) -> Any:
+def _made(cfg: DictConfig, group: str, **more: Any) -> Any:
     """What a group's YAML makes: its `_target_`, with its settings and more."""
-    settings: Any = OmegaConf.to_container(group)
+    settings: Any = OmegaConf.to_container(cfg[group])
+    for name in classes_in(settings):
+        imported(f"{group}/{settings['name']}.yaml: _target_", name)
     return instantiate({k: v for k, v in (settings | more).items() if k not in FOR_THE_RUN}, _convert_="all")
 
 
@@ -337,15 +343,3 @@ def _machine(device: torch.device, world: int) -> dict[str, Any]:
         name = f"{cpu_model()}, {torch.get_num_threads()} threads"
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"hardware": f"{world} x {name}", "peak_memory_bytes": peak}
-
-
-def git_commit() -> str | None:
-    """The checkout's commit, with + if it was changed; None for an installed wheel."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-    git = partial(subprocess.check_output, cwd=root, stderr=subprocess.DEVNULL, text=True, timeout=10)
-    with suppress(OSError, subprocess.SubprocessError):
-        changed = git(["git", "status", "--porcelain", "--untracked-files=no"]).strip()
-        return git(["git", "rev-parse", "HEAD"]).strip() + ("+" if changed else "")
-    return None

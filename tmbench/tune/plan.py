@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from ..config.compose import composed, own_files
@@ -16,7 +15,7 @@ from ..config.overrides import key_of
 from ..config.settle import Settings, flat, settled
 from ..config.values import Setting
 from ..data import open_dataset
-from ..errors import ConfigError
+from ..errors import ConfigError, imported
 from ..verbs import CONFIG_DIR, JSON
 from .space import Space, all_of, as_word, space_of, with_values
 
@@ -123,8 +122,9 @@ def _contender(words: list[str], values: Settings) -> Contender:
         raise ConfigError(f"{tuned[0]}: space={values['space']} tunes it; leave it out of the command")
     if values["sampler"] == "grid":
         all_of(space)  # raises if the space has no end
-    _, _, data_digest = open_dataset(OmegaConf.create(cfg), get_class(cfg["task"]["data"]))
+    file = f"task/{cfg['task']['name']}.yaml"
+    _, _, data_digest = open_dataset(OmegaConf.create(cfg), imported(f"{file}: data", cfg["task"]["data"]))
     point = {key: spec["choices"][0] if "choices" in spec else spec["low"] for key, spec in space.items()}
     facts = identity(settled(with_values(raw, point)), data_digest)
-    task: Any = get_class(cfg["task"]["_target_"])
+    task: Any = imported(f"{file}: _target_", cfg["task"]["_target_"])
     return Contender(cfg["optimizer"]["name"], words, raw, cfg, data_digest, space, facts, task.higher_is_better)
