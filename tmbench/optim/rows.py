@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from .products import Products
 
-AT_ONCE = 2**16  # rows brought up to date at a time
+AT_ONCE = 2**12  # rows brought up to date at a time; their states fit a processor's cache
 
 
 def moves_linearly(optimizer: Optimizer) -> bool:
