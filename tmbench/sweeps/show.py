@@ -79,6 +79,11 @@ def _print_sums(jobs: "list[Job]", durations: "dict[int, Duration]", console: Co
     shared = sum(max(0, job.epochs_from_trunk - job.epochs_done) for job in due)
     states = Counter(job.state for job in jobs)
     console.print(f"runs       {len(due)} to do, {states['known']} known, {states['same']} the same as another job's")
+    if due and not any(job.folder for job in due):
+        console.print(f"epochs     {trained} to train, fewer where runs share their beginning, more")
+        console.print("           with a study's control arms; that and the time are unknown,")
+        console.print("           since the data are not here yet (tmbench data list)")
+        return
     console.print(f"epochs     {trained} to train; {shared} more come from shared trunks")
     measured = [(job, found) for job in due if (found := durations.get(job.number))]
     if measured:
@@ -88,8 +93,6 @@ def _print_sums(jobs: "list[Job]", durations: "dict[int, Duration]", console: Co
         overhead = f", {first.overhead:.2g} s around a run" if first.overhead else ""
         console.print(f"time       {duration(with_trunks)} one after another, {duration(without)} with trunk=off")
         console.print(f"           {first.epoch:.3g} s an epoch with its evaluation{overhead}: measured in {first.run}")
-    elif due and not any(job.folder for job in due):
-        console.print("time       unknown: the data are not here yet")
 
 
 def _print_table(
