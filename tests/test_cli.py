@@ -12,7 +12,7 @@ from conftest import Compose, Run, choices
 from helpers import tmbench
 
 from tmbench.config.settle import plain
-from tmbench.config.table import conf_dir
+from tmbench.config.table import conf_dir, own_keys
 from tmbench.errors import DataError
 from tmbench.files import locked
 from tmbench.result import Result
@@ -107,6 +107,14 @@ def test_help_and_config_import_nothing_heavy() -> None:
         (["task=ic", "task.dataset=mnist"], ["task.dataset: expected one of cifar10, cifar100, got 'mnist'"]),
         (["data.profile=full"], ["data.profile: this is set by the file that data=... chooses", "say data=full"]),
         (["~seed"], ["seed: expected a setting of this name, got none; leave it in"]),
+        (["devices=gpu"], ["devices: expected how many, got 'gpu'; the kind is trainer=cpu, gpu, ddp, ddp_cpu"]),
+        (["+foo=1"], ["foo: nothing reads this setting; leave it out"]),
+        (["+sed=1"], ["sed: nothing reads this setting; did you mean seed?"]),
+        (["lr==0.1"], ["lr==0.1: expected key=value; say lr=0.1"]),
+        (["seed=0,", "1,", "2"], ["comma; several values are written without spaces: seed=A,B,C"]),
+        (["lr = 0.1"], ["lr = 0.1: expected key=value; say lr=0.1, without spaces"]),
+        (["lr=0,1"], ["lr=0,1: several values make a sweep: add -m;"]),
+        (["optimizer=signs"], ["optimizer=signs: there is no such choice; files of your own need --config-dir DIR"]),
         (["devices=2"], ["devices: trainer=auto uses one, got 2; use trainer=ddp_cpu"]),
         (["data=full", "data_dir=/nowhere"], ["data_dir: no folder /nowhere; to download the data there: mkdir -p"]),
         (["data=full", "data.download=false", "data_dir=/"], ["tc: no /r8/train.txt", "data=tiny"]),
@@ -153,6 +161,44 @@ def test_bad_words_get_one_clear_message_and_leave_nothing(words: list[str], tol
     assert "Traceback" not in done.stderr
     assert "Error executing job" not in done.stderr  # Hydra's own words
     assert not list((tmp_path / "runs").glob("*/result.json"))
+
+
+def test_a_comment_that_is_no_condition_may_have_a_colon(tmp_path: Path) -> None:
+    for text in (
+        "a number of steps: some",
+        "a fraction: of what",
+        "one: or two",
+        "a list of names: whose",
+        "truly: so",
+    ):
+        (tmp_path / "mine.yaml").write_text(f"lr: 1  # {text}\n")
+        assert own_keys("optimizer", tmp_path / "mine.yaml") == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--configdir", "mine"], "--configdir: there is no such option; did you mean --config-dir?"),
+        (["--task", "tc"], "--task: there is no such option; a setting is written task=VALUE"),
+        (["runs", "lst"], "lst: tmbench runs has no such command; did you mean list?"),
+        (
+            ["run", "runs/x", "--configdir", "mine"],
+            "--configdir: tmbench run has no such word; did",
+        ),
+    ],
+)
+def test_words_that_are_no_command_get_a_hint(words: list[str], told: str) -> None:
+    done = tmbench(*words)
+    assert (done.returncode, told in done.stderr) == (2, True)
+
+
+def test_a_run_is_repeated_by_its_id_alone(do: Run, tmp_path: Path) -> None:
+    _, folder = do("task=tc", "epochs=1", "batch_size=80")
+    (tmp_path / "runs").mkdir()
+    folder.rename(tmp_path / "runs" / folder.name)
+    assert "completed before" in tmbench("run", folder.name, cwd=tmp_path).stdout
+    done = tmbench("run", "tc-x", cwd=tmp_path)
+    assert (done.returncode, "tc-x: no run in runs has an id that starts so" in done.stderr) == (1, True)
 
 
 def test_configuration_can_be_shown_without_a_run() -> None:
@@ -227,6 +273,8 @@ _OWN = "name: mine\n_target_: torch.optim.SGD\n_partial_: true\n"
         ("name: mine\n_target_: torch.optim.SGD\n", "optimizer._partial_: expected true, since the run gives the"),
         ("name: mine\n_target_: os.getcwd\n_partial_: true\n", "os.getcwd to make a torch.optim.Optimizer of param"),
         ("name: mine\n_target_: builtins.list\n_partial_: true\n", "list: expected a torch.optim.Optimizer, got [P"),
+        (f"{_OWN}lr: 1  # a numer > 0: rate", "mine.yaml: lr: expected before the colon of its comment a condition"),
+        (f"{_OWN}lr: 1  # one off a, b: rate", "`one of`, got `one off a, b`"),
         ("name: ../x\n_target_: torch.optim.SGD\n", "optimizer.name: expected a name of letters, digits,"),
         ("name: mine\n_target_: 3\n", "_target_: expected the name of a class, such as torch.optim.SGD"),
         ("name: mine\n_target_: torch.optim.SGDD\n_partial_: true\n", "imported, got torch.optim.SGDD: torch.optim ("),

@@ -96,7 +96,7 @@ def test_help_names_each_setting_and_starts_without_what_is_slow() -> None:
         (["margin.accuracy=-1"], 1, "margin.accuracy: expected a number > 0, got -1"),
         (["no-such-run"], 1, "no-such-run: no run in"),
         (["optimiser=sgd"], 1, "optimiser: expected status, profile or a setting"),
-        (["seed=9"], 1, "no runs to report on"),
+        (["seed=9"], 1, "seed=9: no run fits; seed is 0 (1 run)"),
         (["out={}"], 1, "out: expected a folder to write to, got "),  # a file
     ],
 )
@@ -175,3 +175,21 @@ def test_report_goes_to_wandb_as_a_run_with_tables_figures_and_the_page(
     file = next(out.glob("wandb/*/*.wandb"))
     artifacts = [record.artifact for record in records(file) if record.WhichOneof("record_type") == "artifact"]
     assert any(artifact.type == "report" for artifact in artifacts)
+
+
+@pytest.mark.usefixtures("pair")
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("against=tmsg", "against: expected all, or one of sgd, tmsgd, got tmsg; did you mean tmsgd?"),
+        ("margin.acuracy=0.01", "margin.acuracy: expected a metric of these runs (accuracy); did you mean accuracy?"),
+        ("plan=1", "plan: expected a difference below 1, since accuracy is between 0 and 1 (0.01 is one point), got 1"),
+        ("task=seg", "task=seg: no run fits; task is tc (6 runs)"),
+    ],
+)
+def test_a_word_that_fits_no_run_is_refused_with_those_that_do(
+    word: str, told: str, make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([f"runs_dir={make.folder}", f"out={tmp_path / 'out'}", word]) == 1
+    assert capsys.readouterr().err == f"{told}\n"
+    assert not (tmp_path / "out").exists()

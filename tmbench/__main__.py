@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from hydra.errors import HydraException
 
-from .verbs import ERROR, USAGE, did_you_mean, guarded, is_expected, leave
+from .errors import did_you_mean
+from .verbs import ERROR, USAGE, guarded, is_expected, leave
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from types import ModuleType
@@ -26,6 +26,12 @@ class RunError(RuntimeError):
 
 class UsageError(ConfigError):
     """The words of a command line make no command; the message names the word and what is possible."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint at the known word that this one is like; nothing if there is none."""
+    near = difflib.get_close_matches(word, list(known), 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 @contextmanager
@@ -79,8 +85,7 @@ def _why_not(error: Exception, found: Any, owner: str, path: str) -> str:
         if found is None:
             return f"there is no module {path}; install it, or call tmbench in the folder where it is"
         part, file = path.rpartition(".")[2], getattr(found, "__file__", None)
-        near = difflib.get_close_matches(part, dir(found), 1)
-        return f"{owner}{f' ({file})' * bool(file)} has no {part}" + (f"; did you mean {near[0]}?" if near else "")
+        return f"{owner}{f' ({file})' * bool(file)} has no {part}{did_you_mean(part, dir(found))}"
     place = f"{error.filename}:{error.lineno}: " if isinstance(error, SyntaxError) else ""
     for frame in traceback.extract_tb(error.__traceback__)[2:]:  # after ours and that of import_module
         if not isinstance(error, SyntaxError) and not frame.filename.startswith("<"):

@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from . import checkpoint, signals
+from .config.compose import own_files
 from .config.identity import OVERRIDES, reads_switch
 from .config.overrides import again, check_words, keep
 from .config.values import is_whole
@@ -23,10 +24,10 @@ from .files import is_writable, locked, naming, read_sealed_text, sealed_text, w
 from .plan import Plan, planned
 from .progress import loading_torch
 from .result import FINAL, Result, epochs_done
-from .runs import leftovers_in
+from .runs import find_one, leftovers_in
 from .training import ranks
 from .trunks import FETCHED
-from .verbs import INTERRUPTED, Verb, leave
+from .verbs import CONFIG_DIR, INTERRUPTED, Verb, leave
 
 Outcome = tuple[Result, Path, str]  # a run's result, its folder, and how it came: `new`, `resumed` or `shown`
 
@@ -168,6 +169,9 @@ def _saved_run(settings: dict[str, Any], words: list[str]) -> int:
     if not words or ("=" in words[0] and not os.path.exists(words[0])):
         raise UsageError("run: expected the folder of a run, or its config.yaml; for a new run: tmbench key=value ...")
     path = Path(words[0])
+    if not path.exists() and path.suffix != ".yaml":
+        path = find_one(words[0], Path("runs")).folder
+    words = [*words, *own_files(settings["config_dir"])]
     if path.is_dir():
         path /= "config.yaml"
     command = os.environ.get(ranks.COMMAND, shlex.join(["python", "-m", "tmbench.run", *words]))
@@ -186,6 +190,7 @@ main = Verb(
     "Repeats or continues a saved run, perhaps with changes: it is composed anew from what the run was asked for, so "
     "that all that depends on a change follows. Without RUN: one run, or with -m a sweep, as `tmbench --help` says.",
     _saved_run,
+    {"config_dir": CONFIG_DIR},
     takes="RUN [key=value ...]",
     examples="tmbench run runs/tc-tmsgd-0-0123456789ab optimizer=adam\n"
     "tmbench run runs/RUN/config.yaml data=full lr=0.5 +optimizer.amsgrad=true\n"

@@ -5,13 +5,12 @@ A command is `python -m tmbench.<name>`, or `tmbench <name>`. It takes words `ke
 1 (an error, which the message explains), 2 (the words are no command) or 130 (interrupted).
 """
 
-import difflib
 import errno
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from textwrap import wrap
 from typing import Any, NoReturn
@@ -28,9 +27,9 @@ from omegaconf.errors import (
 from yaml import YAMLError
 
 from . import signals
-from .config.table import choices, columns, help_width
+from .config.table import choices, columns, help_width, known_words
 from .config.values import Setting, yaml_problem
-from .errors import ConfigError, DataError, RunError, UsageError
+from .errors import ConfigError, DataError, RunError, UsageError, did_you_mean
 
 # Whose message is enough.
 EXPECTED = (ConfigError, DataError, RunError, HydraException, OmegaConfBaseException, YAMLError)
@@ -86,6 +85,9 @@ class Verb:
         values, others = self.parse(words)
         if self.do is None:
             raise UsageError(self.help())
+        first = others[0] if others else "="
+        if "=" not in first and not os.path.exists(first) and (hint := did_you_mean(first, self.choices)):
+            raise UsageError(f"{first}: tmbench {self.name} has no such command{hint}")
         return self.do(values, others)
 
     def parse(self, words: list[str]) -> tuple[Values, list[str]]:
@@ -126,10 +128,8 @@ class Verb:
     def _unknown(self, word: str) -> str:
         known = [*self.choices, *self.settings]
         hint = did_you_mean(word.lstrip("-").replace("-", "_").partition("=")[0], known)
-        return (
-            f"{word}: tmbench {self.name} has no such word{hint}\n"
-            f"  possible here: {' '.join(known)}; see tmbench {self.name} --help"
-        )
+        here = f"\n  possible here: {' '.join(known)}" * bool(known)
+        return f"{word}: tmbench {self.name} has no such word{hint}{here}; see tmbench {self.name} --help"
 
     def help(self) -> str:
         """What `--help` prints."""
@@ -149,12 +149,6 @@ class Verb:
             examples = {command: text.strip() for command, _, text in parts}
             lines += ["", "Examples:", *columns(examples, 45 * width // 100)]
         return "\n".join(lines)
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A hint at the known word that this one is like; nothing if there is none."""
-    near = difflib.get_close_matches(word, list(known), 1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _as_word(value: Any) -> str:
@@ -206,15 +200,18 @@ def explain(error: BaseException) -> str:
     elif isinstance(error, YAMLError):  # of a person's own file
         message = yaml_problem(error)
     elif isinstance(error, OverrideParseException):
-        quoted = "text with special characters needs quotes that reach Hydra, such as key=\"'a=b'\""
-        message = f"{error.override}: expected key=value; {quoted}"
+        message = f"{error.override}: expected key=value; {_meant(str(error.override))}"
+    elif several := re.match(r"Ambiguous value for argument '(.+)'", message):
+        key, _, value = several[1].partition("=")
+        message = f"{several[1]}: several values make a sweep: add -m; a single value that is a list is {key}=[{value}]"
     elif isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         options = error.options or choices(group)  # Hydra names none for one of a list
         hint = did_you_mean(name, options)
         file = re.match("In '(.+?)'", str(error))
         where = f"{file[1]}.yaml: defaults: " if file and file[1] != "config" else ""
-        message = f"{where}{group}={name}: there is no such choice{hint}\n  possible here: {' '.join(options)}"
+        own = "" if hint or set(options) - set(choices(group)) else "; files of your own need --config-dir DIR"
+        message = f"{where}{group}={name}: there is no such choice{hint}{own}\n  possible here: {' '.join(options)}"
     elif isinstance(error, InstantiationException) and (
         found := re.search(r"Error (?:locating|loading) .*?'(.+?)'", message)
     ):
@@ -227,6 +224,21 @@ def explain(error: BaseException) -> str:
         where = message.removeprefix("Error merging override ") if error is not cause else str(cause.full_key)
         message = f"{where}: {str(cause).splitlines()[0]}; in a text, ${{KEY}} stands for the value of another setting"
     return "\n".join([message, *getattr(error, "__notes__", [])])
+
+
+def _meant(word: str) -> str:
+    """What a person probably meant by a word that Hydra cannot read."""
+    key, equals, value = (part.strip() for part in word.partition("="))
+    values = [part.strip() for part in value.split(",")]
+    if not equals:
+        return f"say {key}=VALUE" if key in known_words() else "several values are written without spaces: seed=0,1,2"
+    if value.startswith("="):
+        return f"say {key}{value}"
+    if len(values) > 1 and not all(values):
+        return f"there is nothing before or after a comma; several values are written without spaces: {key}=A,B,C"
+    if word != f"{key}={value}" and re.fullmatch(r"[\w.-]+", value):
+        return f"say {key}={value}, without spaces"
+    return "text with special characters needs quotes that reach Hydra, such as key=\"'a=b'\""
 
 
 def leave(code: int) -> NoReturn:

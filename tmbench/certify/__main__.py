@@ -13,9 +13,9 @@ from ..config.identity import reads_switch
 from ..config.settle import settled
 from ..config.table import FOR_THE_RUN, NEVER, choices
 from ..config.values import Setting
-from ..errors import ConfigError, UsageError
+from ..errors import ConfigError, UsageError, did_you_mean
 from ..progress import loading_torch
-from ..verbs import CONFIG_DIR, EXPECTED, JSON, Values, Verb, did_you_mean, explain, leave
+from ..verbs import CONFIG_DIR, EXPECTED, JSON, Values, Verb, explain, leave
 from . import CHECKS, certify
 
 if TYPE_CHECKING:

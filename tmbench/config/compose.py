@@ -15,14 +15,16 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..errors import ConfigError
+from ..errors import ConfigError, UsageError, did_you_mean
 from .settle import Settings, flat, plain
-from .table import GROUPS, choices, conf_dir, own_keys
+from .table import GROUPS, choices, conf_dir, known_words, own_keys
 from .values import yaml_problem
 
 CHOICES = (*GROUPS, "launcher", "space", "hydra")
 FOLDERS = ("runs_dir", "data_dir")
 WITH_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c")
+OPTIONS = (*WITH_VALUE, "--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m",
+           "--shell-completion", "-sc", "--experimental-rerun", "--info", "-i")  # fmt: skip
 SEARCH = "hydra.searchpath"  # the key for a person's own folders of YAML files
 
 
@@ -63,6 +65,7 @@ def prepared(words: list[str]) -> list[str]:
             key, _, value = word.partition("=")
             others.append(f"{key}={Path(value).expanduser()}" if key in FOLDERS and value.startswith("~") else word)
             continue
+        _check_option(word)
         options.append(word)
         if word in WITH_VALUE and remaining:
             options.append(remaining.pop(0))
@@ -76,6 +79,15 @@ def prepared(words: list[str]) -> list[str]:
     own += _searched(others)
     check_choices(others, own)
     return [*options, *others]
+
+
+def _check_option(word: str) -> None:
+    name = word.partition("=")[0]
+    if name in OPTIONS or (name.startswith("--") and any(option.startswith(name) for option in OPTIONS)):
+        return
+    key = name.lstrip("-").replace("-", "_")
+    hint = f"; a setting is written {key}=VALUE" if key in known_words() else did_you_mean(name, OPTIONS)
+    raise UsageError(f"{name}: there is no such option{hint or '; tmbench --help lists the settings, key=value'}")
 
 
 def _check_folder(key: str, folder: str) -> None:

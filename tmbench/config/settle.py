@@ -11,11 +11,11 @@ from typing import Annotated, Any, cast
 from annotated_types import MaxLen
 from omegaconf import DictConfig, OmegaConf
 
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 from ..files import Whole
 from .machine import count_gpus
 from .sparse import settle_sparse
-from .table import GROUPS, PROFILES, file_of, keys, known_keys, top_keys, values_of
+from .table import GROUPS, PROFILES, file_of, keys, known_keys, known_words, top_keys, values_of
 from .values import Setting, is_whole
 
 Settings = dict[str, Any]
@@ -91,6 +91,7 @@ def settled(raw: Settings) -> Settings:
         _name_loggers(cfg["logger"])
         cfg = _resolved(cfg)
         _check(cfg)
+        _check_read(plain(raw), cfg)
         settle_sparse(cfg)
     except KeyError as error:
         raise ConfigError(f"{error.args[0]}: expected a setting of this name, got none; leave it in") from error
@@ -137,6 +138,14 @@ def _check_form(cfg: Settings) -> None:
     for protocol, numbers in _matching(cfg["task"], ["protocols", "*"], "task"):
         for key in ("epochs", "lr", "batch_size", "switch_epoch"):
             top_keys()[key].checked(f"{protocol}.{key}", numbers.get(key))
+
+
+def _check_read(raw: Settings, cfg: Settings) -> None:
+    """Raises ConfigError for a key beside the groups that nothing reads, not even another setting by ${...}."""
+    for key in cfg.keys() - {*known_words(), "space"}:
+        if not re.search(rf"\$\{{{key}\b", str(raw)):
+            hint = did_you_mean(key, known_words())
+            raise ConfigError(f"{key}: nothing reads this setting{hint or '; leave it out'}")
 
 
 def _check_rate(cfg: Settings) -> None:
@@ -269,6 +278,8 @@ def _fill_devices(trainer: Settings, launcher: Settings) -> None:
     if trainer["devices"] == -1:
         trainer["devices"] = gpus if on_gpu else os.cpu_count()
     devices = trainer["devices"]
+    if isinstance(devices, str):
+        raise ConfigError(f"devices: expected how many, got {devices!r}; the kind is trainer=cpu, gpu, ddp, ddp_cpu")
     if on_gpu and is_whole(devices, 1) and devices > gpus:
         raise ConfigError(f"devices: expected at most {gpus}, the GPUs visible here, got {devices}")
     if trainer["strategy"] == "auto" and devices != 1:

@@ -21,6 +21,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from shutil import get_terminal_size
@@ -29,6 +30,7 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
+from ..errors import ConfigError
 from .values import Setting, check_of
 
 NUMBERS = "changes the numbers"  # of a run, but neither the method nor the problem: the seed
@@ -129,15 +131,43 @@ def keys(group: str, name: str) -> dict[str, Key]:
 
 
 def own_keys(group: str, file: Path) -> dict[str, Key]:
-    """The keys of a person's own file whose comment says what they must be."""
-    declared = {key: key_of_group(group, comment) for key, comment in _comments_of(group, file).items() if comment}
+    """The keys of a person's own file whose comment says what they must be; ConfigError for one that nearly does."""
+    comments = {key: comment for key, comment in _comments_of(group, file).items() if comment}
+    for key, comment in comments.items():
+        _check_condition(f"{file}: {key}", comment)
+    declared = {key: key_of_group(group, comment) for key, comment in comments.items()}
     return {key: setting for key, setting in declared.items() if setting.expects != "anything"}
+
+
+def _check_condition(where: str, comment: str) -> None:
+    """Raises ConfigError for a misspelt condition, such as `a numer > 0: rate`, which nothing would check."""
+    match = _EXPECTS.fullmatch(comment)
+    if not match or not match[1].startswith(("a ", "one ", "true ")):
+        return
+    with suppress(ValueError):
+        check_of(match[1])
+        return
+    kinds = ["a number", "a whole number", "a word", "a folder", "a sentence", "a list", "one of", "true or false"]
+    head = re.split(r"\s*[<>=]|,? (?:between|in|from|or|and) ", match[1])[0]
+    heads = (match[1], head, " ".join(head.split()[:2]) if head.startswith("one ") else head)
+    likely = next((near[0] for head in heads if (near := get_close_matches(head, kinds, 1, 0.85))), None)
+    if likely:
+        expected = f"{likely}, perhaps with limits such as > 0 or between 0 and 1" if "number" in likely else likely
+        raise ConfigError(
+            f"{where}: expected before the colon of its comment a condition such as `{expected}`, got `{match[1]}`; "
+            "write it so, or leave the colon out"
+        )
 
 
 @cache
 def top_keys() -> dict[str, Key]:
     """The keys that stand in no group."""
     return keys(".", "config")
+
+
+def known_words() -> list[str]:
+    """The words that may stand before the = of a word, but for those that go on behind a dot."""
+    return [*top_keys(), *GROUPS, "launcher"]
 
 
 @cache

@@ -12,6 +12,7 @@ import yaml
 from ..config.table import conf_dir
 from ..config.trust import TRUST
 from ..config.values import Setting
+from ..errors import ConfigError, did_you_mean
 from ..verbs import JSON, Values, Verb
 
 if TYPE_CHECKING:
@@ -61,7 +62,28 @@ def runs_of(settings: Values, words: list[str]) -> "Runs":
         runs, notes = fetched(settings, words)
     else:
         runs, notes = records(opened(words, Path(settings["runs_dir"])))
-    return read(runs, settings["metric"], notes)
+    found = read(runs, settings["metric"], notes)
+    _check_words(settings, found)
+    return found
+
+
+def _check_words(settings: Values, found: "Runs") -> None:
+    """Raises ConfigError for an optimizer or a metric that no run has, and for a difference that no share can have."""
+    optimizers = sorted({method.optimizer for method in found.methods})
+    against = settings["against"]
+    if against not in ("all", main.settings["against"].default, *optimizers):
+        hint = did_you_mean(against, optimizers)
+        raise ConfigError(f"against: expected all, or one of {', '.join(optimizers)}, got {against}{hint}")
+    metrics = sorted({problem.metric for problem in found.problems})
+    for metric in settings["margin"].keys() - main.settings["margin"].default.keys() - {*metrics}:
+        expected = f"a metric of these runs ({', '.join(metrics)})"
+        raise ConfigError(f"margin.{metric}: expected {expected}{did_you_mean(metric, metrics)}")
+    bounded = sorted({problem.metric for problem in found.problems if problem.is_bounded})
+    if settings["plan"] is not None and settings["plan"] >= 1 and bounded:
+        raise ConfigError(
+            f"plan: expected a difference below 1, since {', '.join(bounded)} is between 0 and 1 (0.01 is one point), "
+            f"got {settings['plan']}"
+        )
 
 
 def do(settings: Values, words: list[str]) -> int:

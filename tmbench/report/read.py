@@ -13,7 +13,7 @@ import polars as pl
 
 from ..config.identity import SCHEMA, effective_switch
 from ..config.settle import Settings
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..files import read_sealed_text
 from ..result import FINAL, Result
 from ..runs import Run, find, fitting
@@ -53,7 +53,22 @@ def opened(words: list[str], runs_dir: Path) -> list[Run]:
                 raise ConfigError(f"{place}: no such folder")
             folders = [run.folder for run in find(runs_dir, [place])]
         runs |= {folder.resolve(): Run.open(folder) for folder in folders if folder.resolve() not in runs}
-    return fitting(list(runs.values()), filters)
+    fit = list(runs.values())
+    for word in filters:
+        before, fit = fit, fitting(fit, [word])
+        if before and not fit:
+            key = word.partition("=")[0]
+            there = Counter(_value(run, key) for run in before)
+            known = ", ".join(f"{value} ({n} run{'s' * (n > 1)})" for value, n in there.most_common(12))
+            raise ConfigError(f"{word}: no run fits; {key} is {known}")
+    return fit
+
+
+def _value(run: Run, key: str) -> str:
+    try:
+        return str(run.value(key)).replace("None", "null")
+    except (KeyError, TypeError, DataError):
+        return "not known"
 
 
 def records(runs: list[Run]) -> tuple[list[Record], list[str]]:

@@ -9,8 +9,7 @@ from ..config.identity import reads_switch
 from ..config.settle import Settings, flat, plain, select, settled
 from ..config.table import NEVER
 from ..config.values import is_number, is_whole
-from ..errors import ConfigError
-from ..verbs import did_you_mean
+from ..errors import ConfigError, did_you_mean
 
 TUNABLE = ("lr", "batch_size", "switch_epoch", "clip_norm", "clip_value", "ema")  # and what is in these groups:
 GROUPS = ("optimizer", "task", "schedule")
