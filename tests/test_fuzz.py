@@ -117,8 +117,9 @@ def test_mutated_files_settle_or_are_refused_by_name() -> None:
         except Exception as error:
             if not is_expected(error):
                 raise AssertionError(key) from error
-            if not any(part.rstrip("s") in explain(error) for part in key.split(".")):
-                raise AssertionError((key, explain(error))) from error
+            told = explain(error)  # a renamed key is another's, which nothing reads
+            if not ("nothing reads" in told or any(part.rstrip("s") in told for part in key.split("."))):
+                raise AssertionError((key, told)) from error
             refused += 1
     assert refused > 100
 

@@ -127,7 +127,7 @@ def test_a_change_asks_for_the_run_of_the_main_command_line_with_that_word_added
         (["optimizer=3"], "optimizer: expected the name of a file"),
         (["optimizer=adam"], r"(?s)optimizer.momentum: there is no such setting.*overrides.yaml asks for: task=tc .*"),
         (["lr=abc"], "lr: expected a number > 0, got 'abc'"),
-        (["lr=0.1,0.2"], "Ambiguous value"),
+        (["lr=0.1,0.2"], "several values make a sweep"),
         (["lr"], "lr: expected key=value"),
         (["study=switch"], "study: this works for a sweep only"),
         (["~seed"], "seed: expected a setting of this name, got none"),

@@ -143,7 +143,7 @@ def _check_form(cfg: Settings) -> None:
 def _check_read(raw: Settings, cfg: Settings) -> None:
     """Raises ConfigError for a key beside the groups that nothing reads, not even another setting by ${...}."""
     for key in cfg.keys() - {*known_words(), "space"}:
-        if not re.search(rf"\$\{{{key}\b", str(raw)):
+        if not re.search(rf"\$\{{{re.escape(str(key))}\b", str(raw)):
             hint = did_you_mean(key, known_words())
             raise ConfigError(f"{key}: nothing reads this setting{hint or '; leave it out'}")
 
