@@ -121,7 +121,7 @@ def test_a_run_tells_where_it_is_unless_it_is_to_be_quiet(capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"task": "tk"}, r"^task=tk: there is no such choice\n  possible here: ctr"),
+        ({"task": "tk"}, r"^task=tk: there is no such choice; files of your own need .*\n  possible here: ctr"),
         ({"lrr": 1}, r"^lrr: there is no such setting; did you mean lr\?"),
         ({"lr": "0.1"}, r"^lr: expected a number > 0, got '0.1'$"),
         ({"lr": float("nan")}, r"^lr: expected a number > 0, got nan$"),
