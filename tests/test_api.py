@@ -121,7 +121,7 @@ def test_a_run_tells_where_it_is_unless_it_is_to_be_quiet(capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"task": "tk"}, r"^task=tk: there is no such choice; files of your own need .*\n  possible here: ctr"),
+        ({"task": "tk"}, r"^task=tk: there is no such choice; your own files need .*\n  possible here: ctr"),
         ({"lrr": 1}, r"^lrr: there is no such setting; did you mean lr\?"),
         ({"lr": "0.1"}, r"^lr: expected a number > 0, got '0.1'$"),
         ({"lr": float("nan")}, r"^lr: expected a number > 0, got nan$"),
@@ -340,7 +340,7 @@ def test_a_report_gives_its_page_and_verdicts(made: Make) -> None:
     assert row["margin"] == 0.001
     assert report.sentences[0].startswith("tmsgd is ")
     assert any("1 diverged" in note for note in report.notes)
-    for wrong, told in ({"plan": 0.1}, "plan="), ({"metric": "x"}, "metric: expected"), ({"task": "ic"}, "no runs"):
+    for wrong, told in ({"plan": 0.1}, "plan="), ({"metric": "x"}, "metric: expected"), ({"task": "ic"}, "no run fits"):
         with pytest.raises(ConfigError, match=told):
             tmbench.report(**wrong)
 

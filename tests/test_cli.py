@@ -114,7 +114,7 @@ def test_help_and_config_import_nothing_heavy() -> None:
         (["seed=0,", "1,", "2"], ["comma; several values are written without spaces: seed=A,B,C"]),
         (["lr = 0.1"], ["lr = 0.1: expected key=value; say lr=0.1, without spaces"]),
         (["lr=0,1"], ["lr=0,1: several values make a sweep: add -m;"]),
-        (["optimizer=signs"], ["optimizer=signs: there is no such choice; files of your own need --config-dir DIR"]),
+        (["optimizer=signs"], ["optimizer=signs: there is no such choice; your own files need --config-dir DIR"]),
         (["devices=2"], ["devices: trainer=auto uses one, got 2; use trainer=ddp_cpu"]),
         (["data=full", "data_dir=/nowhere"], ["data_dir: no folder /nowhere; to download the data there: mkdir -p"]),
         (["data=full", "data.download=false", "data_dir=/"], ["tc: no /r8/train.txt", "data=tiny"]),

@@ -210,11 +210,8 @@ def explain(error: BaseException) -> str:
         hint = did_you_mean(name, options)
         file = re.match("In '(.+?)'", str(error))
         where = f"{file[1]}.yaml: defaults: " if file and file[1] != "config" else ""
-        own = (
-            ""
-            if hint or set(options) - set(choices(group))
-            else "; files of your own need --config-dir DIR (config_dir in Python)"
-        )
+        is_ours = set(options) <= set(choices(group))  # nobody has named a folder with more
+        own = "; your own files need --config-dir DIR (config_dir in Python)" * (is_ours and not hint)
         message = f"{where}{group}={name}: there is no such choice{hint}{own}\n  possible here: {' '.join(options)}"
     elif isinstance(error, InstantiationException) and (
         found := re.search(r"Error (?:locating|loading) .*?'(.+?)'", message)

@@ -54,17 +54,20 @@ def _settings() -> dict[str, Setting]:
 
 def runs_of(settings: Values, words: list[str]) -> "Runs":
     """The runs that the words mean, read into tables."""
-    from .read import opened, read, records
+    from .read import opened, read, records, why_none_fits
 
     if settings["source"] == "wandb":
         from .wandb_project import fetched
 
         runs, notes = fetched(settings, words)
     else:
-        runs, notes = records(opened(words, Path(settings["runs_dir"])))
-    found = read(runs, settings["metric"], notes)
-    _check_words(settings, found)
-    return found
+        found = opened(words, Path(settings["runs_dir"]))
+        if not found:
+            raise ConfigError(why_none_fits(words, Path(settings["runs_dir"])))
+        runs, notes = records(found)
+    tables = read(runs, settings["metric"], notes)
+    _check_words(settings, tables)
+    return tables
 
 
 def _check_words(settings: Values, found: "Runs") -> None:

@@ -53,15 +53,20 @@ def opened(words: list[str], runs_dir: Path) -> list[Run]:
                 raise ConfigError(f"{place}: no such folder")
             folders = [run.folder for run in find(runs_dir, [place])]
         runs |= {folder.resolve(): Run.open(folder) for folder in folders if folder.resolve() not in runs}
-    fit = list(runs.values())
-    for word in filters:
+    return fitting(list(runs.values()), filters)
+
+
+def why_none_fits(words: list[str], runs_dir: Path) -> str:
+    """The first filter among the words that leaves no run, and what the runs before it are."""
+    fit = opened([word for word in words if "=" not in word], runs_dir)
+    for word in (word for word in words if "=" in word):
         before, fit = fit, fitting(fit, [word])
         if before and not fit:
             key = word.partition("=")[0]
-            there = Counter(_value(run, key) for run in before)
-            known = ", ".join(f"{value} ({n} run{'s' * (n > 1)})" for value, n in there.most_common(12))
-            raise ConfigError(f"{word}: no run fits; {key} is {known}")
-    return fit
+            there = Counter(_value(run, key) for run in before).most_common(12)
+            known = ", ".join(f"{value} ({n} run{'s' * (n > 1)})" for value, n in there)
+            return f"{word}: no run fits; {key} is {known}"
+    return "no runs to report on"
 
 
 def _value(run: Run, key: str) -> str:
