@@ -544,9 +544,10 @@ class TestRuns:
 
     @pytest.mark.parametrize(
         "words",
-        [("task=ctr", "optimizer=tmsgd"), ("task=ctr", "optimizer=tmsgdm", "task.l2=0", "clip_norm=0.01"),
+        [("task=ctr", "optimizer=tmsgd"),
          ("task=tc", "optimizer=sgdm", "trainer.accumulate=2", "clip_value=0.001", "schedule=cosine"),
-         ("task=tc", "optimizer=sgd_to_sgdm", "task.weight_decay=0.01")],
+         pytest.param(("task=ctr", "optimizer=tmsgdm", "task.l2=0", "clip_norm=0.01"), marks=pytest.mark.slow),
+         pytest.param(("task=tc", "optimizer=sgd_to_sgdm", "task.weight_decay=0.01"), marks=pytest.mark.slow)],
     )  # fmt: skip
     def test_a_run_by_rows_ends_where_the_dense_one_does(self, words: tuple[str, ...], tmp_path: Path) -> None:
         found, rows_of_metrics = [], []
