@@ -94,7 +94,10 @@ def _check_folder(key: str, folder: str) -> None:
     """Hydra makes the folder of a run before anybody asks what is in its way."""
     if folder == "null" or folder[:1] in ("", "[", "{"):
         raise ConfigError(f"{key}: expected a folder, got {folder or 'nothing'}")
-    in_the_way = next((p for p in (Path(folder), *Path(folder).parents) if p.exists()), None)
+    try:
+        in_the_way = next((p for p in (Path(folder), *Path(folder).parents) if p.exists()), None)
+    except OSError as error:
+        raise ConfigError(f"{key}: expected a folder, got {folder:.100} ({error.strerror})") from None
     if in_the_way and not in_the_way.is_dir():
         raise ConfigError(f"{key}: expected a folder, got {folder}: {in_the_way} is a file")
 
