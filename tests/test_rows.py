@@ -603,7 +603,14 @@ def train_as_rank(rank: int, folder: str) -> None:
         optimizer.zero_grad()
         (table(read) * noise.float()).sum().backward()
         assert table.weight.grad is not None
-        torch.distributed.all_reduce(table.weight.grad)
+        total, is_read = table.weight.grad.to_dense(), torch.zeros(ROWS)
+        is_read[read] = 1
+        for t in (total, is_read):  # gloo's own sum of sparse tensors was seen to crash
+            torch.distributed.all_reduce(t)
+        rows_of_all = is_read.nonzero()[:, 0]
+        table.weight.grad = torch.sparse_coo_tensor(
+            rows_of_all[None], total[rows_of_all], total.shape, is_coalesced=True
+        )
         optimizer.step()
     torch.save(table.state_dict()["weight"], f"{folder}/{rank}.pt")
 
