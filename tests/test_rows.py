@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from tmbench.config.compose import composed
+from tmbench.config.identity import run_id
 from tmbench.config.settle import settled
 from tmbench.errors import ConfigError
 from tmbench.optim import TMSGD, LazyRows, MultistepSGD, RescaledSGD, SwitchOptimizer, products
@@ -538,6 +539,10 @@ class TestRuns:
         assert sparse("task=tc", "optimizer=sgd", "clip_norm=1") is True
         assert sparse("task=ctr", "optimizer=sgd", "clip_norm=1") is False  # its penalty is of the whole table
         assert sparse("task=ctr", "optimizer=sgd", "clip_norm=1", "task.l2=0") is True
+        ids = {
+            run_id(settled(composed(["task=tc", f"task.sparse={value}"])), "") for value in ("auto", "true", "false")
+        }
+        assert len(ids) == 2  # auto is one of the others
         with pytest.raises(ConfigError, match=r"^task.sparse=true: optimizer=adam has no exact step by rows; use"):
             sparse("task=tc", "optimizer=adam", "task.sparse=true")
         with pytest.raises(ConfigError, match=r"^task.sparse: expected true or false, or auto, got 'some'"):
