@@ -117,8 +117,7 @@ def check_choices(words: list[str], own: list[Path]) -> None:
                     )
                 for file in (folder / group / f"{value}.yaml" for folder in own):
                     if isinstance(value, str) and file.is_file():
-                        _check_file(group, file)
-                        _check_own_values(group, file, overrides)
+                        _check_own_values(group, file, _checked_file(group, file), overrides)
         elif not group:
             raise ConfigError(f"{override.input_line}: expected key=value, got no key")
 
@@ -128,8 +127,8 @@ def _each(values: list[Any]) -> list[Any]:
     return [name for value in values for name in (value if isinstance(value, list) and value else [value])]
 
 
-def _check_file(group: str, file: Path) -> None:
-    """Raises ConfigError if a file of a person's own lacks what a choice must say of itself."""
+def _checked_file(group: str, file: Path) -> Settings:
+    """What a person's own file says; ConfigError if it lacks what a choice must say of itself."""
     try:
         content = OmegaConf.to_container(OmegaConf.load(file))
     except yaml.YAMLError as error:
@@ -151,11 +150,12 @@ def _check_file(group: str, file: Path) -> None:
     required |= {"_target_"} if group in ("task", "optimizer") else set()
     if "defaults" not in content and (missing := sorted(required - content.keys())):
         raise ConfigError(f"{file}: expected the keys {', '.join(sorted(required))}, got no {', '.join(missing)}")
+    return cast(Settings, content)
 
 
-def _check_own_values(group: str, file: Path, overrides: list[Override]) -> None:
+def _check_own_values(group: str, file: Path, content: Settings, overrides: list[Override]) -> None:
     """Raises ConfigError for a value, in the file or given as a word, that is not what the file's own comment says."""
-    content = flat(OmegaConf.to_container(OmegaConf.load(file)))  # type: ignore[arg-type]
+    content = flat(content)
     for key, setting in own_keys(group, file).items():
         if content.get(key) is not None and not _refers(content[key]):  # null: the run fills it in
             setting.checked(f"{file}: {key}", content[key])

@@ -91,7 +91,7 @@ def settled(raw: Settings) -> Settings:
         _name_loggers(cfg["logger"])
         cfg = _resolved(cfg)
         _check(cfg)
-        _check_read(plain(raw), cfg)
+        _check_read(raw, cfg)
         settle_sparse(cfg)
     except KeyError as error:
         raise ConfigError(f"{error.args[0]}: expected a setting of this name, got none; leave it in") from error

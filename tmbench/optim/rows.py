@@ -77,7 +77,7 @@ class LazyRows:
         ]
         self._attached: list[LazyRows] = getattr(optimizer, "attached", [])
         self._attached.append(self)
-        self.serve(getattr(optimizer, "active", optimizer))
+        self.serve(optimizer)
 
     def serve(self, optimizer: Optimizer) -> None:
         """Goes over to this optimizer of the same parameters, whose steps move the rows from now on."""

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import product
@@ -129,8 +129,6 @@ class Training(LightningModule):
         self.steps, self.factor, self.stop_requested = steps, factor, stop_requested
         self.gradient = Gradient(task.padding, cfg.clip_norm, cfg.clip_value)
         self.tables: list[LazyRows] = []  # stepped by rows
-        for table in self._sparse():  # before the ranks wrap the module, which must know
-            table.embedding.sparse = True
         self.evaluation, self.history = Evaluation(task), StepHistory()
         self.average: WeightAverage | None = None
         self._saved_average: list[Tensor] = []  # of the checkpoint that the run goes on from
@@ -173,9 +171,6 @@ class Training(LightningModule):
             raise ConfigError(f"optimizer={name}: {target}: expected a torch.optim.Optimizer, got {odd[0]!r:.60}")
         return optimizers
 
-    def _sparse(self) -> Sequence[Table]:
-        return self.task.tables() if self.cfg.task.get("sparse") else ()
-
     def configure_optimizers(self) -> Any:
         optimizers, name = self.new_optimizers(), self.cfg.optimizer.name
         if any(hasattr(optimizer, "differentiates") for optimizer in optimizers):
@@ -186,7 +181,7 @@ class Training(LightningModule):
                 raise ConfigError(f"devices: optimizer={name} runs on one, it takes its gradient itself")
         self.tables = [
             self._by_rows(optimizer, table)
-            for table, optimizer in product(self._sparse(), optimizers)
+            for table, optimizer in product(self.task.tables() if self.cfg.task.get("sparse") else (), optimizers)
             if any(p is table.embedding.weight for group in optimizer.param_groups for p in group["params"])
         ]
         return optimizers, [LambdaLR(each, self.factor) for each in optimizers if self.factor]
@@ -198,7 +193,7 @@ class Training(LightningModule):
                 f"in the state; expected {type(optimizer).__name__}.moves_linearly = True as well; set it if that is "
                 "so, or say task.sparse=false"
             )
-        return LazyRows(optimizer, table.embedding, l2=table.l2, ranks=self.trainer.world_size > 1)
+        return LazyRows(optimizer, table.embedding, l2=table.l2)
 
     def on_fit_start(self) -> None:
         self.gradient.world, self.gradient.device = self.trainer.world_size, self.device
