@@ -43,7 +43,7 @@ COMMAND = ["-m", "tmbench.sweeps.job"]
 LINES = 20  # of its output that a failed job shows
 TIMED_OUT, GRACE = 124, 30.0  # status; seconds in which a job that is to end may come to a place where it can go on
 ENDED_ELSEWHERE = 60.0  # seconds after which a job that Slurm told to end, and did not kill, goes on
-STOPPED = "stopping: the same command continues the sweep; Ctrl-C again ends it at once"
+STOPPED = "stopping the running jobs; Ctrl-C again ends them at once"
 FAILED = "fail_fast: a job has failed, and the others stop where they can be resumed"
 Ended = tuple[Path, int | None]  # a job's file, and its exit status; None if that cannot be known
 
