@@ -1,14 +1,14 @@
-"""Kills a run before each of its file operations in turn: `kill_points.py FOLDER PATTERN WORD... [--after WORD...]`.
+"""Ends a run before each of its file operations in turn: `kill_points.py FOLDER PATTERN WORD... [--after WORD...]`.
 
-Each run is a fork of this process. It dies by SIGKILL before its n-th operation that changes a file or a name that the
-pattern fits, for n = 1, 2, ...; then the same words ask for it again, in FOLDER/n. FOLDER/whole is never stopped. With
---after, another run is there before, which shares its first epochs.
+A run that is never stopped, FOLDER/whole, leaves a copy of its runs_dir before its n-th operation that changes a file or
+a name that the pattern fits: what SIGKILL would leave there. From each copy the same words ask for the run again, in a
+fork of this process and under the path of the first; then it is FOLDER/n. With --after, another run is there before,
+which shares its first epochs.
 """
 
 import os
 import re
-import shutil
-import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -25,49 +25,53 @@ torch.set_num_threads(1)
 Figure.savefig = lambda *args, **kwargs: None  # type: ignore[method-assign]  # half of the time of such small runs
 
 
-def die_before(number: int, pattern: str) -> None:
-    """Ends this process before the n-th change of a path that the pattern fits."""
-    left = number
+def copy_before_changes(runs: Path, pattern: str) -> None:
+    """Copies a folder to 1, 2, ... beside it before each change of a path in it that the pattern fits."""
+    done, copying = 0, False
 
     def watch(event: str, arguments: tuple[object, ...]) -> None:
-        nonlocal left
+        nonlocal done, copying
         writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        if (event in CHANGES or writes) and any(re.search(pattern, str(path)) for path in arguments[:2]):
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+        if copying or not (event in CHANGES or writes):
+            return
+        if any(re.search(f"{runs}/.*{pattern}", str(path)) for path in arguments[:2]):
+            copying, done = True, done + 1
+            subprocess.run(["cp", "-a", runs, runs.with_name(str(done))], check=True)  # with its hard links
+            copying = False
 
     sys.addaudithook(watch)
 
 
-def ask(folder: Path, words: list[str], number: int = 0, pattern: str = "") -> int:
-    """Asks for a run in a fork, and kills it before its n-th change; returns the exit status (negative: a signal)."""
+def ask(runs: Path, words: list[str], pattern: str | None = None) -> None:
+    """Asks for a run in a fork, which leaves copies if there is a pattern."""
+    cfg = OmegaConf.create(composed([*words, f"runs_dir={runs}"]))
     if pid := os.fork():
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert os.waitpid(pid, 0)[1] == 0, "the run failed"
+        return
     code = 70
     try:
-        cfg = OmegaConf.create(composed([*words, f"runs_dir={folder}"]))
-        if number:
-            die_before(number, pattern)
+        if pattern is not None:
+            copy_before_changes(runs, pattern)
         run(cfg, requests=REQUESTS)
         code = 0
     finally:
+        sys.stderr.flush()
         os._exit(code)
 
 
 def main(place: Path, pattern: str, words: list[str], after: list[str]) -> None:
-    def fresh(name: str) -> Path:
-        if after:
-            shutil.copytree(place / "after", place / name)
-        return place / name
-
+    runs = place / "runs"
+    run(OmegaConf.create(composed([*words, f"runs_dir={place / 'warm'}"])))  # imports what a run needs
     if after:
-        assert ask(place / "after", after) == 0
-    assert ask(fresh("whole"), words) == 0
+        ask(runs, after)
+    ask(runs, words, pattern)
+    runs.rename(place / "whole")
     number = 1
-    while (code := ask(fresh(str(number)), words, number, f"{place}/{number}/.*{pattern}")) != 0:
-        assert code == -signal.SIGKILL, f"{number}: {code}"
-        assert ask(place / str(number), words) == 0, f"{number}: the same words do not work after the kill"
+    while (copy := place / str(number)).exists():
+        copy.rename(runs)
+        print("before operation", number, file=sys.stderr)
+        ask(runs, words)
+        runs.rename(copy)
         number += 1
     print(number - 1)
 

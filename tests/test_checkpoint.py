@@ -321,13 +321,13 @@ def test_epochs_are_told_by_the_checkpoint_whatever_the_curves_say(mine: Path) -
 
 
 def killed_everywhere(folder: Path, pattern: str, *words: str) -> int:
-    """Kills a run before each of its operations on paths that the pattern fits, and asks again; returns how many."""
+    """Asks again for a run that ended before any of its operations on paths that the pattern fits; returns how many."""
     script = Path(__file__).parent / "kill_points.py"
     done = subprocess.run(
         [sys.executable, str(script), str(folder), pattern, *WORDS, *words],
         capture_output=True,
         text=True,
-        timeout=1400,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     (whole,) = (path.parent for path in (folder / "whole").glob("tc-tmsgd-*/result.json"))
@@ -355,13 +355,11 @@ def test_best_checkpoint_is_the_best_epochs_whenever_the_kill_comes(tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)  # a process for each operation; on a busy machine they take minutes
 def test_run_killed_before_any_of_its_file_operations_ends_like_one_never_stopped(tmp_path: Path) -> None:
     assert killed_everywhere(tmp_path, "") > 40
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)  # a process for each operation; on a busy machine they take minutes
 def test_run_killed_while_it_takes_over_a_shared_state_ends_like_one_never_stopped(tmp_path: Path) -> None:
     words = ["switch_epoch=3", "--after", *(word for word in WORDS if "tmsgd" not in word), "optimizer=sgd"]
     assert killed_everywhere(tmp_path, "", *words) > 20
