@@ -62,7 +62,7 @@ def refusal(words: list[str]) -> str:
     return ""
 
 
-@pytest.mark.parametrize("count", [150, pytest.param(1500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [150, pytest.param(750, marks=pytest.mark.slow)])
 def test_mutated_words_settle_or_are_refused_by_name(count: int) -> None:
     """So many command lines, with twice as many mutated words."""
     refused = 0

@@ -400,8 +400,8 @@ def test_inception_sees_pictures_resized_without_antialiasing_in_minus_1_to_1(in
 def test_a_run_judged_by_inception_has_the_distances_of_independent_formulas(
     inception: Path, composed: Compose, do: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sneakers, "TINY_COUNT", 24)  # Inception takes its time
-    words = ["task.features=inception", "task.samples=24", "epochs=1", f"runs_dir={tmp_path}"]
+    monkeypatch.setattr(sneakers, "TINY_COUNT", 10)  # Inception takes its time
+    words = ["task.features=inception", "task.samples=10", "epochs=1", f"runs_dir={tmp_path}"]
     result, folder = do("task=ig", "optimizer=adam", *words)
     assert set(result.metrics["last"]) >= {
         f"test/{key}" for key in ("fid", "fid64", "kid", "softmax_fid", "precision", "recall")
@@ -412,7 +412,7 @@ def test_a_run_judged_by_inception_has_the_distances_of_independent_formulas(
     task.load_state_dict(weights(folder))
     task.eval()
     with torch.no_grad():
-        fake = as_bytes(task.generate(fixed_noise("samples", 24)))
+        fake = as_bytes(task.generate(fixed_noise("samples", 10)))
         parts = {
             kind: [torch.cat([net(p)[kind] for p in pictures.split(16)]) for pictures in (task.real_N3HW, fake)]
             for kind, net in (("64", task.networks[0]), ("2048", task.networks[0]), ("softmax", task.networks[1]))

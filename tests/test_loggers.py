@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -171,11 +172,13 @@ def test_settings_of_several_loggers_and_of_an_older_run(composed: Compose) -> N
 
 @pytest.fixture(scope="module")
 def mlflow_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The whole MLflow, in an environment of its own: the program TMBENCH_MLFLOW, else installed for the test."""
+    """The whole MLflow: the program TMBENCH_MLFLOW, else installed for the test into a folder over this environment."""
     if given := os.environ.get("TMBENCH_MLFLOW"):
         return Path(given)
     folder = tmp_path_factory.mktemp("mlflow")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    (packages,) = folder.glob("lib/*/site-packages")
+    (packages / "below.pth").write_text(sysconfig.get_path("purelib"))  # most of what MLflow needs is there
     install = [folder / "bin" / "pip", "install", "-q", f"mlflow=={version('mlflow-skinny')}"]
     done = subprocess.run(install, capture_output=True, text=True)
     if done.returncode:
