@@ -1,9 +1,9 @@
 """Ends a run before each of its file operations in turn: `kill_points.py FOLDER PATTERN WORD... [--after WORD...]`.
 
-A run that is never stopped, FOLDER/whole, leaves a copy of its runs_dir before its n-th operation that changes a file or
-a name that the pattern fits: what SIGKILL would leave there. From each copy the same words ask for the run again, in a
-fork of this process and under the path of the first; then it is FOLDER/n. With --after, another run is there before,
-which shares its first epochs.
+A run that is never stopped, FOLDER/whole, copies its runs_dir before its n-th operation that changes a file or a name
+that the pattern fits: what SIGKILL would leave there. From each copy the same words ask for the run again, in a fork of
+this process and under the path of the first; then it is FOLDER/n. With --after, another run is there before, which
+shares its first epochs.
 """
 
 import os

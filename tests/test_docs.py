@@ -1,9 +1,9 @@
 """The manual does what it says: its commands and code run as they stand there, on tiny data; its links lead somewhere.
 
 Blocks of a page run in order in one empty folder: `bash` line by line, `python` in one namespace; a block with a title
-is written to that file. Where a line does not say how long to train, two epochs are enough here, as are two trials, seeds
-and epochs of a study. A line that needs a real data set, a cluster or a server is checked without being run. In a command, RUN stands for a run that the page has
-made, RUN_A and RUN_B for two.
+is written to that file. Where a line does not say how long to train, two epochs are enough here; a study has two
+trials, seeds and epochs whatever it says. A line that needs a real data set, a cluster or a server is checked without
+being run. In a command, RUN stands for a run that the page has made, RUN_A and RUN_B for two.
 """
 
 import doctest
