@@ -40,12 +40,12 @@ def draw_nothing(figure: Figure, file: Any, **settings: Any) -> None:
 
 
 def tmbench(*words: str, cwd: Path | str = ".") -> subprocess.CompletedProcess[str]:
-    """What `tmbench WORDS` does, but in this process, which has torch already; only a report draws its figures."""
+    """What `tmbench WORDS` does, but in this process, which has torch already; only reports and judgements draw."""
     out, err, status = StringIO(), StringIO(), None
     with (
         redirect_stdout(out), redirect_stderr(err), chdir(cwd), mock.patch.dict(os.environ),
         mock.patch.object(sys, "argv", ["tmbench", *words]), mock.patch.object(sys, "path", [*sys.path]),
-        nullcontext() if words[0] == "report" else mock.patch.object(Figure, "savefig", draw_nothing),
+        nullcontext() if words[0] in ("report", "judge") else mock.patch.object(Figure, "savefig", draw_nothing),
     ):  # fmt: skip
         try:
             main()

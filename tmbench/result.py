@@ -3,6 +3,7 @@
 import base64
 import csv
 import json
+import math
 import platform
 from collections.abc import Mapping
 from contextlib import suppress
@@ -77,6 +78,19 @@ class Result:
     def headline(self) -> str:
         """The key of the metric that ranks runs, such as `test/accuracy`."""
         return f"{self.split}/{self.metric}"
+
+    @property
+    def score(self) -> float | None:
+        """The headline metric after the last epoch so far; None of a run that diverged, or if it is not finite."""
+        value = None if self.status == "diverged" else self.metrics["last"].get(self.headline)
+        return value if value is not None and math.isfinite(value) else None
+
+    @property
+    def own_seconds(self) -> float:
+        """Seconds of training and evaluation, less the share of the epochs that came from a shared trunk."""
+        trained = self.epochs["trained"]
+        share = (trained - self.epochs["from_trunk"]) / trained if trained else 1.0
+        return share * (self.seconds + self.evaluation_seconds)
 
     def save(self, folder: Path) -> None:
         """Writes result.json, whose last key is the sha256 of the others; ValueError if a number is not finite."""

@@ -20,8 +20,17 @@ from .formats import are_numbers, finite, is_number, markdown, markdown_text, ne
 HERE = Path(__file__).parent
 
 
-def page(report: Report, drawings: list[Drawing], pictures: dict[Path, str], command: str) -> str:
-    """The page's HTML, with the pictures of predictions (PNG files and captions) and the command that makes it."""
+def page(
+    report: Report, drawings: list[Drawing], pictures: dict[Path, str], command: str, title: str = "tmbench report",
+    verdicts: list[tuple[str, str]] | None = None,
+) -> str:  # fmt: skip
+    """The page's HTML.
+
+    Args:
+        pictures: of predictions: PNG files and captions.
+        command: that makes it.
+        verdicts: each with its sentence, in place of the report's; the figures then come before the tables.
+    """
     script = (HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = Environment(
@@ -29,12 +38,19 @@ def page(report: Report, drawings: list[Drawing], pictures: dict[Path, str], com
     )
     images = [(caption, base64.b64encode(path.read_bytes()).decode()) for path, caption in pictures.items()]
     return environment.get_template("page.html").render(
-        report=report, command=command, version=__version__, script=Markup(script), digest=digest, images=images,
+        report=report, title=title, command=command, verdicts=verdicts or _verdicts(report),
+        figures_first=verdicts is not None, version=__version__, script=Markup(script), digest=digest, images=images,
         # matplotlib escapes its texts.
         figures=[(drawing.name, drawing.text, Markup(_inline(drawing.svg))) for drawing in drawings],
         are_numbers=are_numbers, is_number=is_number, notes=new_notes(report.tables), runs=_runs(report),
         details=_details(report),
     )  # fmt: skip
+
+
+def _verdicts(report: Report) -> list[tuple[str, str]]:
+    """Each sentence with its verdict in a word; empty where there is nothing to compare."""
+    words = [comparison.verdict.split()[0].rstrip(",:") for comparison in report.comparisons]
+    return list(zip(words or [""] * len(report.sentences), report.sentences, strict=True))
 
 
 def _inline(svg: str) -> str:

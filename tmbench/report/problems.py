@@ -9,15 +9,16 @@ import hashlib
 import json
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import NamedTuple
-
-import polars as pl
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..config.identity import SCHEMA, effective_switch, identity
 from ..config.settle import Settings, flat
 from ..config.table import METHOD, NUMBERS, kind_of
 from ..result import BOUNDED, SHARES, Result
 from ..runs import distinguishing_words
+
+if TYPE_CHECKING:
+    import polars as pl  # which takes long to import; the facts of a run do without
 
 
 class Outcome(NamedTuple):
@@ -117,8 +118,8 @@ class Runs:
     notes: what a reader should know of how the runs were read.
     """
 
-    runs: pl.DataFrame
-    curves: pl.DataFrame
+    runs: "pl.DataFrame"
+    curves: "pl.DataFrame"
     problems: list[Problem]
     methods: list[Method]
     notes: list[str] = field(default_factory=list)

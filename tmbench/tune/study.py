@@ -20,7 +20,7 @@ from ..sweeps.plan import Job, RunFinder, states_to_share
 from ..verbs import explain, is_expected
 from .plan import Contender, Plan
 from .space import all_of, values_of, with_values, words_of
-from .summary import device_seconds, result_of, score
+from .summary import device_seconds, result_of
 from .trials import Choice, Choices, Outcome, Trial, is_behind, next_point
 
 RUNGS = 4  # parts of a run, after each of which the pruner looks at it
@@ -158,7 +158,7 @@ class Trials:
             result = _do_run(contender, settings, end)
             if result.status in FINAL:
                 break
-            if (value := score(result)) is not None and end not in dict(trial.reported):
+            if (value := result.score) is not None and end not in dict(trial.reported):
                 trial.reported.append((end, value))
                 self._save()
             if is_behind(contender, self.noted[contender.name], trial.number):
@@ -170,7 +170,7 @@ class Trials:
         if result.status not in FINAL:
             return Outcome("pruned", None, seconds, cost)
         status: Any = result.status
-        return Outcome(status, score(result), seconds, cost, result.diverged_at)
+        return Outcome(status, result.score, seconds, cost, result.diverged_at)
 
     def _compare(self, contender: Contender, trial: Trial) -> None:
         """Compares a trial with its run, which is repeated if it is gone; DataError if they differ."""
@@ -182,7 +182,7 @@ class Trials:
         actual: list[object] = [folder.name]
         if folder.name == trial.run:
             result = _finished(folder) or _do_run(contender, settings)  # it may have been stopped while it was repeated
-            actual += [result.status, score(result)]
+            actual += [result.status, result.score]
         if noted != actual:
             raise DataError(
                 f"{self.path}: {contender.name}'s trial {trial.number} ({_words(contender, trial)}) is noted as "

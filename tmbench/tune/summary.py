@@ -26,17 +26,9 @@ Limits = tuple[float, float]  # between which a mean must be
 JUDGED_BY = "the headline metric after the last epoch"
 
 
-def score(result: Result) -> float | None:
-    """The headline metric after the last epoch so far; None of a run that diverged, or whose metric is not finite."""
-    value = None if result.status == "diverged" else result.metrics["last"].get(result.headline)
-    return value if value is not None and math.isfinite(value) else None
-
-
 def device_seconds(contender: Contender, result: Result) -> float:
     """What a run cost here: training and evaluating its epochs, less those that came from a shared trunk."""
-    trained = result.epochs["trained"]
-    share = (trained - result.epochs["from_trunk"]) / trained if trained else 1.0
-    return share * (result.seconds + result.evaluation_seconds) * world_size(contender.cfg)
+    return result.own_seconds * world_size(contender.cfg)
 
 
 def result_of(plan: Plan, trials: dict[str, list[Trial]], chosen: Choices, runs: dict[str, list[Result]]) -> Settings:
@@ -44,7 +36,7 @@ def result_of(plan: Plan, trials: dict[str, list[Trial]], chosen: Choices, runs:
     example = next(run for each in runs.values() for run in each)
     limits = (0.0, 1.0) if example.metric in BOUNDED else (-math.inf, math.inf)
     higher, baseline = example.higher_is_better, example.baseline.get(example.headline)
-    scores = [value for each in runs.values() for run in each if (value := score(run)) is not None]
+    scores = [value for each in runs.values() for run in each if (value := run.score) is not None]
     floor = worth(None, baseline, (min if higher else max)(scores, default=None), higher)
     return {
         "schema_version": SCHEMA, "name": plan.folder.name, "task": example.task, "profile": example.profile,
@@ -100,7 +92,7 @@ def _tried(contender: Contender, trials: list[Trial]) -> Settings:
 
 def _confirmation(contender: Contender, runs: list[Result], floor: float | None, limits: Limits) -> Settings:
     told: list[Settings] = [
-        {"seed": run.seed, "status": run.status, "value": score(run), "run": run.run_id, "command": run.command,
+        {"seed": run.seed, "status": run.status, "value": run.score, "run": run.run_id, "command": run.command,
          "device_seconds": device_seconds(contender, run), "counts_as": _counts_as(run, floor)}
         for run in runs
     ]  # fmt: skip
@@ -116,12 +108,12 @@ def _difference(first: list[Result], second: list[Result], floor: float | None, 
     values = [None if a is None or b is None else a - b for a, b in counted]
     # Scores come as float32: equal ones come out a little apart, which is no spread.
     tolerances = [RESOLUTION * max(abs(a or 0.0), abs(b or 0.0)) for a, b in counted]
-    diverged = sum(score(a) is None or score(b) is None for a, b in pairs)
+    diverged = sum(a.score is None or b.score is None for a, b in pairs)
     return {**summary(values, (low - high, high - low), tolerances), "diverged": diverged}
 
 
 def _counts_as(run: Result, floor: float | None) -> float | None:
-    return floor if (value := score(run)) is None else value
+    return floor if (value := run.score) is None else value
 
 
 def summary(values: list[float | None], limits: Limits, tolerances: list[float] | None = None) -> Settings:

@@ -69,6 +69,10 @@ class Launcher:
     def threads(self) -> int:
         return int(self.settings[self.threads_setting])
 
+    def at_once(self, gpus: int) -> int:
+        """About how many jobs it does at once, each with so many GPUs."""
+        return int(self.settings.get("array_parallelism") or 16)
+
     def run(self, files: list[Path], gpus: int) -> Iterator[Ended]:
         """Does the jobs in these files, each with so many GPUs, and yields them as they end."""
         raise NotImplementedError

@@ -2,6 +2,7 @@
 
 import os
 import queue
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
@@ -32,6 +33,9 @@ class Local(Launcher):
         if given.isdecimal() and int(given) > 0:
             return int(given)
         return max(1, self.cores // (self.settings["n_jobs"] or self.cores))
+
+    def at_once(self, gpus: int) -> int:
+        return self.jobs_at_once(len(self.gpu_sets(gpus)), sys.maxsize)
 
     def run(self, files: list[Path], gpus: int) -> Iterator[Ended]:
         sets = self.gpu_sets(gpus)

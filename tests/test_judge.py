@@ -1,0 +1,194 @@
+"""`tmbench judge`: rounds of paired seeds, its verdicts, its exit status, and what makes a verdict doubtful."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Compose
+from helpers import results, tmbench
+from made_runs import Make
+
+from tmbench.judge.__main__ import STATUS, main
+from tmbench.judge.evidence import pairs_of
+from tmbench.judge.plan import plan_of
+from tmbench.result import Result
+from tmbench.sweeps import sweep as sweep_module
+
+Plant = Callable[..., None]
+NOISE = [0.003, -0.002, 0.001, -0.003, 0.002, -0.001, 0.0025, -0.0015, 0.0005, -0.0025]
+
+
+@pytest.fixture
+def plant(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plant:
+    """plant(sgd=[scores], adam=[...]): runs of tc with these scores, as if they were done; None: it diverged."""
+    monkeypatch.chdir(tmp_path)
+
+    def plant(*words: str, **scores: list[float | None]) -> None:
+        against, *others = scores
+        values, rest = main.parse([f"against={against}", "task=tc", f"optimizer={','.join(others)}", *words])
+        make, plan = Make(composed, tmp_path / "runs"), plan_of(values, rest)
+        for contender in plan.contenders:
+            for seed, score in enumerate(scores[contender.name]):
+                folder = contender.run_folder(seed)
+                status = {"status": "diverged"} if score is None else {}
+                make(contender.name, seed, score, *words, name=folder.name, data_digest=contender.data_digest, **status)
+
+    return plant
+
+
+def test_each_method_gets_its_verdict_and_an_object_for_programs(plant: Plant, tmp_path: Path) -> None:
+    base = [0.8 + 2 * noise for noise in NOISE]
+    plant("epochs=4", sgd=base, adam=[score + 0.02 + noise for score, noise in zip(base, NOISE, strict=True)],
+          lion=[score - 0.02 + noise for score, noise in zip(base, NOISE, strict=True)],
+          rmsprop=[score + 8 * noise for score, noise in zip(base, NOISE, strict=True)])  # fmt: skip
+    done = tmbench("judge", "task=tc", "optimizer=adam,lion,rmsprop", "epochs=4", "max_seeds=10", "json=true")
+    content = json.loads(done.stdout)
+    expected = {"adam": "better", "lion": "worse", "rmsprop": "undecided"}
+    assert {name: method["verdict"] for name, method in content["methods"].items()} == expected
+    assert (done.returncode, content["verdict"], content["schema_version"]) == (6, "mixed", 1)
+    adam = content["methods"]["adam"]
+    assert adam["sentence"].startswith("adam is 2.01 points better than sgd on tc")
+    assert adam["interval"][0] < 0.02 < adam["interval"][1]
+    assert content["methods"]["rmsprop"]["would_take"]["seeds"] > 10
+    assert "About " in content["methods"]["rmsprop"]["sentence"]
+    assert content["spent"]["runs"] == sum(method["pairs"] for method in content["methods"].values()) + 10
+    page = tmp_path / content["page"]
+    html = page.read_text()
+    assert html.index("adam is 2.01 points") < html.index("figure-forest") < html.index("table-verdicts")
+    files = {path.name for path in page.parent.rglob("*") if path.is_file()}
+    assert {"forest.png", "forest.pdf", "running-lion.pdf", "verdicts.tex", "verdicts.csv", "result.json"} <= files
+
+
+@pytest.mark.parametrize(("gap", "verdict", "status"), [(-0.02, "worse", 3), (0.0, "equivalent", 4)])
+def test_the_exit_status_is_the_verdict(
+    plant: Plant, gap: float, verdict: str, status: int, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("tmbench.judge.page.write_page", lambda *_: None)  # drawing is most of the time
+    monkeypatch.setenv("COLUMNS", "60")
+    plant("epochs=4", sgd=[0.8 + 2 * noise for noise in NOISE], adam=[0.8 + 2.5 * noise + gap for noise in NOISE])
+    assert main(["task=tc", "optimizer=adam", "epochs=4", "max_seeds=10"]) == status
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head == ("adam and sgd are equivalent" if gap == 0 else f"adam is {verdict} than sgd")
+    assert max(map(len, lines)) <= 60
+    assert {"seeds", "device", "noise", "page"} <= {line.split(" ")[0] for line in lines}
+
+
+def test_a_known_judgement_is_told_quickly(plant: Plant, tmp_path: Path) -> None:
+    plant("epochs=4", sgd=[0.8 + 2 * noise for noise in NOISE], adam=[0.83 + 3 * noise for noise in NOISE])
+    words = ["task=tc", "optimizer=adam", "epochs=4", "max_seeds=10"]
+    first = tmbench("judge", *words, cwd=tmp_path)
+    code = (
+        "import sys, time; start = time.monotonic(); from tmbench.judge.__main__ import main; code = main(); "
+        "slow = {'torch', 'pytorch_lightning', 'scipy', 'polars', 'matplotlib'} & set(sys.modules); "
+        "print(time.monotonic() - start, *slow, file=sys.stderr); sys.exit(code)"
+    )
+    again = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert (first.returncode, again.returncode) == (0, 0)
+    assert again.stdout.split() == first.stdout.split()
+    seconds, *slow = again.stderr.split()
+    assert slow == []
+    assert float(seconds) < 5  # 0.9 on a quiet machine
+
+
+def test_an_interrupted_judgement_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [
+        "judge",
+        "task=tc",
+        "optimizer=adam",
+        "epochs=1",
+        "batch_size=80",
+        "max_seeds=4",
+        "alpha=0.5",
+        "margin=0.3",
+    ]
+    do_job, count = sweep_module.do_job, iter(range(100))
+
+    def interrupted(*order: Any) -> Any:
+        if next(count) == 3:
+            raise KeyboardInterrupt
+        return do_job(*order)
+
+    monkeypatch.setattr(sweep_module, "do_job", interrupted)
+    stopped = tmbench(*words, cwd=tmp_path)
+    assert stopped.returncode == 130
+    assert stopped.stderr.endswith("; the same command continues\n")
+    assert len(before := results(tmp_path / "runs")) == 3
+    done = tmbench(*words, cwd=tmp_path)
+    assert done.returncode in STATUS.values()
+    after = results(tmp_path / "runs")
+    assert len(after) > 3
+    assert all(after[name][0].started == result.started for name, (result, _) in before.items())
+    count = iter([3])  # no run may be done
+    assert tmbench(*words, cwd=tmp_path).stdout == done.stdout
+
+
+def test_a_run_that_failed_is_told_and_in_no_pair(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tmbench.judge.page.write_page", lambda *_: None)
+    plant("epochs=4", sgd=[0.8 + 2 * noise for noise in NOISE], adam=[0.83 + 3 * noise for noise in NOISE])
+    broken = next(Path("runs").glob("tc-adam-2-*"))
+    shutil.rmtree(broken)
+    broken.write_text("in the way")
+    done = tmbench("judge", "task=tc", "optimizer=adam", "epochs=4", "max_seeds=10", "--json")
+    assert done.returncode == 1  # seed 2 is a round of its own, and all of adam's runs in it failed
+    assert "adam: 1 of its runs failed" in done.stderr
+
+
+def of_score(score: float | None, seed: int, baseline: float | None, higher: bool = True) -> Result:
+    known = {} if baseline is None else {"test/accuracy": baseline}
+    return Result.from_dict({
+        "run_id": "r", "status": "completed" if score is not None else "diverged", "task": "tc", "optimizer": "sgd",
+        "seed": seed, "profile": "tiny", "protocol": "reconciled", "split": "test", "metric": "accuracy",
+        "higher_is_better": higher, "metrics": {"last": {} if score is None else {"test/accuracy": score}, "best": {}},
+        "seconds": 1.0, "epochs": {"asked": 1, "trained": 1, "from_trunk": 0}, "steps": 1, "examples_per_second": 1.0,
+        "peak_memory_bytes": 0, "parameters": 1, "switch": {"requested": None, "effective": None, "step": None},
+        "versions": {}, "hardware": "", "git_commit": None, "data_digest": "", "command": "", "started": "",
+        "baseline": known, "schema_version": 4,
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "against", "baseline", "higher", "expected"),
+    [
+        ([0.9, 0.8], [0.8, 0.9], None, True, [0.1, -0.1]),
+        ([0.9, 0.8], [0.8, 0.9], None, False, [-0.1, 0.1]),
+        ([0.9, None, 0.9], [0.8, 0.7, 0.05], 0.1, True, [0.1, -0.6, 0.85]),  # later, a worse run changes nothing
+        ([0.9, None, None], [0.8, 0.7, None], None, True, [0.1, -math.inf, 0.0]),
+        ([None], [0.8], 2.0, False, [-1.2]),
+        ([np.float32(0.7)], [0.7], None, True, [0.0]),  # rounded once
+    ],
+)
+def test_a_diverged_run_counts_as_the_worst_so_far(
+    method: Any, against: Any, baseline: float | None, higher: bool, expected: list[float]
+) -> None:
+    two = [{s: of_score(v and float(v), s, baseline, higher) for s, v in enumerate(each)} for each in (method, against)]
+    assert [pair.difference for pair in pairs_of(*two)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["against=sgdd"], "against: expected an optimizer, got sgdd; did you mean sgd?"),
+        (["optimizer=adam,adam"], "optimizer: expected each method once, got adam twice"),
+        (["optimizer=sgd"], "optimizer: expected methods other than the baseline, got sgd"),
+        (["optimizer=addam"], "optimizer=addam: there is no such choice; did you mean adam"),
+        (["margin=much"], "margin: expected a number > 0, or null, got 'much'"),
+        (["margin=0.5", "max_seeds=3"], "max_seeds: expected at least 5, since fewer pairs can decide nothing"),
+        (["margin=5"], "margin: expected a difference below 1, since accuracy is between 0 and 1 (0.01 is one point)"),
+        (["seed=1"], "seed: this is no setting of a judgement; say first_seed="),
+        (["name=a/b"], "name: expected a word without slashes"),
+        (["optimizer=adam", "adam.epochs=3"], "adam.epochs: expected the same problem for all methods, got 3 and"),
+    ],
+)
+def test_wrong_words_are_refused_before_anything_runs(words: list[str], message: str, tmp_path: Path) -> None:
+    done = tmbench("judge", "task=tc", *words, cwd=tmp_path)
+    assert done.returncode in (1, 2)
+    assert done.stderr.startswith(message)
+    assert not list(tmp_path.glob("runs/tc-*"))

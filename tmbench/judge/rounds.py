@@ -1,0 +1,194 @@
+"""A judgement, from its plan to its result: rounds of paired runs, with a look at them after each."""
+
+import sys
+from typing import TYPE_CHECKING
+
+from ..config.settle import Settings, flat
+from ..config.table import conf_dir
+from ..errors import ConfigError, DataError, RunError
+from ..files import clear_scratch, locked, read_sealed, write_sealed
+from ..result import Result
+from .ledger import Ledger
+from .plan import Contender, Plan, check_margin, metric_of
+
+if TYPE_CHECKING:
+    from .evidence import Evidence  # which needs scipy: a judgement that is known does without
+
+SHOWN = 8  # differences between two questions
+RESULT = "result.json"
+
+
+def judge(plan: Plan) -> Settings:
+    """Does what is left to do of a judgement; returns the content of its result.json.
+
+    Raises:
+        ConfigError: the folder holds another judgement, or this one can decide nothing.
+        DataError: what the folder holds is damaged.
+        RunError: all runs of a method failed.
+    """
+    with locked(plan.folder):
+        clear_scratch(plan.folder)
+        _check_question(plan)
+        if (known := _known(plan)) is not None:
+            return known
+        from .evidence import Evidence
+
+        evidence = Evidence(plan)
+        evidence.metric = metric_of(plan, _any_results(plan))
+        _check(evidence)
+        ledger = Ledger.begun(plan)
+        _do_rounds(evidence)
+        from .judgement import content_of
+        from .page import write_page
+
+        content, report = content_of(evidence, ledger)
+        write_sealed(plan.folder / RESULT, content)
+        ledger.end(content)
+        write_page(plan, content, report)
+    return content
+
+
+def _check_question(plan: Plan) -> None:
+    """Checks that the folder's judgement, if there is one, asks the same question."""
+    path, question = plan.folder / "question.json", plan.question
+    if not path.exists():
+        write_sealed(path, question)
+    remedy = f"say name=... for a new judgement, or remove {plan.folder}"
+    there, now = flat(read_sealed(path, Settings, remedy)), flat(question)
+    if there != now:
+        differ = [key for key in there | now if there.get(key) != now.get(key)]
+        lines = [f"  {key}: was {there.get(key)}, is {now.get(key)}" for key in differ[:SHOWN]]
+        lines += [f"  and {len(differ) - SHOWN} more"] if len(differ) > SHOWN else []
+        raise ConfigError(
+            f"{plan.folder}: expected the judgement that is there, got another:\n" + "\n".join(lines) + "\n"
+            "  give the same settings as before, or say name=... for a new judgement"
+        )
+
+
+def _known(plan: Plan) -> Settings | None:
+    """The result of an earlier command, if its runs are still those that it rests on and its page is there."""
+    path = plan.folder / RESULT
+    if not (path.exists() and (plan.page_folder / "judge.html").exists()):
+        return None
+    try:
+        content: Settings = read_sealed(path)
+    except DataError as error:
+        print(f"{error}; it is made anew", file=sys.stderr)
+        return None
+    if content["failed"]:
+        return None  # they are tried again
+    by_name = {contender.name: contender for contender in plan.contenders}
+    for run in content["runs"]:
+        result = by_name[run["method"]].result(run["seed"])
+        if result is None or run != run_facts(by_name[run["method"]], run["seed"], result):
+            return None
+    return content
+
+
+def run_facts(contender: Contender, seed: int, result: Result) -> Settings:
+    """What a judgement keeps of a run."""
+    return {
+        "method": contender.name, "seed": seed, "run": result.run_id, "status": result.status, "score": result.score,
+        "device_seconds": result.own_seconds * contender.processes, "command": result.command,
+    }  # fmt: skip
+
+
+def _any_results(plan: Plan) -> list[Result]:
+    first = (contender.result(plan.seeds[0]) for contender in plan.contenders)
+    return [result for result in first if result]
+
+
+def _check(evidence: "Evidence") -> None:
+    """Raises ConfigError for a margin or a number of seeds that can decide nothing."""
+    if evidence.metric:
+        check_margin(evidence.plan.settings["margin"], evidence.metric.name)
+    design = evidence.design()
+    if (least := design.least_seeds()) > design.max_seeds:
+        raise ConfigError(
+            f"max_seeds: expected at least {least}, since fewer pairs can decide nothing with alpha={design.alpha:g} "
+            f"and {design.comparisons} method{'s' * (design.comparisons > 1)}, got {design.max_seeds}"
+        )
+
+
+# ---- rounds
+
+
+def _do_rounds(evidence: "Evidence") -> None:
+    """Takes seeds until every method is decided, or none is left."""
+    plan = evidence.plan
+    done, least, at_once = 0, evidence.design().least_seeds(), 0
+    while evidence.undecided and done < len(plan.seeds):
+        contenders = [plan.baseline, *evidence.undecided]
+        if not all(contender.result(plan.seeds[done]) for contender in contenders):
+            at_once = at_once or _at_once(plan)
+            count = max(least - done, at_once // len(contenders), 1)
+        else:
+            count = 1  # it is known, so it costs nothing to look
+        seeds = plan.seeds[done : done + count]
+        _do_round(evidence, contenders, seeds, done)
+        done += len(seeds)
+        if evidence.metric is None:  # only a run could tell
+            evidence.metric = metric_of(plan, evidence.results[plan.baseline.name].values())
+            _check(evidence)
+        if done >= least:
+            evidence.look()
+            _tell(evidence, done)
+
+
+def _do_round(evidence: "Evidence", contenders: list[Contender], seeds: range, done: int) -> None:
+    """Does the runs of these seeds that are not done yet."""
+    due = [(contender, seed) for seed in seeds for contender in contenders if not contender.result(seed)]
+    if due:
+        try:
+            failed = _trained(evidence.plan, due)
+        except KeyboardInterrupt:
+            most = len(evidence.plan.seeds)
+            raise KeyboardInterrupt(f"{done} of at most {most} seeds are done, and whole epochs of others") from None
+        for contender, seed, message in failed:
+            evidence.failed[contender.name][seed] = message
+        for contender in contenders:
+            own = [message for other, _, message in failed if other is contender]
+            if own and len(own) == sum(other is contender for other, _ in due):
+                raise RunError(
+                    f"{contender.name}: {'all ' if len(own) > 1 else ''}{len(own)} of its runs failed: {own[0]}\n"
+                    "  correct the cause and give the same command again, which continues"
+                )
+    for contender in contenders:
+        evidence.seeds[contender.name] += len(seeds)
+        evidence.results[contender.name] |= {seed: result for seed in seeds if (result := contender.result(seed))}
+
+
+def _trained(plan: Plan, due: list[tuple[Contender, int]]) -> list[tuple[Contender, int, str]]:
+    """Does these runs as one sweep; returns those that failed, with their messages."""
+    from hydra import compose, initialize_config_dir
+    from rich.console import Console
+
+    from ..sweeps.sweep import sweep
+
+    jobs = [[*contender.words, f"seed={seed}"] for contender, seed in due]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose("config", [*plan.search, *jobs[0]], return_hydra_config=True)
+        outcomes = sweep(jobs, config, Console(quiet=True))
+    return [(*due[record.number], record.error) for record, _ in outcomes if record.error]
+
+
+def _at_once(plan: Plan) -> int:
+    """How many runs the launcher does at once."""
+    if plan.baseline.raw["launcher"]["name"] == "serial":
+        return 1
+    from ..sweeps.launchers.base import launcher_of
+    from ..sweeps.plan import Job
+
+    trainer = plan.baseline.cfg["trainer"]
+    launcher = launcher_of([Job(0, [], plan.baseline.raw)])
+    return launcher.at_once(trainer["devices"] if trainer["accelerator"] == "cuda" else 0) if launcher else 1
+
+
+def _tell(evidence: "Evidence", done: int) -> None:
+    told = ", ".join(
+        f"{name} {verdict} (p = {min(evidence.looks[name][-1][1:3]):.2g})"
+        if evidence.looks[name]
+        else f"{name} {verdict}"
+        for name, verdict in evidence.verdicts.items()
+    )
+    print(f"after {done} of at most {len(evidence.plan.seeds)} seeds: {told}", file=sys.stderr)
