@@ -28,7 +28,8 @@ from tmbench.tasks.od.boxes import VOCDetection
 from tmbench.tasks.seg.masks import VOCSegmentation
 from tmbench.tasks.tc.task import TC, LSTMClassifier
 from tmbench.training.loader import TestLoader, hold_out
-from tmbench.training.module import Evaluation, mean_losses
+from tmbench.training.module import Evaluation
+from tmbench.training.record import mean_losses
 
 TC_RUN = ["task=tc", "optimizer=sgd", *SHORT["tc"]]
 

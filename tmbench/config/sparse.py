@@ -27,7 +27,7 @@ def why_dense(cfg: Mapping[str, Any]) -> str | None:
     """What in a settled configuration needs the whole table in every step; None if nothing does."""
     if "sparse" not in cfg["task"]:
         return None
-    optimizer, trainer = cfg["optimizer"], cfg["trainer"]
+    optimizer = cfg["optimizer"]
     if not _has_lazy_rows(optimizer):
         return f"optimizer={optimizer['name']} has no exact step by rows"
     if cfg["ema"] is not None:
@@ -36,8 +36,6 @@ def why_dense(cfg: Mapping[str, Any]) -> str | None:
         for key in ("clip_norm", "clip_value"):
             if cfg[key] is not None:
                 return f"{key} needs the gradient of the penalty task.l2, which is of the whole table"
-    if trainer["devices"] * trainer["num_nodes"] > 1:  # NCCL adds up no sparse gradients, and gloo was seen to crash
-        return "several processes add up the gradient of the whole table"
     return None
 
 

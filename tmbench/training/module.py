@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import product
@@ -129,6 +129,7 @@ class Training(LightningModule):
         self.steps, self.factor, self.stop_requested = steps, factor, stop_requested
         self.gradient = Gradient(task.padding, cfg.clip_norm, cfg.clip_value)
         self.tables: list[LazyRows] = []  # stepped by rows
+        self._hidden: list[Tensor] = []  # the weights of those that DDP is not to see
         self.evaluation, self.history = Evaluation(task), StepHistory()
         self.average: WeightAverage | None = None
         self._saved_average: list[Tensor] = []  # of the checkpoint that the run goes on from
@@ -171,7 +172,18 @@ class Training(LightningModule):
             raise ConfigError(f"optimizer={name}: {target}: expected a torch.optim.Optimizer, got {odd[0]!r:.60}")
         return optimizers
 
+    def setup(self, stage: str) -> None:
+        """Hides tables from DDP, which is made next, by needing no gradient: it leaves their exchange to us."""
+        if stage == "fit" and self.trainer.world_size > 1:
+            weights = (table.embedding.weight for table in self._tables_by_rows())
+            self._hidden = [weight.requires_grad_(False) for weight in weights if weight.requires_grad]
+
+    def _tables_by_rows(self) -> Sequence[Table]:
+        return self.task.tables() if self.cfg.task.get("sparse") else ()
+
     def configure_optimizers(self) -> Any:
+        for weight in self._hidden:
+            weight.requires_grad_(True)
         optimizers, name = self.new_optimizers(), self.cfg.optimizer.name
         if any(hasattr(optimizer, "differentiates") for optimizer in optimizers):
             for key in ("clip_norm", "clip_value"):
@@ -181,7 +193,7 @@ class Training(LightningModule):
                 raise ConfigError(f"devices: optimizer={name} runs on one, it takes its gradient itself")
         self.tables = [
             self._by_rows(optimizer, table)
-            for table, optimizer in product(self.task.tables() if self.cfg.task.get("sparse") else (), optimizers)
+            for table, optimizer in product(self._tables_by_rows(), optimizers)
             if any(p is table.embedding.weight for group in optimizer.param_groups for p in group["params"])
         ]
         return optimizers, [LambdaLR(each, self.factor) for each in optimizers if self.factor]
@@ -193,12 +205,12 @@ class Training(LightningModule):
                 f"in the state; expected {type(optimizer).__name__}.moves_linearly = True as well; set it if that is "
                 "so, or say task.sparse=false"
             )
-        return LazyRows(optimizer, table.embedding, l2=table.l2)
+        return LazyRows(optimizer, table.embedding, l2=table.l2, ranks=self.trainer.world_size > 1)
 
     def on_fit_start(self) -> None:
         self.gradient.world, self.gradient.device = self.trainer.world_size, self.device
         if self.trainer.world_size > 1:
-            self.gradient.backward = self.manual_backward
+            self.gradient.backward, self.gradient.tables = self.manual_backward, [rows.table for rows in self.tables]
         if self.cfg.ema is not None:
             self.average = WeightAverage(self.task, self.cfg.ema, self._saved_average)
 
@@ -326,15 +338,3 @@ class Training(LightningModule):
             return self.evaluation.values(split)
         except NotFinite as error:
             raise self._diverged(str(error)) from None
-
-
-def mean_losses(losses: list[Tensor], players: list[str], measured: list[Any]) -> dict[str, float]:
-    """The mean training loss over an epoch's steps, `train/loss`; of several players, their sum and each.
-
-    Left out are steps with nothing to learn from: `measured` counts the others of each player. A step's losses have
-    shape (), or (player,) if there are several.
-    """
-    sums_P = torch.stack(losses).double().sum(0).view(-1)  # float32 may not hold the sum
-    known = [(name, s, n) for name, s, n in zip(players, sums_P, measured, strict=True) if n]
-    each = {f"train/loss_{name}": float(s / n) for name, s, n in known}
-    return ({"train/loss": sum(each.values())} if each else {}) | (each if len(each) > 1 else {})

@@ -18,6 +18,7 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.trainer.states import TrainerFn
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from .. import checkpoint
 from ..errors import DataError
@@ -27,7 +28,7 @@ from ..progress import Lines, displayed
 from ..result import newest, shown
 from ..task import Task
 from ..trunks import Reservation, Trunk
-from .module import Training, mean_losses
+from .module import Training
 
 KEEP_BEST_UP_TO = 100_000_000  # parameters; larger models keep last.ckpt only
 ARRIVING = ".best.ckpt"  # what is the best when last.ckpt is that of the same shared state
@@ -290,3 +291,15 @@ def start_from(state: Path, folder: Path, training: Training, epoch: int) -> Non
         os.replace(state / "best.ckpt", checkpoints / ARRIVING)  # the best as soon as the state is the last
     checkpoint.save(content, checkpoints / "last.ckpt")
     shutil.rmtree(state)
+
+
+def mean_losses(losses: list[Tensor], players: list[str], measured: list[Any]) -> dict[str, float]:
+    """The mean training loss over an epoch's steps, `train/loss`; of several players, their sum and each.
+
+    Left out are steps with nothing to learn from: `measured` counts the others of each player. A step's losses have
+    shape (), or (player,) if there are several.
+    """
+    sums_P = torch.stack(losses).double().sum(0).view(-1)  # float32 may not hold the sum
+    known = [(name, s, n) for name, s, n in zip(players, sums_P, measured, strict=True) if n]
+    each = {f"train/loss_{name}": float(s / n) for name, s, n in known}
+    return ({"train/loss": sum(each.values())} if each else {}) | (each if len(each) > 1 else {})

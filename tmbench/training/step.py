@@ -1,7 +1,7 @@
 """One optimizer step: its loss and gradient over all parts and ranks of its batch, and a record of what it adds."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..errors import ConfigError
+from ..optim.exchange import average_over_ranks
 from ..task import Loss, Player, mean
 from .loader import Step
 
@@ -26,6 +27,7 @@ class Gradient:
     world: int = 1  # ranks
     device: torch.device | None = None  # where sums over ranks are kept
     backward: Callable[[Tensor], Any] = Tensor.backward  # of several ranks, it starts their exchange of gradients
+    tables: Sequence[nn.Embedding | nn.EmbeddingBag] = ()  # whose gradients of some rows that exchange leaves out
     weight: Any = 0  # what the last loss is over
 
     def closure(self, optimizer: Optimizer, player: Player, step: Step) -> Tensor:
@@ -76,6 +78,8 @@ class Gradient:
             sums_2[1] += weight
         if self.world > 1:  # the whole batch's loss: a line search must decide alike on all ranks
             torch.distributed.all_reduce(sums_2)
+            for table in self.tables:
+                average_over_ranks(table)
         total, weight = sums_2
         gradients: Any = [p.grad for p in _with_gradient(player.module)]
         torch._foreach_mul_(gradients, mean(self.world, weight))
