@@ -175,7 +175,7 @@ class _Attempt:
         if plan.switch_epoch is None:  # perhaps the optimizer itself has decided
             switched_at = getattr(next(iter(self.trainer.optimizers), None), "switched_at", None)
         reason = why_dense(plan.cfg)
-        notes = [f"task.sparse: the embedding is stepped whole: {reason}"] if reason else []
+        notes = [f"task.sparse: every step updates the whole embedding table: {reason}"] if reason else []
         device, curves = self.trainer.strategy.root_device, plan.folder / "curves.csv"
         if has_curves := self.trainer.is_global_zero and curves.is_file():
             flush(curves)
