@@ -282,7 +282,7 @@ def test_accumulation_gives_the_same_steps_up_to_rounding(do: Run) -> None:
 
 
 def test_weight_average_is_evaluated_beside_the_weights_and_resumes(do: Run, tmp_path: Path) -> None:
-    # An average is of the whole table, which is stepped whole then.
+    # An average is of the whole table, which every step updates then.
     words = ["task=tc", "optimizer=sgd", "epochs=2", "batch_size=16", "lr=0.1", "task.sparse=false"]
     plain, plain_folder = do(*words)
     averaged, folder = do(*words, "ema=0.9")
