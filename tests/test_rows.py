@@ -578,7 +578,8 @@ class TestRuns:
 
     def test_a_dense_run_says_why(self, tmp_path: Path) -> None:
         done = tmbench("task=tc", "optimizer=adam", "epochs=1", f"runs_dir={tmp_path}")
-        assert "task.sparse: every step updates the whole embedding table: optimizer=adam has no exact step by rows" in done.stdout
+        said = "task.sparse: every step updates the whole embedding table: optimizer=adam has no exact step by rows"
+        assert said in done.stdout
 
     @pytest.mark.slow
     @pytest.mark.parametrize(
