@@ -182,13 +182,13 @@ class _Pairs:
         allowed = np.floor(np.outer(levels, self.design.spent()) * paths + 1e-9).astype(int)
         is_open, slack = self._has_spread(shift), self._slack
         reached = np.full(paths, len(levels))  # of each path the first level that has rejected it
+        used = np.zeros(len(levels) + 1, int)  # how many paths each level has rejected
         for n, sums_P in enumerate(self._sums(shift)):
             most = int(allowed[-1, n]) if is_open[n] else 0
             if most:
                 least = np.partition(sums_P, -most - 1)[-most - 1]
                 top = np.flatnonzero(sums_P >= least)
                 top = top[np.argsort(-sums_P[top])]
-                used = np.cumsum(np.bincount(reached, minlength=len(levels) + 1))
                 thresholds = np.full(len(levels), np.inf)  # a level rejects what is above its threshold
                 for level, more in enumerate(allowed[:, n] - used[:-1]):
                     if more > 0:
@@ -196,6 +196,9 @@ class _Pairs:
                 rising = np.maximum.accumulate(thresholds[::-1])
                 new = top[sums_P[top] - slack[n] > rising[0]]
                 rejecting = np.searchsorted(rising, sums_P[new] - slack[n])
+                changes = np.bincount(np.minimum(reached[new], len(levels) - rejecting), minlength=len(used))
+                changes -= np.bincount(reached[new], minlength=len(used))
+                used += changes.cumsum()
                 reached[new] = np.minimum(reached[new], len(levels) - rejecting)
             yield int(reached[0]), int(reached[-1])
 
