@@ -28,7 +28,7 @@ from tmbench.report.variance import split
 from tmbench.verbs import Values as Settings
 from tmbench.verbs import Verb
 
-ALPHA, CHUNK = 0.05, 100
+ALPHA, CHUNK = 0.05, 50
 Draw = Callable[[np.random.Generator, tuple[int, int]], Values]
 TIED = 0.53  # rounded to whole numbers, two normal numbers with this standard deviation are the same in 49 %
 

@@ -86,7 +86,7 @@ def looks(
     near_N = np.broadcast_to(np.asarray(near, float), d.shape)
     pairs = _Pairs(d, near_N, design, np.ones(len(d), bool))
     p_better, p_worse = np.minimum(1, 2 * pairs.p_values(0.0))
-    n_finite = int(np.logical_and.accumulate(np.isfinite(d)).sum())
+    n_finite = int(pairs.is_finite.sum())
     finite = _Pairs(d[:n_finite], near_N[:n_finite], design, pairs.counts[:n_finite])
     mirrored = _Pairs(-finite.d, finite.near, design, finite.counts)
     lows, highs = np.full((2, len(d)), np.nan)
@@ -129,7 +129,7 @@ def verdicts(looks_of: Mapping[str, list[Look]], design: Design) -> dict[str, st
 def first_rejections(differences: Values, design: Design, level: float, shift: float = 0.0) -> tuple[int, int]:
     """After how many seeds the mean is first shown to be above the shift, and below it, each at the level; 0: never."""
     pairs = _Pairs(differences, np.zeros(len(differences)), design, np.ones(len(differences), bool))
-    is_rejected = np.array([*pairs.walk([level], shift)]) == 0
+    is_rejected = np.array([*pairs.walk(level, shift)])
     first = np.where(is_rejected.any(0), is_rejected.argmax(0) + 1, 0)
     return int(first[0]), int(first[1])
 
@@ -166,52 +166,43 @@ class _Pairs:
     counts: NDArray[np.bool_]  # which differences are tested; the others are seeds all the same
 
     def p_values(self, shift: float) -> Values:
-        """One-sided p (2 x looks) of a mean above the shift, and of one below it."""
-        parts = [self.design.alpha / sides / rank for rank in range(1, self.design.comparisons + 1) for sides in (1, 2)]
-        levels = np.unique([*LADDER, *parts])
-        steps = np.array([*self.walk(levels, shift)], dtype=int).reshape(-1, 2)
-        return np.r_[levels, 1.0][steps.T]
+        """One-sided p (2 x looks) of a mean above the shift, and of one below it: the least level that rejects.
 
-    def walk(self, levels: Sequence[float] | Values, shift: float) -> Iterator[tuple[int, int]]:
-        """At each look the first of the rising levels that has rejected the path of the data, and the mirrored path.
-
-        It is the number of levels if none has. A level that rejects a path does so only if all higher ones do, or have
-        done so: then the least level that rejects is a p value.
+        All larger levels must reject as well; one that has spent its share elsewhere may not.
         """
+        parts = [self.design.alpha / sides / rank for rank in range(1, self.design.comparisons + 1) for sides in (1, 2)]
+        p, is_rejected = np.ones((2, len(self.d))), np.ones((2, len(self.d)), bool)
+        for level in np.unique([*LADDER, *parts])[::-1]:
+            is_rejected &= np.array([*self.walk(level, shift)], bool).reshape(-1, 2).T
+            if not is_rejected.any():
+                break
+            p[is_rejected] = level
+        return p
+
+    def walk(self, level: float, shift: float) -> Iterator[tuple[bool, bool]]:
+        """At each look whether the path of the data was rejected so far, and whether the mirrored one was."""
         paths = 2 ** min(self.design.max_seeds, GENERATORS)
-        allowed = np.floor(np.outer(levels, self.design.spent()) * paths + 1e-9).astype(int)
+        allowed = np.floor(level * self.design.spent() * paths + 1e-9).astype(int)
         is_open, slack = self._has_spread(shift), self._slack
-        reached = np.full(paths, len(levels))  # of each path the first level that has rejected it
-        used = np.zeros(len(levels) + 1, int)  # how many paths each level has rejected
+        gone = np.array([], int)
         for n, sums_P in enumerate(self._sums(shift)):
-            most = int(allowed[-1, n]) if is_open[n] else 0
-            if most:
-                least = np.partition(sums_P, -most - 1)[-most - 1]
-                top = np.flatnonzero(sums_P >= least)
-                top = top[np.argsort(-sums_P[top])]
-                thresholds = np.full(len(levels), np.inf)  # a level rejects what is above its threshold
-                for level, more in enumerate(allowed[:, n] - used[:-1]):
-                    if more > 0:
-                        thresholds[level] = sums_P[top[np.flatnonzero(reached[top] > level)[more]]]
-                rising = np.maximum.accumulate(thresholds[::-1])
-                new = top[sums_P[top] - slack[n] > rising[0]]
-                rejecting = np.searchsorted(rising, sums_P[new] - slack[n])
-                changes = np.bincount(np.minimum(reached[new], len(levels) - rejecting), minlength=len(used))
-                changes -= np.bincount(reached[new], minlength=len(used))
-                used += changes.cumsum()
-                reached[new] = np.minimum(reached[new], len(levels) - rejecting)
-            yield int(reached[0]), int(reached[-1])
+            more = int(allowed[n]) - len(gone)
+            if is_open[n] and more > 0:
+                sums_P[gone] = -np.inf
+                threshold = np.partition(sums_P, -more - 1)[-more - 1]
+                gone = np.append(gone, np.flatnonzero(sums_P > threshold + slack[n]))
+            yield 0 in gone, paths - 1 in gone
 
     def _sums(self, shift: float) -> Iterator[Values]:
         """At each look the sum of each path: of the differences less the shift; of signed ranks if one is infinite."""
         flips = _flips(self.design.max_seeds)
         sums = np.zeros(flips.shape[1])
         for n in range(len(self.d)):
-            d = self.d[: n + 1]
-            if np.isfinite(d).all():
-                sums = sums + flips[n] * ((d[n] - shift) * self.counts[n])
+            if self.is_finite[n]:
+                sums = sums + flips[n] * ((self.d[n] - shift) * self.counts[n])
                 yield sums
             else:
+                d = self.d[: n + 1]
                 ranks = np.sign(d) * stats.rankdata(tied(np.abs(d), self.near[: n + 1])) * (d != 0)
                 yield ranks @ flips[: n + 1]
 
@@ -220,8 +211,12 @@ class _Pairs:
         sizes = np.where(self.counts, np.abs(self.d - shift), np.nan)
         with np.errstate(invalid="ignore"):
             spread = np.fmax.accumulate(sizes) - np.fmin.accumulate(sizes)
-        is_known = np.logical_and.accumulate(np.isfinite(self.d))
-        return ~is_known | (spread > np.maximum.accumulate(self.near, axis=0))
+        return ~self.is_finite | (spread > np.maximum.accumulate(self.near, axis=0))
+
+    @cached_property
+    def is_finite(self) -> NDArray[np.bool_]:
+        """At each look whether all differences so far are finite."""
+        return np.logical_and.accumulate(np.isfinite(self.d))
 
     @cached_property
     def _slack(self) -> Values:
@@ -230,13 +225,13 @@ class _Pairs:
         A difference larger than all smaller ones together decides which of two sums is larger, unless both have it with
         the same sign. So a run that ended with a huge score, which is known less exactly, blurs no other seed.
         """
-        slack = np.zeros(len(self.d))
-        for n in range(int(np.logical_and.accumulate(np.isfinite(self.d)).sum())):
+        slack = 1e-12 * np.cumsum(np.where(self.is_finite, np.abs(self.d), 0.0)) * self.is_finite
+        for n in np.flatnonzero(self.is_finite) if self.near.any() else ():
             sizes, near = np.abs(self.d[: n + 1]), self.near[: n + 1]
             order = np.argsort(sizes)
             sizes, near = sizes[order], near[order]
             smaller = np.cumsum(sizes + 2 * near) - sizes - near
-            slack[n] = 2 * near[sizes <= smaller].sum() + 1e-12 * sizes.sum()
+            slack[n] += 2 * near[sizes <= smaller].sum()
         return slack
 
     def lower_bounds(self) -> Values:
@@ -246,8 +241,8 @@ class _Pairs:
         shown, not_shown = np.full(looks, -np.inf), np.full(looks, np.inf)
 
         def find(shift: float) -> None:
-            steps = enumerate(self.walk([self.design.alpha / 2], shift))
-            first = next((n for n, (up, _) in steps if up == 0), looks)
+            steps = enumerate(self.walk(self.design.alpha / 2, shift))
+            first = next((n for n, (is_above, _) in steps if is_above), looks)
             shown[first:] = np.maximum(shown[first:], shift)
             not_shown[:first] = np.minimum(not_shown[:first], shift)
 
