@@ -3,8 +3,10 @@
 import json
 import math
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,12 @@ from conftest import Compose
 from helpers import results, tmbench
 from made_runs import Make
 
+from tmbench.api import sweep
 from tmbench.judge.__main__ import STATUS, main
+from tmbench.judge.alarms import weak_baseline
 from tmbench.judge.evidence import pairs_of
 from tmbench.judge.plan import plan_of
+from tmbench.judge.sequential import Design, looks, verdicts
 from tmbench.result import Result
 from tmbench.sweeps import sweep as sweep_module
 
@@ -130,15 +135,70 @@ def test_an_interrupted_judgement_continues(tmp_path: Path, monkeypatch: pytest.
     assert tmbench(*words, cwd=tmp_path).stdout == done.stdout
 
 
-def test_a_run_that_failed_is_told_and_in_no_pair(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_failed_is_told_and_in_no_pair(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("tmbench.judge.page.write_page", lambda *_: None)
     plant("epochs=4", sgd=[0.8 + 2 * noise for noise in NOISE], adam=[0.83 + 3 * noise for noise in NOISE])
-    broken = next(Path("runs").glob("tc-adam-2-*"))
-    shutil.rmtree(broken)
-    broken.write_text("in the way")
-    done = tmbench("judge", "task=tc", "optimizer=adam", "epochs=4", "max_seeds=10", "--json")
-    assert done.returncode == 1  # seed 2 is a round of its own, and all of adam's runs in it failed
-    assert "adam: 1 of its runs failed" in done.stderr
+    words = ["task=tc", "optimizer=adam", "epochs=4", "max_seeds=10", "--json"]
+
+    def put_in_the_way(seed: int) -> None:
+        (folder,) = Path("runs").glob(f"tc-adam-{seed}-*")
+        shutil.rmtree(folder)
+        folder.write_text("in the way")
+
+    put_in_the_way(2)
+    assert main(words) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert [(run["method"], run["seed"]) for run in content["failed"]] == [("adam", 2)]
+    assert 2 not in content["methods"]["adam"]["seeds"]
+    (alarm,) = (alarm["text"] for alarm in content["alarms"] if alarm["kind"] == "failed")
+    assert alarm.startswith("adam: no pair with seed 2, since the run failed (")
+    put_in_the_way(4)
+    put_in_the_way(5)
+    assert main(words) == 1
+    assert "adam: its last 2 runs failed: " in capsys.readouterr().err
+
+
+def test_alarms_tell_why_a_verdict_may_be_doubted(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tmbench.judge.page.write_page", lambda *_: None)
+    plant("epochs=4", sgd=[0.8 + 2 * noise for noise in NOISE], adam=[0.83 + 3 * noise for noise in NOISE])
+    for curve in Path("runs").glob("tc-adam-*/curves.csv"):  # ahead at the end alone
+        head, *rows, last = curve.read_text().splitlines()
+        curve.write_text("\n".join([head, *(f"{row.rpartition(',')[0]},0.1" for row in rows), last]) + "\n")
+    of_study = {"space": {"lr": {"low": 0.02, "high": 0.5, "log": True}}, "used": {"trials": 20}}
+    Path("runs/.tune/mine").mkdir(parents=True)
+    study = {"name": "mine", "task": "tc", "optimizers": {"adam": of_study}}
+    Path("runs/.tune/mine/result.json").write_text(json.dumps(study))
+    words = ["task=tc", "optimizer=adam", "epochs=4", "max_seeds=10", "--json"]
+    assert main([*words, "name=first"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    alarms = {alarm["kind"]: alarm["text"] for alarm in first["alarms"]}
+    assert alarms.keys() == {"still falling", "crossing", "edge", "budgets"}
+    assert alarms["edge"].startswith("adam: lr=0.02 is at the edge of what was tuned, 0.02 to 0.5 (study mine)")
+    assert alarms["budgets"].endswith("sgd 0 trials, adam 20 trials")
+    assert first["ledger"] == {"earlier": 0, "false_at_most": 0.1, "on_the_same_seeds": []}
+    shutil.rmtree("runs/.judge/first")
+    assert main([*words, "margin=0.01"]) == 0
+    second = json.loads(capsys.readouterr().out)
+    assert second["ledger"] == {"earlier": 1, "false_at_most": 0.2, "on_the_same_seeds": ["first"]}
+    assert {"ledger", "same seeds"} <= {alarm["kind"] for alarm in second["alarms"]}
+    ledger = Path("runs/.judge/ledger.json")
+    ledger.write_text(ledger.read_text().replace("better", "worse"))
+    assert main([*words, "margin=0.02"]) == 1
+    assert "ledger.json: damaged" in capsys.readouterr().err
+
+
+def test_a_baseline_far_below_what_is_published_is_an_alarm(composed: Compose, tmp_path: Path) -> None:
+    make = Make(composed, tmp_path / "runs")
+    for seed, score in enumerate((0.5, 0.52)):
+        make("sgd", seed, score, "task=tc", profile="full")
+        make("tmsgd", seed, score + 0.1, "task=tc", profile="full")
+    (alarm,) = weak_baseline(make.report("against=sgd"))
+    assert alarm[1].startswith("sgd reaches 51, far from the ")
+    assert weak_baseline(make.report("against=tmsgd", "target=0.5")) != alarm
 
 
 def of_score(score: float | None, seed: int, baseline: float | None, higher: bool = True) -> Result:
@@ -192,3 +252,45 @@ def test_wrong_words_are_refused_before_anything_runs(words: list[str], message:
     assert done.returncode in (1, 2)
     assert done.stderr.startswith(message)
     assert not list(tmp_path.glob("runs/tc-*"))
+
+
+@pytest.mark.slow
+def test_a_killed_judgement_continues_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    words = ["task=tc", "optimizer=adam", "epochs=2", "max_seeds=10"]
+    command = [sys.executable, "-m", "tmbench.judge", *words]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    expected = tmbench("judge", *words, cwd=make_folder(whole))
+    for number in (signal.SIGKILL, signal.SIGINT):
+        process = subprocess.Popen(command, cwd=make_folder(killed), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        before = len(list(killed.glob("runs/*/result.json")))
+        deadline = time.monotonic() + 120
+        while len(list(killed.glob("runs/*/result.json"))) < before + 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130)
+    done = tmbench("judge", *words, cwd=killed)
+    assert done.returncode == expected.returncode
+    of = [json.loads(next(folder.glob("judge/*/result.json")).read_text()) for folder in (whole, killed)]
+    assert of[0]["methods"] == of[1]["methods"]
+
+
+def make_folder(path: Path) -> Path:
+    path.mkdir(exist_ok=True)
+    return path
+
+
+@pytest.mark.slow
+def test_twenty_planted_nulls_are_seldom_told_apart(tmp_path: Path) -> None:
+    """The same method on disjoint seeds: at most 3 of 20 better or worse (a rate of 0.05 gives more in 1.6 %)."""
+    studies, most = 20, 12
+    swept = sweep("tc", "sgd", range(2 * most * studies), epochs=2, batch_size=20, runs_dir=tmp_path / "runs",
+                  progress=False)  # fmt: skip
+    decided = 0
+    for study in range(studies):
+        here = swept.results[2 * most * study : 2 * most * (study + 1)]
+        two = [dict(enumerate(here[half::2])) for half in (0, 1)]
+        design = Design(most, 0.001)
+        shown = looks([pair.difference for pair in pairs_of(*two)], design)
+        decided += verdicts({"sgd": shown}, design)["sgd"] in ("better", "worse")
+    assert decided <= 3

@@ -26,7 +26,7 @@ def alarms_of(evidence: Evidence, ledger: Ledger, report: Report, methods: Setti
     """Each alarm as its kind and a sentence."""
     found = [
         *_of_failures(evidence), *_of_curves(evidence, report, methods), *_of_tuning(evidence),
-        *_of_the_paper(evidence, report), *_of_the_ledger(evidence, ledger),
+        *weak_baseline(report), *_of_the_ledger(evidence, ledger),
     ]  # fmt: skip
     return [{"kind": kind, "text": text} for kind, text in found]
 
@@ -131,9 +131,9 @@ def _edges(contender: Contender, space: Settings) -> list[str]:
 # ---- what others have published, and what was judged before
 
 
-def _of_the_paper(evidence: Evidence, report: Report) -> Found:
-    """A baseline that is far below its published value."""
-    problem, name = report.runs.problems[0], evidence.plan.baseline.name
+def weak_baseline(report: Report) -> Found:
+    """A baseline, which all others are compared with, that is far below its published value."""
+    problem, name = report.runs.problems[0], report.settings["against"]
     entry = entry_of(problem)
     published = printed(entry, problem).get(name, {}).get("mean")
     ours: Any = next((report.summary[m.index]["mean"] for m in report.runs.methods if m.optimizer == name), None)

@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -54,16 +55,26 @@ class Contender:
     data_digest: str
 
     def run_folder(self, seed: int) -> Path:
-        cfg = settled(self.raw | {"seed": seed})
+        cfg = settled(self.raw | {"seed": seed}) if self._seed_is_read else self.cfg | {"seed": seed}
         return Path(cfg["runs_dir"]) / run_id(cfg, self.data_digest)
+
+    @cached_property
+    def _seed_is_read(self) -> bool:
+        """Whether another setting follows the seed, as one of a person's own may; to settle each seed takes time."""
+        return "${seed" in json.dumps(self.raw, default=str)
+
+    @cached_property
+    def _known(self) -> dict[int, Result]:
+        return {}
 
     def result(self, seed: int) -> Result | None:
         """The result of its run with this seed, if that is done; a damaged one is not, and the run says so."""
-        try:
-            result = Result.load(self.run_folder(seed))
-        except DataError:
-            return None
-        return result if result and result.status in FINAL else None
+        if seed not in self._known:
+            with suppress(DataError):
+                result = Result.load(self.run_folder(seed))
+                if result and result.status in FINAL:
+                    self._known[seed] = result
+        return self._known.get(seed)
 
     def facts(self) -> Settings:
         """What makes its numbers, but for the seed."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 SHOWN = 8  # differences between two questions
 RESULT = "result.json"
+FAILED_IN_A_ROW = 2  # runs of a method, after which a judgement ends
 
 
 def judge(plan: Plan) -> Settings:
@@ -24,7 +25,7 @@ def judge(plan: Plan) -> Settings:
     Raises:
         ConfigError: the folder holds another judgement, or this one can decide nothing.
         DataError: what the folder holds is damaged.
-        RunError: all runs of a method failed.
+        RunError: runs of a method fail one after another.
     """
     with locked(plan.folder):
         clear_scratch(plan.folder)
@@ -146,16 +147,20 @@ def _do_round(evidence: "Evidence", contenders: list[Contender], seeds: range, d
             raise KeyboardInterrupt(f"{done} of at most {most} seeds are done, and whole epochs of others") from None
         for contender, seed, message in failed:
             evidence.failed[contender.name][seed] = message
-        for contender in contenders:
-            own = [message for other, _, message in failed if other is contender]
-            if own and len(own) == sum(other is contender for other, _ in due):
-                raise RunError(
-                    f"{contender.name}: {'all ' if len(own) > 1 else ''}{len(own)} of its runs failed: {own[0]}\n"
-                    "  correct the cause and give the same command again, which continues"
-                )
     for contender in contenders:
         evidence.seeds[contender.name] += len(seeds)
         evidence.results[contender.name] |= {seed: result for seed in seeds if (result := contender.result(seed))}
+        _check_failures(contender.name, evidence.failed[contender.name], seeds)
+
+
+def _check_failures(name: str, failed: dict[int, str], seeds: range) -> None:
+    """Raises RunError where the last runs of a method have all failed: more of them would, too."""
+    if failed and all(seed in failed for seed in range(seeds[-1] + 1 - FAILED_IN_A_ROW, seeds[-1] + 1)):
+        message = next(reversed(failed.values()))
+        raise RunError(
+            f"{name}: its last {FAILED_IN_A_ROW} runs failed: {message}\n"
+            "  correct the cause and give the same command again, which continues"
+        )
 
 
 def _trained(plan: Plan, due: list[tuple[Contender, int]]) -> list[tuple[Contender, int, str]]:
