@@ -1,9 +1,10 @@
 """Do runs and sweeps that are killed at random moments end bitwise like those that never stopped?
 
-Each trial asks for a run (every other trial: for a sweep whose runs share trunks) by the command line in a process of
-its own, kills it by SIGKILL at a random moment between its start and its end, asks again, and so on; at last it lets it
-end. Then weights, optimizer states, curves and metrics must be those of a run that was never stopped, best.ckpt must be
-of the best epoch, every file must match its digest, and nothing may be left over. TMPDIR lies on another file system.
+Each trial asks for a run of tc or ctr, or for a sweep of tc whose runs share trunks, by the command line in a process
+of its own, kills it by SIGKILL at a random moment between its start and its end, asks again, and so on; at last it lets
+it end. Then weights, optimizer states, curves and metrics must be those of a run that was never stopped, best.ckpt must
+be of the best epoch, every file must match its digest, and nothing may be left over. TMPDIR is on another file system.
+All of them step their embedding by the rows that are read.
 
 Usage: python scripts/kill_trials.py [--kills 100] [--seed 0] [--tmp /dev/shm]
 """
@@ -31,8 +32,12 @@ from tmbench.result import Result
 from tmbench.runs import Run
 
 torch.set_num_threads(1)  # a fork has but one
-WORDS = ["task=tc", "epochs=8", "batch_size=80", "lr=5"]
-KINDS = {"run": ["optimizer=tmsgd", "switch_epoch=4"], "sweep": ["-m", "optimizer=sgd,tmsgd", "switch_epoch=5,2"]}
+TC = ["task=tc", "epochs=8", "batch_size=20", "lr=1"]  # 16 steps an epoch, the last 8 of which step the whole table
+KINDS = {
+    "run": [*TC, "optimizer=tmsgd", "switch_epoch=4"],
+    "sweep": ["-m", *TC, "optimizer=sgd,tmsgd", "switch_epoch=5,2"],
+    "ctr": ["task=ctr", "optimizer=tmsgdm", "epochs=6", "switch_epoch=3", "batch_size=100"],
+}
 MOST = 6  # kills of one trial
 
 
@@ -45,7 +50,7 @@ def start(folder: Path, kind: str, attempt: int) -> int:
     os.dup2(log, 1)
     os.dup2(log, 2)
     where = [f"runs_dir={folder / 'runs'}"] + ([f"hydra.sweep.dir={folder}/{attempt}"] if kind == "sweep" else [])
-    sys.argv = ["tmbench", *KINDS[kind], *WORDS, *where]
+    sys.argv = ["tmbench", *KINDS[kind], *where]
     code = 70
     try:
         tmbench.__main__.main()
@@ -109,7 +114,7 @@ def differences(runs: Path, reference: Path) -> list[str]:
         own["settings"]["runs_dir"] = whole["settings"]["runs_dir"]
         wrong += [f"{name}: another {key}" for key in whole if not same(own[key], whole[key])]
         result = Result.load(runs / name)
-        if result and own["best.ckpt epoch"] != result.metrics["best"]["epoch"]:
+        if result and own["best.ckpt epoch"] + 1 != result.metrics["best"]["epoch"]:
             wrong.append(f"{name}: best.ckpt is not of the best epoch")
     stays = (".lock", ".trunks", ".tiny")
     for path in runs.rglob("*"):
@@ -151,7 +156,8 @@ def main() -> int:
             total, counts = total + killed, counts + Counter({kind: 1})
             print(f"{total:4d} kills; {kind} killed {killed} times: {wrong or 'the same'}", flush=True)
             shutil.rmtree(folder)
-    print(f"{total} kills of {counts['run']} runs and {counts['sweep']} sweeps: {'WRONG' if wrong else 'all the same'}")
+    told = ", ".join(f"{count} times {kind}" for kind, count in counts.items())
+    print(f"{total} kills of {told}: {'WRONG' if wrong else 'all the same'}")
     return int(bool(wrong))
 
 

@@ -211,6 +211,9 @@ def test_products_of_many_steps_whose_state_grows(monkeypatch: pytest.MonkeyPatc
             assert torch.allclose(found, expected, rtol=1e-13, atol=0)
 
 
+MOMENTUM = partial(TMSGD, lr=0.1, momentum=0.5)
+
+
 class TestATable:
     """What a person may do with an embedding that is attached to an optimizer."""
 
@@ -225,6 +228,20 @@ class TestATable:
         indices = torch.tensor(read)
         (table(indices) if isinstance(table, nn.Embedding) else table(indices[None])).square().sum().backward()
         optimizer.step()
+
+    def begun(self, sparse: bool, new: New = MOMENTUM, dtype: Any = torch.float64, **more: Any) -> tuple[Any, Any]:
+        """A table and its optimizer, by rows or dense."""
+        table = self.table().to(dtype)
+        table.sparse = sparse
+        optimizer = new(table.parameters())
+        if sparse:
+            LazyRows(optimizer, table, **more)
+        return table, optimizer
+
+    def assert_alike(self, walk: Callable[[bool], list[Tensor]], rtol: float = 1e-13, atol: float = 0.0) -> None:
+        """What a walk returns by rows (True) and dense (False)."""
+        for lazy, dense in zip(walk(True), walk(False), strict=True):
+            assert torch.allclose(lazy, dense, rtol=rtol, atol=atol)
 
     def dense(self, steps: list[tuple[int, ...]], cls: Any = nn.Embedding, **settings: Any) -> tuple[Any, Any]:
         table = self.table(cls, **settings)
@@ -338,18 +355,19 @@ class TestATable:
 
     def test_a_new_optimizer_takes_the_table_over(self) -> None:
         """As when a cell of a notebook is run again."""
-        tables = []
-        for sparse in (True, False):
-            table = self.table()
-            table.sparse = sparse
-            for _ in range(2):
-                optimizer = TMSGD(table.parameters(), 0.1, 0.5)
-                if sparse:
-                    optimizer.attach(table)
+
+        def walk(sparse: bool) -> list[Tensor]:
+            table, optimizer = self.begun(sparse)
+            for again in (True, False):
                 for read in self.STEPS:
                     self.step(table, optimizer, *read)
-            tables.append(table.state_dict()["weight"])
-        assert torch.allclose(*tables, rtol=1e-13, atol=0)
+                if again:
+                    optimizer = TMSGD(table.parameters(), 0.1, 0.5)
+                    if sparse:
+                        optimizer.attach(table)
+            return [table.state_dict()["weight"]]
+
+        self.assert_alike(walk)
 
     def test_a_stale_row_that_was_read_past_the_embedding_is_noticed(self) -> None:
         table = self.table()
@@ -384,8 +402,7 @@ class TestATable:
         assert [*optimizer.state] == [table.weight]
 
     def test_several_tables_of_one_group_step_as_the_dense_ones(self) -> None:
-        found = []
-        for sparse in (True, False):
+        def walk(sparse: bool) -> list[Tensor]:
             tables = [self.table() for _ in range(3)]
             head = nn.Parameter(torch.ones(2, dtype=torch.float64))
             optimizer = TMSGD([tables[0].weight, head, tables[1].weight, tables[2].weight], 0.1, 0.5)
@@ -399,37 +416,32 @@ class TestATable:
                 loss = sum(((x * head - step % 2) ** 2).sum() for x in sums)
                 loss.backward()  # type: ignore[union-attr]
                 optimizer.step()
-            found.append([table.state_dict()["weight"] for table in tables] + [head.detach()])
             assert [len(group["params"]) for group in optimizer.param_groups] == [4]
-        for lazy, dense in zip(*found, strict=True):
-            assert torch.allclose(lazy, dense, rtol=1e-12, atol=0)
+            return [table.state_dict()["weight"] for table in tables] + [head.detach()]
+
+        self.assert_alike(walk, rtol=1e-12)
 
     @pytest.mark.parametrize("new", [partial(SGD, lr=0.1, momentum=0.5), partial(TMSGD, lr=0.1, momentum=0.5)])
     def test_a_deep_copy_of_the_table_is_up_to_date(self, new: Any) -> None:
         """And trains by itself, with an optimizer of its own; whichever of the two is copied first."""
-        tables = []
-        for sparse in (True, False):
-            table = self.table()
-            table.sparse = sparse
-            optimizer = new(table.parameters())
-            if sparse:
-                LazyRows(optimizer, table)
+
+        def walk(sparse: bool) -> list[Tensor]:
+            table, optimizer = self.begun(sparse, new)
             for read in self.STEPS:
                 self.step(table, optimizer, *read)
             (first,) = copy.deepcopy(nn.Sequential(table))
             of_optimizer, second = copy.deepcopy((optimizer, table))
-            tables += [first, copy.deepcopy(second)]
-            states = [*of_optimizer.state[second.weight].values()]
+            third: Any = copy.deepcopy(second)
             mine = new(second.parameters())
+            states = [*of_optimizer.state[second.weight].values()]
             if sparse:
                 LazyRows(mine, second)
             for read in self.STEPS:
                 self.step(second, mine, *read)
                 self.step(table, optimizer, *read[:1])
-            tables += [second, table, *states]
-        values = [x if isinstance(x, Tensor) else x.state_dict()["weight"] for x in tables]
-        for lazy, dense in zip(values[: len(values) // 2], values[len(values) // 2 :], strict=True):
-            assert torch.allclose(lazy, dense, rtol=1e-12, atol=1e-16)
+            return [each.state_dict()["weight"] for each in (first, third, second, table)] + states
+
+        self.assert_alike(walk, rtol=1e-12, atol=1e-16)
 
     def test_an_attached_table_is_pickled_once_it_is_detached(self) -> None:
         table = self.table()
@@ -445,52 +457,43 @@ class TestATable:
 
     def test_weights_that_are_changed_between_reading_and_stepping_keep_the_change(self) -> None:
         """As by sharpness-aware minimization, which goes there and back."""
-        found = []
-        for sparse in (True, False):
-            table = self.table()
-            table.sparse = sparse
-            optimizer = TMSGD(table.parameters(), 0.1, 0.5)
-            if sparse:
-                optimizer.attach(table)
+
+        def walk(sparse: bool) -> list[Tensor]:
+            table, optimizer = self.begun(sparse)
             for read in self.STEPS:
                 optimizer.zero_grad()
                 table(torch.tensor(read)).square().sum().backward()
                 with torch.no_grad():
                     table.weight[list(read)] += 0.5
                 optimizer.step()
-            found.append(table.state_dict()["weight"])
-        assert torch.allclose(*found, rtol=1e-13, atol=0)
+            return [table.state_dict()["weight"]]
+
+        self.assert_alike(walk)
 
     def test_a_fused_step_that_a_scaler_leaves_out_moves_no_row(self) -> None:
-        found = []
-        for sparse in (True, False):
-            table = self.table()
-            table.sparse = sparse
-            optimizer, scaler = SGD(table.parameters(), 0.1, 0.5, fused=True), torch.amp.GradScaler("cpu", 4.0)
-            if sparse:
-                LazyRows(optimizer, table, l2=0.1)
+        def walk(sparse: bool) -> list[Tensor]:
+            more = {"l2": 0.1} if sparse else {}
+            table, optimizer = self.begun(sparse, partial(SGD, lr=0.1, momentum=0.5, fused=True), **more)
+            scaler = torch.amp.GradScaler("cpu", 4.0)
             for step, read in enumerate(self.STEPS * 2):
                 optimizer.zero_grad()
                 loss = table(torch.tensor(read)).square().sum() + (0.0 if sparse else 0.1 * table.weight.square().sum())
                 scaler.scale(loss * (float("inf") if step in (2, 3, 7) else 1)).backward()
                 scaler.step(optimizer)
                 scaler.update()
-            found.append(table.state_dict()["weight"])
-        assert torch.allclose(*found, rtol=1e-13, atol=0)
+            return [table.state_dict()["weight"]]
+
+        self.assert_alike(walk)
 
     def test_a_forward_pass_in_bfloat16_catches_rows_up_in_their_own_type(self) -> None:
-        found = []
-        for sparse in (True, False):
-            table = self.table().float()
-            table.sparse = sparse
-            optimizer = TMSGD(table.parameters(), 0.1, 0.5)
-            if sparse:
-                optimizer.attach(table)
+        def walk(sparse: bool) -> list[Tensor]:
+            table, optimizer = self.begun(sparse, dtype=torch.float32)
             with torch.autocast("cpu", torch.bfloat16):
                 for read in self.STEPS:
                     self.step(table, optimizer, *read)
-            found.append(table.state_dict()["weight"])
-        assert torch.allclose(*found, rtol=1e-6, atol=0)
+            return [table.state_dict()["weight"]]
+
+        self.assert_alike(walk, rtol=1e-6)
 
     def test_weights_of_two_attached_embeddings_are_refused(self) -> None:
         table, other = self.table(), self.table()
@@ -531,6 +534,13 @@ class TestATable:
             optimizer.step()
 
 
+def weights_of(sparse: str, folder: Path, *words: str) -> dict[str, Tensor]:
+    """The weights at the end of a run by the command line."""
+    done = tmbench(*words, f"task.sparse={sparse}", f"runs_dir={folder / sparse}")
+    assert done.returncode == 0, done.stderr
+    return weights(next((folder / sparse).glob("*/result.json")).parent)
+
+
 class TestRuns:
     def test_what_task_sparse_comes_to(self) -> None:
         def sparse(*words: str) -> Any:
@@ -565,16 +575,10 @@ class TestRuns:
          pytest.param(("task=tc", "optimizer=sgd_to_sgdm", "task.weight_decay=0.01"), marks=pytest.mark.slow)],
     )  # fmt: skip
     def test_a_run_by_rows_ends_where_the_dense_one_does(self, words: tuple[str, ...], tmp_path: Path) -> None:
-        found, rows_of_metrics = [], []
-        for sparse in ("true", "false"):
-            done = tmbench(*words, "epochs=3", f"task.sparse={sparse}", f"runs_dir={tmp_path / sparse}")
-            assert done.returncode == 0, done.stderr
-            (folder,) = (path.parent for path in (tmp_path / sparse).glob("*/result.json"))
-            found.append(weights(folder))
-            rows_of_metrics.append((folder / "curves.csv").read_text())
-        assert found[0].keys() == found[1].keys()
-        for key, weight in found[1].items():
-            assert torch.allclose(found[0][key], weight, rtol=1e-4, atol=1e-6), key
+        by_rows, dense = (weights_of(sparse, tmp_path, *words, "epochs=3") for sparse in ("true", "false"))
+        assert by_rows.keys() == dense.keys()
+        for key, weight in dense.items():
+            assert torch.allclose(by_rows[key], weight, rtol=1e-4, atol=1e-6), key
 
     def test_a_dense_run_says_why(self, tmp_path: Path) -> None:
         done = tmbench("task=tc", "optimizer=adam", "epochs=1", f"runs_dir={tmp_path}")
@@ -592,18 +596,15 @@ class TestRuns:
         """With momentum at a tenth of the rate: at the whole one, training makes 1e-16 a millionth."""
         words = ["task=tc", "data=full", f"data_dir={real_data('r8').parent}", "epochs=1", f"lr={lr}"]
         words += [f"switch_epoch={switch}"] if switch else []
-        found = []
         torch.set_default_dtype(torch.float64)
         try:
-            for sparse in ("true", "false"):
-                to = f"runs_dir={tmp_path / sparse}"
-                assert tmbench(*words, f"optimizer={optimizer}", f"task.sparse={sparse}", to).returncode == 0
-                found.append(weights(next((tmp_path / sparse).glob("*/result.json")).parent))
+            words += [f"optimizer={optimizer}"]
+            by_rows, dense = (weights_of(sparse, tmp_path, *words) for sparse in ("true", "false"))
         finally:
             torch.set_default_dtype(torch.float32)
-        for key, weight in found[1].items():
+        for key, weight in dense.items():
             assert weight.dtype == torch.float64
-            assert float((found[0][key] - weight).abs().max() / weight.abs().max()) <= 1e-9, key
+            assert float((by_rows[key] - weight).abs().max() / weight.abs().max()) <= 1e-9, key
 
 
 def train_as_rank(rank: int, folder: str) -> None:

@@ -15,7 +15,7 @@ from helpers import assert_same, curves, pairwise, weights
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, ReduceLROnPlateau, StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LambdaLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
 from tmbench.optim import TMSGD, SwitchOptimizer
 from tmbench.optim.switch import swats_update
@@ -284,6 +284,38 @@ class TestSchedules:
             used.append(training.optimizer.lrs)
             training.go(1)
         assert used == [[pytest.approx((0.01 if k < SWITCH else 0.05) * factor(k), rel=1e-12)] for k in range(14)]
+
+    @pairwise(
+        new=[
+            lambda o, **more: OneCycleLR(o, 0.1, total_steps=20, **more),
+            lambda o, **more: CyclicLR(o, 0.001, 0.1, step_size_up=5, **more),
+        ],
+        second=[SGDM, ADAM],
+        cycles=[True, False],
+        reload_at=[None, 4, SWITCH],
+    )
+    def test_a_cycle_goes_on_over_the_switch(
+        self, new: Callable[..., Any], second: Make, cycles: bool, reload_at: int | None
+    ) -> None:
+        first = partial(SGD, lr=0.01, momentum=0.8)
+        training = Training(switching(first, second), partial(new, cycle_momentum=cycles))
+        alone = Training(first, partial(new, cycle_momentum=cycles))
+        own_lr, own_momentum = second.keywords["lr"], second.keywords.get("momentum")  # type: ignore[attr-defined]
+        for step in range(14):
+            if step == reload_at:
+                training.reload()
+            of_first = alone.optimizer.param_groups[0]
+            factor = of_first["lr"] / 0.01
+            assert training.optimizer.lrs == [pytest.approx((0.01 if step < SWITCH else own_lr) * factor, rel=1e-12)]
+            if own_momentum:
+                expected = of_first["momentum"] if cycles or step < SWITCH else own_momentum
+                assert training.optimizer.param_groups[0]["momentum"] == expected
+            training.go(1)
+            alone.go(1)
+
+    def test_a_cycle_of_adam_s_betas_leaves_the_second_its_momentum(self) -> None:
+        training = Training(switching(ADAM, SGDM), lambda o: OneCycleLR(o, 0.1, total_steps=20)).go(14)
+        assert training.optimizer.param_groups[0]["momentum"] == 0.9
 
     @pytest.mark.parametrize("second_lr", [0.01, 0.05, 0.003])
     def test_the_scheduled_rates_are_those_the_weights_move_by(self, second_lr: float) -> None:

@@ -15,6 +15,8 @@ from torch.optim import Optimizer
 from .rows import LazyRows, moves_linearly
 
 CRITERIA = ("swats",)
+# What OneCycleLR and CyclicLR keep in a group, or look for there.
+OF_CYCLES = ("max_lr", "min_lr", "base_momentum", "max_momentum", "momentum", "betas")
 
 
 def swats_update(average: float, gamma: float, beta2: float, k: int, tolerance: float) -> tuple[float, float | None]:
@@ -40,8 +42,9 @@ class SwitchOptimizer(Optimizer):
 
         (second's lr) * group["lr"] / (first's lr at construction)
 
-    so the same factors multiply both; `lrs` is the result. That works with torch's schedulers that multiply,
-    not with those that have rates of their own (OneCycleLR, CyclicLR).
+    so the same factors multiply both; `lrs` is the result. The factors of OneCycleLR and CyclicLR, which have rates
+    of their own, are those rates over the first's lr. They write the momentum that they cycle into the second's
+    group, too; with cycle_momentum=False it keeps its own.
 
     **criterion="swats"** (Algorithm 1). With p the step that the weights made and g the gradient, over all
     parameters together, gamma = p.p / -p.g is averaged with the first optimizer's beta2; the switch comes
@@ -212,6 +215,8 @@ class SwitchOptimizer(Optimizer):
                 if _number(base) != reference:
                     self._scales[number] = (reference, base)
                 fresh |= {"initial_lr": old["initial_lr"], "lr": old["lr"]}
+                if "max_momentum" in old or "max_lr" in old:
+                    fresh = {key: old[key] for key in OF_CYCLES if key in old} | fresh
             old.clear()
             old.update(fresh)
             active.param_groups[number] = old
