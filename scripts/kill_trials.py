@@ -116,9 +116,8 @@ def differences(runs: Path, reference: Path) -> list[str]:
         result = Result.load(runs / name)
         if result and own["best.ckpt epoch"] + 1 != result.metrics["best"]["epoch"]:
             wrong.append(f"{name}: best.ckpt is not of the best epoch")
-    stays = (".lock", ".trunks", ".tiny")
-    for path in runs.rglob("*"):
-        if path.name.startswith(".") and path.name not in stays and ".tiny" not in path.relative_to(runs).parts:
+    for path in runs.rglob(".*"):
+        if path.name != ".lock" and not (reference / path.relative_to(runs)).exists():
             wrong.append(f"{path.relative_to(runs)}: left over")
     kept = {str(path.relative_to(runs)) for name in names for path in (runs / name).rglob("*")}
     if kept != {str(path.relative_to(reference)) for name in names for path in (reference / name).rglob("*")}:

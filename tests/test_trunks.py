@@ -532,7 +532,7 @@ def test_arms_are_only_those_that_begin_as_the_run_does(composed: Compose, tmp_p
 def test_switch_study_of_ten_points_and_two_seeds_is_at_the_lower_bound(tmp_path: Path) -> None:
     """Unkind order: sgd first, large switches before small."""
     points = ",".join(map(str, range(10, 0, -1)))
-    words = ["task=tc", "optimizer=sgd,tmsgd", f"switch_epoch={points}", "seed=0,1", "epochs=12", "batch_size=8"]
+    words = ["task=tc", "optimizer=sgd,tmsgd", f"switch_epoch={points}", "seed=0,1", "epochs=12", "batch_size=20"]
     for folder, trunk in (("shared", "auto"), ("alone", "off")):
         done = ordered(tmp_path / folder, *words, f"trunk={trunk}")
         assert done.returncode == 0, done.stderr
