@@ -2,7 +2,8 @@
 
 A command is `python -m tmbench.<name>`, or `tmbench <name>`. It takes words `key=value`; `--key value` and
 `--key=value` mean the same, and `--key` alone is key=true. It ends with 0 (done; a run that diverged is a result),
-1 (an error, which the message explains), 2 (the words are no command) or 130 (interrupted).
+1 (an error, which the message explains), 2 (the words are no command) or 130 (interrupted). `judge` alone ends with its
+verdict as well.
 """
 
 import errno

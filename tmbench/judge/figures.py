@@ -67,30 +67,36 @@ def forest(content: Settings, problem: Problem) -> Figure:
 
 
 def running(content: Settings, problem: Problem, name: str) -> Figure:
-    """The mean difference and the confidence sequence after each seed, the differences themselves, and the margin."""
+    """The mean difference and the confidence sequence after each seed, the differences themselves, and the margin.
+
+    The band fills the figure at looks that can exclude nothing yet.
+    """
     method, scale, margin = content["methods"][name], problem.scale, content["margin"]
-    figure, ax = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
+    colour = OF_VERDICT[method["verdict"]]
+    figure, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     if margin:
         ax.axhspan(-scale * margin, scale * margin, color=GREY, alpha=0.18, linewidth=0, label="margin")
     ax.axhline(0, color=GREY, linewidth=1)
-    differences = [math.nan if d is None else scale * d for d in method["differences"]]
-    seeds = list(range(1, len(differences) + 1))
-    ax.plot(seeds, differences, "o", color=GREY, markersize=3, alpha=0.8, label="one seed")
-    known = [look for look in method["looks"] if None not in (look["low"], look["high"])]
-    if known:
-        colour = OF_VERDICT[method["verdict"]]
-        at = [look["seeds"] for look in known]
-        lows, highs = ([scale * look[end] for look in known] for end in ("low", "high"))
-        ax.vlines(at, lows, highs, color=colour, linewidth=0.8, alpha=0.6)
-        ax.fill_between(at, lows, highs, color=colour, alpha=0.2, linewidth=0, label="confidence sequence")
-    means = [math.fsum(differences[:n]) / n for n in seeds]
-    ax.plot(seeds, means, color=OF_VERDICT[method["verdict"]], label="mean so far")
-    if method["decided_after"]:
-        ax.axvline(method["decided_after"], color=GREY, linestyle="--", linewidth=1)
-        ax.annotate(method["verdict"], (method["decided_after"], 1), xycoords=("data", "axes fraction"), ha="center",
-                    va="bottom", color=GREY)  # fmt: skip
+    gaps = [math.nan if gap is None else scale * gap for gap in method["differences"]]
+    looks, last = method["looks"], method["interval"]
+    seen = [value for value in [*gaps, *(scale * end for end in last if end is not None), 0.0] if math.isfinite(value)]
+    room = 0.15 * (max(seen) - min(seen)) or 1.0
+    bottom, top = min(seen) - room, max(seen) + room
+    lows = [bottom if look["low"] is None else scale * look["low"] for look in looks]
+    highs = [top if look["high"] is None else scale * look["high"] for look in looks]
+    if None not in last:  # else a run diverged, and the difference has no size
+        edges = [n + 0.5 for n in range(len(looks) + 1)]
+        ax.fill_between(edges, [*lows, *lows[-1:]], [*highs, *highs[-1:]], step="post", color=colour, alpha=0.2,
+                        linewidth=0, label="confidence sequence")  # fmt: skip
+    seeds = list(range(1, len(gaps) + 1))
+    ax.plot(seeds, gaps, "o", color=GREY, markersize=3, alpha=0.8, label="one seed")
+    ax.plot(seeds, [math.fsum(gaps[:n]) / n for n in seeds], color=colour, label="mean so far")
+    if at := method["decided_after"]:
+        ax.annotate(method["verdict"], (at, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom",
+                    color=colour)  # fmt: skip
     unit = "points" if problem.is_percent else problem.metric
-    ax.set(xlabel="paired seeds", ylabel=f"{name} less {content['against']} ({unit}); up is better", xlim=(0.5, None))
+    ax.set(xlabel="paired seeds", ylabel=f"{name} less {content['against']} ({unit}); up is better",
+           xlim=(0.5, len(gaps) + 0.5), ylim=(bottom, top))  # fmt: skip
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    ax.legend(loc="best", fontsize="small")
+    figure.legend(loc="outside lower center", ncols=4, fontsize="small")
     return figure

@@ -29,12 +29,9 @@ def write_page(plan: Plan, content: Settings, report: Report) -> None:
     for drawing in drawings:
         write(places["figures"] / f"{drawing.name}.svg", drawing.svg)
     others = [table for table in report.tables if table.key.startswith("results-")]
-    told = lines(content)
-    cost = Table(
-        "cost", "What it took", ["", " "], [[Cell(head), Cell(text)] for head, text in told if head != "alarm"]
-    )
-    notes = [text for head, text in told if head == "alarm"] + report.notes
-    report = replace(report, tables=[judged[0], cost, *judged[1:], *others], notes=notes, comparisons=[])
+    notes = [alarm["text"] for alarm in content["alarms"]] + report.notes
+    tables = [judged[0], _cost(content), *judged[1:], *others]
+    report = replace(report, tables=tables, notes=notes, comparisons=[])
     verdicts = [(method["verdict"], method["sentence"]) for method in content["methods"].values()]
     write(out / "result.json", formats.as_json(content))
     write(out / "judge.html", page(report, drawings, {}, plan.command, title="tmbench judge", verdicts=verdicts))
@@ -43,7 +40,8 @@ def write_page(plan: Plan, content: Settings, report: Report) -> None:
 def _verdicts(content: Settings, problem: Problem) -> Table:
     share = f"{100 * (1 - content['design']['alpha']):g} % confidence sequence"
     columns = ["method", "against", "verdict", "seeds", "difference", share, "p better", "p worse", "p equivalent",
-               "margin", "diverged", "of against"]  # fmt: skip
+               "margin", "diverged",
+               "against diverged"]  # fmt: skip
     rows = []
     for name, method in content["methods"].items():
         mean, margin = method["difference"], content["margin"]
@@ -67,6 +65,16 @@ def _interval(problem: Problem, low: float | None, high: float | None) -> Cell:
     if low is None or high is None:
         return Cell(DASH)
     return Cell(f"{signed(problem, low)} to {signed(problem, high)}", [low, high])
+
+
+def _cost(content: Settings) -> Table:
+    """What the judgement took, beside a design with a fixed number of seeds."""
+    rows = []
+    for key in ("seeds", "runs", "device_seconds"):
+        both = content["spent"][key], content["spent"]["fixed_design"][key]
+        rows.append([Cell(key.replace("_", "-")), *(Cell(f"{value:,.0f}", value) for value in both)])
+    notes = [text for head, text in lines(content) if head in ("fixed n", "noise")]
+    return Table("cost", "What it took", ["of", "this judgement", "a fixed design"], rows, notes)
 
 
 def _looks(content: Settings, problem: Problem, name: str) -> Table:
