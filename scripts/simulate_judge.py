@@ -101,7 +101,7 @@ def bet(kind: str, effect: float, design: Design, chunk: int) -> Values:
     crossed = []
     for sign in (1, -1):
         x = [np.c_[np.zeros(len(d)), c * sign * d[:, 1:] / scale] for c in (0.1, 0.2, 0.4, 0.8, 1.6)]
-        capital = np.exp(np.cumsum(x - np.log(np.cosh(x)), -1)).mean(0)
+        capital = np.exp(np.cumsum(x - np.logaddexp(x, np.negative(x)) + np.log(2), -1)).mean(0)
         is_rich = capital >= 2 / ALPHA
         crossed.append(np.where(is_rich.any(1), is_rich.argmax(1) + 1, 0))
     return np.transpose(crossed)

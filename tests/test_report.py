@@ -170,6 +170,7 @@ def test_several_tasks_have_ranks_profiles_and_improvement(make: Make) -> None:
         {"sgd": 7 / 3, "tmsgd": 2.0, "adam": 5 / 3}
     )
     assert ranking.range_without_one[0] == (2.0, 3.0)  # of sgd, without tc or without another
+    assert (ranking.place, ranking.firsts) == ([1, 1, 1], [0.0, 0.0, 1000.0])  # two seeds a tenth apart change no rank
     assert rows(table(report, "improvement"))["adam"]["P"] == pytest.approx(2 / 3)
     assert report.targets[0] == 0.5  # of 0.5 and 0.51 what both runs of sgd reach
     drawings = list(figures.figures(report))

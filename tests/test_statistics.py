@@ -149,6 +149,18 @@ def test_ranks_share_ties_and_friedman_is_scipys() -> None:
     assert math.isnan(across.friedman_p(across.ranks(scores_BM[:, :2])))
 
 
+def test_a_method_is_first_in_as_many_bootstraps_as_chance_has_it() -> None:
+    """Of one seed in three a is the better by far, b of the others: b has the mean where that seed is not drawn."""
+    good_in_one = np.array([[9.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
+    a, b = across.firsts([good_in_one])
+    assert (a + b, b / 1000) == (1000, pytest.approx((2 / 3) ** 3, abs=0.05))
+    assert across.firsts([good_in_one[:, [0, 0]]]) == [500, 500]
+
+
+def test_methods_share_a_place_until_ranks_are_the_critical_difference_apart() -> None:
+    assert across.places(np.array([1.2, 3.0, 1.8, 4.0]), 1.5) == [1, 2, 1, 3]
+
+
 def test_profile_counts_tasks_within_a_multiple_of_the_fastest() -> None:
     inf = math.inf
     times_BM = np.array([[10, 20, inf], [30, 10, 15], [inf, inf, inf], [5, 5, 50]])

@@ -15,6 +15,8 @@ from .comparisons import Scores
 from .problems import Problem, Runs
 from .statistics import RESOLUTION, Values, tied, tolerance
 
+BOOTSTRAPS = 1000
+
 Profile = tuple[list[str], dict[str, Values]]  # names; times (problem x method) in steps and in seconds
 
 
@@ -25,6 +27,8 @@ class Ranking:
     kind: str  # of the problems; see Problem.kind
     names: list[str]
     mean: list[float]
+    place: list[int]  # 1 more than the number of methods that are better by the critical difference
+    firsts: list[float]  # in how many of BOOTSTRAPS of the seeds it has the best mean rank; ties are shared out
     range_without_one: list[tuple[float, float]]  # lowest and highest mean rank if any one block is left out
     blocks: list[str]
     unit: str  # what a block is: problem or seed
@@ -49,34 +53,43 @@ def rankings_of(runs: Runs, scores: Scores, settings: Settings) -> list[Ranking]
         of_methods = {name: [scores[i] for i in on] for name, on in methods.items() if all(scores.get(i) for i in on)}
         if len(of_methods) < 2:
             continue
-        blocks, rows = _blocks(problems, list(zip(*of_methods.values(), strict=True)))
+        blocks, rows, samples = _blocks(problems, list(zip(*of_methods.values(), strict=True)))
         if len(blocks) > 1:
             ranks_BM = ranks(np.array(rows))
+            mean, apart = ranks_BM.mean(0), critical_difference(len(of_methods), len(blocks), settings["level"])
             without_BM = np.array([np.delete(ranks_BM, i, 0).mean(0) for i in range(len(blocks))])
             rankings.append(Ranking(
-                kind, [*of_methods], ranks_BM.mean(0).tolist(),
+                kind, [*of_methods], mean.tolist(), places(mean, apart), firsts(samples),
                 list(zip(without_BM.min(0).tolist(), without_BM.max(0).tolist(), strict=True)), blocks,
-                "seed" if len(problems) == 1 else "problem",
-                critical_difference(len(of_methods), len(blocks), settings["level"]), friedman_p(ranks_BM),
+                "seed" if len(problems) == 1 else "problem", apart, friedman_p(ranks_BM),
             ))  # fmt: skip
     return rankings
 
 
-def _blocks(problems: list[Problem], scores: list[tuple[dict[int, float], ...]]) -> tuple[list[str], list[Any]]:
-    """Names of the blocks, and of each one value a method, the higher the better; from each seed's score by problem."""
+def _blocks(
+    problems: list[Problem], scores: list[tuple[dict[int, float], ...]]
+) -> tuple[list[str], list[Values], list[Values]]:
+    """Names of the blocks; of each one value a method; and of each problem what these are means of (seeds x methods).
+
+    The higher the better; `scores` are by problem, method and seed.
+    """
     blocks: list[str] = []
-    rows: list[Any] = []
+    rows: list[Values] = []
+    samples: list[Values] = []
     for problem, methods in zip(problems, scores, strict=True):
         seeds = sorted(set.intersection(*({*of_seeds} for of_seeds in methods)))
         scores_SM = np.array([[problem.sign * of_seeds[seed] for of_seeds in methods] for seed in seeds])
+        if not seeds:
+            continue
+        # Without a mean the order on the problem is that of the mean ranks.
+        has_mean = len(problems) > 1 and bool(np.isfinite(scores_SM).all())
+        samples.append(scores_SM if has_mean else -ranks(scores_SM))
         if len(problems) == 1:
             rows, blocks = [*scores_SM], [f"{problem.label} seed={seed}" for seed in seeds]
-        elif seeds:
-            # Without a mean the order on the problem is that of the mean ranks.
-            has_mean = np.isfinite(scores_SM).all()
-            rows.append(scores_SM.mean(0) if has_mean else -ranks(scores_SM).mean(0))
+        else:
+            rows.append(samples[-1].mean(0))
             blocks.append(problem.label)
-    return blocks, rows
+    return blocks, rows, samples
 
 
 # ---- the time to reach a target
@@ -181,6 +194,27 @@ def improvement(samples: Sequence[tuple[Sequence[float], Sequence[float]]], leve
 def ranks(scores_BM: Values) -> Values:
     """Ranks (1 is best, ties share) of methods in each block; the higher a score the better. -inf is allowed."""
     return np.array([stats.rankdata(-tied(row, tolerance(row))) for row in scores_BM])
+
+
+def places(mean_ranks: Values, critical: float) -> list[int]:
+    """Of each method 1 more than the number of those whose mean rank is better by the critical difference."""
+    return [int(place) for place in 1 + (mean_ranks[:, None] - mean_ranks >= critical).sum(1)]
+
+
+def firsts(samples: Sequence[Values]) -> list[float]:
+    """In how many of BOOTSTRAPS each method has the best mean rank over problems; those that share it have a part each.
+
+    Of each problem values (seeds x methods), the higher the better: its seeds are drawn anew, with replacement, and the
+    methods ranked by their means.
+    """
+    rng = np.random.default_rng(0)
+    mean_ranks_RM = np.zeros((BOOTSTRAPS, samples[0].shape[1]))
+    for values_SM in samples:
+        means_RM = values_SM[rng.integers(len(values_SM), size=(BOOTSTRAPS, len(values_SM)))].mean(1)
+        step = RESOLUTION * (np.abs(means_RM).max() or 1.0)  # for equal means to be ties
+        mean_ranks_RM += stats.rankdata(-np.round(means_RM / step), axis=1)
+    is_first_RM = mean_ranks_RM == mean_ranks_RM.min(1, keepdims=True)
+    return [float(count) for count in (is_first_RM / is_first_RM.sum(1, keepdims=True)).sum(0)]
 
 
 def critical_difference(methods: int, blocks: int, level: float) -> float:

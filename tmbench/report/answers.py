@@ -6,7 +6,7 @@ from typing import Any
 from ..config.settle import Settings
 from ..errors import ConfigError
 from . import statistics
-from .across import common, improvement, median_times
+from .across import BOOTSTRAPS, common, improvement, median_times
 from .comparisons import Comparison, sentences, tested
 from .contents import Report, notes_of, numbers_of
 from .formats import DASH, Cell, Table, count, file_name, named, number, numeric, score, signed, span, whole
@@ -97,18 +97,22 @@ def _ranking_tables(report: Report) -> list[Table]:
     tables = []
     for ranking in report.rankings:
         unit, blocks = ranking.unit, ranking.blocks
-        by_rank = sorted(zip(ranking.mean, ranking.names, ranking.range_without_one, strict=True))
-        rows = [[Cell(name), Cell(f"{mean:.2f}", mean), span(*ends)] for mean, name, ends in by_rank]
+        of_methods = (ranking.mean, ranking.names, ranking.range_without_one, ranking.place, ranking.firsts)
+        rows = [
+            [Cell(name), Cell(str(place), place), Cell(f"{mean:.2f}", mean), span(*ends), Cell(f"{first:.0f}", first)]
+            for mean, name, ends, place, first in sorted(zip(*of_methods, strict=True))
+        ]
         by = ", by the means on the seeds that all methods have" if unit == "problem" else ""
         friedman = "" if math.isnan(ranking.p) else f"; that none differs: Friedman's p = {number(ranking.p)}"
         notes = [
             f"Blocks are {unit}s{by}: {', '.join(blocks[:8])}{', ...' if len(blocks) > 8 else ''}.",
             f"Mean ranks {ranking.critical_difference:.2f} apart differ (Nemenyi, {report.settings['level']:g})"
-            f"{friedman}.",
+            f"{friedman}. A method's place is 1 more than the number of methods better by so much.",
         ]
         if unit == "seed":
             notes.append("These are seeds of one problem: the ranks say nothing about other problems.")
-        columns, title = ["method", "mean rank", f"without any one {unit}"], f"Ranks on {ranking.kind} data (1 is best)"
+        columns = ["method", "place", "mean rank", f"without any one {unit}", f"first in {BOOTSTRAPS:,} bootstraps"]
+        title = f"Ranks on {ranking.kind} data (1 is best)"
         tables.append(Table(file_name("ranks", ranking.kind), title, columns, rows, notes))
     return tables
 
