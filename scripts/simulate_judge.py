@@ -282,12 +282,14 @@ def drawn(curves: dict[str, list[float]], seeds: dict[str, dict[str, list[float]
         label = f"{kind} (not exchangeable)" if kind == "skewed" else kind
         ax.plot(range(1, len(shares) + 1), 100 * np.array(shares), style, label=label)
     ax.axhline(100 * ALPHA, color="grey", linewidth=1)
-    ax.set(xlabel="seeds seen", ylabel="% of studies called\nbetter or worse", title="Two methods that are the same",
-           ylim=(0, 16), xlim=(1, 64))  # fmt: skip
+    ax.set(
+        xlabel="seeds seen", ylabel="% of studies called\nbetter or worse", ylim=(0, 16), xlim=(1, 64),
+        title="Studies whose mean difference is 0",
+    )  # fmt: skip
     ax.legend(frameon=False, ncols=2)
     spending, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for color, (most, of) in zip(("C0", "C1"), seeds.items(), strict=True):
-        left.plot(of["effect"], 100 * np.array(of["power"]), f"{color}o-", label=f"max_seeds={most}")
+        left.plot(of["effect"], 100 * np.array(of["power"]), f"{color}o", label=f"max_seeds={most}")
         at = np.linspace(0, 1.5, 61)
         n, t = int(most), stats.t.ppf(1 - ALPHA / 2, int(most) - 1)
         left.plot(at, 100 * stats.nct.sf(t, n - 1, at * n**0.5), f"{color}:", label=f"t-test of {most}")
