@@ -54,11 +54,9 @@ def test_p_is_the_least_level_that_rejects() -> None:
 def test_a_part_of_all_changes_of_sign_rejects_exactly_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all sequences of signs, 16 at a time as seen from each: these are the same 16 from each of the 16."""
     monkeypatch.setattr(sequential, "GENERATORS", 4)
-    sequential._flips.cache_clear()
     sizes = np.random.default_rng(0).exponential(1, 8)
     signs = itertools.product((1.0, -1.0), repeat=8)
     found = [first_rejections(sizes * of, Design(8), 0.3)[0] for of in signs]
-    sequential._flips.cache_clear()
     assert np.count_nonzero(found) == 256 * 4 / 16  # 4 of 16 is the largest share up to 0.3
     assert len({*found}) > 2
 

@@ -63,6 +63,13 @@ def test_seeds_to_find_are_the_fewest_with_the_power() -> None:
     assert statistics.seeds_to_find(0.5, 1.0, 0.05, 0.8, 10) > found  # type: ignore[operator]
 
 
+def test_many_comparisons_do_not_make_a_plan_too_short(rng: np.random.Generator) -> None:
+    n, level = statistics.seeds_to_find(1.41, 1.0, 0.05, 0.8, 400), 0.05 / 400
+    assert n is not None
+    found = [np.mean(stats.ttest_1samp(rng.normal(1.41, 1, (20000, k)), 0, axis=1).pvalue <= level) for k in (n - 1, n)]
+    assert found[0] - 0.01 < 0.8 < found[1] + 0.01
+
+
 def test_planned_seeds_find_the_difference_as_often_as_promised(rng: np.random.Generator) -> None:
     n = statistics.seeds_to_find(1.2, 1.0, 0.05, 0.8)
     assert n is not None

@@ -143,23 +143,25 @@ def fixed_design_seeds(effect_in_sd: float, power: float = 0.8, alpha: float = 0
 
 
 @cache
-def _flips(seeds: int) -> Values:
+def _flips(seeds: int, generators: int) -> Values:
     """The choices of sign (looks x paths), relative to those of the data: the first path changes none, the last all.
 
-    The first GENERATORS signs take all combinations. Each later one is the product of an odd number of these, every
-    time others. So the choices form a group: from any path the same paths are seen. This makes a test by a part of all
-    choices exact.
+    The first signs, as many as there are generators, take all combinations. Each later one is the product of an odd
+    number of these, every time others. So the choices form a group: from any path the same paths are seen. This makes a
+    test by a part of all choices exact.
     """
-    own = min(seeds, GENERATORS)
+    own = min(seeds, generators)
     signs = np.where((np.arange(2**own) >> np.arange(own)[:, None]) & 1, -1.0, 1.0)
     products = [product for product in range(2**own) if product.bit_count() % 2 and product.bit_count() > 1]
     chosen = np.random.default_rng(0).permutation(products)
-    later = [signs[[i for i in range(own) if product >> i & 1]].prod(0) for product in chosen[: seeds - own]]
+    later = [signs[[i for i in range(own) if product >> i & 1]].prod(0) for product in np.resize(chosen, seeds - own)]
     return np.array([*signs, *later])
 
 
 @dataclass(frozen=True)
 class _Pairs:
+    """Differences in the order of their seeds, and tests of their mean after each of them."""
+
     d: Values
     near: Values
     design: Design
@@ -195,7 +197,7 @@ class _Pairs:
 
     def _sums(self, shift: float) -> Iterator[Values]:
         """At each look the sum of each path: of the differences less the shift; of signed ranks if one is infinite."""
-        flips = _flips(self.design.max_seeds)
+        flips = _flips(self.design.max_seeds, GENERATORS)
         sums = np.zeros(flips.shape[1])
         for n in range(len(self.d)):
             if self.is_finite[n]:

@@ -253,11 +253,9 @@ def seeds_to_attain(level: float, comparisons: int = 1) -> int | None:
 def seeds_to_find(difference: float, sd: float, level: float, power: float, comparisons: int = 1) -> int | None:
     """How many seeds would find a true mean difference with this power, if paired differences have this spread.
 
-    By the power of Student's paired test (statsmodels'), at the level that Holm leaves the first of so many
+    By the power of Student's paired test (scipy's nct), at the level that Holm leaves the first of so many
     comparisons; at least as many as the exact test needs. None if a million would not do, or no number can.
     """
-    from statsmodels.stats.power import TTestPower
-
     attaining = seeds_to_attain(level, comparisons)
     if attaining is None:
         return None
@@ -267,7 +265,8 @@ def seeds_to_find(difference: float, sd: float, level: float, power: float, comp
     effect, alpha = abs(difference) / sd, level / comparisons
 
     def is_enough(n: int) -> bool:
-        power_of_n = float(TTestPower().power(effect, n, alpha))
+        # In the true direction alone: of the other side scipy often says nan (statsmodels, too, which adds both).
+        power_of_n = float(stats.nct.sf(stats.t.ppf(1 - alpha / 2, n - 1), n - 1, effect * math.sqrt(n)))
         return power_of_n >= power or (math.isnan(power_of_n) and effect > 1)  # so sure that it underflows
 
     high = least
