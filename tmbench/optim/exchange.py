@@ -26,25 +26,21 @@ def average_over_ranks(table: nn.Embedding | nn.EmbeddingBag) -> None:
     if table.padding_idx is not None:  # read and without a gradient; stepped on all ranks alike, it is caught up alike
         rows_R = torch.cat([rows_R, rows_R.new_tensor([table.padding_idx])])
         values_RD = torch.cat([values_RD, torch.zeros_like(weight[:1])])
-    rows = _of_all(rows_R)
-    rows_U, places = torch.unique(torch.cat(rows), return_inverse=True)
+    counts = torch.cat(_of_all(rows_R.new_tensor([len(rows_R)]), [1] * distributed.get_world_size())).tolist()
+    rows_U, places = torch.unique(torch.cat(_of_all(rows_R, counts)), return_inverse=True)
     total_UD = weight.new_zeros(len(rows_U), *weight.shape[1:])
-    for places_R, of_rank_RD in zip(places.split([len(r) for r in rows]), _of_all(values_RD), strict=True):
+    for places_R, of_rank_RD in zip(places.split(counts), _of_all(values_RD, counts), strict=True):
         total_UD.index_add_(0, places_R, of_rank_RD)
-    total_UD /= len(rows)
+    total_UD /= len(counts)
     weight.grad = torch.sparse_coo_tensor(
         rows_U[None], total_UD, weight.shape, is_coalesced=True, check_invariants=False
     )
 
 
-def _of_all(mine: Tensor) -> list[Tensor]:
-    """The tensors (R, ...) of all ranks, which may be of other lengths."""
-    world = distributed.get_world_size()
-    lengths = [torch.empty(1, dtype=torch.long, device=mine.device) for _ in range(world)]
-    distributed.all_gather(lengths, torch.tensor([len(mine)], device=mine.device))
-    counts = torch.cat(lengths).tolist()
+def _of_all(mine: Tensor, counts: list[int]) -> list[Tensor]:
+    """The tensors (R, ...) of all ranks, whose lengths are these counts."""
     padded_M = mine.new_zeros(max(counts), *mine.shape[1:])
     padded_M[: len(mine)] = mine
-    found = [torch.empty_like(padded_M) for _ in range(world)]
+    found = [torch.empty_like(padded_M) for _ in counts]
     distributed.all_gather(found, padded_M)
     return [t[:count] for t, count in zip(found, counts, strict=True)]
