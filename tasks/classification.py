@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
-from torchmetrics import ConfusionMatrix, Metric, MetricCollection
+from torchmetrics import CatMetric, ConfusionMatrix, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from tmbench.task import Figures, Loss, New, Task, finite
@@ -28,6 +28,7 @@ class Classifier(Task):
         self.names = names
         metrics: dict[str, Any] = {"accuracy": MulticlassAccuracy(len(names), average="micro"), **more}
         self.metrics = MetricCollection(metrics, compute_groups=False)
+        self.of_examples = CatMetric()  # 1 where the class is right
         if len(names) <= MOST_IN_MATRIX:
             self.confusion = ConfusionMatrix(task="multiclass", num_classes=len(names))
 
@@ -47,6 +48,7 @@ class Classifier(Task):
         inputs_B, labels_B = batch
         logits_BC = finite("logits", self.model(self.preprocess(inputs_B, training=False)))
         self.metrics.update(logits_BC, labels_B)
+        self.of_examples.update(logits_BC.argmax(1) == labels_B)
         if len(self.names) <= MOST_IN_MATRIX:
             self.confusion.update(logits_BC, labels_B)
 

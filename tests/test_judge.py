@@ -13,17 +13,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Compose
+from conftest import Compose, Run
 from helpers import results, tmbench
 from made_runs import Make
 
 from tmbench.api import sweep
+from tmbench.errors import DataError
 from tmbench.judge.__main__ import STATUS, main
 from tmbench.judge.alarms import weak_baseline
 from tmbench.judge.evidence import pairs_of
 from tmbench.judge.plan import plan_of
 from tmbench.judge.sequential import Design, looks, verdicts
-from tmbench.result import Result
+from tmbench.result import Result, examples_of
 from tmbench.sweeps import sweep as sweep_module
 
 Plant = Callable[..., None]
@@ -252,6 +253,18 @@ def test_wrong_words_are_refused_before_anything_runs(words: list[str], message:
     assert done.returncode in (1, 2)
     assert done.stderr.startswith(message)
     assert not list(tmp_path.glob("runs/tc-*"))
+
+
+def test_scores_of_examples_are_kept_and_their_mean_is_the_metric(do: Run) -> None:
+    result, folder = do("task=tc", "optimizer=sgd", "epochs=2", "batch_size=40")
+    scores = examples_of(folder, result.headline)
+    assert scores is not None
+    assert set(scores) <= {0.0, 1.0}
+    assert np.mean(scores) == pytest.approx(result.score)
+    assert examples_of(folder, "test/loss") is None
+    (folder / "examples.json").write_text("{}")
+    with pytest.raises(DataError, match=r"examples.json: damaged"):
+        examples_of(folder, result.headline)
 
 
 @pytest.mark.slow

@@ -5,6 +5,8 @@ import csv
 import json
 import math
 import platform
+import zlib
+from array import array
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -17,7 +19,7 @@ from typing import Any
 from . import __version__, checkpoint
 from .config.identity import SCHEMA, effective_switch, reads_switch
 from .errors import DataError
-from .files import checked, digest_of_text, loads, printable, read, write
+from .files import checked, digest_of_text, loads, printable, read, read_sealed, write, write_sealed
 
 NUMERIC = ("torch", "torchvision", "pytorch-lightning", "torchmetrics")  # whose versions may change the numbers
 FINAL = ("completed", "diverged")  # not repeated unless forced
@@ -27,6 +29,7 @@ NEEDED = {
     "epochs": ("asked", "trained", "from_trunk"),
     "switch": ("requested", "effective", "step"),
 }
+EXAMPLES = "examples.json"  # in the folder of a run
 BOUNDED = (*SHARES, "auc")  # metrics between 0 and 1
 
 
@@ -176,6 +179,35 @@ class Result:
         image = base64.b64encode(svg(figure, self.run_id).encode()).decode()
         about = escape(f"Training loss and {self.headline} after each epoch")
         return f'<img alt="{about}" style="max-width: 100%" src="data:image/svg+xml;base64,{image}"/>'
+
+
+@dataclass
+class _Examples:
+    """The content of examples.json."""
+
+    key: str
+    count: int
+    float32: str  # in the machine's order of bytes, by zlib and base64
+
+
+def save_examples(folder: Path, key: str, scores: list[float]) -> None:
+    """Keeps one number an example of the last evaluation, in its order: the metric `key` is their mean."""
+    packed = base64.b64encode(zlib.compress(array("f", scores).tobytes())).decode()
+    write_sealed(folder / EXAMPLES, {"key": key, "count": len(scores), "float32": packed})
+
+
+def examples_of(folder: Path, key: str) -> "array[float] | None":
+    """What save_examples has kept of the metric; None if nothing, as by older versions, or several processes.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        kept: _Examples = read_sealed(folder / EXAMPLES, _Examples, "remove it, and nothing is known of the examples")
+    except FileNotFoundError:
+        return None
+    unpacked = zlib.decompressobj().decompress(base64.b64decode(kept.float32), 4 * kept.count)
+    return array("f", unpacked) if kept.key == key else None
 
 
 def finished(

@@ -1,8 +1,11 @@
 """The result of a judgement: verdicts with what they rest on, what they cost, and the sentences that say so."""
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, stdev
+
+import numpy as np
 
 from ..config.settle import Settings
 from ..report import answers
@@ -12,7 +15,8 @@ from ..report.formats import count, difference, finite, signed
 from ..report.problems import Problem
 from ..report.read import read, records
 from ..report.statistics import seeds_to_find
-from ..result import versions
+from ..report.variance import split
+from ..result import examples_of, versions
 from ..runs import Run
 from .alarms import alarms_of
 from .evidence import Evidence, Pair
@@ -82,6 +86,10 @@ def _method(evidence: Evidence, name: str, problem: Problem) -> Settings:
         "would_take": _would_take(evidence, differences, sd) if evidence.verdicts[name] == "undecided" else None,
         "fixed_design": _fixed_design(evidence, differences, sd),
     }  # fmt: skip
+    found["variance"] = variance = _variance(evidence, pairs)
+    if variance:
+        low, high = variance["of_both"]
+        variance["text"] = f"{signed(problem, low)} to {difference(problem, high, sign=True)}"
     found["sentence"] = _sentence(evidence, name, found, problem, pairs)
     return found
 
@@ -115,6 +123,27 @@ def _fixed_design(evidence: Evidence, differences: list[float], sd: float) -> Se
         "planned": design.max_seeds,
         "knowing": (fixed_design_seeds(effect, POWER, alpha) or None) if effect else None,
     }
+
+
+def _variance(evidence: Evidence, pairs: list[Pair]) -> Settings | None:
+    """The variance of the differences by seeds and test examples; None where a run has kept no scores of examples.
+
+    The intervals are of this number of seeds, as if it had been fixed: they are not corrected for looks.
+    """
+    rows = []
+    for pair in pairs:
+        key, sign = pair.method.headline, 1 if pair.method.higher_is_better else -1
+        two = [examples_of(result.folder, key) if result.folder else None for result in (pair.method, pair.against)]
+        if None in two or pair.method.score is None or pair.against.score is None:
+            return None
+        a_N, b_N = map(np.asarray, two)
+        if len(a_N) != len(b_N):
+            return None
+        rows.append(sign * (a_N.astype(float) - b_N))
+    if len(rows) < 2 or len({len(row) for row in rows}) > 1:
+        return None
+    parts = split(np.array(rows), evidence.plan.settings["alpha"])
+    return {"test_examples": len(rows[0]), **asdict(parts)}
 
 
 def _sentence(evidence: Evidence, name: str, found: Settings, problem: Problem, pairs: list[Pair]) -> str:

@@ -73,7 +73,7 @@ def _cost(content: Settings) -> Table:
     for key in ("seeds", "runs", "device_seconds"):
         both = content["spent"][key], content["spent"]["fixed_design"][key]
         rows.append([Cell(key.replace("_", "-")), *(Cell(f"{value:,.0f}", value) for value in both)])
-    notes = [text for head, text in lines(content) if head in ("fixed n", "noise")]
+    notes = [text for head, text in lines(content) if head in ("fixed n", "test set", "noise")]
     return Table("cost", "What it took", ["of", "this judgement", "a fixed design"], rows, notes)
 
 

@@ -47,6 +47,18 @@ def lines(result: Settings) -> list[tuple[str, str]]:
                     "known beforehand",
                 )
             )
+        if variance := method["variance"]:
+            told.append(
+                (
+                    "test set",
+                    f"{name}'s difference is {variance['text']} if another sample of "
+                    f"{variance['test_examples']:,} test examples is allowed for; the verdict is about these",
+                )
+            )
+        else:
+            told.append(
+                ("test set", f"the verdict on {name} is about these test examples: not all runs have their scores")
+            )
     if floor:
         told.append(
             ("noise", f"{floor['text']} between two runs of {result['against']} on different seeds, on average")
@@ -57,7 +69,7 @@ def lines(result: Settings) -> list[tuple[str, str]]:
 def _row(head: str, text: str, console: Console, colour: str | None = None) -> None:
     """A line whose text continues below its own beginning."""
     table = Table.grid(padding=(0, 2))
-    table.add_column(width=7)
+    table.add_column(width=8)
     table.add_column(overflow="fold")
     table.add_row(f"[{colour}]{head}[/]" if colour else head, escape(text))
     console.print(table, highlight=False)

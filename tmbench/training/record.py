@@ -25,7 +25,7 @@ from ..errors import DataError
 from ..figures import curves, save
 from ..files import land, link, write
 from ..progress import Lines, displayed
-from ..result import newest, shown
+from ..result import newest, save_examples, shown
 from ..task import Task
 from ..trunks import Reservation, Trunk
 from .module import Training
@@ -138,6 +138,9 @@ class Record(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Draws the figures, on all ranks alike (a metric may ask the others), and keeps rank 0's."""
         pl_module.eval()
+        kept = getattr(pl_module.task, "of_examples", None)
+        if kept is not None and kept.update_called and trainer.world_size == 1:  # of several, none has the order of all
+            save_examples(self.folder, pl_module.headline, kept.compute().tolist())
         figures = self.folder / "figures"
         drawn = ("curves", curves(self.rows, pl_module.headline, self.switch_epoch))
         with torch.no_grad():
