@@ -106,7 +106,7 @@ def test_filters_find_by_status_settings_and_names(words: list[str], expected: l
         (["status=complete"], 1, "status: expected one of completed, diverged, failed, interrupted, running, stopped"),
         (["tc-adam"], 1, "tc-adam: no run in"),
         (["show", "optimizer=sgd"], 1, "show: expected one run with a result, got"),
-        (["compare", "tc-tmsgd"], 2, "runs compare: expected two runs, got 1: tc-tmsgd"),
+        (["compare", "tc-tmsgd"], 2, "runs compare: expected two runs or more, got 1: tc-tmsgd"),
         (["compare", "tc-tmsgd", "tc-sgd"], 1, "tc-sgd: expected one run, got tc-sgd-0-"),
         (["figures", "optimizer=sgd"], 2, "runs figures: expected a task first"),
         (["figures", "fkpd", "optimizer=sgd"], 1, "fkpd: no run in"),
@@ -290,6 +290,17 @@ def test_compare_names_what_differs_and_from_which_epoch(make: Make, tmp_path: P
     assert "differ from epoch 3 on" in output
     assert "batch_size" not in output
     assert "the same, bit by bit" in command(tmp_path, "compare", str(a), str(a))[1]
+
+
+def test_compare_of_several_runs_shows_only_what_differs(make: Make, tmp_path: Path, command: Command) -> None:
+    runs = [make("sgd", seed, 0.8, f"lr={lr}", "epochs=4") for seed, lr in enumerate((0.1, 0.2, 0.3))]
+    code, output, _ = command(tmp_path / "runs", "compare", *(run.name for run in runs))
+    assert code == 0
+    rows = {cells[1].strip(): [cell.strip() for cell in cells[2:-1]] for line in output.splitlines()
+            if len(cells := line.split("│")) == 6}  # fmt: skip
+    assert (rows["lr"], rows["seed"]) == (["0.1", "0.2", "0.3"], ["0", "1", "2"])
+    assert not {"epochs", "status", "steps"} & rows.keys()
+    assert f"curves of {runs[2].name} and {runs[0].name}: the same, bit by bit" in output
 
 
 def test_less_than_one_example_a_second_is_not_none(make: Make, tmp_path: Path, command: Command) -> None:

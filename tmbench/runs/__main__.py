@@ -116,7 +116,7 @@ GC = HERE | {"limit": Setting("a number >= 0", "GiB of shared states to keep, th
 VERBS = (
     Verb("runs list", "Lists the runs that fit all filters.", list_runs, LIST, FILTERS),
     Verb("runs show", "Shows the result of one run.", show_run, HERE, "RUN"),
-    Verb("runs compare", "Shows how two runs differ: settings, environment, outcome.", compare, HERE, "RUN_A RUN_B"),
+    Verb("runs compare", "Shows how runs differ: settings, environment, outcome.", compare, HERE, "RUN RUN ..."),
     Verb("runs figures", "Draws the predictions of several trained runs of a task, side by side.", _draw, FIGURES,
          f"TASK {FILTERS}", "tmbench runs figures fkpd seed=0 optimizer=sgd,tmsgd"),
     Verb("runs remove", "Removes runs, after asking.", remove_runs, REMOVE, FILTERS),

@@ -1,6 +1,7 @@
-"""`tmbench runs compare RUN_A RUN_B`: in what two runs differ: settings, environment, outcome. Torch-free."""
+"""`tmbench runs compare RUN RUN ...`: in what runs differ: settings, environment, outcome. Torch-free."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,18 @@ from ..errors import UsageError
 from ..result import Result, shown
 from . import Run, find_one, show
 
-Rows = list[tuple[str, str, str, str]]  # name, of a, of b, b - a
+Rows = list[list[str]]  # name, a cell for each run, and of two runs the second less the first
 
 
-def differing(a: dict[str, Any], b: dict[str, Any]) -> Rows:
+def differing(runs: Sequence[dict[str, Any]]) -> Rows:
     """The keys whose values are not shown alike, in the order of their first occurrence."""
-    return [row for row in _rows(a, b) if row[1] != row[2]]
+    return [row for row in _rows(runs) if len(set(row[1 : 1 + len(runs)])) > 1]
 
 
-def _rows(a: dict[str, Any], b: dict[str, Any]) -> Rows:
-    pairs = [(key, a.get(key), b.get(key)) for key in dict.fromkeys([*a, *b])]
-    return [(key, _word(x), _word(y), _gap(x, y)) for key, x, y in pairs]
+def _rows(runs: Sequence[dict[str, Any]]) -> Rows:
+    keys = dict.fromkeys(key for facts in runs for key in facts)
+    each = [(key, [facts.get(key) for facts in runs]) for key in keys]
+    return [[key, *map(_word, values), *([_gap(*values)] if len(runs) == 2 else [])] for key, values in each]
 
 
 def environment(result: Result) -> dict[str, str]:
@@ -32,27 +34,33 @@ def environment(result: Result) -> dict[str, str]:
     return result.versions | of_run | {"profile": result.profile}
 
 
-def outcome(a: Run, b: Run) -> Rows:
-    """What came of two runs, including what is the same."""
-    rows: Rows = [("status", a.status, b.status, "")]
-    if not (a.result and b.result):
+def outcome(runs: Sequence[Run]) -> Rows:
+    """What came of the runs, including what is the same."""
+    rows: Rows = [["status", *(run.status for run in runs), *([""] if len(runs) == 2 else [])]]
+    results = [run.result for run in runs if run.result]
+    if len(results) < len(runs):
         return rows
     for when in ("last", "best"):
-        x, y = (run.metrics[when] for run in (a.result, b.result))
-        rows += [_metric(f"{k} {when}", k, x.get(k), y.get(k)) for k in dict.fromkeys([*x, *y]) if k != "epoch"]
+        metrics = [result.metrics[when] for result in results]
+        keys = dict.fromkeys(key for each in metrics for key in each if key != "epoch")
+        rows += [_metric(f"{key} {when}", key, [each.get(key) for each in metrics]) for key in keys]
     facts = [
         {"epochs trained": r.epochs["trained"], "of them shared": r.epochs["from_trunk"], "steps": r.steps,
          "switch after epoch": r.switch["effective"], "parameters": r.parameters, "seconds": round(r.seconds, 1),
          "examples/s": float(f"{r.examples_per_second:.4g}"), "peak memory, MiB": r.peak_memory_bytes >> 20}
-        for r in (a.result, b.result)
+        for r in results
     ]  # fmt: skip
-    return rows + _rows(*facts)
+    return rows + _rows(facts)
 
 
-def _metric(name: str, key: str, x: float | None, y: float | None) -> tuple[str, str, str, str]:
+def _metric(name: str, key: str, values: list[float | None]) -> list[str]:
+    cells = [name, *(shown(value, key) for value in values)]
+    if len(values) > 2:
+        return cells
+    x, y = values
     gap = "" if x is None or y is None else shown(y - x, key) if math.isfinite(y - x) else "-"
     gap = gap.replace(" %", " points")  # a difference of percents
-    return name, shown(x, key), shown(y, key), f"+{gap}" if gap[:1].isdigit() else gap
+    return [*cells, f"+{gap}" if gap[:1].isdigit() else gap]
 
 
 def first_difference(a: Run, b: Run) -> int | None:
@@ -84,7 +92,7 @@ def _gap(x: Any, y: Any) -> str:
 def _print(title: str, rows: Rows, names: list[str], console: Console) -> None:
     console.print(f"\n[bold]{title}[/bold]" + ("" if rows else "  the same"))
     table = Table()
-    for name in ("", *names, "difference"):
+    for name in ("", *names, *(["difference"] if len(names) == 2 else [])):
         table.add_column(escape(name), justify="right" if name == "difference" else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
@@ -93,21 +101,27 @@ def _print(title: str, rows: Rows, names: list[str], console: Console) -> None:
 
 
 def compare(values: dict[str, Any], words: list[str]) -> int:
-    """Prints in what two runs differ; returns the exit status."""
-    if len(words) != 2:
-        raise UsageError(f"runs compare: expected two runs, got {len(words)}: {' '.join(words)}")
-    a, b = (find_one(word, Path(values["runs_dir"])) for word in words)
-    settings = differing(flat(a.config), flat(b.config))
+    """Prints in what runs differ, and of two what came of both; returns the exit status."""
+    if len(words) < 2:
+        raise UsageError(f"runs compare: expected two runs or more, got {len(words)}: {' '.join(words)}")
+    runs = [find_one(word, Path(values["runs_dir"])) for word in words]
+    settings = differing([flat(run.config) for run in runs])
     sections = {
         "settings": [row for row in settings if kind_of(row[0]) != BOOKKEEPING],
         "settings that change no number": [row for row in settings if kind_of(row[0]) == BOOKKEEPING],
     }
-    if a.result and b.result:
-        sections["environment"] = differing(environment(a.result), environment(b.result))
+    results = [run.result for run in runs if run.result]
+    if len(results) == len(runs):
+        sections["environment"] = differing([environment(result) for result in results])
+    came = outcome(runs)
+    sections["outcome"] = came if len(runs) == 2 else [row for row in came if len(set(row[1:])) > 1]
     console = show.console()
-    for title, rows in (sections | {"outcome": outcome(a, b)}).items():
-        _print(title, rows, [a.folder.name, b.folder.name], console)
-    epoch = first_difference(a, b)
-    same = "the same, bit by bit, except for the seconds"
-    console.print(f"curves: {same}" if epoch is None else f"curves: differ from epoch {epoch} on")
+    for title, rows in sections.items():
+        _print(title, rows, [run.folder.name for run in runs], console)
+    same, first = "the same, bit by bit, except for the seconds", runs[0]
+    for other in runs[1:]:
+        epoch = first_difference(first, other)
+        of = "" if len(runs) == 2 else f" of {other.folder.name} and {first.folder.name}"
+        told = f"curves{of}: {same}" if epoch is None else f"curves{of}: differ from epoch {epoch} on"
+        console.print(told, highlight=False, soft_wrap=True)
     return 0
