@@ -132,6 +132,7 @@ def test_an_interrupted_judgement_continues(tmp_path: Path, monkeypatch: pytest.
     after = results(tmp_path / "runs")
     assert len(after) > 3
     assert all(after[name][0].started == result.started for name, (result, _) in before.items())
+    assert "test examples, which the verdict is about, and" in " ".join(done.stdout.split())
     count = iter([3])  # no run may be done
     assert tmbench(*words, cwd=tmp_path).stdout == done.stdout
 

@@ -88,8 +88,15 @@ def _method(evidence: Evidence, name: str, problem: Problem) -> Settings:
     }  # fmt: skip
     found["variance"] = variance = _variance(evidence, pairs)
     if variance:
-        low, high = variance["of_both"]
-        variance["text"] = f"{signed(problem, low)} to {difference(problem, high, sign=True)}"
+        ends = {key: variance[key] for key in ("of_training", "of_both")}
+        told = {
+            key: f"{signed(problem, low)} to {difference(problem, high, sign=True)}"
+            for key, (low, high) in ends.items()
+        }
+        variance["text"] = (
+            f"{name}'s difference is {told['of_training']} on these {variance['test_examples']:,} test examples, which "
+            f"the verdict is about, and {told['of_both']} if they might be others; neither interval is corrected for looks"
+        )
     found["sentence"] = _sentence(evidence, name, found, problem, pairs)
     return found
 

@@ -47,18 +47,8 @@ def lines(result: Settings) -> list[tuple[str, str]]:
                     "known beforehand",
                 )
             )
-        if variance := method["variance"]:
-            told.append(
-                (
-                    "test set",
-                    f"{name}'s difference is {variance['text']} if another sample of "
-                    f"{variance['test_examples']:,} test examples is allowed for; the verdict is about these",
-                )
-            )
-        else:
-            told.append(
-                ("test set", f"the verdict on {name} is about these test examples: not all runs have their scores")
-            )
+        no_scores = f"the verdict on {name} is about these test examples; the runs have no scores of single ones"
+        told.append(("test set", method["variance"]["text"] if method["variance"] else no_scores))
     if floor:
         told.append(
             ("noise", f"{floor['text']} between two runs of {result['against']} on different seeds, on average")
