@@ -92,16 +92,16 @@ def test_a_known_judgement_is_told_quickly(plant: Plant, tmp_path: Path) -> None
     words = ["task=tc", "optimizer=adam", "epochs=4", "max_seeds=10"]
     first = tmbench("judge", *words, cwd=tmp_path)
     code = (
-        "import sys, time; start = time.monotonic(); from tmbench.judge.__main__ import main; code = main(); "
+        "import sys, time; from tmbench.judge.__main__ import main; code = main(); "
         "slow = {'torch', 'pytorch_lightning', 'scipy', 'polars', 'matplotlib'} & set(sys.modules); "
-        "print(time.monotonic() - start, *slow, file=sys.stderr); sys.exit(code)"
+        "print(time.process_time(), *slow, file=sys.stderr); sys.exit(code)"
     )
     again = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path)
     assert (first.returncode, again.returncode) == (0, 0)
     assert again.stdout.split() == first.stdout.split()
     seconds, *slow = again.stderr.split()
     assert slow == []
-    assert float(seconds) < 5  # 0.9 on a quiet machine
+    assert float(seconds) < 3  # 0.9 on a quiet machine
 
 
 def test_an_interrupted_judgement_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +125,10 @@ def test_an_interrupted_judgement_continues(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(sweep_module, "do_job", interrupted)
     stopped = tmbench(*words, cwd=tmp_path)
     assert stopped.returncode == 130
-    assert stopped.stderr.endswith("; the same command continues\n")
+    assert stopped.stderr.endswith(
+        "interrupted: 1 of at most 4 seeds are done, and each whole epoch of the others is saved; the same command "
+        "continues\n"
+    )
     assert len(before := results(tmp_path / "runs")) == 3
     done = tmbench(*words, cwd=tmp_path)
     assert done.returncode in STATUS.values()

@@ -95,7 +95,8 @@ def _method(evidence: Evidence, name: str, problem: Problem) -> Settings:
         }
         variance["text"] = (
             f"{name}'s difference is {told['of_training']} on these {variance['test_examples']:,} test examples, which "
-            f"the verdict is about, and {told['of_both']} if they might be others; neither interval is corrected for looks"
+            f"the verdict is about, and {told['of_both']} if they might be others; neither interval is corrected for "
+            "looks"
         )
     found["sentence"] = _sentence(evidence, name, found, problem, pairs)
     return found

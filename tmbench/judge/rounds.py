@@ -126,7 +126,7 @@ def _do_rounds(evidence: "Evidence") -> None:
         else:
             count = 1  # it is known, so it costs nothing to look
         seeds = plan.seeds[done : done + count]
-        _do_round(evidence, contenders, seeds, done)
+        _do_round(evidence, contenders, seeds)
         done += len(seeds)
         if evidence.metric is None:  # only a run could tell
             evidence.metric = metric_of(plan, evidence.results[plan.baseline.name].values())
@@ -136,15 +136,17 @@ def _do_rounds(evidence: "Evidence") -> None:
             _tell(evidence, done)
 
 
-def _do_round(evidence: "Evidence", contenders: list[Contender], seeds: range, done: int) -> None:
+def _do_round(evidence: "Evidence", contenders: list[Contender], seeds: range) -> None:
     """Does the runs of these seeds that are not done yet."""
     due = [(contender, seed) for seed in seeds for contender in contenders if not contender.result(seed)]
     if due:
         try:
             failed = _trained(evidence.plan, due)
         except KeyboardInterrupt:
-            most = len(evidence.plan.seeds)
-            raise KeyboardInterrupt(f"{done} of at most {most} seeds are done, and whole epochs of others") from None
+            asked = range(evidence.plan.seeds[0], seeds[-1] + 1)
+            done = sum(all(contender.result(seed) for contender in contenders) for seed in asked)
+            told = f"{done} of at most {len(evidence.plan.seeds)} seeds are done"
+            raise KeyboardInterrupt(f"{told}, and each whole epoch of the others is saved") from None
         for contender, seed, message in failed:
             evidence.failed[contender.name][seed] = message
     for contender in contenders:
