@@ -55,7 +55,7 @@ def _of_curves(evidence: Evidence, report: Report, methods: Settings) -> Found:
     by_method = {name: means.filter(pl.col("optimizer") == name) for name in evidence.results}
     epochs = evidence.plan.baseline.cfg["epochs"]
     tenth = max(1, round(epochs / 10))
-    where = f"in the last {count(tenth, 'epoch')} of {epochs}"
+    where = f"in the last {'epoch' if tenth == 1 else f'{tenth} epochs'} of {epochs}"
     found, sign = Found(), report.runs.problems[0].sign
     if epochs <= 2 * tenth:
         return found

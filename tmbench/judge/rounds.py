@@ -192,10 +192,9 @@ def _at_once(plan: Plan) -> int:
 
 
 def _tell(evidence: "Evidence", done: int) -> None:
-    told = ", ".join(
-        f"{name} {verdict} (p = {min(evidence.looks[name][-1][1:3]):.2g})"
-        if evidence.looks[name]
-        else f"{name} {verdict}"
-        for name, verdict in evidence.verdicts.items()
-    )
-    print(f"after {done} of at most {len(evidence.plan.seeds)} seeds: {told}", file=sys.stderr)
+    told = []
+    for name, verdict in evidence.verdicts.items():
+        looks = evidence.looks[name]
+        p = f" (p = {min(looks[-1].p_better, looks[-1].p_worse):.2g})" if looks and verdict != "equivalent" else ""
+        told.append(f"{name} {verdict}{p}")
+    print(f"after {done} of at most {len(evidence.plan.seeds)} seeds: {', '.join(told)}", file=sys.stderr)

@@ -39,16 +39,14 @@ def lines(result: Settings) -> list[tuple[str, str]]:
                    f"{duration(fixed['device_seconds'])} for {fixed['runs']}"),
     ]  # fmt: skip
     for name, method in result["methods"].items():
-        if knowing := method["fixed_design"]["knowing"]:
-            told.append(
-                (
-                    "fixed n",
-                    f"{knowing} seeds find a difference of {name}'s size in 4 of 5 cases, if the size is "
-                    "known beforehand",
-                )
-            )
-        no_scores = f"the verdict on {name} is about these test examples; the runs have no scores of single ones"
-        told.append(("test set", method["variance"]["text"] if method["variance"] else no_scores))
+        knowing = method["fixed_design"]["knowing"]
+        if knowing and method["verdict"] in ("better", "worse"):
+            size = f"a difference of {name}'s size in 4 of 5 cases, if the size is known beforehand"
+            told.append(("fixed n", f"{knowing:,} seeds find {size}"))
+        if method["variance"]:
+            told.append(("test set", method["variance"]["text"]))
+    if not all(method["variance"] for method in result["methods"].values()):
+        told.append(("test set", "a verdict is about these test examples; not all runs have scores of single ones"))
     if floor:
         told.append(
             ("noise", f"{floor['text']} between two runs of {result['against']} on different seeds, on average")
