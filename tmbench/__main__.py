@@ -19,7 +19,9 @@ from .verbs import ERROR, USAGE, guarded, is_expected, leave
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-VERBS = {name: f"{name}.__main__" for name in ("runs", "report", "judge", "tune", "certify", "data", "numerics")}
+VERBS = {
+    name: f"{name}.__main__" for name in ("runs", "report", "judge", "tune", "certify", "data", "numerics", "doctor")
+}
 
 
 def job(cfg: "DictConfig") -> float | None:

@@ -39,15 +39,15 @@ class Target:
     entry: Entry | None
 
 
-def _data_dir(values: Values) -> Path:
+def data_dir_of(values: Values) -> Path:
     return Path(values["data_dir"] or os.environ.get("TMBENCH_DATA", "./data"))  # as in conf/config.yaml
 
 
-def _targets(values: Values, names: list[str], needs_name: str = "") -> list[Target]:
+def targets_of(values: Values, names: list[str], needs_name: str = "") -> list[Target]:
     """The data sets with these names, all of the catalogue if there are none; UsageError if a name is needed."""
     if needs_name and not names:
         raise UsageError(f"data {needs_name}: expected a task (seg), a data set (voc2007) or a class (mymodule.MyData)")
-    known, data_dir = catalogue(), _data_dir(values)
+    known, data_dir = catalogue(), data_dir_of(values)
     tasks = list(dict.fromkeys(task for entry in known.values() for task in entry.tasks))
     targets: list[Target] = []
     for name in names or known:
@@ -97,15 +97,16 @@ def _coloured(state: str, width: int = 0) -> str:
 
 def show(values: Values, names: list[str]) -> int:
     console = _console()
-    title = f"Data sets, and what is here of them, in {_data_dir(values)}"
+    title = f"Data sets, and what is here of them, in {data_dir_of(values)}"
     table = Table(title=title, title_justify="left", show_lines=True, expand=True)
     is_wide = console.width >= WIDE
     for column, ratio in (COLUMNS if is_wide else NARROW).items():
         table.add_column(column, ratio=ratio or None, overflow="fold")
-    for target in _targets(values, names):
+    for target in targets_of(values, names):
         if (entry := target.entry) is not None:
             size = "by hand" if entry.by_hand else entry.size
-            here = _what_is_here(entry, target.dataset.root)
+            state, why = what_is_here(entry, target.dataset.root)
+            here = f"{_coloured(state)}\n{escape(why)}" if why else _coloured(state)
             tasks = " ".join(entry.tasks)
             cells = (tasks, entry.about, size, entry.terms) if is_wide else (
                 f"{entry.about}\n{tasks}; {size}; {entry.terms}",
@@ -116,21 +117,22 @@ def show(values: Values, names: list[str]) -> int:
     return 0
 
 
-def _what_is_here(entry: Entry, root: Path) -> str:
+def what_is_here(entry: Entry, root: Path) -> tuple[str, str]:
+    """Whether it is `missing`, `here` or there in `part`, and why, without reading large files."""
     absent = entry.absent(root)
     reasons = [f"no {file.path}" for file in absent]
     reasons += [text for file in entry.files for text in file.differences(root, QUICK)]
     if len(absent) == len(entry.files):
-        return _coloured("missing")
+        return "missing", ""
     if not reasons:
-        return _coloured("here")
+        return "here", ""
     first = re.sub(": expected (md5|sha256|[0-9]).*", ": not as published", reasons[0].rpartition("/")[2])
     more = f"\nand {len(reasons) - 1} more" if len(reasons) > 1 else ""
-    return f"{_coloured('part')}\n{escape(first)}{more}"
+    return "part", f"{first}{more}"
 
 
 def get(values: Values, names: list[str]) -> int:
-    for target in _targets(values, names, "get"):
+    for target in targets_of(values, names, "get"):
         if target.entry is not None:
             fetch.get(target.entry, target.dataset.root)
         else:
@@ -140,7 +142,7 @@ def get(values: Values, names: list[str]) -> int:
 
 def check(values: Values, names: list[str]) -> int:
     console, code = _console(), 0
-    for target in _targets(values, names):
+    for target in targets_of(values, names):
         if target.entry is not None:
             state, reasons = verify(target.entry, target.dataset)
         else:
@@ -201,7 +203,7 @@ def verify(entry: Entry, dataset: Dataset) -> tuple[str, list[str]]:
 
 
 def prepare(values: Values, names: list[str]) -> int:
-    for target in _targets(values, names, "prepare"):
+    for target in targets_of(values, names, "prepare"):
         prepare = type(target.dataset).prepare
         if prepare is Dataset.prepare:
             print(f"{target.name}: nothing to prepare; its files are read as they are")
@@ -214,7 +216,7 @@ def prepare(values: Values, names: list[str]) -> int:
 def describe(values: Values, names: list[str]) -> int:
     from .croissant import describe
 
-    targets, out = _targets(values, names), values["out"]
+    targets, out = targets_of(values, names), values["out"]
     if out and len(targets) > 1:
         raise ConfigError(f"out: expected one data set for one file, got {', '.join(t.name for t in targets)}")
     for target in targets:
@@ -238,7 +240,7 @@ def tiny(values: Values, names: list[str]) -> int:
     import numpy as np
 
     out = values["out"]
-    for target in _targets(values, names, "tiny"):
+    for target in targets_of(values, names, "tiny"):
         root = Path(out) / target.name
         if root.exists():
             raise DataError(f"{root}: is there already; remove it, or name another folder with out=DIR")
