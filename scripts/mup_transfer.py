@@ -39,8 +39,8 @@ from tmbench.files import write
 from tmbench.result import versions
 from tmbench.seeds import seed_all
 from tmbench.task import Task
+from tmbench.training.build import optimizer_of
 from tmbench.training.loader import TrainLoader
-from tmbench.training.train import optimizer_of
 
 OPTIMIZERS = {"sgd": ["optimizer=sgd"], "tmsgd": ["optimizer=tmsgd", "switch_epoch=0"], "adam": ["optimizer=adam"]}
 PARAMETRISATIONS = {"standard": False, "mup": True}

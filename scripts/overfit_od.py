@@ -30,8 +30,8 @@ from tmbench.tasks.od.fast_rcnn import OBJECT
 from tmbench.tasks.od.metric import overlaps
 from tmbench.tasks.od.selective_search import search
 from tmbench.tasks.od.task import OD
+from tmbench.training.evaluation import Evaluation
 from tmbench.training.loader import TestLoader, TrainLoader
-from tmbench.training.module import Evaluation
 
 IMAGES = 8
 

@@ -27,7 +27,7 @@ from made_runs import Make
 
 import tmbench
 from tmbench.errors import ConfigError, DataError
-from tmbench.training.record import Record
+from tmbench.training.record import Recorder
 
 TINY: dict[str, Any] = {"batch_size": 40, "trunk": "off", "progress": False}
 HANDLED = (signal.SIGINT, signal.SIGTERM)
@@ -168,14 +168,14 @@ def test_a_run_that_diverges_is_a_result() -> None:
 @pytest.fixture
 def _interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGINT comes after the first epoch that any run trains, once."""
-    original, signals = Record.on_train_epoch_end, [signal.SIGINT]
+    original, signals = Recorder.on_train_epoch_end, [signal.SIGINT]
 
-    def and_interrupt(self: Record, trainer: Any, module: Any) -> None:
+    def and_interrupt(self: Recorder, trainer: Any, module: Any) -> None:
         original(self, trainer, module)
         while signals:
             os.kill(os.getpid(), signals.pop())
 
-    monkeypatch.setattr(Record, "on_train_epoch_end", and_interrupt)
+    monkeypatch.setattr(Recorder, "on_train_epoch_end", and_interrupt)
 
 
 @pytest.mark.usefixtures("_interrupted")

@@ -172,7 +172,7 @@ def not_applicable(findings: list[Finding]) -> set[str]:
 REFERENCE, PATHS, SAVED = "agrees with a reference", "for-loop, foreach and fused agree", "state_dict continues bitwise"
 ORDER, NUMBER = "order of tensors does not matter", "number of tensors does not matter"
 GRADIENTS, NONE, ZERO = "leaves gradients as they were", "None gradients are skipped", "zero gradients are harmless"
-LINEAR = "sparse rows = dense"
+LINEAR, STACKED = "sparse rows = dense", "stacked = each by itself"
 GROUP, CLOSURE, MODES = "an added group is updated", "a closure's loss is returned", "train() and eval() leave no trace"
 
 
@@ -216,7 +216,8 @@ def test_each_defect_is_caught_by_the_check_that_is_about_it(defect: str) -> Non
 
 
 def test_every_check_is_seen_to_catch_something() -> None:
-    assert set.union(*(caught for _, caught in DEFECTS.values())) == set(CHECKS.values())
+    # The last is no defect: such an optimizer is trained one run at a time.
+    assert set.union(*(caught for _, caught in DEFECTS.values())) == {*CHECKS.values()} - {CHECKS["elementwise"]}
     assert list(FUNCTIONS) == list(CHECKS)
 
 
@@ -226,7 +227,7 @@ SOUND: list[tuple[Callable[..., Optimizer], set[str]]] = [
     (partial(torch.optim.AdamW, lr=0.1, weight_decay=0.1), {MODES, LINEAR}),
     (partial(torch.optim.RMSprop, lr=0.01), {MODES, LINEAR}),
     (partial(torch.optim.LBFGS, lr=0.02, max_iter=3, history_size=10, line_search_fn="strong_wolfe"),
-     {REFERENCE, PATHS, NUMBER, GROUP, MODES, LINEAR}),
+     {REFERENCE, PATHS, NUMBER, GROUP, MODES, LINEAR, STACKED}),
     (partial(TMSGD, lr=0.1, switch_step=6), {MODES}),
     (partial(TMSGD, lr=0.05, momentum=0.9, weight_decay=0.01, switch_step=6, history="zero"), {MODES}),
     (lambda params: TMSGD(params, lr=0.1, switch_step=None), {MODES}),
@@ -321,7 +322,7 @@ class TestCommandLine:
         assert "tmsgdm  tmbench.optim.tmsgd.TMSGD\nlr=0.01, momentum=0.9" in shown.out
         assert all(name in shown.out for name in CHECKS.values())
         assert "eq. 8 in its weights form" in shown.out
-        assert shown.out.strip().endswith("17 hold, 0 do not, 1 not applicable")
+        assert shown.out.strip().endswith("18 hold, 0 do not, 1 not applicable")
 
     def test_does_the_named_checks_and_writes_what_it_prints(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]

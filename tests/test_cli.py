@@ -449,7 +449,7 @@ def test_a_record_that_a_power_cut_damaged_has_a_line_of_the_table(
 ) -> None:
     def torn(folder: Path, order: JobOrder) -> Any:
         (folder / "job-00000.json").write_text(damaged)
-        return Result.__new__(Result)
+        return [Result.__new__(Result)]
 
     for damaged in ("", "[]", '{"sweep": "new"', '{"sweep": "new", "number": "x"}'):
         (tmp_path / "job-00000.json").write_text(damaged)

@@ -25,7 +25,7 @@ from tmbench.tasks.ctr.avazu import columns as reader
 from tmbench.tasks.ctr.avazu.columns import HEXADECIMAL
 from tmbench.tasks.ctr.avazu.indexing import OF_HOUR, SPLITS
 from tmbench.tasks.ctr.task import AUC, WideDeep
-from tmbench.training.module import Evaluation
+from tmbench.training.evaluation import Evaluation
 
 SIZES = [25, 3, 1491, 7]
 

@@ -20,8 +20,8 @@ from tmbench.run import run
 from tmbench.runs import Run as Record
 from tmbench.runs.figures import restored
 from tmbench.task import Task
+from tmbench.training.evaluation import Evaluation
 from tmbench.training.loader import TestLoader
-from tmbench.training.module import Evaluation
 from tmbench.training.ranks import is_rank
 
 PAIR = ["trainer=ddp_cpu", "devices=2"]

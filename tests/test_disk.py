@@ -17,7 +17,7 @@ from helpers import assert_same, tmbench, weights
 import tmbench as package
 from tmbench.__main__ import main
 from tmbench.files import locked
-from tmbench.training.record import Record
+from tmbench.training.record import Recorder
 
 RUN = ("task=tc", "optimizer=tmsgd", "epochs=2", "switch_epoch=1", "batch_size=80")
 FULL = "No space left on device; free some space and give the same command again"
@@ -149,13 +149,13 @@ def test_a_read_only_folder_shows_its_runs_and_tells_what_cannot_be(runs: Path, 
 @pytest.mark.parametrize("gone", ["runs", "runs/.trunks"])
 def test_a_folder_that_vanishes_from_a_run(gone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of a run needs the states that it shares."""
-    save = Record.on_train_epoch_end
+    save = Recorder.on_train_epoch_end
 
-    def vanish(record: Record, trainer: Any, module: Any) -> None:
+    def vanish(record: Recorder, trainer: Any, module: Any) -> None:
         save(record, trainer, module)
         shutil.rmtree(tmp_path / gone, ignore_errors=True)
 
-    monkeypatch.setattr(Record, "on_train_epoch_end", vanish)
+    monkeypatch.setattr(Recorder, "on_train_epoch_end", vanish)
     done = tmbench(*RUN, "runs_dir=runs", cwd=tmp_path)
     if gone == "runs":
         assert told(done).endswith(": No such file or directory")

@@ -19,7 +19,7 @@ from tmbench.run import run
 from tmbench.runs.__main__ import main
 from tmbench.tasks.fkpd.faces import HEADER, Faces
 from tmbench.tasks.fkpd.task import NormalisedMeanError, build_model, cut, random_corners, resized
-from tmbench.training.module import Evaluation
+from tmbench.training.evaluation import Evaluation
 
 
 def test_the_network_has_the_recipe_s_parameters() -> None:

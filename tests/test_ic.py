@@ -20,8 +20,8 @@ from tmbench.errors import DataError
 from tmbench.run import run
 from tmbench.tasks.ic.cifar import CIFAR, CIFAR10, CIFAR100, HUES, write_pickle
 from tmbench.tasks.ic.task import augmented, build_model, cropped_and_flipped
+from tmbench.training.evaluation import Evaluation
 from tmbench.training.loader import TestLoader
-from tmbench.training.module import Evaluation
 
 # With 10 classes, and what each of 90 more adds: a row of the last layer.
 PARAMETERS = {

@@ -28,8 +28,8 @@ from tmbench.tasks.ig import distances, sneakers
 from tmbench.tasks.ig.distances import Frechet, Kernel, PrecisionRecall, Random, share_within
 from tmbench.tasks.ig.sneakers import Sneakers
 from tmbench.tasks.ig.task import IG, PROGRESS, as_bytes, discriminator, fixed_noise, generator, initialize, moments
+from tmbench.training.evaluation import Evaluation
 from tmbench.training.loader import TestLoader, TrainLoader
-from tmbench.training.module import Evaluation
 
 
 @pytest.fixture

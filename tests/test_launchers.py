@@ -209,7 +209,7 @@ def test_table_on_a_terminal_shows_where_each_job_is(width: int, tmp_path: Path)
         rows = "".join(f"{epoch},0.00{epoch},0.71,3\n" for epoch in range(1, number + 2))
         (folder / "curves.csv").write_text(f"epoch,train/loss,test/accuracy,test/other\n{rows}")
         job = Job(number, ["task=tc", f"task.betas=[{number},2]"], {}, cfg={"epochs": 120}, folder=folder)
-        jobs[tmp_path / f"launch-{number:05d}.json"] = job
+        jobs[tmp_path / f"launch-{number:05d}.json"] = [job]
     for number in (0, 1, 2):
         (tmp_path / f"job-{number:05d}.log").touch()
     console, plain = (
@@ -238,7 +238,7 @@ def test_jobs_of_different_trunks_start_first(composed: Compose) -> None:
     finder = RunFinder(download=False)
     for job in jobs:
         finder.find(job)
-    assert [job.number for job in base.different_trunks_first(jobs)] == [0, 2, 1, 3]
+    assert [job.number for (job,) in base.different_trunks_first([[job] for job in jobs])] == [0, 2, 1, 3]
 
 
 # Settings.

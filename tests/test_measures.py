@@ -27,8 +27,8 @@ from tmbench.tasks.ig.sneakers import Sneakers
 from tmbench.tasks.od.boxes import VOCDetection
 from tmbench.tasks.seg.masks import VOCSegmentation
 from tmbench.tasks.tc.task import TC, LSTMClassifier
+from tmbench.training.evaluation import Evaluation
 from tmbench.training.loader import TestLoader, hold_out
-from tmbench.training.module import Evaluation
 from tmbench.training.record import mean_losses
 
 TC_RUN = ["task=tc", "optimizer=sgd", *SHORT["tc"]]
@@ -124,7 +124,7 @@ def test_a_weight_average_that_is_not_finite_ends_the_run_by_name(do: Run, monke
     def spoil(average: list[torch.Tensor], live: Any, steps: Any) -> None:
         average[0].fill_(torch.nan)
 
-    monkeypatch.setattr("tmbench.training.module.get_ema_multi_avg_fn", lambda decay: spoil)
+    monkeypatch.setattr("tmbench.training.evaluation.get_ema_multi_avg_fn", lambda decay: spoil)
     result, _ = do(*TC_RUN, "ema=0.9")
     assert result.status == "diverged"
     assert "diverged: test_ema: the logits are not finite after epoch 1" in result.notes
@@ -167,12 +167,12 @@ def test_a_constant_prediction_that_a_split_cannot_judge_is_a_data_error(
 
 
 def test_the_mean_training_loss_of_huge_finite_losses_is_finite() -> None:
-    assert mean_losses([torch.tensor(3e38)] * 4, [""], [4]) == {"train/loss": pytest.approx(3e38)}
+    assert mean_losses(torch.full((4, 1), 3e38), [""], [4]) == {"train/loss": pytest.approx(3e38)}
 
 
 def test_steps_with_nothing_to_learn_from_are_left_out_of_the_mean_training_loss() -> None:
-    assert mean_losses([torch.tensor(v) for v in (1.0, 0.0, 3.0)], [""], [2]) == {"train/loss": 2.0}
-    assert mean_losses([torch.tensor(0.0)], [""], [0]) == {}
+    assert mean_losses(torch.tensor([[1.0], [0.0], [3.0]]), [""], [2]) == {"train/loss": 2.0}
+    assert mean_losses(torch.zeros(1, 1), [""], [0]) == {}
 
 
 # Data that measure nothing

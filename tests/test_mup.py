@@ -26,9 +26,9 @@ from tmbench.task import mean
 from tmbench.tasks.ctr.task import WideDeep
 from tmbench.tasks.ic.task import build_model
 from tmbench.tasks.tc.task import LSTMClassifier
+from tmbench.training.build import optimizer_of
 from tmbench.training.loader import TrainLoader
 from tmbench.training.mup import built, factors, groups, scaled
-from tmbench.training.train import optimizer_of
 
 mup = pytest.importorskip("mup", reason="pip install 'tmbench[mup]'")
 

@@ -33,7 +33,7 @@ from tmbench.tasks.od.boxes import VOC0712, Objects, VOCDetection, read_objects
 from tmbench.tasks.od.examples import Detections, Pictures, best_of, collate, truth
 from tmbench.tasks.od.metric import HIT, IGNORED, MISS, Curve, VOCMeanAP, judge, overlaps
 from tmbench.tasks.voc import CLASSES
-from tmbench.training.module import Evaluation
+from tmbench.training.evaluation import Evaluation
 
 MODELS = ["rfbnet", "fast_rcnn"]
 PUBLISHED = {"mode": "paper_text", "weights": "none", "width": 1.0, "batch_norm": False, "bn_momentum": 0.01}

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from tmbench.config.settle import settle
 from tmbench.optim import TMSGD
-from tmbench.training.train import optimizer_of
+from tmbench.training.build import optimizer_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tmbench.certify.reference import FORMULAS
 from tmbench.config.settle import settle
-from tmbench.training.train import optimizer_of
+from tmbench.training.build import optimizer_of
 
 SHAPES = ((6, 4), (3, 2, 2, 2), (5,))
 LR, DECAY = 0.01, 0.1

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from tmbench.config.settle import settle
 from tmbench.training import schedule
-from tmbench.training.train import schedule_of
+from tmbench.training.build import schedule_of
 
 STEPS, EPOCH = 100, 10  # ten epochs of ten steps
 

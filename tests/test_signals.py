@@ -16,7 +16,7 @@ import pytest
 from helpers import results, tmbench
 
 from tmbench.training import train
-from tmbench.training.record import Record
+from tmbench.training.record import Recorder
 
 TINY = ["task=tc", "epochs=2", "batch_size=40", "trunk=off"]
 STOPS = [signal.SIGINT, signal.SIGTERM]
@@ -69,7 +69,7 @@ def test_a_signal_when_training_starts_interrupts(
     number: int, place: str, signal_after: Callable[..., None], tmp_path: Path
 ) -> None:
     command = [*TINY, "optimizer=sgd", f"runs_dir={tmp_path}"]
-    signal_after(Record, place, number)
+    signal_after(Recorder, place, number)
     ended = tmbench(*command)
     assert (ended.returncode, statuses(tmp_path)) == (130, ["interrupted"])
     assert "interrupted; 0 of 2 epochs are saved, and the same command continues\n" in ended.stdout
@@ -81,7 +81,7 @@ def test_a_signal_after_the_last_epoch_of_a_job_ends_the_sweep(
     signal_after: Callable[..., None], tmp_path: Path
 ) -> None:
     command = ["-m", *TINY, "optimizer=sgd,adam", f"runs_dir={tmp_path}"]
-    signal_after(Record, "on_train_end", signal.SIGINT)
+    signal_after(Recorder, "on_train_end", signal.SIGINT)
     ended = tmbench(*command)
     assert (ended.returncode, statuses(tmp_path)) == (130, ["completed"])
     assert ended.stderr.endswith(
@@ -95,7 +95,7 @@ def test_a_signal_after_the_last_epoch_of_a_trial_ends_the_study(
     signal_after: Callable[..., None], tmp_path: Path
 ) -> None:
     command = ["tune", *TINY, "optimizer=sgd", "trials=2", "seeds=1", "name=study", f"runs_dir={tmp_path}"]
-    signal_after(Record, "on_train_end", signal.SIGTERM)
+    signal_after(Recorder, "on_train_end", signal.SIGTERM)
     ended = tmbench(*command)
     assert (ended.returncode, statuses(tmp_path)) == (130, ["completed"])
     where = tmp_path / ".tune" / "study"
@@ -104,7 +104,7 @@ def test_a_signal_after_the_last_epoch_of_a_trial_ends_the_study(
 
 
 def test_a_run_that_a_signal_finds_complete_is_complete(signal_after: Callable[..., None], tmp_path: Path) -> None:
-    signal_after(Record, "on_train_end", signal.SIGTERM)
+    signal_after(Recorder, "on_train_end", signal.SIGTERM)
     ended = tmbench(*TINY, "optimizer=sgd", f"runs_dir={tmp_path}")
     assert (ended.returncode, statuses(tmp_path)) == (0, ["completed"])
 

@@ -108,8 +108,9 @@ def test_a_run_is_another_if_and_only_if_what_can_change_its_numbers_changes(
         changed = node
         for part in path:
             node, now = node[part], now[part]
-        # No other here: several processes step the whole table; test_rows.py has task.sparse.
-        if setting.fixed or last not in now or key in ("trainer.accelerator", "trainer.strategy", "task.sparse"):
+        # No other here, where there may be several processes; test_rows.py and test_replicas.py have the last two.
+        never = ("trainer.accelerator", "trainer.strategy", "task.sparse", "replicas")
+        if setting.fixed or last not in now or key in never:
             continue
         node[last] = another(setting, now[last])
         is_other = run_id(settled(changed), "") != run_id(before, "")

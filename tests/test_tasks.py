@@ -16,8 +16,8 @@ from tmbench.result import Result
 from tmbench.run import run
 from tmbench.seeds import seed_all
 from tmbench.task import Task, mean
+from tmbench.training.evaluation import Evaluation
 from tmbench.training.loader import TestLoader
-from tmbench.training.module import Evaluation
 from tmbench.training.step import Gradient
 
 

@@ -24,6 +24,14 @@ class RunError(RuntimeError):
     """A run cannot continue; the message says why, or which of its processes failed, and how."""
 
 
+class CannotStackError(ConfigError):
+    """Runs that cannot be trained as one stack; `why`, without the way out, says what about them."""
+
+    def __init__(self, why: str, instead: str = "replicas=1") -> None:
+        super().__init__(f"replicas: {why}; use {instead}")
+        self.why = why
+
+
 class UsageError(ConfigError):
     """The words of a command line make no command; the message names the word and what is possible."""
 

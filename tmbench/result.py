@@ -72,6 +72,7 @@ class Result:
     evaluation_seconds: float = 0.0  # of evaluations between epochs
     overhead_seconds: float = 0.0  # all else of the process that finished the run: set-up, figures, loggers
     curves_sha256: str | None = None  # of curves.csv
+    replicas: int = 1  # slots of the stack that it was trained in; 1: by itself
     schema_version: int = SCHEMA  # of this file
 
     def __post_init__(self) -> None:

@@ -7,8 +7,9 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,37 @@ from .progress import loading_torch
 from .result import FINAL, Result, epochs_done
 from .runs import find_one, leftovers_in
 from .training import ranks
-from .trunks import FETCHED
+from .trunks import FETCHED, Reservation
 from .verbs import CONFIG_DIR, INTERRUPTED, Verb, leave
 
 Outcome = tuple[Result, Path, str]  # a run's result, its folder, and how it came: `new`, `resumed` or `shown`
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One run that is asked for; see run."""
+
+    cfg: DictConfig
+    command: str | None = None
+    words: list[str] | None = None
+    requests: Sequence[tuple[int, int]] = ()
+
+
+@dataclass(frozen=True)
+class _Due:
+    """A run that is to be trained."""
+
+    plan: Plan
+    requests: Sequence[tuple[int, int]]
+    is_new: bool  # whether its folder was not there
+    trained: int  # epochs on disk
 
 
 def run(
     cfg: DictConfig,
     command: str | None = None,
     until: int | None = None,
-    requests: Iterable[tuple[int, int]] = (),
+    requests: Sequence[tuple[int, int]] = (),
     words: list[str] | None = None,
 ) -> Outcome:
     """Does the run that a configuration asks for, unless it has been done.
@@ -52,34 +73,63 @@ def run(
         ConfigError, DataError: the run is not possible; nothing was written.
         Exception: the run failed; the result in its folder says so.
     """
+    return run_stack([Asked(cfg, command, words, requests)], until)[0]
+
+
+def run_stack(asked: Sequence[Asked], until: int | None = None) -> list[Outcome]:
+    """Does runs that differ by their seed alone, those that have not been done as one stack; otherwise as `run`.
+
+    Raises:
+        CannotStackError: their task or their optimizer cannot be stacked; nothing was written.
+    """
     signals.check()  # one that came when an earlier run of this process was as good as done
-    if words:
-        check_words(words)
-    plan = planned(cfg, command, words)
-    if ranks.is_rank(plan.cfg):
-        return _train_as_rank(plan), plan.folder, "new"
-    is_new = not plan.folder.exists()
-    with naming(plan.folder), locked(plan.folder):
-        if is_writable(plan.folder):  # else a result can be shown all the same
-            _remove_leftovers(plan)
-        if not plan.force and (known := _known_result(plan)):
-            return known, plan.folder, "shown"
-        trained = epochs_done(plan.folder)
-        if trained:
-            checkpoint.check(plan.folder / "checkpoints" / "last.ckpt")  # before anything is written over
-        _write_configuration(plan)
-        try:
-            result = _train(plan, trained, until, requests)
-        except (ConfigError, DataError):
-            if is_new and not (plan.folder / "result.json").exists():  # refused before it began
-                shutil.rmtree(plan.folder)
-            raise
-        except KeyboardInterrupt:
-            saved = f"{epochs_done(plan.folder)} of {plan.cfg.epochs} epochs are saved in {plan.folder}"
-            raise KeyboardInterrupt(saved) from None
-        if result.status == "interrupted" and result.epochs["trained"] != until:
-            signals.forget()
-        return result, plan.folder, "resumed" if trained else "new"
+    for each in asked:
+        check_words(each.words or [])
+    plans = [planned(each.cfg, each.command, each.words) for each in asked]
+    if ranks.is_rank(plans[0].cfg):
+        return [(_train_as_rank(plan), plan.folder, "new") for plan in plans]
+    new = {plan.folder for plan in plans if not plan.folder.exists()}
+    outcomes, due = dict[Path, Outcome](), list[_Due]()
+    with ExitStack() as stack:
+        for plan in sorted(plans, key=lambda plan: plan.folder):  # in one order, so that no two wait for each other
+            stack.enter_context(naming(plan.folder))
+            stack.enter_context(locked(plan.folder))
+        for each, plan in zip(asked, plans, strict=True):
+            if is_writable(plan.folder):  # else a result can be shown all the same
+                _remove_leftovers(plan)
+            if not plan.force and (known := _known_result(plan)):
+                outcomes[plan.folder] = known, plan.folder, "shown"
+                continue
+            trained = epochs_done(plan.folder)
+            if trained:
+                checkpoint.check(plan.folder / "checkpoints" / "last.ckpt")  # before anything is written over
+            due.append(_Due(plan, each.requests, plan.folder in new, trained))
+        # A kill while a stack was being saved leaves some of its runs an epoch ahead: those are stacks of their own.
+        for epochs in sorted({one.trained for one in due}):
+            together = [one for one in due if one.trained == epochs]
+            for one, result in zip(together, _do(together, until), strict=True):
+                outcomes[one.plan.folder] = result, one.plan.folder, "resumed" if epochs else "new"
+    return [outcomes[plan.folder] for plan in plans]
+
+
+def _do(due: list[_Due], until: int | None) -> list[Result]:
+    """Trains runs that are equally far."""
+    for each in due:
+        _write_configuration(each.plan)
+    try:
+        results = _train(due, until)
+    except (ConfigError, DataError):
+        for each in due:
+            if each.is_new and not (each.plan.folder / "result.json").exists():  # refused before it began
+                shutil.rmtree(each.plan.folder)
+        raise
+    except KeyboardInterrupt:
+        plan = due[0].plan
+        saved = f"{epochs_done(plan.folder)} of {plan.cfg.epochs} epochs are saved in {plan.folder}"
+        raise KeyboardInterrupt(saved) from None
+    if any(result.status == "interrupted" and result.epochs["trained"] != until for result in results):
+        signals.forget()
+    return results
 
 
 def _remove_leftovers(plan: Plan) -> None:
@@ -118,27 +168,47 @@ def _write_configuration(plan: Plan) -> None:
     write(plan.config_file, sealed_text(OmegaConf.to_yaml(plan.cfg)))
 
 
-def _train(plan: Plan, trained: int, until: int | None, requests: Iterable[tuple[int, int]]) -> Result:
-    """Trains the run on from so many epochs, or from a later state of its trunk if another run has published one."""
-    fetched = plan.folder / FETCHED
-    if plan.switch_epoch is None and reads_switch(plan.cfg) and is_whole(plan.cfg.switch_epoch):
+def _train(due: list[_Due], until: int | None) -> list[Result]:
+    """Trains runs on from so many epochs, or from a later state of their trunks if other runs have published them."""
+    plans, trained = [each.plan for each in due], due[0].trained
+    first = plans[0]
+    if first.switch_epoch is None and reads_switch(first.cfg) and is_whole(first.cfg.switch_epoch):
         print(
-            f"switch_epoch={plan.cfg.switch_epoch} is not within the {plan.cfg.epochs} epochs: this run never switches",
+            f"switch_epoch={first.cfg.switch_epoch} is not within the {first.cfg.epochs} epochs: this run never "
+            "switches",
             file=sys.stderr,
         )
-    if plan.trunk:
-        for epoch, differences in requests:
-            plan.trunk.request(epoch, differences)
-    with plan.trunk.reserve(trained, fetched) if plan.trunk else nullcontext() as reservation:
-        if plan.cfg.trainer.devices > 1:
-            result = ranks.train(plan, reservation)
+    for each in due:
+        if each.plan.trunk:
+            for epoch, differences in each.requests:
+                each.plan.trunk.request(epoch, differences)
+    with _reserved(plans, trained) as reservations:
+        if first.cfg.trainer.devices > 1:
+            results = [ranks.train(first, reservations[0])]
         else:
             loading_torch()
             from .training.train import train  # here, since it takes seconds
 
-            result = train(plan, reservation, until)
-    shutil.rmtree(fetched, ignore_errors=True)
-    return result
+            results = train(plans, reservations, until)
+    for plan in plans:
+        shutil.rmtree(plan.folder / FETCHED, ignore_errors=True)
+    return results
+
+
+@contextmanager
+def _reserved(plans: list[Plan], trained: int) -> Iterator[list[Reservation | None]]:
+    """What each run gets from its trunk; states of different epochs, from which no stack can start, are given up."""
+    found = dict[Path, Reservation]()
+    with ExitStack() as stack:
+        for plan in sorted(plans, key=lambda plan: str(plan.trunk and plan.trunk.folder)):  # see run_stack
+            if plan.trunk:
+                reservation = plan.trunk.reserve(trained, plan.folder / FETCHED)
+                found[plan.folder] = stack.enter_context(reservation)
+        reservations = [found.get(plan.folder) for plan in plans]
+        if len({each.start if each else None for each in reservations}) > 1:
+            for plan in plans:
+                shutil.rmtree(plan.folder / FETCHED, ignore_errors=True)
+        yield reservations
 
 
 def _train_as_rank(plan: Plan) -> Result:
@@ -152,7 +222,7 @@ def _train_as_rank(plan: Plan) -> Result:
         if ranks.is_first():
             plan.folder.mkdir(exist_ok=True)
             _write_configuration(plan)
-    return train(plan)
+    return train([plan])[0]
 
 
 def report(outcome: Outcome) -> int:

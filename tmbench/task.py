@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torchmetrics import Metric, MetricCollection
 
 from .data import Dataset
+from .errors import ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,6 +45,18 @@ class Player(NamedTuple):
     module: nn.Module
     loss: Callable[[Any], Loss]
     lr: float | None = None  # a learning rate of its own; None is the run's
+
+
+def checked_loss(player: Player, batch: Any) -> Loss:
+    """A player's loss of a batch; ConfigError if it is not a sum and what it is over."""
+    loss: Any = player.loss(batch)
+    if not (isinstance(loss, tuple) and len(loss) == 2):
+        name = getattr(player.loss, "__qualname__", "loss")
+        raise ConfigError(
+            f"{name}: expected to return (sum of the loss, number of terms), as Task.loss says, got a "
+            f"{type(loss).__name__}; return loss.sum(), len(loss), say"
+        )
+    return loss
 
 
 class Table(NamedTuple):

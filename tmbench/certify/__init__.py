@@ -39,6 +39,7 @@ CHECKS = {
     "closure": "a closure's loss is returned",
     "modes": "train() and eval() leave no trace",
     "rows": "sparse rows = dense",
+    "elementwise": "stacked = each by itself",
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..optim.elementwise import stacked_difference
 from ..optim.rows import LazyRows, moves_linearly
 from . import CHECKS, Finding, Outcome
 from .descent import BOUND, STEPS, SWITCH_STEP, Candidate, Descent, Quadratic, distance, in_words, problem, summary_of
@@ -287,6 +288,16 @@ def steps_rows_as_the_whole_table(candidate: Candidate) -> Outcome:
     return "holds" if error <= ROWS else "does not", f"{error:.1e} apart after {steps} steps (bound {ROWS:.0e})"
 
 
+def steps_elements_alone(candidate: Candidate) -> Outcome:
+    """Two networks stepped as one stack of tensors against each by itself, in float64: what replicas=K needs."""
+    if candidate.closure or candidate.graph:
+        return "not applicable", "takes its gradients itself; one run at a time"
+    difference = stacked_difference(candidate.new)
+    if difference <= BOUND:
+        return "holds", f"two networks as one stack of tensors: {in_words(difference)}; replicas=K can stack its runs"
+    return "not applicable", f"looks at more than single elements: {difference:.2g} apart in a stack; one run at a time"
+
+
 FUNCTIONS: dict[str, Callable[[Candidate], Outcome]] = {
     "quadratic": lowers_a_quadratic, "reference": agrees_with_a_reference, "paths": agrees_with_its_other_paths,
     "repeats": repeats, "saving": survives_saving, "order": ignores_the_order, "number": ignores_the_number,
@@ -294,6 +305,7 @@ FUNCTIONS: dict[str, Callable[[Candidate], Outcome]] = {
     "float16": partial(works_in, torch.float16), "bfloat16": partial(works_in, torch.bfloat16),
     "lr": takes_a_changed_lr, "group": updates_an_added_group, "closure": returns_the_closures_loss,
     "modes": switches_modes, "rows": steps_rows_as_the_whole_table,
+    "elementwise": steps_elements_alone,
 }  # fmt: skip
 
 

@@ -44,6 +44,18 @@ def cpu_model() -> str:
         return platform.processor() or platform.machine()
 
 
+def free_memory() -> int:
+    """Bytes of memory that this process may still take; as much as fits into an address where that is not known."""
+    free = 2**63
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    with suppress(OSError, ValueError):  # of a container; its `max` is no number where there is no limit
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        free = min(free, limit - used)
+    return free
+
+
 def git_commit() -> str | None:
     """The checkout's commit, with + if it was changed; None for an installed wheel."""
     root = Path(__file__).parents[2]

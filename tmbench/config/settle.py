@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..errors import ConfigError, did_you_mean
 from ..files import Whole
 from .machine import count_gpus
+from .replicas import settle_replicas
 from .sparse import settle_sparse
 from .table import GROUPS, PROFILES, file_of, keys, known_keys, known_words, top_keys, values_of
 from .values import Setting, is_whole
@@ -82,7 +83,8 @@ def settled(raw: Settings) -> Settings:
     try:
         if cfg["trunk"] is False:
             cfg["trunk"] = "off"  # YAML reads off as false
-        cfg.setdefault("fail_fast", False)  # older runs' config.yaml has none
+        for key, value in (("fail_fast", False), ("replicas", 1)):  # older runs' config.yaml has none
+            cfg.setdefault(key, value)
         _check_form(cfg)
         _check_rate(cfg)
         _fill_from_task(cfg)
@@ -92,6 +94,7 @@ def settled(raw: Settings) -> Settings:
         cfg = _resolved(cfg)
         _check(cfg)
         _check_read(raw, cfg)
+        settle_replicas(cfg)
         settle_sparse(cfg)
     except KeyError as error:
         raise ConfigError(f"{error.args[0]}: expected a setting of this name, got none; leave it in") from error

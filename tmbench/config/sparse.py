@@ -1,11 +1,10 @@
 """Whether a task's embedding tables are stepped by the rows that a batch reads: what `task.sparse` comes to."""
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 from ..errors import ConfigError
-from .table import choices, values_of
+from .table import optimizer_says
 
 
 def settle_sparse(cfg: dict[str, Any]) -> None:
@@ -28,7 +27,7 @@ def why_dense(cfg: Mapping[str, Any]) -> str | None:
     if "sparse" not in cfg["task"]:
         return None
     optimizer = cfg["optimizer"]
-    if not _has_lazy_rows(optimizer):
+    if not optimizer_says(optimizer, "lazy_rows"):
         return f"optimizer={optimizer['name']} has no exact step by rows"
     if cfg["ema"] is not None:
         return "ema averages the whole table in every step"
@@ -37,17 +36,3 @@ def why_dense(cfg: Mapping[str, Any]) -> str | None:
             if cfg[key] is not None:
                 return f"{key} needs the gradient of the penalty task.l2, which is of the whole table"
     return None
-
-
-def _has_lazy_rows(optimizer: Mapping[str, Any]) -> bool:
-    """Whether a step without a gradient is linear; the key `lazy_rows` of its YAML says so, perhaps of its parts."""
-    said = optimizer.get("lazy_rows", False)
-    if not isinstance(said, list):
-        return bool(said)
-    return not optimizer.get("criterion") and all(optimizer[part]["_target_"] in _linear_classes() for part in said)
-
-
-@cache
-def _linear_classes() -> set[str]:
-    files = [values_of(f"optimizer/{name}.yaml") for name in choices("optimizer")]
-    return {values["_target_"] for values in files if values.get("lazy_rows") is True}

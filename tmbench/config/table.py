@@ -40,7 +40,7 @@ BOOKKEEPING = "bookkeeping"  # changes no number
 
 GROUPS = ("task", "optimizer", "data", "protocol", "schedule", "trainer", "logger", "study")  # of a settled run
 KINDS = {"task": PROBLEM, "optimizer": METHOD, "schedule": METHOD, "data": PROBLEM, "world_size": PROBLEM}
-FOR_THE_RUN = ("name", "trunk", "lazy_rows")  # keys of an optimizer that its class does not take
+FOR_THE_RUN = ("name", "trunk", "lazy_rows", "elementwise")  # keys of an optimizer that its class does not take
 NEVER = "never"
 PROFILES = ("tiny", "full")
 OTHER_FILE = "choose another file, or write one of your own (--config-dir DIR)"
@@ -54,10 +54,13 @@ _BY_MEANING = {  # keys that mean the same in many files
     "null: the run fills it in; fixed: the run fills it in, say switch_epoch",
     "optimizer.lazy_rows": "anything: true if a step without a gradient is linear in the state, so that it can be "
     "taken later; or a list of the parts that must be so; bookkeeping; fixed",
+    "optimizer.elementwise": "anything: true if each element of a tensor is stepped by its own gradients and state "
+    "alone, so that runs can be stacked; or a list of the parts that must be so; bookkeeping; fixed",
     "optimizer.trunk": "settings such as {part: first}: what it is before its switch, see identity.before_switch; "
     "bookkeeping; fixed",
     "task.data": "anything: the class that reads the data, or several by name; fixed",
     # What these fill in is in the identity.
+    "task.alone": "a word: why its runs cannot be stacked; bookkeeping; fixed",
     "task.data_by": "a word: the key that chooses one of several; bookkeeping; fixed",
     "task.choices": "settings: the values that these keys may have; bookkeeping; fixed",
     "task.protocols": "settings: epochs, lr, batch size and switch epoch under each protocol; bookkeeping; fixed",
@@ -109,6 +112,20 @@ def values_of(file: str) -> dict[str, Any]:
     """What a file of conf/ says, interpolations as they are; empty if it is not there, as a person's own is not."""
     path = conf_dir() / file
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path))) if path.is_file() else {}
+
+
+def optimizer_says(optimizer: Mapping[str, Any], key: str) -> bool:
+    """Whether a key of an optimizer's YAML, such as lazy_rows, is true; or is so of each of the parts that it lists."""
+    said = optimizer.get(key, False)
+    if not isinstance(said, list):
+        return bool(said)
+    return not optimizer.get("criterion") and all(optimizer[part]["_target_"] in _classes_with(key) for part in said)
+
+
+@cache
+def _classes_with(key: str) -> set[str]:
+    files = [values_of(f"optimizer/{name}.yaml") for name in choices("optimizer")]
+    return {values["_target_"] for values in files if values.get(key) is True}
 
 
 @cache

@@ -29,6 +29,18 @@ def moves_linearly(optimizer: Optimizer) -> bool:
     return linear
 
 
+def summed(grad: Tensor) -> Tensor:
+    """A sparse gradient with each row once; a row's sum is added up in the order of the batch, whatever else is in it.
+
+    `coalesce` adds in an order that depends on how many rows there are.
+    """
+    if grad.is_coalesced():
+        return grad
+    rows_R, of_row = torch.unique(grad._indices()[0], return_inverse=True)
+    values = grad._values().new_zeros(len(rows_R), *grad.shape[1:]).index_add_(0, of_row, grad._values())
+    return torch.sparse_coo_tensor(rows_R[None], values, grad.shape, is_coalesced=True, check_invariants=False)
+
+
 class LazyRows:
     """Steps an embedding's table by the rows that have a gradient; the others are caught up before they are read.
 
@@ -197,14 +209,14 @@ class LazyRows:
                     "read: call catch_up() before"
                 )
             self._start()
-            self.weight.grad = grad = grad.to_dense() if grad.is_sparse else grad
+            self.weight.grad = grad = summed(grad).to_dense() if grad.is_sparse else grad
             if self.l2:
                 grad.add_(self.weight, alpha=self._slope(optimizer))
             return args, kwargs
         if grad.sparse_dim() != 1:
             got = f"{grad.sparse_dim()} sparse dimensions"
             raise RuntimeError(f"lazy rows: expected sparse gradients of whole rows, as of nn.Embedding, got {got}")
-        grad = grad.coalesce()
+        grad = summed(grad)
         rows_R, kept = grad.indices()[0], optimizer.state.get(self.weight, {})
         if self._products.count == 0:
             self._state = ["weight", *(name for name, value in kept.items() if self._is_row_wise(value))]

@@ -162,6 +162,7 @@ def _row(run: int, record: Record, problem: Problem, method: Method, metric: str
     row: dict[str, Any] = {
         "run": run, "run_id": record.name, "folder": record.folder, "problem": problem.index, "method": method.index,
         "optimizer": method.optimizer, "seed": int(record.config["seed"]), "status": record.status,
+        "replicas": int(record.config.get("replicas", 1)),
     }  # fmt: skip
     if result is None:
         return row
@@ -192,6 +193,10 @@ def _with_counts(runs: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
         .group_by("method", "seed", maintain_order=True).first()
     )  # fmt: skip
     runs = runs.with_columns(counts=pl.col("run").is_in(newest["run"].implode()))
+    stacks = runs.filter("counts").group_by("problem").agg(pl.col("replicas").unique().sort())["replicas"].to_list()
+    if mixed := sorted({k for each in stacks if len(each) > 1 for k in each}):
+        told = " and ".join(map(str, mixed))
+        notes.append(f"Runs with replicas={told} are compared; a replica is its run by itself up to rounding.")
     others = runs.filter(~pl.col("counts"))
     if len(others):
         names = ", ".join(others["folder"].head(3).to_list()) + (", ..." if len(others) > 3 else "")

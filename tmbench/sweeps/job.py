@@ -18,9 +18,10 @@ from .. import signals
 from ..config.compose import as_typed
 from ..config.overrides import of_the_run
 from ..config.settle import Settings
+from ..errors import CannotStackError
 from ..files import checked, loads, read, write
 from ..result import Result
-from ..run import run
+from ..run import Asked, run_stack
 from ..verbs import ERROR, INTERRUPTED, explain, guarded, is_expected, leave
 
 PROGRAM = os.environ.get("TMBENCH_PROGRAM", "python -m tmbench")  # as the person called it
@@ -45,7 +46,7 @@ def is_current(folder: Path, sweep: str) -> bool:
 
 @dataclass(frozen=True)
 class JobOrder:
-    """What one job is to do; see do_job."""
+    """What one job, or a stack of them, is to do; see do_job."""
 
     number: int
     arm: str  # of a study, for people; empty for a job that was asked for
@@ -56,6 +57,7 @@ class JobOrder:
     cwd: str = ""  # where its own process is to run; empty if it has none
     environment: dict[str, str] = field(default_factory=dict)  # of that process, beside what it finds
     timeout: float | None = None  # minutes that it may take; None: no limit
+    others: "list[JobOrder]" = field(default_factory=list)  # that are trained with it, as one stack
 
     def save(self, folder: Path) -> Path:
         return _save(folder / f"launch-{self.number:05d}.json", self)
@@ -107,24 +109,39 @@ def command(words: list[str]) -> str:
     return f"{PROGRAM} {shlex.join(as_typed(of_the_run(words)))}"
 
 
-def do_job(folder: Path, order: JobOrder) -> Result | None:
-    """Does one job of the sweep in `folder` and records what came of it; None, after a line why, if it fails."""
-    words = [*order.search, *order.words]
-    cfg = OmegaConf.create(order.cfg)
-    if "group" in cfg.logger and cfg.logger.group is None:
-        cfg.logger.group = folder.name
-    record = JobRecord(order.number, order.words, order.arm)
+def do_job(folder: Path, order: JobOrder) -> list[Result | None]:
+    """Does a job of the sweep in `folder`, or a stack of them, and records what came of each.
+
+    Returns:
+        The result of each; None, after a line why, if it fails.
+    """
+    orders = [order, *order.others]
     try:
-        result, run_folder, how = run(cfg, command(words), requests=order.states, words=words)
+        outcomes = run_stack([_asked(folder, each) for each in orders])
+    except CannotStackError as error:
+        if not order.others and order.cfg["replicas"] == 1:
+            raise
+        print(f"replicas: {error.why}; these runs are trained one at a time", file=sys.stderr)
+        alone = [replace(each, cfg=each.cfg | {"replicas": 1}, others=[]) for each in orders]
+        return [result for each in alone for result in do_job(folder, each)]
     except Exception as error:
         if signals.is_interrupt(error):
             raise KeyboardInterrupt from None
         message = explain(error) if is_expected(error) else f"{type(error).__name__}: {error}"
-        replace(record, error=message).save(folder)
+        for each in orders:
+            JobRecord(each.number, each.words, each.arm, error=message).save(folder)
         print(explain(error), file=sys.stderr)
-        return None
-    replace(record, folder=str(run_folder), how=how).save(folder)
-    return result
+        return [None] * len(orders)
+    for each, (_, run_folder, how) in zip(orders, outcomes, strict=True):
+        JobRecord(each.number, each.words, each.arm, folder=str(run_folder), how=how).save(folder)
+    return [result for result, _, _ in outcomes]
+
+
+def _asked(folder: Path, order: JobOrder) -> Asked:
+    words, cfg = [*order.search, *order.words], OmegaConf.create(order.cfg)
+    if "group" in cfg.logger and cfg.logger.group is None:
+        cfg.logger.group = folder.name
+    return Asked(cfg, command(words), words, order.states)
 
 
 def main() -> None:
@@ -134,8 +151,10 @@ def main() -> None:
     file = Path(sys.argv[1])
 
     def do() -> int:
-        result = do_job(file.parent, JobOrder.load(file))
-        return ERROR if result is None else INTERRUPTED if result.status == "interrupted" else 0
+        results = do_job(file.parent, JobOrder.load(file))
+        if None in results:
+            return ERROR
+        return INTERRUPTED if any(result and result.status == "interrupted" for result in results) else 0
 
     leave(guarded(do))
 

@@ -1,6 +1,7 @@
 """The jobs of a sweep: their runs, which of them are done, what they share, how long they will take."""
 
 import itertools
+import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -179,20 +180,39 @@ def states_to_share(jobs: list[Job]) -> list[tuple[Trunk, int, int]]:
     return [(t, t.end, t.differences) for t in trunks if t.switches or ends[t.folder, t.end] > 1]
 
 
-def orders_of(jobs: list[Job]) -> list[JobOrder]:
-    """What is to be done for each of the jobs that are due, by whichever process."""
+def stacks_of(jobs: list[Job]) -> list[list[Job]]:
+    """The jobs that are due, in their order; together those whose runs differ by their seed alone and are equally far.
+
+    Of a run with replicas=K, at most K are together: they are trained as one stack. Most jobs are alone.
+    """
+    stacks, open_ones = list[list[Job]](), dict[str, list[Job]]()
+    for job in jobs:
+        slots, is_known = job.cfg.get("replicas", 1), job.folder is not None
+        facts = {k: v for k, v in job.cfg.items() if k != "seed"} | {"epochs_done": job.epochs_done}
+        key = json.dumps(facts, sort_keys=True, default=str) if slots > 1 and is_known else f"job {job.number}"
+        if len(open_ones.get(key, range(slots))) >= slots:
+            stacks.append([])
+            open_ones[key] = stacks[-1]
+        open_ones[key].append(job)
+    return stacks
+
+
+def orders_of(stacks: list[list[Job]]) -> list[JobOrder]:
+    """What is to be done for each stack of jobs, by whichever process."""
     states: dict[Path, set[tuple[int, int]]] = {}
-    for trunk, epoch, differences in states_to_share(jobs):
+    for trunk, epoch, differences in states_to_share([job for stack in stacks for job in stack]):
         states.setdefault(trunk.folder, set()).add((epoch, differences))
-    return [
-        JobOrder(
+
+    def order(job: Job, *others: Job) -> JobOrder:
+        return JobOrder(
             job.number, job.arm, job.overrides, job.search,
             {key: value for key, value in job.raw.items() if key != "launcher"},
             # By each job itself: on another machine the trunk may have another name.
             sorted(states.get(job.trunk.folder, ())) if job.trunk else [],
-        )
-        for job in jobs
-    ]  # fmt: skip
+            others=[order(other) for other in others],
+        )  # fmt: skip
+
+    return [order(*stack) for stack in stacks]
 
 
 def forecast_epochs(jobs: list[Job]) -> None:

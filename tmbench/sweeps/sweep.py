@@ -24,7 +24,8 @@ from ..run import run
 from . import show
 from .job import OWNER, SWEEP, JobRecord, command, do_job, record_of, sweep_id
 from .live import JobTable
-from .plan import Job, JobComposer, RunFinder, forecast_epochs, measured_durations, orders_of, words_of_arms
+from .plan import Job, JobComposer, RunFinder, forecast_epochs, measured_durations, orders_of, stacks_of, words_of_arms
+from .replicas import settle_auto
 
 if TYPE_CHECKING:
     from .launchers.base import Launcher
@@ -71,6 +72,7 @@ def sweep(jobs: list[list[str]], config: DictConfig, console: Console) -> list[s
         from .launchers.base import launcher_of
 
         launcher = launcher_of(asked)
+    settle_auto(asked, launcher is not None and launcher.elsewhere)
     if is_plan:
         _print_plan(asked, composer, launcher is None or not launcher.elsewhere, console)
         return []
@@ -143,22 +145,26 @@ def _do(
 
 
 def _one_after_another(folder: Path, due: list[Job], fail_fast: bool) -> None:
-    current = -1
+    current = set[int]()
     console = Console(stderr=True, force_jupyter=False, highlight=False, markup=False, soft_wrap=True)
     is_alone = all(job.cfg["trainer"]["devices"] == 1 for job in due)  # else a run's first process shows its bar
-    with JobTable(due, lambda: {current}, console, is_alone) as table:
-        for order in orders_of(due):
-            current = order.number
-            if not table.is_shown:
-                arm = f"  ({order.arm})" if order.arm else ""
-                print(f"\njob {order.number}: {' '.join(order.words)}{arm}", file=sys.stderr)
-            result = do_job(folder, order)  # None: it failed, and has said why
-            table.ended(order.number, result.status if result else "failed", result)
-            if result is None and table.is_shown:
-                console.print(Text(f"{table.names[order.number]}: failed", "red"))
-            if result is None and fail_fast:
+    with JobTable(due, lambda: current, console, is_alone) as table:
+        for order in orders_of(stacks_of(due)):
+            orders = [order, *order.others]
+            current.clear()
+            current.update(each.number for each in orders)
+            for each in orders if not table.is_shown else ():
+                arm = f"  ({each.arm})" if each.arm else ""
+                first = "\n" if each is order else ""
+                print(f"{first}job {each.number}: {' '.join(each.words)}{arm}", file=sys.stderr)
+            results = do_job(folder, order)  # None: it failed, and has said why
+            for each, result in zip(orders, results, strict=True):
+                table.ended(each.number, result.status if result else "failed", result)
+                if result is None and table.is_shown:
+                    console.print(Text(f"{table.names[each.number]}: failed", "red"))
+            if None in results and fail_fast:
                 return
-            if result and result.status == "interrupted":
+            if any(result and result.status == "interrupted" for result in results):
                 raise KeyboardInterrupt  # a person wants the sweep to stop, not this job alone
 
 

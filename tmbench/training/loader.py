@@ -1,6 +1,6 @@
 """Loaders: (seed, epoch) alone decides which examples make which batch, whatever the number of ranks and parts."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice, tee
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from ..errors import ConfigError
+from ..errors import CannotStackError, ConfigError
 from ..seeds import derive
 from ..task import Task
 
@@ -156,6 +156,34 @@ class TrainLoader(Loader):
             for k in range(self.rank, cuts, self.world):
                 share = whole[len(whole) * k // cuts : len(whole) * (k + 1) // cuts]
                 yield (share, True) if len(share) else (whole[:1], False)
+
+
+class StackLoader:
+    """The steps of several runs at once: each a batch whose tensors are stacked, (K, B, ...), one run's in each slot.
+
+    Raises:
+        CannotStackError: while it is read, if the batches of a step are of different shapes.
+    """
+
+    def __init__(self, loaders: Sequence[TrainLoader], of_slot: Sequence[int]) -> None:
+        self.loaders, self.of_slot = loaders, of_slot
+        self.count, self.steps = loaders[0].count, loaders[0].steps
+
+    def __len__(self) -> int:
+        return len(self.loaders[0])
+
+    def __iter__(self) -> Iterator[list[Step]]:
+        for blocks in zip(*self.loaders, strict=True):
+            yield [self._stacked([step[0][0] for step in steps]) for steps in zip(*blocks, strict=True)]
+
+    def _stacked(self, batches: Sequence[Any]) -> Step:
+        if not all(isinstance(t, Tensor) for batch in batches for t in batch):
+            raise CannotStackError("expected batches of tensors alone")
+        tensors = list(zip(*batches, strict=True))
+        if odd := next((each for each in tensors if len({t.shape for t in each}) > 1), None):
+            shapes = " and ".join(sorted({str(tuple(t.shape)) for t in odd})[:2])
+            raise CannotStackError(f"the batches of a step are of different shapes, such as {shapes}")
+        return [(tuple(torch.stack([each[k] for k in self.of_slot]) for each in tensors), True)]
 
 
 class TestLoader(Loader):

@@ -1,9 +1,9 @@
 """Training a task: its optimizer steps, its evaluation, and what ends it early."""
 
-import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from typing import Any
@@ -12,18 +12,18 @@ import torch
 from omegaconf import DictConfig
 from pytorch_lightning import LightningModule
 from pytorch_lightning.trainer.states import TrainerFn
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torchmetrics import Metric, MetricCollection
 
 from ..errors import ConfigError, making
 from ..optim.rows import LazyRows, moves_linearly
 from ..seeds import seed_all
 from ..task import NotFinite, Table, Task
+from .evaluation import Evaluation, WeightAverage
 from .loader import STEPS_A_BLOCK, Step
+from .stack import Stack
 from .step import Gradient, StepHistory
 
 # The last steps of every epoch pass over whole tables. A method goes on from their differences after its switch, which
@@ -44,68 +44,16 @@ class Stopped(BaseException):
     """A person or the scheduler asked the run to stop; its last epoch is on disk."""
 
 
-class Evaluation:
-    """One evaluation of a task after the other: `start`, `update` with each batch, then `values`."""
+@dataclass
+class Replica:
+    """One of the runs that are trained together; mostly it is alone."""
 
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self._not_finite: str | None = None  # the first prediction that was not finite
+    task: Task
+    diverged: Diverged | None = None
 
-    def start(self) -> None:
-        self._not_finite = None
-        for child in self.task.children():
-            if isinstance(child, (Metric, MetricCollection)):
-                child.reset()
-
-    def update(self, batch: Any) -> None:
-        try:
-            self.task.evaluate(batch)
-        except NotFinite as error:  # kept for `values`, since the other ranks would wait for this one
-            self._not_finite = self._not_finite or str(error)
-
-    def values(self, split: str | None = None) -> dict[str, float]:
-        """The metrics' values over all ranks, as `<split>/<key>`; of what is evaluated by default.
-
-        Raises:
-            NotFinite: a prediction or a value is not finite; on all ranks alike.
-        """
-        split = split or self.task.split
-        names = [self._not_finite]
-        if torch.distributed.is_initialized():
-            names *= torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(names, self._not_finite)
-        for name in filter(None, names):
-            raise NotFinite(f"{split}: the {name} are not finite")
-        values = {f"{split}/{key}": float(value) for key, value in self.task.metrics.compute().items()}
-        for key, value in values.items():
-            if not math.isfinite(value):
-                raise NotFinite(f"{key} is {value}")
-        return values
-
-
-class WeightAverage:
-    """Averages a module's parameters and batch norm's running statistics; `known`: so far, of a resumed run."""
-
-    def __init__(self, module: nn.Module, decay: float, known: list[Tensor]) -> None:
-        tensors = (*module.parameters(), *module.buffers())
-        self._live = [t.detach() for t in tensors if t.is_floating_point()]
-        self.tensors = [start.to(t.device, copy=True) for start, t in zip(known or self._live, self._live, strict=True)]
-        self._blend = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-
-    def update(self) -> None:
-        self._blend(self.tensors, self._live, 0)
-
-    def of(self, live: Tensor) -> Tensor:
-        """The average of one of the module's tensors."""
-        return next(mine for t, mine in zip(self._live, self.tensors, strict=True) if t.data_ptr() == live.data_ptr())
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Gives the module its average weights for a while."""
-        kept = [t.clone() for t in self._live]
-        torch._foreach_copy_(self._live, self.tensors)
-        yield
-        torch._foreach_copy_(self._live, kept)
+    def __post_init__(self) -> None:
+        self.evaluation = Evaluation(self.task)
+        self.average_values: dict[str, float] = {}  # the metrics of the weight average, as last evaluated
 
 
 class Training(LightningModule):
@@ -114,6 +62,7 @@ class Training(LightningModule):
     Every epoch starts from a random state derived from (seed, epoch, rank).
 
     Args:
+        task: the run's, or a Stack of those of several.
         new_optimizer: makes an optimizer of parameters; one for each of the task's players.
         steps: optimizer steps an epoch.
         factor: the schedule: step of the run -> factor on the learning rate.
@@ -130,12 +79,13 @@ class Training(LightningModule):
         self.gradient = Gradient(task.padding, cfg.clip_norm, cfg.clip_value)
         self.tables: list[LazyRows] = []  # stepped by rows
         self._hidden: list[Tensor] = []  # the weights of those that DDP is not to see
-        self.evaluation, self.history = Evaluation(task), StepHistory()
+        self.stack = task if isinstance(task, Stack) else None
+        self.replicas = [Replica(each) for each in (self.stack.replicas if self.stack else [task])]
+        self.history = StepHistory()
         self.average: WeightAverage | None = None
         self._saved_average: list[Tensor] = []  # of the checkpoint that the run goes on from
-        self.average_values: dict[str, float] = {}  # the metrics of the weight average, as last evaluated
         self.evaluates = True  # whether this epoch is evaluated, at its end
-        self.losses: list[Tensor] = []  # of the epoch's steps so far; (player,) each if there are several
+        self.losses: list[Tensor] = []  # of the epoch's steps so far: (), (player,), (slot,) or (player, slot)
         self.measured: list[Any] = []  # of each player: the epoch's steps with something to learn from
         self._checked_losses = 0
 
@@ -150,15 +100,20 @@ class Training(LightningModule):
         """The key of the metric that ranks runs: `test/accuracy`, or `validation/accuracy`."""
         return f"{self.task.split}/{self.task.headline}"
 
-    def new_optimizers(self) -> list[Optimizer]:
-        """A fresh optimizer for each player.
+    @property
+    def live(self) -> list[tuple[int, Replica]]:
+        """The replicas that have not diverged, with their numbers."""
+        return [(k, replica) for k, replica in enumerate(self.replicas) if replica.diverged is None]
+
+    def new_optimizers(self, task: Task | None = None) -> list[Optimizer]:
+        """A fresh optimizer for each player, of a replica if one is given.
 
         Raises:
             ConfigError: it refuses its settings.
         """
         optimizers, name, target = list[Any](), self.cfg.optimizer.name, self.cfg.optimizer._target_
         try:
-            for player in self.task.players().values():
+            for player in (task or self.task).players().values():
                 params: list[Any] = [p for p in player.module.parameters() if p.requires_grad]
                 groups = params if player.lr is None else [{"params": params, "lr": player.lr}]
                 with making(target):
@@ -230,7 +185,10 @@ class Training(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self._set_mode("train")
-        seed_all("epoch", self.cfg.seed, self.current_epoch, self.global_rank)
+        if self.stack:
+            self.stack.start_epoch(self.current_epoch)
+        else:
+            seed_all("epoch", self.cfg.seed, self.current_epoch, self.global_rank)
         self.losses, self.measured, self._checked_losses = [], [0] * len(self.task.players()), 0
         done, last = self.current_epoch + 1, self.cfg.epochs
         self.evaluates = self.task.evaluates_after(done, last) or done == last
@@ -283,20 +241,33 @@ class Training(LightningModule):
     def _check(self) -> None:
         """Raises Diverged or Stopped, on all ranks alike. Seldom called: each check waits for the device."""
         first, self._checked_losses = self._checked_losses, len(self.losses)
-        bad = (~torch.stack(self.losses[first:]).isfinite()).nonzero()  # (step,) or (step, player)
-        epoch = self.current_epoch
-        if len(bad):
-            step = first + int(bad[0, 0])
-            raise Diverged(epoch, step, f"the loss is not finite in epoch {epoch + 1}, step {step + 1}")
-        if self.trainer.is_last_batch:  # the last step's loss may be finite, and its update not
-            norms = torch._foreach_norm([p.detach() for p in self.parameters()])
-            if not torch.stack([n.float() for n in norms]).isfinite().all():
-                raise self._diverged("the weights' norm is not finite")
+        is_bad = ~self.by_replica(self.losses[first:]).isfinite()  # (step, player, replica)
+        where, epoch = is_bad.any(1).cpu() if is_bad.any() else None, self.current_epoch
+        for k, replica in self.live:
+            if where is not None and where[:, k].any():
+                step = first + int(where[:, k].nonzero()[0])
+                what = f"the loss is not finite in epoch {epoch + 1}, step {step + 1}"
+                self.end(replica, Diverged(epoch, step, what))
+            elif self.trainer.is_last_batch:  # the last step's loss may be finite, and its update not
+                norms = torch._foreach_norm([p.detach() for p in replica.task.parameters()])
+                if not torch.stack([n.float() for n in norms]).isfinite().all():
+                    self.end(replica, self._diverged("the weights' norm is not finite"))
         stop = torch.tensor(int(self.stop_requested()), device=self.device)
         if self.trainer.world_size > 1:  # one rank may have heard of it before another
             torch.distributed.all_reduce(stop, op=torch.distributed.ReduceOp.MAX)
         if stop:
             raise Stopped
+
+    def by_replica(self, losses: list[Tensor]) -> Tensor:
+        """Losses of steps as (step, player, replica)."""
+        slots = self.stack.slots if self.stack else 1
+        return torch.stack(losses).view(len(losses), -1, slots)[..., : len(self.replicas)]
+
+    def end(self, replica: Replica, diverged: Diverged) -> None:
+        """Ends a replica; raises what ended it if it was the last."""
+        replica.diverged = diverged
+        if not self.live:
+            raise diverged
 
     def _diverged(self, what: str) -> Diverged:
         """What to raise at the end of an epoch."""
@@ -315,26 +286,35 @@ class Training(LightningModule):
             self._set_mode("eval")
             if self.average:
                 self._evaluate_average(self.average, self.trainer.val_dataloaders)
-        self.evaluation.start()
+        self._start_evaluation()
+
+    def _start_evaluation(self) -> None:
+        for _, replica in self.live:
+            replica.evaluation.start()
 
     def _evaluate_average(self, average: WeightAverage, loader: Any) -> None:
         with average.in_place():
-            self.evaluation.start()
+            self._start_evaluation()
             for batch in loader:
                 with self.trainer.precision_plugin.val_step_context():
-                    self.evaluation.update(self.transfer_batch_to_device(batch, self.device, 0))
-        self.average_values = self.values(f"{self.task.split}_ema")
+                    self.validation_step(self.transfer_batch_to_device(batch, self.device, 0), 0)
+        for _, replica in self.live:
+            replica.average_values = self.values(replica, f"{self.task.split}_ema")
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.evaluation.update(batch)
+        for k, replica in self.live:
+            with self.stack.own_random_numbers(k) if self.stack else nullcontext():
+                replica.evaluation.update(batch)
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.state.fn == TrainerFn.FITTING:
-            self.task.after_evaluation(self.current_epoch + 1, self.cfg.epochs)
+            for _, replica in self.live:
+                replica.task.after_evaluation(self.current_epoch + 1, self.cfg.epochs)
 
-    def values(self, split: str | None = None) -> dict[str, float]:
-        """The metrics' values, as Evaluation.values; raises Diverged if one is not finite, on all ranks alike."""
+    def values(self, replica: Replica, split: str | None = None) -> dict[str, float]:
+        """The metrics' values, as Evaluation.values; if one is not finite, the replica ends, on all ranks alike."""
         try:
-            return self.evaluation.values(split)
+            return replica.evaluation.values(split)
         except NotFinite as error:
-            raise self._diverged(str(error)) from None
+            self.end(replica, self._diverged(str(error)))
+            return {}

@@ -2,10 +2,8 @@
 
 import csv
 import io
-import math
-import os
-import shutil
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import partial
 from itertools import product
@@ -14,7 +12,9 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+from lightning_fabric.plugins import CheckpointIO
 from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.trainer.states import TrainerFn
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -27,7 +27,6 @@ from ..files import land, link, write
 from ..progress import Lines, displayed
 from ..result import newest, save_examples, shown
 from ..task import Task
-from ..trunks import Reservation, Trunk
 from .module import Training
 
 KEEP_BEST_UP_TO = 100_000_000  # parameters; larger models keep last.ckpt only
@@ -35,17 +34,16 @@ ARRIVING = ".best.ckpt"  # what is the best when last.ckpt is that of the same s
 STATE = ("rows", "best", "seconds", "evaluation_seconds", "from_trunk")  # of Record, in a checkpoint
 
 
-class Record(Callback):
-    """Curves, best epoch and checkpoints. Its state travels in the checkpoint, so a resumed run's record is whole."""
+class Record:
+    """Curves, best epoch and checkpoints of one run. Its state travels in the checkpoint, so a resumed one is whole."""
 
-    def __init__(self, folder: Path, switch_epoch: int | None) -> None:
-        self.folder, self.switch_epoch = folder, switch_epoch
+    def __init__(self, folder: Path, switch_epoch: int | None, loggers: Iterable[Logger] = ()) -> None:
+        self.folder, self.switch_epoch, self.loggers = folder, switch_epoch, list(loggers)
         self.rows: list[dict[str, float]] = []  # one an epoch
         self.best: dict[str, float] = {}
-        self.seconds, self.evaluation_seconds = 0.0, 0.0
+        self.seconds, self.evaluation_seconds = 0.0, 0.0  # its share of those of all that are trained with it
         self.from_trunk = 0  # epochs that another run trained
-        self.seconds_here = 0.0  # of both by this process
-        self.finished = False
+        self.improved = False  # whether the last epoch is the best
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in STATE}
@@ -53,52 +51,35 @@ class Record(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         vars(self).update({name: state_dict[name] for name in STATE})
 
-    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self._log(trainer, self.rows)  # of a resumed run: a logger starts from nothing
-        if trainer.is_global_zero:
-            self._settle_best(_keeps_best(pl_module.task))
+    @property
+    def last(self) -> Path:
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    def begin(self, task: Task, writes: bool) -> None:
+        """Mends what a kill has left, where this process writes; tells the loggers, which start from nothing."""
+        self._log(self.rows)
+        if writes:
+            self._settle_best(_keeps_best(task))
             if self.rows:  # the file may be older, or not be there
                 self.write_curves()
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self._started = time.perf_counter()
-
-    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
-        if trainer.state.fn != TrainerFn.VALIDATING:
-            if pl_module.device.type == "cuda":
-                torch.cuda.synchronize()
-            self._trained = time.perf_counter()
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        epoch, task = trainer.current_epoch + 1, pl_module.task
-        if not pl_module.evaluates:
-            self.on_validation_start(trainer, pl_module)
-        now = time.perf_counter()
-        self.seconds += self._trained - self._started
-        self.evaluation_seconds += now - self._trained
-        self.seconds_here += now - self._started
-        metrics = pl_module.values() | pl_module.average_values if pl_module.evaluates else {}
-        losses = mean_losses(pl_module.losses, list(task.players()), pl_module.measured)
-        row: dict[str, float] = {"epoch": epoch, "step": epoch * len(pl_module.losses), **pl_module.last_lrs()}
-        headline, sign = pl_module.headline, 1 if task.higher_is_better else -1
-        first = {headline: metrics[headline]} if metrics else {}  # for those who do not know which it is
-        row |= {"seconds": self.seconds, **losses, **first, **metrics}
+    def add(self, row: dict[str, float], headline: str, higher_is_better: bool) -> None:
+        """Adds an epoch."""
+        sign = 1 if higher_is_better else -1
         self.rows.append(row)
-        improved = bool(metrics) and (not self.best or sign * metrics[headline] > sign * self.best[headline])
-        if improved:
+        self.improved = headline in row and (not self.best or sign * row[headline] > sign * self.best[headline])
+        if self.improved:
             self.best = {key: value for key, value in row.items() if key == "epoch" or "/" in key}
-        self._log(trainer, [row])
-        last = self.folder / "checkpoints" / "last.ckpt"
-        trainer.save_checkpoint(last)  # on all ranks; rank 0 writes
-        if trainer.is_global_zero:
-            # The last first, which tells all: a kill before the others leaves what _settle_best and write_curves mend.
-            if improved and _keeps_best(task):
-                _become_best(last)
-            self.write_curves()
+        self._log([row])
 
-    @staticmethod
-    def _log(trainer: Trainer, rows: list[dict[str, float]]) -> None:
-        for logger, row in product(trainer.loggers, rows):
+    def settle(self, task: Task) -> None:
+        """Writes what follows from the last checkpoint: a kill before this leaves what `begin` mends."""
+        if self.improved and _keeps_best(task):
+            _become_best(self.last)
+        self.write_curves()
+
+    def _log(self, rows: list[dict[str, float]]) -> None:
+        for logger, row in product(self.loggers, rows):
             logger.log_metrics(row, step=int(row["epoch"]))
 
     def _settle_best(self, keeps: bool) -> None:
@@ -131,28 +112,134 @@ class Record(Callback):
         writer.writerows(self.rows)
         write(self.folder / "curves.csv", text.getvalue(), durable=False)  # the checkpoint has the rows
 
+    def keep_examples(self, task: Task, headline: str) -> None:
+        """Keeps the last evaluation's score of each example, if the task has them."""
+        kept = getattr(task, "of_examples", None)
+        if kept is not None and kept.update_called:
+            save_examples(self.folder, headline, kept.compute().tolist())
+
+    def draw(self, task: Task, headline: str, writes: bool) -> None:
+        """Draws the figures, on all ranks alike (a metric may ask the others), and keeps rank 0's."""
+        drawn = ("curves", curves(self.rows, headline, self.switch_epoch))
+        for name, figure in (drawn, *task.pictures()):
+            if writes:
+                path = self.folder / "figures" / f"{name}.png"
+                path.parent.mkdir(exist_ok=True)
+                save(figure, path)
+                for logger in self.loggers:
+                    if hasattr(logger, "log_image"):
+                        logger.log_image(name, [str(path)])
+            plt.close(figure)
+
+
+class Recorder(Callback):
+    """Keeps the records of the runs that are trained together."""
+
+    def __init__(self, records: list[Record]) -> None:
+        self.records = records
+        self.seconds_here = 0.0  # of training and evaluation by this process
+        self.finished = False
+
+    @property
+    def state_key(self) -> str:
+        return "Record"
+
+    def state_dict(self) -> dict[str, Any]:
+        states = [record.state_dict() for record in self.records]
+        return states[0] if len(states) == 1 else {"records": states}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for record, state in zip(self.records, state_dict.get("records", [state_dict]), strict=True):
+            record.load_state_dict(state)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        for record, replica in zip(self.records, pl_module.replicas, strict=True):
+            record.begin(replica.task, trainer.is_global_zero)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self._started = time.perf_counter()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+        if trainer.state.fn != TrainerFn.VALIDATING:
+            if pl_module.device.type == "cuda":
+                torch.cuda.synchronize()
+            self._trained = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if not pl_module.evaluates:
+            self.on_validation_start(trainer, pl_module)
+        now = time.perf_counter()
+        self.seconds_here += now - self._started
+        for k, replica in pl_module.live:
+            record, metrics = self.records[k], pl_module.values(replica) if pl_module.evaluates else {}
+            if replica.diverged is None:
+                record.seconds += (self._trained - self._started) / len(self.records)
+                record.evaluation_seconds += (now - self._trained) / len(self.records)
+                averages = replica.average_values if pl_module.evaluates else {}
+                self._add_row(record, trainer, pl_module, k, metrics | averages)
+        trainer.save_checkpoint(self.records[0].last)  # of all, on all ranks; rank 0 writes
+        for k, replica in pl_module.live if trainer.is_global_zero else ():
+            self.records[k].settle(replica.task)
+
+    @staticmethod
+    def _add_row(record: Record, trainer: Trainer, pl_module: Any, k: int, metrics: dict[str, float]) -> None:
+        epoch, headline = trainer.current_epoch + 1, pl_module.headline
+        row: dict[str, float] = {"epoch": epoch, "step": epoch * len(pl_module.losses), **pl_module.last_lrs()}
+        first = {headline: metrics[headline]} if metrics else {}  # for those who do not know which it is
+        row |= {"seconds": record.seconds, **_losses(pl_module, k), **first, **metrics}
+        record.add(row, headline, pl_module.task.higher_is_better)
+
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.state.fn == TrainerFn.VALIDATING:
             self.on_train_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Draws the figures, on all ranks alike (a metric may ask the others), and keeps rank 0's."""
         pl_module.eval()
-        kept = getattr(pl_module.task, "of_examples", None)
-        if kept is not None and kept.update_called and trainer.world_size == 1:  # of several, none has the order of all
-            save_examples(self.folder, pl_module.headline, kept.compute().tolist())
-        figures = self.folder / "figures"
-        drawn = ("curves", curves(self.rows, pl_module.headline, self.switch_epoch))
         with torch.no_grad():
-            for name, figure in (drawn, *pl_module.task.pictures()):
-                if trainer.is_global_zero:
-                    figures.mkdir(exist_ok=True)
-                    save(figure, path := figures / f"{name}.png")
-                    for logger in trainer.loggers:
-                        if hasattr(logger, "log_image"):
-                            logger.log_image(name, [str(path)])
-                plt.close(figure)
+            for k, replica in pl_module.live:
+                if trainer.world_size == 1:  # of several, none has the order of all
+                    self.records[k].keep_examples(replica.task, pl_module.headline)
+                self.records[k].draw(replica.task, pl_module.headline, trainer.is_global_zero)
         self.finished = True
+
+
+class Checkpoints(CheckpointIO):
+    """Lightning's checkpoints are ours: Lightning's own way goes through TMPDIR, from where no rename lands a file.
+
+    Those of a stack are one file for each replica, in its folder, as if it had been trained by itself.
+
+    Args:
+        records: of the runs that are trained together.
+    """
+
+    def __init__(self, records: list[Record]) -> None:
+        self.records = records
+        self.training: Training  # to be set
+
+    def save_checkpoint(self, content: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        stack = self.training.stack
+        if stack is None:
+            checkpoint.save(content, Path(path))
+            return
+        for k, _ in self.training.live:
+            mine = {name: stack.of_replica(content[name], k) for name in ("optimizer_states", "average")}
+            mine["state_dict"] = {name: value.clone() for name, value in content["state_dict"][k].items()}
+            mine["callbacks"] = content["callbacks"] | {"Record": self.records[k].state_dict()}
+            checkpoint.save(content | mine, self.records[k].last)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
+        stack = self.training.stack
+        if stack is None:
+            return checkpoint.load(Path(path))
+        contents = [checkpoint.load(record.last) for record in self.records]
+        joined = {name: stack.of_all(*(c[name] for c in contents)) for name in ("optimizer_states", "average")}
+        joined["state_dict"] = [content["state_dict"] for content in contents]
+        records = [content["callbacks"]["Record"] for content in contents]
+        joined["callbacks"] = contents[0]["callbacks"] | {"Record": {"records": records}}
+        return contents[0] | joined
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
 
 
 def _keeps_best(task: Task) -> bool:
@@ -185,8 +272,9 @@ class Bar(Callback):
     Without a terminal it is a line at the end of the first and the last epoch, and one every 30 seconds.
     """
 
-    def __init__(self, record: Record, switch_epoch: int | None, console: Console) -> None:
-        self.record, self.switch_epoch, self.console = record, switch_epoch, console
+    def __init__(self, records: list[Record], switch_epoch: int | None, console: Console) -> None:
+        self.record, self.switch_epoch, self.console = records[0], switch_epoch, console
+        self.of = "" if len(records) == 1 else f"{len(records)} seeds  "
         news = TextColumn("{task.fields[news]}")
         left = TimeRemainingColumn(elapsed_when_finished=True)
         self.progress = Progress(TextColumn("{task.description}"), BarColumn(24), left, news, console=console)
@@ -204,7 +292,7 @@ class Bar(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         epoch = trainer.current_epoch
         method = "" if self.switch_epoch is None or epoch < self.switch_epoch else "  switched"
-        self.update(description=f"epoch {epoch + 1}/{trainer.max_epochs}{method}")
+        self.update(description=f"{self.of}epoch {epoch + 1}/{trainer.max_epochs}{method}")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
         self.update(advance=1)
@@ -212,7 +300,7 @@ class Bar(Callback):
             self.lines.say(self._where)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        row, key = newest(self.record.rows), pl_module.headline
+        row, key = newest(self.record.rows), pl_module.headline  # of several, the first's
         score = f"  {key} {shown(row[key], key)}" if key in row else ""
         news = f"loss {shown(row.get('train/loss'), 'train/loss')}{score}"
         self.update(news=news)
@@ -228,81 +316,19 @@ class Bar(Callback):
         self.display.close()
 
 
-class PublishStates(Callback):
-    """Publishes the run's states up to its switch that other runs of its trunk request; on rank 0.
-
-    A state is the run's checkpoint with the optimizers as they are before the switch, whichever ran, and with what
-    the last steps added to the weights, which a method with a history goes on from.
-    """
-
-    def __init__(self, trunk: Trunk, reservation: Reservation | None, folder: Path) -> None:
-        self.trunk, self.reservation, self.checkpoints = trunk, reservation, folder / "checkpoints"
-        self.notes: list[str] = []
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
-        epoch, steps = trainer.current_epoch, pl_module.steps
-        requests = self.trunk.requests().items()
-        firsts = (e * steps - count for e, count in requests if epoch < e <= self.trunk.end and count)
-        pl_module.history.start_epoch(min(firsts, default=math.inf), epoch * steps, len(trainer.optimizers))
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        epoch = trainer.current_epoch + 1
-        if epoch > self.trunk.end:
-            return
-        differences = self.trunk.unmet_request(epoch)
-        first = max(0, epoch * pl_module.steps - (differences or 0))
-        if differences is not None and (differences == 0 or pl_module.history.first <= first):
-            write_state = partial(self._write_state, trainer, pl_module, first if differences else None)
-            try:
-                self.trunk.publish(epoch, differences, write_state)
-            except OSError as error:
-                self.notes.append(f"the state after epoch {epoch} is not shared: {error}")
-        if self.reservation is not None:
-            self.reservation.reached(epoch)
-            if epoch == self.trunk.end:
-                self.reservation.release()
-
-    def _write_state(self, trainer: Trainer, training: Training, first: int | None, folder: Path) -> None:
-        state = checkpoint.load(self.checkpoints / "last.ckpt")
-        state["callbacks"]["Record"]["from_trunk"] = 0
-        # In the form that all optimizers have before their switch.
-        state["optimizer_states"] = [getattr(o, "before_switch", o.state_dict)() for o in trainer.optimizers]
-        if first is not None:
-            state["recorded_from"], recorded = first, training.history.since(first)
-            state["recorded"] = [[[(n, d.cpu()) for n, d in parameter] for parameter in each] for each in recorded]
-        checkpoint.save(state, folder / "state.ckpt")
-        if (best := self.checkpoints / "best.ckpt").exists():
-            link(best, folder / best.name)
+def _losses(training: Training, k: int) -> dict[str, float]:
+    """The mean losses of one replica over the epoch's steps."""
+    measured = [each[k] if isinstance(each, Tensor) and each.dim() else each for each in training.measured]
+    return mean_losses(training.by_replica(training.losses)[..., k], list(training.task.players()), measured)
 
 
-def start_from(state: Path, folder: Path, training: Training, epoch: int) -> None:
-    """Makes a state that another run published the last checkpoint of the run in `folder`.
-
-    Args:
-        state: a folder with state.ckpt, of so many epochs, and perhaps best.ckpt; it is removed.
-    """
-    content = checkpoint.load(state / "state.ckpt")
-    optimizers: list[Any] = training.new_optimizers()
-    recorded = content.get("recorded", [()] * len(optimizers))
-    for i, (optimizer, of_optimizer) in enumerate(zip(optimizers, recorded, strict=True)):
-        if hasattr(optimizer, "start_after"):
-            optimizer.start_after(epoch * training.steps, content["optimizer_states"][i], of_optimizer)
-            content["optimizer_states"][i] = optimizer.state_dict()
-    content["callbacks"]["Record"]["from_trunk"] = epoch
-    checkpoints = folder / "checkpoints"
-    if (state / "best.ckpt").exists():
-        os.replace(state / "best.ckpt", checkpoints / ARRIVING)  # the best as soon as the state is the last
-    checkpoint.save(content, checkpoints / "last.ckpt")
-    shutil.rmtree(state)
-
-
-def mean_losses(losses: list[Tensor], players: list[str], measured: list[Any]) -> dict[str, float]:
+def mean_losses(losses: Tensor, players: list[str], measured: list[Any]) -> dict[str, float]:
     """The mean training loss over an epoch's steps, `train/loss`; of several players, their sum and each.
 
-    Left out are steps with nothing to learn from: `measured` counts the others of each player. A step's losses have
-    shape (), or (player,) if there are several.
+    Left out are steps with nothing to learn from: `measured` counts the others of each player. The losses have shape
+    (step, player).
     """
-    sums_P = torch.stack(losses).double().sum(0).view(-1)  # float32 may not hold the sum
+    sums_P = losses.double().sum(0)  # float32 may not hold the sum
     known = [(name, s, n) for name, s, n in zip(players, sums_P, measured, strict=True) if n]
     each = {f"train/loss_{name}": float(s / n) for name, s, n in known}
     return ({"train/loss": sum(each.values())} if each else {}) | (each if len(each) > 1 else {})

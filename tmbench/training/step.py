@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..errors import ConfigError
 from ..optim.exchange import average_over_ranks
-from ..task import Loss, Player, mean
+from ..optim.rows import summed
+from ..task import Player, checked_loss, mean
 from .loader import Step
+from .stack import Group
 
 Recorded = list[list[tuple[int, Tensor]]]  # for each parameter, newest first: (step of the run, what it added)
 
@@ -39,16 +40,20 @@ class Gradient:
         if self.padding and (len(step) > 1 or not alone):
             step = self._padded_alike(step)
         if alone and (differentiates or len(step) == 1):
-            totals, weights = zip(*(_checked(player, batch) for batch, _ in step), strict=True)
+            totals, weights = zip(*(checked_loss(player, batch) for batch, _ in step), strict=True)
             self.weight = sum(weights[1:], weights[0])
             loss: Tensor = mean(sum(totals[1:], totals[0]), self.weight)
             if differentiates:  # the optimizer takes the gradient, and more, itself
                 return loss
-            loss.backward()  # type: ignore[no-untyped-call]  # saves Lightning's hooks, a twentieth of a small step
+            # Without Lightning's hooks, a twentieth of a small step. A stack has a loss for each replica.
+            (loss.sum() if loss.dim() else loss).backward()  # type: ignore[no-untyped-call]
         else:
             loss, self.weight = self._in_parts(player, step)
         if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(_with_gradient(player.module), self.clip_norm)
+            if isinstance(player.module, Group):
+                player.module.clip_grad_norm_(self.clip_norm)
+            else:
+                nn.utils.clip_grad_norm_(_with_gradient(player.module), self.clip_norm)
         if self.clip_value is not None:
             nn.utils.clip_grad_value_(_with_gradient(player.module), self.clip_value)
         return loss.detach()
@@ -70,7 +75,7 @@ class Gradient:
         """The step's loss and weight over all parts and ranks, whose gradients are added up and then divided once."""
         sums_2 = torch.zeros(2, dtype=torch.float64, device=self.device)
         for batch, counts in step:
-            total, weight = _checked(player, batch)
+            total, weight = checked_loss(player, batch)
             if not counts:
                 total, weight = 0 * total, 0
             self.backward(total)  # which averages gradients over the ranks
@@ -91,25 +96,13 @@ def _with_gradient(module: nn.Module) -> list[nn.Parameter]:
     found = []
     for p in module.parameters():
         if p.grad is not None and p.grad.is_sparse:
-            p.grad = p.grad.coalesce()
+            p.grad = summed(p.grad)
             values = p.grad.values()
             p = nn.Parameter(values)  # the same memory, where it is changed in place
             p.grad = values
         if p.grad is not None:
             found.append(p)
     return found
-
-
-def _checked(player: Player, batch: Any) -> Loss:
-    """A task's loss of a batch; ConfigError if it is not a sum and what it is over."""
-    loss: Any = player.loss(batch)
-    if not (isinstance(loss, tuple) and len(loss) == 2):
-        name = getattr(player.loss, "__qualname__", "loss")
-        raise ConfigError(
-            f"{name}: expected to return (sum of the loss, number of terms), as Task.loss says, got a "
-            f"{type(loss).__name__}; return loss.sum(), len(loss), say"
-        )
-    return loss
 
 
 class StepHistory:

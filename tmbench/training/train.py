@@ -1,6 +1,5 @@
 """Training a planned run from its last checkpoint, or its start, to its end; the part of a run that needs torch."""
 
-import inspect
 import json
 import logging
 import math
@@ -10,87 +9,82 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from functools import partial
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from hydra.utils import get_object, instantiate
-from lightning_fabric.plugins import CheckpointIO
-from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.loggers import Logger
-from pytorch_lightning.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
-from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning import Callback
 from rich.console import Console
-from torch.nn.parallel import DistributedDataParallel
 
 from .. import signals
-from ..checkpoint import load, save
-from ..config.identity import reads_switch, world_size
+from ..config.identity import reads_switch
 from ..config.machine import cpu_model, git_commit
-from ..config.settle import loggers
 from ..config.sparse import why_dense
-from ..config.table import FOR_THE_RUN
-from ..config.trust import classes_in
-from ..errors import ConfigError, DataError, imported, making
+from ..errors import CannotStackError, ConfigError, DataError
 from ..files import digest_of, flush
+from ..optim.elementwise import stacked_difference
 from ..plan import Plan
 from ..result import Result, finished
-from ..seeds import seed_all
-from ..task import Task
 from ..trunks import Reservation, state_to_start_from
-from .loader import TestLoader, TrainLoader, hold_out
-from .loggers import RunFacts
+from .build import loaders_of, loggers_of, optimizer_of, schedule_of, task_of, trainer_of
+from .capacity import check_memory
 from .module import Diverged, Stopped, Training
 from .precision import PrecisionCheck
-from .record import Bar, PublishStates, Record, start_from
+from .record import Bar, Checkpoints, Record, Recorder
+from .sharing import PublishStates, Shared, start_from
+from .stack import Stack
 
 
-def train(plan: Plan, reservation: Reservation | None = None, until: int | None = None) -> Result:
-    """Trains and evaluates a planned run, from its last checkpoint if there is one.
+def train(
+    plans: list[Plan], reservations: Sequence[Reservation | None] = (None,), until: int | None = None
+) -> list[Result]:
+    """Trains and evaluates a planned run, or a stack of several, from their last checkpoints if there are some.
 
     Args:
-        reservation: of its trunk, released when the run leaves it; the state to start from, if any, lies in the run's
-            folder (see trunks).
+        plans: of one run, or of runs that differ by their seed alone and are equally far.
+        reservations: of each one's trunk, released when it leaves that; the state to start from, if any, lies in the
+            run's folder (see trunks).
         until: stop after this many epochs, as if interrupted.
 
     Returns:
-        The result, also saved in the folder by rank 0: completed, diverged or interrupted.
+        The results, also saved in the folders by rank 0: completed, diverged or interrupted.
 
     Raises:
-        Exception: whatever went wrong; the saved result's status is then `failed`.
+        Exception: whatever went wrong; the saved results' status is then `failed`.
     """
     for talkative in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
     started, start = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.perf_counter()
-    (plan.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    attempt = _Attempt(plan, reservation, until)
+    for plan in plans:
+        (plan.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    attempt = _Attempt(plans, reservations, until)
     signals.check()
-    begun = (plan.folder / "checkpoints" / "last.ckpt").exists()
-    with signals.listening(lambda *_: None):  # a signal after the last epoch finds the result saved
+    begun = attempt.records[0].last.exists()
+    with signals.listening(lambda *_: None):  # a signal after the last epoch finds the results saved
         with nondeterministic_operations() as operations:
             attempt.fit()
-        if begun and isinstance(attempt.error, DataError) and not attempt.record.seconds_here:
-            raise attempt.error  # what there is of the run stays as it is
-        result = attempt.result(started=started, nondeterministic=operations)
-        result.overhead_seconds = time.perf_counter() - start - attempt.record.seconds_here
-        if attempt.trainer.is_global_zero:
-            # Now, whatever loggers do. On a full disk, what went wrong first is more than that this cannot be written.
-            with suppress(*[OSError] if attempt.error else []):
-                result.save(plan.folder)
-    if attempt.trainer.is_global_zero:
-        for logger in attempt.trainer.loggers:
+        if begun and isinstance(attempt.error, DataError) and not attempt.recorder.seconds_here:
+            raise attempt.error  # what there is of the runs stays as it is
+        overhead = (time.perf_counter() - start - attempt.recorder.seconds_here) / len(plans)
+        about: dict[str, Any] = {"started": started, "nondeterministic": operations, "overhead_seconds": overhead}
+        results = [attempt.result(k, **about) for k in range(len(plans))]
+        for result, plan in zip(results, plans, strict=True):
+            if attempt.trainer.is_global_zero:
+                # Now, whatever loggers do. On a full disk, what went wrong first is more than that this cannot be
+                # written.
+                with suppress(*[OSError] if attempt.error else []):
+                    result.save(plan.folder)
+    for result, plan, record in zip(results, plans, attempt.records, strict=True):
+        for logger in record.loggers:
             if hasattr(logger, "close"):
                 result.notes += logger.close(_summary(result), result.epochs["trained"])
                 result.save(plan.folder)
     if attempt.error is not None:
         raise attempt.error
-    return result
+    return results
 
 
 def _summary(result: Result) -> dict[str, Any]:
@@ -102,49 +96,63 @@ def _summary(result: Result) -> dict[str, Any]:
 
 
 class _Attempt:
-    """One attempt at training a run to its end: what works together in it, and how it ended."""
+    """One attempt at training a run, or a stack of runs, to its end: what works together in it, and how it ended."""
 
-    def __init__(self, plan: Plan, reservation: Reservation | None, until: int | None) -> None:
-        self.plan, self.task = plan, task_of(plan)
-        cfg, folder, switch = plan.cfg, plan.folder, plan.switch_epoch
-        self.record, self.stop, self.precision = Record(folder, switch), StopOnSignal(until), PrecisionCheck()
-        callbacks = [self.record, self.stop, self.precision]
-        self.trainer = trainer_of(cfg, folder, callbacks, players=len(self.task.players()))
-        self.publisher = PublishStates(plan.trunk, reservation, folder) if plan.trunk else None
+    def __init__(self, plans: list[Plan], reservations: Sequence[Reservation | None], until: int | None) -> None:
+        self.plans, self.plan, self.task = plans, plans[0], task_of(plans)
+        cfg, switch = self.plan.cfg, self.plan.switch_epoch
+        self.records = [Record(plan.folder, plan.switch_epoch) for plan in plans]
+        self.recorder, self.stop, self.precision = Recorder(self.records), StopOnSignal(until), PrecisionCheck()
+        callbacks, checkpoints = [self.recorder, self.stop, self.precision], Checkpoints(self.records)
+        self.trainer = trainer_of(cfg, self.plan.folder, callbacks, checkpoints, players=len(self.task.players()))
+        runs = enumerate(zip(plans, reservations, strict=True))
+        self.publisher = PublishStates([Shared(p.trunk, r, p.folder, k) for k, (p, r) in runs if p.trunk])
         if self.trainer.is_global_zero:
             more: Any = self.trainer.callbacks  # type: ignore[attr-defined]
-            more += [*filter(None, [self.publisher]), Bar(self.record, switch, Console(stderr=True))]
-        self.train_loader, self.test_loader = loaders_of(plan, self.task, self.trainer)
+            more += [self.publisher] if self.publisher.shared else []
+            more += [Bar(self.records, switch, Console(stderr=True))]
+        place = self.trainer.strategy.root_device, self.trainer.global_rank, self.trainer.world_size
+        self.train_loader, self.test_loader = loaders_of(plans, self.task, *place, lambda: self.trainer.current_epoch)
         steps = self.train_loader.steps
         has_switch = reads_switch(cfg) and cfg.switch_epoch != "never"
         self.switch_step = int(cfg.switch_epoch * steps) if has_switch else None  # before it, the method changes
         new_optimizer, factor = optimizer_of(cfg, self.switch_step), schedule_of(cfg, steps)
+        if isinstance(self.task, Stack):
+            if (apart := stacked_difference(new_optimizer)) > 1e-9:
+                why = f"two networks that it steps as one stack of tensors end {apart:.2g} apart from each by itself"
+                raise CannotStackError(f"optimizer={cfg.optimizer.name}: {why}")
+            batch = tuple(t.to(self.task.device) for t in next(iter(self.train_loader))[0][0][0])
+            self.task.try_once(batch)
+            check_memory(self.task, batch, self.trainer.strategy.root_device)
         self.training = Training(self.task, cfg, new_optimizer, steps, factor, lambda: self.stop.requested)
+        checkpoints.training = self.training
         if self.trainer.is_global_zero:
-            self.trainer.loggers = loggers_of(plan)
+            for record, plan in zip(self.records, plans, strict=True):
+                record.loggers = loggers_of(plan)
+            self.trainer.loggers = [logger for record in self.records for logger in record.loggers]
         self.status, self.baseline = "completed", dict[str, float]()
-        self.diverged: Diverged | None = None
         self.error: BaseException | None = None
 
     def fit(self) -> None:
         """Checks the data, then trains, from the newest state that there is."""
-        last, state = self.plan.folder / "checkpoints" / "last.ckpt", state_to_start_from(self.plan.folder)
+        last, first = self.records[0].last, self.training.replicas[0].task
         try:
             with signals.listening(self.stop.request):
                 self._check_examples()
-                self.task.check_data()
+                first.check_data()
                 if self.trainer.is_global_zero:
-                    self.baseline = self._finite(self.task.baseline())
-                    if state:  # the other ranks wait in fit
-                        start_from(state, self.plan.folder, self.training, int(state.name))
+                    self.baseline = self._finite(first.baseline())
+                    for plan, replica in zip(self.plans, self.training.replicas, strict=True):
+                        if state := state_to_start_from(plan.folder):  # the other ranks wait in fit
+                            start_from(state, plan.folder, self.training, replica.task)
                 self.trainer.fit(
                     self.training, self.train_loader, self.test_loader, weights_only=True,
-                    ckpt_path=str(last) if state or last.exists() else None,
+                    ckpt_path=str(last) if state_to_start_from(self.plan.folder) or last.exists() else None,
                 )  # fmt: skip
-                if not self.record.finished:  # stopped after its last epoch: only the figures are missing
+                if not self.recorder.finished:  # stopped after its last epoch: only the figures are missing
                     self.trainer.validate(self.training, self.test_loader, verbose=False)
-        except Diverged as error:
-            self.status, self.diverged = "diverged", error
+        except Diverged:
+            self.status = "diverged"
         except (Stopped, SystemExit):  # Lightning makes the latter of a SIGTERM that comes before we own it again
             self.status = "interrupted"
         except BaseException as error:
@@ -168,9 +176,10 @@ class _Attempt:
                 raise DataError(f"{task}: {key} of a constant prediction is {value}; the split does not measure it")
         return found
 
-    def result(self, **measured: Any) -> Result:
-        """The result, whose remaining fields are `measured`."""
-        plan, task, record, diverged = self.plan, self.task, self.record, self.diverged
+    def result(self, k: int, **measured: Any) -> Result:
+        """The result of a run, whose remaining fields are `measured`."""
+        plan, record, replica = self.plans[k], self.records[k], self.training.replicas[k]
+        task, diverged = replica.task, replica.diverged
         switched_at = self.switch_step
         if plan.switch_epoch is None:  # perhaps the optimizer itself has decided
             switched_at = getattr(next(iter(self.trainer.optimizers), None), "switched_at", None)
@@ -183,8 +192,9 @@ class _Attempt:
             plan.cfg, plan.folder, record.rows, steps_an_epoch=self.train_loader.steps,
             examples_an_epoch=self.train_loader.count, from_trunk=record.from_trunk, switched_at=switched_at,
             divergence=str(diverged) if diverged else None,
-            notes=notes + self.precision.notes + (self.publisher.notes if self.publisher else []),
-            status=self.status, profile=plan.profile, data_digest=plan.data_digest, command=plan.command,
+            notes=notes + self.precision.notes + self.publisher.notes.get(k, []),
+            status="diverged" if diverged else self.status, profile=plan.profile, data_digest=plan.data_digest,
+            command=plan.command, replicas=plan.cfg.replicas,
             split=task.split, metric=task.headline, higher_is_better=task.higher_is_better, baseline=self.baseline,
             best=record.best, seconds=record.seconds, evaluation_seconds=record.evaluation_seconds,
             parameters=sum(p.numel() for p in task.parameters() if p.requires_grad),
@@ -214,103 +224,6 @@ class StopOnSignal(Callback):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         self.requested = self.requested or trainer.current_epoch + 1 == self.until
-
-
-def task_of(plan: Plan) -> Task:
-    """The run's task, with the initial weights of its seed."""
-    cfg = plan.cfg
-    seed_all("weights", cfg.seed)
-    task_class = imported(f"task/{cfg.task.name}.yaml: _target_", cfg.task._target_)
-    with making(cfg.task._target_):
-        task: Task = task_class(cfg.task, plan.data)
-    metrics, headline = list(getattr(task, "metrics", ())), getattr(task, "headline", None)
-    if headline not in metrics:
-        expected = f"a key of its self.metrics ({', '.join(metrics) or 'which has none'})"
-        raise ConfigError(f"task={cfg.task.name}: {cfg.task._target_}: headline: expected {expected}, got {headline!r}")
-    if cfg.validation:
-        hold_out(task, cfg.validation)
-    return task
-
-
-def loaders_of(plan: Plan, task: Task, trainer: Trainer) -> tuple[TrainLoader, TestLoader]:
-    """What a rank trains on, and what it evaluates."""
-    cfg = plan.cfg
-    common = {
-        "device": trainer.strategy.root_device, "rank": trainer.global_rank, "world": trainer.world_size,
-        "seed": cfg.seed, "num_workers": cfg.trainer.num_workers,
-    }  # fmt: skip
-    parts = {"accumulate": cfg.trainer.accumulate, "epoch": lambda: trainer.current_epoch}
-    train = TrainLoader(task.examples("train"), task.collate, cfg.batch_size, **parts, **common)
-    return train, TestLoader(task.examples("test"), task.collate, cfg.task.eval_batch_size, **common)
-
-
-def trainer_of(cfg: DictConfig, folder: Path, callbacks: list[Callback], players: int = 1) -> Trainer:
-    alone = world_size(cfg) == 1
-    # One player's loss does not reach the others' parameters, whose gradients nobody then waits for. Buffers are not
-    # taken from rank 0 at each batch: batch norm's running averages are averaged over the ranks after each epoch.
-    known = inspect.signature(DistributedDataParallel).parameters
-    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # in older torch
-    settings: dict[str, Any] = {"find_unused_parameters": players > 1, buffers: False}
-    on_gpu = cfg.trainer.accelerator == "cuda"
-    precision = cfg.trainer.precision
-    with warnings.catch_warnings():
-        # A GPU that trainer=cpu leaves unused is what was asked for.
-        warnings.filterwarnings("ignore", message="GPU available but not used")
-        return Trainer(
-            accelerator=cfg.trainer.accelerator, devices=cfg.trainer.devices, num_nodes=cfg.trainer.num_nodes,
-            strategy="auto" if alone else DDPStrategy(**settings), default_root_dir=folder, callbacks=callbacks,
-            precision="32-true" if precision == "32" else precision, max_epochs=cfg.epochs,
-            deterministic="warn" if on_gpu else None,
-            log_every_n_steps=1,  # we log by epoch; this silences a warning
-            sync_batchnorm=on_gpu and not alone,  # torch has it for GPUs only
-            # A lone run inside a Slurm job is still alone.
-            plugins=[Checkpoints(), *([LightningEnvironment()] if alone else [])],
-            logger=False, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
-            num_sanity_val_steps=0, use_distributed_sampler=False,
-        )  # fmt: skip
-
-
-class Checkpoints(CheckpointIO):
-    """Lightning's checkpoints are ours. Its own way goes through TMPDIR, from where no rename lands a file."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        save(checkpoint, Path(path))
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
-        return load(Path(path))
-
-    def remove_checkpoint(self, path: Any) -> None:
-        Path(path).unlink(missing_ok=True)
-
-
-def optimizer_of(cfg: DictConfig, switch_step: int | None) -> "partial[Any]":
-    """What makes the run's optimizer of parameters."""
-    more = {"switch_step": switch_step} if reads_switch(cfg) else {}
-    return _made(cfg, "optimizer", **more)
-
-
-def schedule_of(cfg: DictConfig, steps_an_epoch: int) -> "partial[float] | None":
-    """The factor on the learning rate at each step of the run; None if it is always 1."""
-    if "_target_" not in cfg.schedule:
-        return None
-    return partial(_made(cfg, "schedule"), steps=cfg.epochs * steps_an_epoch, epoch=steps_an_epoch)
-
-
-def loggers_of(plan: Plan) -> list[Logger]:
-    """The loggers that the run was asked for, beside its own folder."""
-    cfg = plan.cfg
-    tags = {"task": cfg.task.name, "optimizer": cfg.optimizer.name, "data": plan.profile}
-    config: Any = OmegaConf.to_container(cfg)
-    facts, settings = RunFacts(plan.folder, config, tags), config["logger"]
-    return [get_object(settings[name]["_target_"])(facts, settings) for name in loggers(settings)]
-
-
-def _made(cfg: DictConfig, group: str, **more: Any) -> Any:
-    """What a group's YAML makes: its `_target_`, with its settings and more."""
-    settings: Any = OmegaConf.to_container(cfg[group])
-    for name in classes_in(settings):
-        imported(f"{group}/{settings['name']}.yaml: _target_", name)
-    return instantiate({k: v for k, v in (settings | more).items() if k not in FOR_THE_RUN}, _convert_="all")
 
 
 @contextmanager

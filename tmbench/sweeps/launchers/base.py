@@ -35,7 +35,7 @@ from ...training.ranks import python_path
 from ...verbs import ERROR, INTERRUPTED
 from ..job import STOPPING, SWEEP, JobOrder, JobRecord, is_current, record_of, sweep_id
 from ..live import JobTable
-from ..plan import Job, orders_of
+from ..plan import Job, orders_of, stacks_of
 
 NAMES = ("local", "slurm", "ray")  # of launchers, of their modules, and with a capital letter of their classes
 LOG = re.compile(r"job-(\d+)\.log")  # what log_of calls a file
@@ -87,18 +87,18 @@ class Launcher:
         """
         if any(job.cfg["trainer"]["num_nodes"] > 1 for job in jobs):
             raise ConfigError("launcher: each run is on one machine; start a run on several (num_nodes) by itself")
-        folder, jobs = folder.absolute(), different_trunks_first(jobs)
+        folder, stacks = folder.absolute(), different_trunks_first(stacks_of(jobs))
         environment = {"OMP_NUM_THREADS": str(self.threads()), "PYTHONPATH": python_path(), SWEEP: sweep_id()}
         more: Settings = {"cwd": str(Path.cwd()), "environment": environment, "timeout": self.settings.get("timeout")}
-        orders = [replace(order, **more) for order in orders_of(jobs)]
-        files = {order.save(folder): job for order, job in zip(orders, jobs, strict=True)}
+        orders = [replace(order, **more) for order in orders_of(stacks)]
+        files = {order.save(folder): stack for order, stack in zip(orders, stacks, strict=True)}
         gpus = max(t["devices"] if t["accelerator"] == "cuda" else 0 for t in (job.cfg["trainer"] for job in jobs))
         console = Console(stderr=True, force_jupyter=False, highlight=False, markup=False, soft_wrap=True)
         console.print(f"{len(jobs)} jobs, threads of each: {self.threads()}; their output: {folder}/job-*.log")
         endings, self.table, self.fail_fast = Counter[str](), JobsAtWork(files, console), fail_fast
         with signals.listening(lambda *_: self.stop(STOPPED)), self.table:
             for file, status in self.run(list(files), gpus):
-                endings[self.table.end(file, status, self.stops_requested > 0)] += 1
+                endings.update(self.table.end(file, status, self.stops_requested > 0))
                 if fail_fast and endings["failed"] and not self.stops_requested:
                     self.stop(FAILED)
         if endings["stopped"] + endings["not started"] + endings["interrupted"] and not (
@@ -117,10 +117,10 @@ class Launcher:
             signals.say(why)
 
 
-def different_trunks_first(jobs: list[Job]) -> list[Job]:
-    """The jobs in an order that starts those of different trunks first: those of one wait for each other."""
-    earlier = defaultdict[Any, Iterator[int]](count)  # jobs by their trunk
-    return sorted(jobs, key=lambda job: next(earlier[job.trunk.folder if job.trunk else job.number]))  # stable
+def different_trunks_first(stacks: list[list[Job]]) -> list[list[Job]]:
+    """The stacks in an order that starts those of different trunks first: those of one wait for each other."""
+    earlier = defaultdict[Any, Iterator[int]](count)  # stacks by the trunk of their first job
+    return sorted(stacks, key=lambda jobs: next(earlier[jobs[0].trunk.folder if jobs[0].trunk else jobs[0].number]))
 
 
 class JobProcess(subprocess.Popen[bytes]):
@@ -178,23 +178,28 @@ class RemoteJob:
 
 
 class JobsAtWork(JobTable):
-    """The table of a launcher's jobs, by the files of their orders."""
+    """The table of a launcher's jobs, by the files of their orders, each of one job or of a stack."""
 
-    def __init__(self, jobs: dict[Path, Job], console: Console) -> None:
-        self.jobs, folder = jobs, next(iter(jobs)).parent  # listed at once: that may be slow on a cluster
+    def __init__(self, stacks: dict[Path, list[Job]], console: Console) -> None:
+        self.stacks, folder = stacks, next(iter(stacks)).parent  # listed at once: that may be slow on a cluster
+        together = {jobs[0].number: {job.number for job in jobs} for jobs in stacks.values()}
 
         def begun() -> set[int]:
-            return {int(found[1]) for name in os.listdir(folder) if (found := LOG.fullmatch(name))}
+            names = (found for name in os.listdir(folder) if (found := LOG.fullmatch(name)))
+            return {number for found in names for number in together.get(int(found[1]), ())}
 
-        super().__init__(list(jobs.values()), begun, console)
+        super().__init__([job for jobs in stacks.values() for job in jobs], begun, console)
 
-    def end(self, file: Path, status: int | None, stopping: bool) -> str:
-        """Prints how a job ended, and records it where the job itself could not.
+    def end(self, file: Path, status: int | None, stopping: bool) -> list[str]:
+        """Prints how the jobs of a file ended, and records it where they themselves could not.
 
         Returns:
-            `failed`, `stopped`, `not started`, or the status of its run.
+            For each `failed`, `stopped`, `not started`, or the status of its run.
         """
-        job, name = self.jobs[file], self.names[self.jobs[file].number]
+        return [self._end(file, job, status, stopping) for job in self.stacks[file]]
+
+    def _end(self, file: Path, job: Job, status: int | None, stopping: bool) -> str:
+        name = self.names[job.number]
         try:
             record = record_of(file.parent, job.number)
             if record is None and stopping and status in (INTERRUPTED, -signal.SIGTERM, -signal.SIGKILL):

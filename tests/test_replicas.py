@@ -1,0 +1,531 @@
+"""Replicas: runs trained as one stack of tensors are what each is by itself, and nothing of their neighbours' doing."""
+
+import csv
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Compose
+from helpers import SHORT, assert_same, curves, results, start, tmbench, wait_for_epochs, weights
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from tmbench import checkpoint
+from tmbench.config.replicas import _say_once
+from tmbench.config.settle import settle
+from tmbench.errors import CannotStackError
+from tmbench.optim import TMSGD
+from tmbench.optim.elementwise import stacked_difference
+from tmbench.plan import Plan, planned
+from tmbench.result import Result
+from tmbench.run import Asked, run, run_stack
+from tmbench.seeds import seed_all
+from tmbench.sweeps.job import JobOrder, do_job
+from tmbench.sweeps.plan import Job, RunFinder, stacks_of
+from tmbench.sweeps.replicas import settle_auto
+from tmbench.task import Task
+from tmbench.tasks.tc.task import TC
+from tmbench.training.build import optimizer_of, task_of
+from tmbench.training.capacity import check_memory, seconds_a_step
+from tmbench.training.loader import StackLoader, TrainLoader
+from tmbench.training.lstm import StackedLSTM
+from tmbench.training.module import Training
+from tmbench.training.stack import Stack
+from tmbench.training.step import Gradient
+from tmbench.training.vmapped import OwnRandomNumbers
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+SLOTS = 4
+# Each with what of vmap, random numbers and padding there is in its task.
+TASKS = {
+    "tc": [], "ctr": ["task.dropout=0.3", "task.l2=1e-4"], "fkpd": ["task.width=1"],
+    "ic": ["task.model=resnet18", "task.width=2", "task.preprocess=standard", "batch_size=20"],
+    "ig": ["task.width=2", "batch_size=16"], "seg": ["task.preprocess=source", "batch_size=2", "task.crop=33"],
+}  # fmt: skip
+slow = pytest.mark.slow
+each_task = pytest.mark.parametrize("task", [pytest.param(t, marks=[] if t in ("tc", "ctr") else slow) for t in TASKS])
+
+
+@pytest.fixture
+def plans(composed: Compose) -> Callable[..., list[Plan]]:
+    def plans(seeds: list[int], *words: str) -> list[Plan]:
+        return [planned(composed(*words, f"seed={seed}")) for seed in seeds]
+
+    return plans
+
+
+def batches(task: Task, plans: list[Plan]) -> Any:
+    cfg = plans[0].cfg
+    loaders = [
+        TrainLoader(
+            task.examples("train"), task.collate, cfg.batch_size, device=CPU, seed=p.cfg.seed, epoch=lambda: 0
+        ) for p in plans
+    ]  # fmt: skip
+    loader = StackLoader(loaders, task.of_slot) if isinstance(task, Stack) else loaders[0]
+    return (step for block in loader for step in block)
+
+
+def stepped(
+    plans: list[Plan], dtype: torch.dtype, steps: int = 20, clip: float | None = None, poisoned: int | None = None
+) -> list[dict[str, Tensor]]:
+    """The states of the tasks after some steps of momentum SGD with TM from the tenth on: a stack's, or one alone."""
+    task = task_of(plans).to(dtype)
+    task.train()
+    if isinstance(task, Stack):
+        task.start_epoch(0)
+    else:
+        seed_all("epoch", plans[0].cfg.seed, 0, 0)
+    players, gradient = task.players(), Gradient(clip_norm=clip)
+    optimizers: list[Any] = [
+        TMSGD(player.module.parameters(), lr=0.02, momentum=0.5, weight_decay=1e-3, switch_step=10)
+        for player in players.values()
+    ]
+    for number, [(batch, _)] in zip(range(steps), batches(task, plans), strict=False):
+        batch = tuple(t.to(dtype) if t.is_floating_point() else t for t in batch)
+        for player, optimizer in zip(players.values(), optimizers, strict=True):
+            optimizer.step(lambda o=optimizer, p=player, b=batch: gradient.closure(o, p, [(b, True)]))
+        if number == 2 and poisoned is not None:
+            for p in task.replicas[poisoned].parameters():
+                p.data.fill_(torch.nan)
+    return [each.state_dict() for each in (task.replicas if isinstance(task, Stack) else [task])]
+
+
+@each_task
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_a_replica_is_its_solo_run(
+    task: str, clip: float | None, plans: Callable[..., list[Plan]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float64: the same batches in the same order, the same random numbers, the same weights up to rounding."""
+    monkeypatch.setattr(Tensor, "float", Tensor.double)  # what tasks make of bytes
+    words, seeds = [f"task={task}", *TASKS[task]], [0, 3, 5]
+    stack = stepped(plans(seeds, *words, f"replicas={SLOTS}"), torch.float64, clip=clip)
+    for state, plan in zip(stack, plans(seeds, *words), strict=True):
+        (alone,) = stepped([plan], torch.float64, clip=clip)
+        assert state.keys() == alone.keys()
+        for name, value in alone.items():
+            if value.is_floating_point():
+                assert (state[name] - value).norm() <= 1e-9 * value.norm(), name
+            else:
+                assert torch.equal(state[name], value), name
+
+
+@each_task
+def test_a_replica_depends_on_neither_neighbours_nor_place(task: str, plans: Callable[..., list[Plan]]) -> None:
+    """Bitwise; not even on a neighbour whose weights are no numbers."""
+    words = [f"task={task}", *TASKS[task], f"replicas={SLOTS}"]
+    first = stepped(plans([0, 1, 2, 3], *words), torch.float32)
+    other = stepped(plans([7, 3, 0], *words), torch.float32)  # and a spare slot
+    spoiled = stepped(plans([0, 1, 2, 3], *words), torch.float32, poisoned=1)
+    assert_same(first[3], other[1])
+    assert_same(first[0], other[2])
+    for k in (0, 2, 3):
+        assert_same(first[k], spoiled[k])
+    assert any(t.isnan().any() for t in spoiled[1].values() if t.is_floating_point())
+
+
+def test_the_batches_of_a_stack_are_those_of_each_seed(plans: Callable[..., list[Plan]]) -> None:
+    of_stack = plans([0, 3], "task=tc", f"replicas={SLOTS}")
+    stack = task_of(of_stack)
+    assert isinstance(stack, Stack)
+    together = list(batches(stack, of_stack))
+    for k, plan in enumerate(plans([0, 3], "task=tc")):
+        alone = list(batches(task_of([plan]), [plan]))
+        assert len(alone) == len(together)
+        for [(mine, _)], [(both, _)] in zip(alone, together, strict=True):
+            assert all(torch.equal(t, u[k]) for t, u in zip(mine, both, strict=True))
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("places", [1, 7])
+def test_the_stacked_lstm_is_torchs(batch_first: bool, bias: bool, places: int) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(3, 4, batch_first=batch_first, bias=bias)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.lstm(x)[0]
+
+    from tmbench.training.vmapped import lstm
+
+    torch.manual_seed(0)
+    nets = [Net().double() for _ in range(3)]
+    x_K = torch.randn(3, 2, places, 3, dtype=torch.float64, requires_grad=True)
+    names = [name for name, _ in nets[0].named_parameters()]
+    stacked = {n: torch.stack([net.get_parameter(n).detach() for net in nets]).requires_grad_() for n in names}
+
+    def one(tensors: dict[str, Tensor], x: Tensor) -> Tensor:
+        module = nets[0].lstm
+        module.forward = lambda inputs: lstm("lstm", module, inputs)  # type: ignore[method-assign]
+        try:
+            return torch.func.functional_call(nets[0], tensors, (x,))
+        finally:
+            del module.forward
+
+    for _ in range(2):  # the second pass uses what the first has left
+        y_K = torch.vmap(one)(stacked, x_K)
+        weight = torch.randn_like(y_K)
+        gradients = torch.autograd.grad((y_K * weight).sum(), [x_K, *stacked.values()])
+        for k, net in enumerate(nets):
+            x = x_K[k].detach().requires_grad_()
+            y = net(x)
+            mine = torch.autograd.grad((y * weight[k]).sum(), [x, *net.parameters()])
+            torch.testing.assert_close(y_K[k], y, rtol=1e-12, atol=1e-14)
+            torch.testing.assert_close([g[k] for g in gradients], list(mine), rtol=1e-11, atol=1e-13)
+
+
+def test_a_pass_of_the_stacked_lstm_is_differentiated_once() -> None:
+    x, w, u, b = torch.randn(2, 1, 3, 2), torch.randn(2, 8, 2), torch.randn(2, 8, 2), torch.randn(2, 8)
+    y: Any = StackedLSTM.apply(x.requires_grad_(), w, u, b)  # type: ignore[no-untyped-call]
+    y.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda x: torch.randn(3), lambda x: torch.rand_like(x), lambda x: nn.functional.dropout(x, 0.5),
+        lambda x: torch.randint(9, (2,)), lambda x: torch.bernoulli(torch.full_like(x, 0.5)),
+        lambda x: x.clone().normal_(), lambda x: x.clone().uniform_(1, 2), lambda x: torch.normal(x, 1.0),
+        lambda x: nn.Dropout(0.3)(x) + torch.randn(()),
+    ],
+)  # fmt: skip
+def test_random_numbers_within_a_stack_are_those_of_each_seed(
+    draw: Callable[[Tensor], Tensor], plans: Callable[..., list[Plan]]
+) -> None:
+    stack = task_of(plans([4, 2], "task=tc", "replicas=3"))
+    assert isinstance(stack, Stack)
+    stack.start_epoch(1)
+
+    def one(slot: Tensor, x: Tensor) -> Tensor:
+        with OwnRandomNumbers(slot, 3, stack.own_random_numbers):
+            return draw(x)
+
+    x = torch.ones(4)
+    for _ in range(2):  # the second draw goes on from the first
+        drawn_K = torch.vmap(one)(torch.arange(3), x.expand(3, 4))
+    for k, seed in enumerate([4, 2, 4]):
+        seed_all("epoch", seed, 1, 0)
+        draw(x)
+        assert torch.equal(drawn_K[k], draw(x))
+
+
+# Whole runs
+
+SWEEP = ["-m", "task=tc", "optimizer=sgd,tmsgd", "seed=0,1,2", "epochs=4", "switch_epoch=2", "batch_size=8"]
+
+
+def by_job(folder: Path) -> dict[tuple[str, int], tuple[Result, Path]]:
+    return {(r.optimizer, r.seed): (r, path) for r, path in results(folder).values()}
+
+
+def test_a_sweep_of_stacks_ends_as_one_run_at_a_time(tmp_path: Path) -> None:
+    stacked, alone = tmp_path / "stacked", tmp_path / "alone"
+    done = tmbench(*SWEEP, "replicas=4", f"runs_dir={stacked}")
+    assert done.returncode == 0, done.stderr
+    assert tmbench(*SWEEP, f"runs_dir={alone}").returncode == 0
+    mine, others = by_job(stacked), by_job(alone)
+    assert mine.keys() == others.keys()
+    for job, (result, folder) in mine.items():
+        other, elsewhere = others[job]
+        assert (result.status, result.replicas, other.replicas) == ("completed", 4, 1)
+        assert result.run_id != other.run_id
+        assert result.epochs == other.epochs  # those from the trunk, too
+        assert {p.relative_to(folder) for p in folder.rglob("*.*")} >= {
+            p.relative_to(elsewhere) for p in elsewhere.rglob("*.png")
+        }
+        for row, theirs in zip(curves(folder), curves(elsewhere), strict=True):
+            assert row.keys() == theirs.keys()
+            for key in row:
+                assert float(row[key]) == pytest.approx(float(theirs[key]), rel=1e-4), key
+        torch.testing.assert_close(weights(folder), weights(elsewhere), rtol=1e-3, atol=1e-5)
+        assert checkpoint.epochs(folder / "checkpoints" / "best.ckpt") == result.metrics["best"]["epoch"]
+    again = tmbench(*SWEEP, "replicas=4", f"runs_dir={stacked}")
+    assert (again.returncode, "loading torch" in again.stderr) == (0, False)
+    # One of them, by itself: in a stack of spare slots.
+    _, folder = mine["tmsgd", 1]
+    kept = weights(folder)
+    assert tmbench("run", str(folder), "force=true", "trunk=off").returncode == 0
+    assert_same(weights(folder), kept)
+
+
+EXTRAS = ["ema=0.9", "clip_norm=0.5", "schedule=cosine", "optimizer=adam"]
+
+
+@pytest.mark.parametrize("task", ["tc", pytest.param("ctr", marks=slow), pytest.param("fkpd", marks=slow)])
+def test_a_resumed_stack_is_bitwise_the_one_that_was_not_stopped(task: str, composed: Compose, tmp_path: Path) -> None:
+    """With all that may have a state of its own: average, optimizer, schedule."""
+
+    def asked(folder: str) -> list[Asked]:
+        words = [
+            f"task={task}",
+            *SHORT.get(task, []),
+            "epochs=3",
+            "replicas=3",
+            *EXTRAS,
+            f"runs_dir={tmp_path / folder}",
+        ]
+        return [Asked(composed(*words, f"seed={seed}")) for seed in (0, 1)]
+
+    whole = run_stack(asked("whole"))
+    assert [(r.status, how) for r, _, how in run_stack(asked("parts"), until=1)] == [("interrupted", "new")] * 2
+    parts = run_stack(asked("parts"))
+    for (result, folder, _), (other, elsewhere, how) in zip(whole, parts, strict=True):
+        assert (result.metrics, result.run_id, how) == (other.metrics, other.run_id, "resumed")
+        assert curves(folder) == curves(elsewhere)
+        for name in ("last.ckpt", "best.ckpt"):
+            assert_same(weights(folder, name), weights(elsewhere, name))
+        average = checkpoint.load(folder / "checkpoints" / "last.ckpt")["average"]
+        assert [t.shape for t in average] == [t.shape for t in weights(folder).values() if t.is_floating_point()]
+
+
+@pytest.mark.parametrize("task", ["tc", pytest.param("fkpd", marks=slow)])
+def test_extras_of_a_stack_are_those_of_a_run_by_itself(task: str, composed: Compose, tmp_path: Path) -> None:
+    words = [f"task={task}", *SHORT.get(task, []), "epochs=2", *EXTRAS, "seed=1"]
+    one, _, _ = run(composed(*words, "replicas=2", f"runs_dir={tmp_path}"))
+    other, _, _ = run(composed(*words, f"runs_dir={tmp_path}"))
+    assert one.metrics["last"] == pytest.approx(other.metrics["last"], rel=2e-3)
+    assert "test_ema/" in "".join(one.metrics["last"])
+
+
+def test_a_stack_that_a_kill_left_uneven_goes_on(composed: Compose, tmp_path: Path) -> None:
+    """A kill between two of the files that one epoch of a stack writes."""
+
+    def asked(folder: str) -> list[Asked]:
+        words = [
+            "task=tc",
+            "batch_size=40",
+            "epochs=3",
+            "replicas=2",
+            "optimizer=sgdm",
+            f"runs_dir={tmp_path / folder}",
+        ]
+        return [Asked(composed(*words, f"seed={seed}")) for seed in (0, 1)]
+
+    whole = run_stack(asked("whole"))
+    run_stack(asked("uneven"), until=1)
+    (run_stack([asked("uneven")[1]], until=2))
+    uneven = run_stack(asked("uneven"))
+    for (result, folder, _), (other, elsewhere, _) in zip(whole, uneven, strict=True):
+        assert result.metrics == other.metrics
+        assert_same(weights(folder), weights(elsewhere))
+
+
+def test_a_replica_that_diverges_leaves_the_others_as_they_are(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stack(folder: str) -> list[Any]:
+        words = [
+            "task=tc",
+            "batch_size=40",
+            "epochs=3",
+            "replicas=3",
+            "optimizer=sgdm",
+            f"runs_dir={tmp_path / folder}",
+        ]
+        return run_stack([Asked(composed(*words, f"seed={seed}")) for seed in (0, 1, 2)])
+
+    well, original = stack("well"), Training.on_train_epoch_start
+
+    def spoil(self: Training) -> None:
+        original(self)
+        if self.current_epoch == 1:
+            next(self.replicas[1].task.parameters()).data.fill_(torch.nan)
+
+    monkeypatch.setattr(Training, "on_train_epoch_start", spoil)
+    ill = stack("ill")
+    assert [r.status for r, _, _ in ill] == ["completed", "diverged", "completed"]
+    spoiled = ill[1][0]
+    assert (spoiled.diverged_at, spoiled.epochs["trained"]) == ({"epoch": 2, "step": 1}, 1)
+    for k in (0, 2):
+        assert ill[k][0].metrics == well[k][0].metrics
+        assert_same(weights(ill[k][1]), weights(well[k][1]))
+
+
+def test_a_stack_of_which_all_diverge_has_diverged(composed: Compose, tmp_path: Path) -> None:
+    words = ["task=fkpd", *SHORT["fkpd"], "replicas=2", "lr=1e30", f"runs_dir={tmp_path}"]
+    outcomes = run_stack([Asked(composed(*words, f"seed={seed}")) for seed in (0, 1)])
+    assert [r.status for r, _, _ in outcomes] == ["diverged"] * 2
+
+
+@pytest.mark.slow
+def test_a_stack_that_is_killed_twice_goes_on(tmp_path: Path) -> None:
+    """At the end the same as one that was not."""
+    words = ["-m", "task=tc", "optimizer=sgd,tmsgd", "seed=range(0,4)", "epochs=6", "switch_epoch=3", "replicas=4"]
+    assert tmbench(*words, f"runs_dir={tmp_path / 'whole'}").returncode == 0
+    for epochs, number in ((1, signal.SIGKILL), (4, signal.SIGKILL)):
+        process = start(tmp_path / "killed", *words)
+        wait_for_epochs(tmp_path / "killed", epochs)
+        os.kill(process.pid, number)
+        process.communicate()
+    assert tmbench(*words, f"runs_dir={tmp_path / 'killed'}").returncode == 0
+    whole, killed = by_job(tmp_path / "whole"), by_job(tmp_path / "killed")
+    assert whole.keys() == killed.keys()
+    for job, (result, folder) in whole.items():
+        other, elsewhere = killed[job]
+        assert (result.metrics, result.status, other.status) == (other.metrics, "completed", "completed")
+        assert_same(weights(folder), weights(elsewhere))
+
+
+@slow
+def test_launchers_take_a_stack_as_one_job(tmp_path: Path) -> None:
+    words = ["-m", "task=tc", "batch_size=40", "epochs=2", "optimizer=sgd", "seed=0,1,2", "replicas=2"]
+    done = tmbench(*words, "launcher=local", "launcher.n_jobs=2", f"runs_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert [r.status for r, _ in results(tmp_path).values()] == ["completed"] * 3
+    (sweep,) = (tmp_path / ".sweeps").iterdir()
+    assert len(list(sweep.glob("launch-*.json"))) == 2
+    assert len(list(sweep.glob("job-*.json"))) == 3
+
+
+# What cannot be stacked
+
+
+def test_the_jobs_of_a_stack_differ_by_their_seed_alone(composed: Compose) -> None:
+    words = ["task=tc seed=0", "task=tc seed=0 lr=0.5", "task=tc seed=1", "task=tc seed=2 replicas=1", "task=tc seed=3"]
+    jobs = [Job(i, w.split(), OmegaConf.to_container(composed("replicas=2", *w.split()))) for i, w in enumerate(words)]
+    RunFinder(download=False).find_all(jobs)
+    assert [[job.number for job in stack] for stack in stacks_of(jobs)] == [[0, 2], [1], [3], [4]]
+
+
+ELEMENTWISE = ("sgd", "sgdm", "nag", "tmsgd", "tmsgdm", "tmnag", "tmsgd_third", "multistep", "sgd_half", "sgd_to_sgdm",
+               "switch", "adam", "adamw", "adagrad", "rmsprop", "adabelief", "lion", "schedule_free_sgd")  # fmt: skip
+OTHERS = ("lamb", "lars", "muon", "shampoo", "soap", "apollo", "prodigy")
+
+
+@pytest.mark.parametrize("optimizer", [*ELEMENTWISE, *OTHERS])
+def test_which_optimizers_look_at_single_elements(optimizer: str, composed: Compose) -> None:
+    is_elementwise = optimizer in ELEMENTWISE
+    words = ["task=tc", f"optimizer={optimizer}", "replicas=4", "lr=0.01"]
+    cfg = planned(composed(*words)).cfg
+    assert (cfg.replicas == 4) == is_elementwise
+    difference = stacked_difference(optimizer_of(cfg, 3 if "switch_step" in cfg.optimizer else None))
+    assert (difference <= 1e-12) == is_elementwise, difference
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["optimizer=muon"], "optimizer=muon is not known to treat each element of a tensor alone"),
+        (["task=od"], "task=od: its batches hold as many boxes as there are in the pictures"),
+        (["trainer.accumulate=2"], "trainer.accumulate=2"),
+    ],
+)
+def test_what_is_known_to_be_no_stack_is_trained_by_itself(
+    words: list[str], why: str, composed: Compose, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _say_once.cache_clear()
+    cfgs = [settle(composed("task=tc", *words, "replicas=4", f"seed={seed}")) for seed in (0, 1)]
+    assert [cfg.replicas for cfg in cfgs] == [1, 1]
+    assert capsys.readouterr().err.count(f"replicas: {why}; its runs are trained one at a time") == 1
+
+
+class Counts(TC):
+    """A task whose loss looks at a number, which no stack can."""
+
+    def loss(self, batch: Any) -> Any:
+        total, count = super().loss(batch)
+        return (total, count) if float(total.detach()) < 1e9 else (2 * total, count)
+
+
+def test_a_loss_that_cannot_be_stacked_is_said_and_trained_one_at_a_time(
+    tmp_path: Path, composed: Compose, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["task=tc", "epochs=1", "batch_size=40", "replicas=2", "optimizer=sgd", f"runs_dir={tmp_path}"]
+    cfgs: list[Any] = [OmegaConf.to_container(composed(*words, f"seed={seed}")) for seed in (0, 1)]
+    for cfg in cfgs:
+        cfg["task"]["_target_"] = "test_replicas.Counts"
+    with pytest.raises(CannotStackError, match=r"replicas: the loss cannot be that of a stack: .*; use replicas=1"):
+        run(OmegaConf.create(cfgs[0]))
+    assert not list(tmp_path.glob("tc-*"))
+    orders = [JobOrder(seed, "", [f"seed={seed}"], [], cfg, []) for seed, cfg in enumerate(cfgs)]
+    ended = do_job(tmp_path, replace(orders[0], others=orders[1:]))
+    assert [(r.status, r.seed, r.replicas) for r in ended if r] == [("completed", 0, 1), ("completed", 1, 1)]
+    assert "replicas: the loss cannot be that of a stack: " in (said := capsys.readouterr().err)
+    assert "these runs are trained one at a time" in said
+    assert len(list(tmp_path.glob("job-*.json"))) == 2
+
+
+def test_what_does_not_fit_is_refused_with_the_number_that_does(
+    plans: Callable[..., list[Plan]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = task_of(of_stack := plans([0, 1], "task=tc", "replicas=6"))
+    assert isinstance(stack, Stack)
+    [(batch, _)] = next(batches(stack, of_stack))
+    parameters = sum(p.numel() * p.element_size() for p in stack.first.parameters())
+    monkeypatch.setattr("tmbench.training.capacity.free_memory", lambda: 10**12)
+    check_memory(stack, batch, CPU)
+    # The activations of two documents of 32 words and 50 units are some 300 KiB.
+    monkeypatch.setattr("tmbench.training.capacity.free_memory", lambda: 6 * 4 * parameters)
+    with pytest.raises(CannotStackError, match=r"6 of them take about .* GiB, and .* are free; use replicas=[345]$"):
+        check_memory(stack, batch, CPU)
+    monkeypatch.setattr("tmbench.training.build.free_memory", lambda: 5 * 4 * parameters)
+    with pytest.raises(CannotStackError, match=r"use replicas=5$"):
+        task_of(of_stack)
+
+
+def test_auto_takes_the_fastest_and_remembers_it(
+    tmp_path: Path, composed: Compose, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds, measured = {1: 1.0, 4: 3.0, 8: 5.0, 16: 17.0}, []
+
+    def seconds_a_step(plans: list[Plan]) -> float:
+        measured.append(plans[0].cfg.replicas)
+        return seconds[plans[0].cfg.replicas]
+
+    monkeypatch.setattr("tmbench.training.capacity.seconds_a_step", seconds_a_step)
+
+    def slots(seeds: int, *words: str) -> set[Any]:
+        cfgs: list[Any] = [composed("replicas=auto", f"runs_dir={tmp_path}", *words, f"seed={s}") for s in range(seeds)]
+        jobs = [Job(i, ["replicas=auto"], OmegaConf.to_container(cfg)) for i, cfg in enumerate(cfgs)]
+        settle_auto(jobs, False)
+        assert all(job.overrides == [f"replicas={job.raw['replicas']}"] for job in jobs)
+        return {job.raw["replicas"] for job in jobs}
+
+    assert slots(16) == {8}
+    assert measured == [1, 4, 8, 16]
+    assert slots(16) == {8}
+    assert slots(10) == {4}  # three stacks of four are faster than two of eight
+    assert slots(5) == {1}  # and two of four slower than five alone
+    assert slots(1) == {1}
+    assert slots(16, "optimizer=muon") == {1}
+    assert measured == [1, 4, 8, 16]
+    assert "replicas=auto: 8 for 16 seeds" in capsys.readouterr().err
+
+
+def test_a_step_of_a_stack_is_measured(plans: Callable[..., list[Plan]], monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in (["task=tc", "optimizer=tmsgd"], ["task=tc", "optimizer=adam"]):
+        for slots in (1, 4):
+            assert 0 < seconds_a_step(plans(list(range(slots)), *words, f"replicas={slots}")) < 10
+
+
+@pytest.mark.parametrize("value", ["0", "-2", "many", "1.5"])
+def test_replicas_is_a_number_or_auto(value: str, tmp_path: Path) -> None:
+    done = tmbench("task=tc", f"replicas={value}", f"runs_dir={tmp_path}")
+    assert done.returncode == 1
+    assert "replicas: expected a whole number >= 1, or auto, got" in done.stderr
+
+
+def test_pictures_of_different_sizes_are_no_stack(composed: Compose, tmp_path: Path) -> None:
+    words = ["task=seg", *SHORT["seg"], "replicas=2", f"runs_dir={tmp_path}"]
+    with pytest.raises(CannotStackError, match="the batches of a step are of different shapes, such as"):
+        run_stack([Asked(composed(*words, f"seed={seed}")) for seed in (0, 1)])
+
+
+def test_the_seconds_of_a_stack_are_shared(tmp_path: Path) -> None:
+    done = tmbench("-m", "task=tc", "epochs=2", "seed=0,1,2", "optimizer=sgd", "replicas=3", f"runs_dir={tmp_path}")
+    assert done.returncode == 0
+    found = [r for r, _ in results(tmp_path).values()]
+    assert len({r.seconds for r in found}) == 1
+    for _, folder in results(tmp_path).values():
+        with (folder / "curves.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert float(rows[-1]["seconds"]) == pytest.approx(found[0].seconds)

@@ -1,0 +1,331 @@
+"""Replicas of a task in one process: their tensors stacked along a new first axis, so that each operation is done once.
+
+A stack has a number of slots, K. Those that are spare repeat the first replica, and nobody looks at them. So what a
+replica computes depends on K alone, and neither on its neighbours nor on its place.
+
+A step's losses come from `torch.func.vmap` over the task's own `loss`; vmapped.py has what is done in another way.
+
+Legend: K slots, N rows of a table, B batch, E numbers in a row.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from ..errors import CannotStackError
+from ..optim.rows import summed
+from ..seeds import seed_all
+from ..task import Loss, Player, Table, Task, checked_loss
+from .vmapped import OwnRandomNumbers, look_up, lstm
+
+
+class _Loss(nn.Module):
+    """A player's loss as the forward pass of a module, which functional_call wants."""
+
+    def __init__(self, task: Task, player: Player) -> None:
+        super().__init__()
+        self.task, self.player = task, player
+
+    def forward(self, batch: Any) -> tuple[Tensor, Tensor]:
+        total, weight = checked_loss(self.player, batch)
+        return total, torch.as_tensor(weight, device=total.device)
+
+
+class Group(nn.Module):
+    """The stacked parameters that one player's optimizer steps; `tables` are the embeddings' among them."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], tables: set[int], slots: int) -> None:
+        super().__init__()
+        self.stacked, self.tables, self.slots = nn.ParameterList(parameters), tables, slots
+
+    @torch.no_grad()
+    def clip_grad_norm_(self, limit: float) -> None:
+        """As torch's function of that name, for each slot by itself."""
+        gradients = [(p, summed(p.grad) if p.grad.is_sparse else p.grad) for p in self.stacked if p.grad is not None]
+        squares_K: Any = 0
+        for p, grad in gradients:
+            values, slot = self._by_slot(p, grad)
+            each = values.flatten(1).square().sum(1)
+            squares_K = squares_K + (each if slot is None else each.new_zeros(self.slots).index_add_(0, slot, each))
+        factor_K = (limit / (squares_K.sqrt() + 1e-6)).clamp(max=1.0)
+        for p, grad in gradients:
+            values, slot = self._by_slot(p, grad)
+            factor = factor_K if slot is None else factor_K[slot]
+            values *= factor.view(-1, *[1] * (values.dim() - 1))
+            p.grad = grad
+
+    def _by_slot(self, p: Tensor, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The gradient's values with the slots, or rows, first; and the slot of each row."""
+        if grad.is_sparse:
+            return grad.values(), grad.indices()[0] // (len(p) // self.slots)
+        return (grad.view(self.slots, -1) if id(p) in self.tables else grad), None
+
+
+COPIES = 4  # of the parameters: weights, gradients, and two of an optimizer's state
+GIB = 2**30
+
+
+def check_fits(task: Task, slots: int, free: int, kept: int = 0) -> None:
+    """CannotStackError, with the number that does, if so many slots of a task do not fit into `free` bytes.
+
+    Args:
+        kept: bytes of one replica beside its parameters.
+    """
+    each = COPIES * sum(p.numel() * p.element_size() for p in task.parameters()) + kept
+    if slots * each > free:
+        why = f"{slots} of them take about {slots * each / GIB:.1f} GiB, and {free / GIB:.1f} are free"
+        raise CannotStackError(why, f"replicas={max(1, free // each)}")
+
+
+class Stack(Task):
+    """Tasks that differ by their seed alone, as one whose parameters, losses and states are theirs, stacked.
+
+    The parameters and buffers of each task are views of the stacked ones, so that it can be evaluated, drawn and saved
+    as ever. A parameter has shape (K, *its own), an embedding's table (K x N, E). `loss` gives sums and weights (K,).
+
+    Args:
+        replicas: the tasks, each with the initial weights of its seed.
+        seeds: theirs.
+        slots: K, at least as many.
+
+    Raises:
+        CannotStackError: says why.
+    """
+
+    replicas: list[Task]
+    first: Task
+
+    def __init__(self, replicas: Sequence[Task], seeds: Sequence[int], slots: int) -> None:
+        nn.Module.__init__(self)
+        first = replicas[0]
+        self.__dict__ |= {"replicas": list(replicas), "first": first}  # no submodules: their parameters are not ours
+        self.seeds, self.slots = list(seeds), slots
+        self.of_slot = [*range(len(replicas)), *[0] * (slots - len(replicas))]  # which replica is in each slot
+        self.cfg, self.headline, self.higher_is_better = first.cfg, first.headline, first.higher_is_better
+        self.collate, self.split = first.collate, first.split
+        self.embeddings = self._found_embeddings()
+        self.stacked: dict[str, nn.Parameter] = {}
+        for name, p in first.named_parameters():
+            if p.dim() == 0:
+                raise CannotStackError(f"{name} is a parameter of no dimension")
+            tensors = [replicas[k].get_parameter(name).detach() for k in self.of_slot]
+            joined = torch.cat(tensors) if name in self.embeddings else torch.stack(tensors)
+            self.stacked[name] = nn.Parameter(joined, requires_grad=p.requires_grad)
+        self.registered = nn.ParameterList(self.stacked.values())
+        for name, b in first.named_buffers():
+            if b.dim() == 0 and b.is_floating_point():
+                raise CannotStackError(f"{name} is a buffer of no dimension")
+            self.register_buffer(_key(name), torch.stack([replicas[k].get_buffer(name) for k in self.of_slot]))
+        self._losses = {name: _Loss(first, player) for name, player in first.players().items()}
+        self._players = self._stacked_players()
+        self._generators: list[Any] = [None] * slots  # the states of the random generators
+        self._forwards = self._own_forwards()
+        self._link()
+        self.start_epoch(0)
+
+    def _found_embeddings(self) -> dict[str, nn.Embedding]:
+        """By the names of their weights, what reads the tables of all slots; the weights come with _link."""
+        found, names = dict[str, nn.Embedding](), dict[int, list[str]]()
+        for name, p in self.first.named_parameters(remove_duplicate=False):
+            names.setdefault(id(p), []).append(name)
+        for prefix, module in self.first.named_modules():
+            if not isinstance(module, nn.Embedding):
+                continue
+            if module.padding_idx is not None or module.max_norm is not None or module.scale_grad_by_freq:
+                raise CannotStackError(f"{prefix} has padding_idx, max_norm or scale_grad_by_freq")
+            if len(shared := names[id(module.weight)]) > 1:
+                raise CannotStackError(f"{' and '.join(shared)} are one parameter")
+            found[f"{prefix}.weight"] = nn.Embedding(1, 1, sparse=module.sparse)
+        return found
+
+    def _own_forwards(self) -> list[tuple[Any, Callable[..., Any]]]:
+        """The modules that vmap has no rule for, or a slow one, and what they do instead; see vmapped."""
+        found: list[tuple[Any, Callable[..., Any]]] = []
+        for prefix, module in self.first.named_modules():
+            if embedding := self.embeddings.get(f"{prefix}.weight"):
+                found.append((module, partial(look_up, embedding)))
+            elif isinstance(module, nn.LSTM):
+                found.append((module, partial(lstm, prefix, module)))
+        return found
+
+    def _stacked_players(self) -> dict[str, Player]:
+        players, names = {}, {id(p): name for name, p in self.first.named_parameters()}
+        tables = {id(self.stacked[name]) for name in self.embeddings}
+        for name, player in self.first.players().items():
+            group = Group([self.stacked[names[id(p)]] for p in player.module.parameters()], tables, self.slots)
+            players[name] = Player(group, partial(self._stacked_loss, name), player.lr)
+        return players
+
+    def _link(self) -> None:
+        """Makes the tensors of the replicas, and of what reads tables, parts of the stacked ones."""
+        for name, embedding in self.embeddings.items():
+            embedding.weight = self.stacked[name]
+            embedding.num_embeddings, embedding.embedding_dim = embedding.weight.shape
+        for k, replica in enumerate(self.replicas):
+            for name, p in replica.named_parameters():
+                p.data = self._by_slot(name)[k].data
+            for name, _ in replica.named_buffers():
+                prefix, _, leaf = name.rpartition(".")
+                setattr(replica.get_submodule(prefix), leaf, self.get_buffer(_key(name))[k])
+
+    def _by_slot(self, name: str) -> Tensor:
+        """A stacked parameter with a first axis K."""
+        p = self.stacked[name]
+        return p.view(self.slots, -1, *p.shape[1:]) if name in self.embeddings else p
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:  # torch's way of moving a module to a device
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for replica in self.replicas:
+            replica._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._link()
+        return self
+
+    def train(self, mode: bool = True) -> "Stack":
+        super().train(mode)
+        for replica in self.replicas:
+            replica.train(mode)
+        return self
+
+    def players(self) -> dict[str, Player]:
+        return self._players
+
+    def tables(self) -> list[Table]:
+        names = {id(module): name for name, module in self.first.named_modules()}
+        return [Table(self.embeddings[f"{names[id(t.embedding)]}.weight"], t.l2) for t in self.first.tables()]
+
+    def examples(self, split: str) -> Any:
+        return self.first.examples(split)
+
+    def evaluates_after(self, epochs: int, of: int) -> bool:
+        return self.first.evaluates_after(epochs, of)
+
+    def with_own_rates(self, new: Any) -> Any:
+        return self.first.with_own_rates(new)
+
+    def evaluate(self, batch: Any) -> None:
+        raise NotImplementedError("each replica evaluates itself")
+
+    def loss(self, batch: Any) -> Loss:
+        raise NotImplementedError("each player has its loss")
+
+    def _stacked_loss(self, player: str, batch: Any) -> Loss:
+        """Sums (K,) and weights (K,) of a batch whose tensors have a first axis K."""
+        if self.first.training is not self.training:  # Lightning sets the flag of each module that it knows
+            self.train(self.training)
+        tensors = {f"task.{name}": self._by_slot(name) for name in self.stacked}
+        tensors |= {f"task.{name}": self.get_buffer(_key(name)) for name, _ in self.first.named_buffers()}
+
+        def of_slot(tensors: dict[str, Tensor], slot: Tensor, batch: Any) -> Any:
+            with OwnRandomNumbers(slot, self.slots, self.own_random_numbers):
+                return functional_call(self._losses[player], tensors, (batch,))
+
+        with self._replaced():
+            total_K, weight_K = vmap(of_slot)(tensors, torch.arange(self.slots, device=self.device), batch)
+        return total_K, weight_K
+
+    @contextmanager
+    def _replaced(self) -> Iterator[None]:
+        """For a while, the first task's embeddings and LSTMs are those of the stack."""
+        for module, forward in self._forwards:
+            module.forward = forward
+        try:
+            yield
+        finally:
+            for module, _ in self._forwards:
+                del module.forward
+
+    def try_once(self, batch: Any) -> None:
+        """Computes the losses of a batch, and forgets them; CannotStackError if that cannot be done."""
+        self.start_epoch(0)
+        try:
+            with torch.no_grad(), self.unchanged():
+                for player in self.players().values():
+                    player.loss(batch)
+        except CannotStackError:
+            raise
+        except (RuntimeError, ValueError, NotImplementedError, TypeError, AttributeError) as error:
+            what = str(error).strip().partition("\n")[0]
+            raise CannotStackError(f"the loss cannot be that of a stack: {what}") from error
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """For a while, in training mode; then mode and buffers are as they were."""
+        buffers, was_training = [b.clone() for b in self.buffers()], self.training
+        self.train()
+        try:
+            yield
+        finally:
+            self.train(was_training)
+            for live, kept in zip(self.buffers(), buffers, strict=True):
+                live.copy_(kept)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Starts the random generator of each slot as that of a run by itself."""
+        for slot, replica in enumerate(self.of_slot):
+            seed_all("epoch", self.seeds[replica], epoch, 0)
+            self._generators[slot] = _generators(self.device)
+
+    @contextmanager
+    def own_random_numbers(self, slot: int) -> Iterator[None]:
+        """For a while, random numbers come from this slot's generator."""
+        cpu, gpu = self._generators[slot]
+        torch.set_rng_state(cpu)
+        if gpu is not None:
+            torch.cuda.set_rng_state(gpu, self.device)
+        yield
+        self._generators[slot] = _generators(self.device)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Of each replica, its own."""
+        return [replica.state_dict() for replica in self.replicas]
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        for replica, state in zip(self.replicas, state_dict, strict=True):
+            result = replica.load_state_dict(state)
+        with torch.no_grad():
+            for t in [*map(self._by_slot, self.stacked), *self.buffers()]:
+                t[len(self.replicas) :] = t[0]
+        return result
+
+    def of_replica(self, state: Any, k: int) -> Any:
+        """One replica's part of an optimizer's or an average's state, with tensors of its own; as by itself."""
+        if not isinstance(state, Tensor):
+            return _mapped(partial(self.of_replica, k=k), state)
+        if state.dim() and state.shape in (self.stacked[name].shape for name in self.embeddings):
+            state = state.view(self.slots, -1, *state.shape[1:])
+        return (state[k] if state.dim() else state).clone()  # a count of steps is that of all slots
+
+    def of_all(self, *states: Any) -> Any:
+        """The inverse of `of_replica`: one state from those of the replicas."""
+        first = states[0]
+        if not isinstance(first, Tensor):
+            return _mapped(self.of_all, *states)
+        if first.dim() == 0:
+            return first
+        slots = [states[k] for k in self.of_slot]
+        is_table = first.shape in (self._by_slot(name).shape[1:] for name in self.embeddings)
+        return torch.cat(slots) if is_table else torch.stack(slots)
+
+
+def _mapped(call: Callable[..., Any], *trees: Any) -> Any:
+    """`call` of the children of nested dictionaries and lists; what is neither is the same in all."""
+    first = trees[0]
+    if isinstance(first, dict):
+        return {key: call(*(tree[key] for tree in trees)) for key in first}
+    if isinstance(first, (list, tuple)):
+        return type(first)(call(*children) for children in zip(*trees, strict=True))
+    return first
+
+
+def _key(name: str) -> str:
+    """A buffer's name as one of a module's own, which has no dots."""
+    return name.replace(".", "/")
+
+
+def _generators(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None

@@ -1,0 +1,121 @@
+"""What a stack of replicas does in another way than `torch.func.vmap` would, within vmap.
+
+Embeddings read one table of K x N rows, so that those that a batch reads stay few. An LSTM, for which vmap has no rule,
+is written out in lstm.py. Random numbers are drawn for each replica from a generator of its own, as a run by itself
+draws them.
+
+Legend: K slots, N rows of a table.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..errors import CannotStackError
+from .lstm import StackedLSTM
+
+F = nn.functional
+RANDOM = {
+    torch.rand, torch.randn, torch.randint, torch.randperm, torch.rand_like, torch.randn_like, torch.randint_like,
+    torch.normal, torch.bernoulli, torch.poisson, torch.multinomial, torch.dropout, F.dropout, F.dropout1d, F.dropout2d,
+    F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, F.rrelu, F.gumbel_softmax,
+}  # fmt: skip
+RANDOM_IN_PLACE = {
+    Tensor.normal_, Tensor.uniform_, Tensor.bernoulli_, Tensor.random_, Tensor.exponential_, Tensor.log_normal_,
+    Tensor.cauchy_, Tensor.geometric_,
+}  # fmt: skip
+
+
+class _OnStack(torch.autograd.Function):
+    """Calls a function within vmap with the stacked tensors themselves."""
+
+    @staticmethod
+    def forward(call: Any, *tensors: Tensor) -> Tensor:
+        raise CannotStackError("none of its tensors is of several replicas")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing is kept: what vmap calls is differentiated by itself."""
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, call: Any, *tensors: Tensor) -> tuple[Tensor, int]:
+        slots = info.batch_size
+        return call(
+            *(
+                t.expand(slots, *t.shape) if dim is None else t.movedim(dim, 0)
+                for t, dim in zip(tensors, in_dims[1:], strict=True)
+            )
+        ), 0
+
+
+def on_stack(call: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Within vmap: what `call` makes of these tensors of all slots, whose first axis, and the result's, is K."""
+    result: Tensor = _OnStack.apply(call, *tensors)
+    return result
+
+
+class OwnRandomNumbers(TorchFunctionMode):
+    """Within vmap: random numbers are drawn for each slot from its own generator.
+
+    Args:
+        slot: the slot's number, as vmap sees it.
+        slots: K.
+        own: the context in which they come from a slot's generator.
+    """
+
+    def __init__(self, slot: Tensor, slots: int, own: Callable[[int], AbstractContextManager[None]]) -> None:
+        super().__init__()
+        self.slot, self.slots, self.own = slot, slots, own
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if kwargs.get("generator") is None and kwargs.get("training", True):
+            if func in RANDOM:
+                return self._drawn(func, args, kwargs)
+            if func in RANDOM_IN_PLACE:
+                return args[0].copy_(
+                    self._drawn(lambda t, *more, **named: func(t.clone(), *more, **named), args, kwargs)
+                )
+        return func(*args, **kwargs)
+
+    def _drawn(self, func: Any, args: Any, kwargs: Any) -> Tensor:
+        tensors = [x for x in args if isinstance(x, Tensor)]
+
+        def of_all(_: Tensor, *tensors_K: Tensor) -> Tensor:
+            results = []
+            for slot in range(self.slots):
+                mine = iter([t[slot] for t in tensors_K])
+                with self.own(slot):
+                    results.append(func(*(next(mine) if isinstance(x, Tensor) else x for x in args), **kwargs))
+            return torch.stack(results)
+
+        return on_stack(of_all, self.slot, *tensors)
+
+
+def look_up(embedding: nn.Embedding, ids: Tensor) -> Tensor:
+    """Within vmap: the rows of one slot's table."""
+
+    def of_all(ids_K: Tensor) -> Tensor:
+        first_K = torch.arange(len(ids_K), device=ids_K.device) * (embedding.num_embeddings // len(ids_K))
+        rows: Tensor = embedding(ids_K + first_K.view(-1, *[1] * (ids_K.dim() - 1)))
+        return rows
+
+    return on_stack(of_all, ids)
+
+
+def lstm(name: str, module: Any, inputs: Tensor, state: None = None) -> tuple[Tensor, None]:
+    """Within vmap: the outputs of one slot's LSTM; without the last state."""
+    if module.num_layers != 1 or module.bidirectional or module.proj_size or state is not None:
+        raise CannotStackError(f"{name}: expected one layer in one direction, from a state of zeros")
+    if not isinstance(inputs, Tensor) or inputs.dim() != 3:
+        raise CannotStackError(f"{name}: expected a batch of sequences as one tensor")
+    if not module.batch_first:
+        inputs = inputs.transpose(0, 1)
+    weights = module.weight_ih_l0, module.weight_hh_l0
+    bias = module.bias_ih_l0 + module.bias_hh_l0 if module.bias else torch.zeros_like(module.weight_ih_l0[:, 0])
+    outputs = on_stack(StackedLSTM.apply, inputs, *weights, bias)
+    return outputs if module.batch_first else outputs.transpose(0, 1), None
