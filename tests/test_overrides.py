@@ -393,7 +393,7 @@ def test_the_first_process_of_a_run_that_others_launched_keeps_what_was_asked_fo
 ) -> None:
     import tmbench.training.train
 
-    monkeypatch.setattr(tmbench.training.train, "train", lambda *rest, **more: None)
+    monkeypatch.setattr(tmbench.training.train, "train", lambda *rest, **more: [None])
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     words = [*SHORT, "trainer=ddp_cpu", f"runs_dir={tmp_path}"]
     for rank in ("1", "0"):

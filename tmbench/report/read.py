@@ -193,7 +193,12 @@ def _with_counts(runs: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
         .group_by("method", "seed", maintain_order=True).first()
     )  # fmt: skip
     runs = runs.with_columns(counts=pl.col("run").is_in(newest["run"].implode()))
-    stacks = runs.filter("counts").group_by("problem").agg(pl.col("replicas").unique().sort())["replicas"].to_list()
+    stacks = (
+        runs.filter("counts")
+        .group_by("problem", maintain_order=True)
+        .agg(pl.col("replicas").unique().sort())["replicas"]
+        .to_list()
+    )
     if mixed := sorted({k for each in stacks if len(each) > 1 for k in each}):
         told = " and ".join(map(str, mixed))
         notes.append(f"Runs with replicas={told} are compared; a replica is its run by itself up to rounding.")
