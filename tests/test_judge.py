@@ -134,6 +134,33 @@ def test_an_interrupted_judgement_continues(tmp_path: Path, monkeypatch: pytest.
     assert tmbench(*words, cwd=tmp_path).stdout == done.stdout
 
 
+def test_a_round_fills_whole_stacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tmbench.judge.page.write_page", lambda *_: None)
+    stacks, do_job = list[int](), sweep_module.do_job
+
+    def counted(folder: Path, order: Any) -> Any:
+        stacks.append(1 + len(order.others))
+        return do_job(folder, order)
+
+    monkeypatch.setattr(sweep_module, "do_job", counted)
+    words = ["task=tc", "optimizer=tmsgd", "epochs=1", "batch_size=80", "alpha=0.4", "max_seeds=4", "margin=0.001"]
+    done = tmbench("judge", *words, "replicas=4", "json=true", cwd=tmp_path)
+    assert done.returncode in STATUS.values(), done.stderr
+    assert json.loads(done.stdout)["design"]["least_seeds"] == 3
+    assert stacks == [4, 4]
+    assert {result.replicas for result, _ in results(tmp_path / "runs").values()} == {4}
+
+
+def test_replicas_auto_is_the_fastest_for_the_first_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tmbench.training.capacity.seconds_a_step", lambda plans: 10.0 - plans[0].cfg.replicas / 2)
+    plan = plan_of(*main.parse(["task=tc", "optimizer=tmsgd,muon", "replicas=auto"]))  # 10 of 34 seeds
+    found = {each.name: (each.cfg["replicas"], each.words[-1], each.raw["seed"]) for each in plan.contenders}
+    assert found == {
+        "sgd": (8, "replicas=8", 0), "tmsgd": (8, "replicas=8", 0), "muon": (1, "replicas=1", 0)
+    }  # fmt: skip
+
+
 def test_a_run_that_failed_is_told_and_in_no_pair(
     plant: Plant, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

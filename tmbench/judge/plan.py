@@ -154,7 +154,7 @@ def plan_of(values: Settings, words: list[str]) -> Plan:
     names = named[-1].split(",") if named else [composed([])["optimizer"]["name"]]
     _check_names(names, against, values["config_dir"])
     search = own_files(values["config_dir"])
-    contenders = [_contender(name, [against, *names], search, words) for name in (against, *names)]
+    contenders = [_contender(name, [against, *names], search, words, values) for name in (against, *names)]
     for contender in contenders[1:]:
         _check_problem(contender, contenders[0])
     said = [_as_word(key, values[key]) for key, setting in SETTINGS.items()
@@ -184,7 +184,7 @@ def _check_names(names: list[str], against: str, config_dir: str | None) -> None
         )
 
 
-def _contender(name: str, names: list[str], search: list[str], words: list[str]) -> Contender:
+def _contender(name: str, names: list[str], search: list[str], words: list[str], settings: Settings) -> Contender:
     """One of the methods, whose own settings are words such as NAME.lr=0.1."""
     shared = [word for word in words if key_of(word).split(".")[0] not in (*names, "optimizer")]
     shared += [word for word in words if key_of(word).startswith("optimizer.")]
@@ -192,9 +192,25 @@ def _contender(name: str, names: list[str], search: list[str], words: list[str])
     own_keys = {key_of(word) for word in own}
     words = [f"optimizer={name}", *(word for word in shared if key_of(word) not in own_keys), *own]
     raw = composed([*search, *words])
+    if raw["replicas"] == "auto":
+        words, raw = _with_replicas(words, raw, settings, len(names) - 1)
     cfg = settled(raw)
     data_class = imported(f"task/{cfg['task']['name']}.yaml: data", cfg["task"]["data"])
     return Contender(name, words, raw, cfg, open_dataset(OmegaConf.create(cfg), data_class)[2])
+
+
+def _with_replicas(words: list[str], raw: Settings, settings: Settings, methods: int) -> tuple[list[str], Settings]:
+    """The words and settings with the number that replicas=auto comes to: the fastest for the first look's seeds."""
+    from ..sweeps.launchers.base import launcher_of
+    from ..sweeps.plan import Job
+    from ..sweeps.replicas import settle_auto
+    from .sequential import Design
+
+    least = Design(settings["max_seeds"], 1.0, settings["alpha"], methods).least_seeds()
+    jobs = [Job(seed, words, raw | {"seed": seed}) for seed in range(least)]
+    launcher = launcher_of(jobs)
+    settle_auto(jobs, launcher is not None and launcher.elsewhere)
+    return jobs[0].overrides, raw | {"replicas": jobs[0].raw["replicas"]}
 
 
 def _check_problem(method: Contender, baseline: Contender) -> None:

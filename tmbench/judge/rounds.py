@@ -1,5 +1,6 @@
 """A judgement, from its plan to its result: rounds of paired runs, with a look at them after each."""
 
+import math
 import sys
 from typing import TYPE_CHECKING
 
@@ -122,7 +123,8 @@ def _do_rounds(evidence: "Evidence") -> None:
         contenders = [plan.baseline, *evidence.undecided]
         if not all(contender.result(plan.seeds[done]) for contender in contenders):
             at_once = at_once or _at_once(plan)
-            count = max(least - done, at_once // len(contenders), 1)
+            slots = max(contender.cfg["replicas"] for contender in contenders)  # a stack that lacks seeds wastes them
+            count = slots * max(math.ceil((least - done) / slots), at_once // len(contenders), 1)
         else:
             count = 1  # it is known, so it costs nothing to look
         seeds = plan.seeds[done : done + count]
@@ -149,6 +151,13 @@ def _do_round(evidence: "Evidence", contenders: list[Contender], seeds: range) -
             raise KeyboardInterrupt(f"{told}, and each whole epoch of the others is saved") from None
         for contender, seed, message in failed:
             evidence.failed[contender.name][seed] = message
+        for contender, seed in due:
+            if not contender.result(seed) and seed not in evidence.failed[contender.name]:
+                slots, name = contender.cfg["replicas"], contender.name
+                raise RunError(
+                    f"{name}: expected a run with seed {seed} and replicas={slots}, which is not there; if the lines "
+                    f"above say that its runs cannot be stacked, say {name}.replicas=1"
+                )
     for contender in contenders:
         evidence.seeds[contender.name] += len(seeds)
         evidence.results[contender.name] |= {seed: result for seed in seeds if (result := contender.result(seed))}
@@ -180,7 +189,7 @@ def _trained(plan: Plan, due: list[tuple[Contender, int]]) -> list[tuple[Contend
 
 
 def _at_once(plan: Plan) -> int:
-    """How many runs the launcher does at once."""
+    """How many runs, or stacks of them, the launcher does at once."""
     if plan.baseline.raw["launcher"]["name"] == "serial":
         return 1
     from ..sweeps.launchers.base import launcher_of
