@@ -163,7 +163,8 @@ def test_the_stacked_lstm_is_torchs(batch_first: bool, bias: bool, places: int) 
 
     def one(tensors: dict[str, Tensor], x: Tensor) -> Tensor:
         module = nets[0].lstm
-        module.forward = lambda inputs: lstm("lstm", module, inputs)  # type: ignore[method-assign]
+        weights = {name.removeprefix("lstm."): t for name, t in stacked.items()}
+        module.forward = lambda inputs: lstm("lstm", module, weights, inputs)  # type: ignore[method-assign]
         try:
             return torch.func.functional_call(nets[0], tensors, (x,))
         finally:
@@ -206,7 +207,7 @@ def test_random_numbers_within_a_stack_are_those_of_each_seed(
     stack.start_epoch(1)
 
     def one(slot: Tensor, x: Tensor) -> Tensor:
-        with OwnRandomNumbers(slot, 3, stack.own_random_numbers):
+        with OwnRandomNumbers(slot, 3, stack.own_random_numbers, []):
             return draw(x)
 
     x = torch.ones(4)

@@ -9,7 +9,7 @@ Legend: K slots, N rows of a table, B batch, E numbers in a row.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -124,6 +124,12 @@ class Stack(Task):
         self._losses = {name: _Loss(first, player) for name, player in first.players().items()}
         self._players = self._stacked_players()
         self._generators: list[Any] = [None] * slots  # the states of the random generators
+        self._draws, self._drawn = True, list[str]()  # whether a loss may draw random numbers; by what it has
+        # What the task calls its tensors, those that it has twice by both names, and what we call them.
+        names = {id(p): name for name, p in first.named_parameters()}
+        twice = first.named_parameters(remove_duplicate=False)
+        self._parameters_of_task = {name: names[id(p)] for name, p in twice}
+        self._buffers_of_task = {name: _key(name) for name, _ in first.named_buffers()}
         self._forwards = self._own_forwards()
         self._link()
         self.start_epoch(0)
@@ -150,7 +156,8 @@ class Stack(Task):
             if embedding := self.embeddings.get(f"{prefix}.weight"):
                 found.append((module, partial(look_up, embedding)))
             elif isinstance(module, nn.LSTM):
-                found.append((module, partial(lstm, prefix, module)))
+                weights = {name: self.stacked[f"{prefix}.{name}"] for name, _ in module.named_parameters()}
+                found.append((module, partial(lstm, prefix, module, weights)))
         return found
 
     def _stacked_players(self) -> dict[str, Player]:
@@ -217,12 +224,13 @@ class Stack(Task):
         """Sums (K,) and weights (K,) of a batch whose tensors have a first axis K."""
         if self.first.training is not self.training:  # Lightning sets the flag of each module that it knows
             self.train(self.training)
-        tensors = {f"task.{name}": self._by_slot(name) for name in self.stacked}
-        tensors |= {f"task.{name}": self.get_buffer(_key(name)) for name, _ in self.first.named_buffers()}
+        tensors = {f"task.{name}": self._by_slot(own) for name, own in self._parameters_of_task.items()}
+        tensors |= {f"task.{name}": self.get_buffer(own) for name, own in self._buffers_of_task.items()}
 
         def of_slot(tensors: dict[str, Tensor], slot: Tensor, batch: Any) -> Any:
-            with OwnRandomNumbers(slot, self.slots, self.own_random_numbers):
-                return functional_call(self._losses[player], tensors, (batch,))
+            own = OwnRandomNumbers(slot, self.slots, self.own_random_numbers, self._drawn)
+            with own if self._draws else nullcontext():  # vmap itself refuses to draw random numbers
+                return functional_call(self._losses[player], tensors, (batch,), tie_weights=False)
 
         with self._replaced():
             total_K, weight_K = vmap(of_slot)(tensors, torch.arange(self.slots, device=self.device), batch)
@@ -240,8 +248,13 @@ class Stack(Task):
                 del module.forward
 
     def try_once(self, batch: Any) -> None:
-        """Computes the losses of a batch, and forgets them; CannotStackError if that cannot be done."""
+        """Computes the losses of a batch, and forgets them; CannotStackError if that cannot be done.
+
+        If they draw no random numbers, those of later batches must not either.
+        """
         self.start_epoch(0)
+        self._draws = True
+        self._drawn.clear()
         try:
             with torch.no_grad(), self.unchanged():
                 for player in self.players().values():
@@ -251,6 +264,7 @@ class Stack(Task):
         except (RuntimeError, ValueError, NotImplementedError, TypeError, AttributeError) as error:
             what = str(error).strip().partition("\n")[0]
             raise CannotStackError(f"the loss cannot be that of a stack: {what}") from error
+        self._draws = bool(self._drawn)
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:

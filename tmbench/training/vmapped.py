@@ -7,7 +7,7 @@ draws them.
 Legend: K slots, N rows of a table.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -65,11 +65,14 @@ class OwnRandomNumbers(TorchFunctionMode):
         slot: the slot's number, as vmap sees it.
         slots: K.
         own: the context in which they come from a slot's generator.
+        drawn: gets the names of the functions that draw.
     """
 
-    def __init__(self, slot: Tensor, slots: int, own: Callable[[int], AbstractContextManager[None]]) -> None:
+    def __init__(
+        self, slot: Tensor, slots: int, own: Callable[[int], AbstractContextManager[None]], drawn: list[str]
+    ) -> None:
         super().__init__()
-        self.slot, self.slots, self.own = slot, slots, own
+        self.slot, self.slots, self.own, self.drawn = slot, slots, own, drawn
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -84,6 +87,7 @@ class OwnRandomNumbers(TorchFunctionMode):
 
     def _drawn(self, func: Any, args: Any, kwargs: Any) -> Tensor:
         tensors = [x for x in args if isinstance(x, Tensor)]
+        self.drawn.append(getattr(func, "__name__", str(func)))
 
         def of_all(_: Tensor, *tensors_K: Tensor) -> Tensor:
             results = []
@@ -107,15 +111,22 @@ def look_up(embedding: nn.Embedding, ids: Tensor) -> Tensor:
     return on_stack(of_all, ids)
 
 
-def lstm(name: str, module: Any, inputs: Tensor, state: None = None) -> tuple[Tensor, None]:
-    """Within vmap: the outputs of one slot's LSTM; without the last state."""
+def lstm(
+    name: str, module: Any, weights: Mapping[str, Tensor], inputs: Tensor, state: None = None
+) -> tuple[Tensor, None]:
+    """Within vmap: the outputs of one slot's LSTM, whose weights are given for all slots; without the last state."""
     if module.num_layers != 1 or module.bidirectional or module.proj_size or state is not None:
         raise CannotStackError(f"{name}: expected one layer in one direction, from a state of zeros")
     if not isinstance(inputs, Tensor) or inputs.dim() != 3:
         raise CannotStackError(f"{name}: expected a batch of sequences as one tensor")
     if not module.batch_first:
         inputs = inputs.transpose(0, 1)
-    weights = module.weight_ih_l0, module.weight_hh_l0
-    bias = module.bias_ih_l0 + module.bias_hh_l0 if module.bias else torch.zeros_like(module.weight_ih_l0[:, 0])
-    outputs = on_stack(StackedLSTM.apply, inputs, *weights, bias)
+
+    def of_all(inputs_K: Tensor) -> Tensor:
+        w_KGE, u_KGH = weights["weight_ih_l0"], weights["weight_hh_l0"]
+        b_KG = weights["bias_ih_l0"] + weights["bias_hh_l0"] if module.bias else w_KGE.new_zeros(w_KGE.shape[:2])
+        outputs_K: Tensor = StackedLSTM.apply(inputs_K, w_KGE, u_KGH, b_KG)
+        return outputs_K
+
+    outputs = on_stack(of_all, inputs)
     return outputs if module.batch_first else outputs.transpose(0, 1), None
