@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import math
 import os
 import struct
 import subprocess
@@ -27,7 +28,7 @@ from tmbench import checkpoint
 from tmbench.__main__ import main
 from tmbench.config.settle import settle
 from tmbench.data import open_dataset
-from tmbench.result import Result
+from tmbench.result import Result, examples_of
 from tmbench.seeds import seed_all
 from tmbench.task import Task
 from tmbench.training.loader import TrainLoader
@@ -66,6 +67,15 @@ def pairwise(**choices: Iterable[Any]) -> pytest.MarkDecorator:
         left -= pairs[chosen[-1]]
     picked = [tuple(each[i] for each, i in zip(values, case, strict=True)) for case in chosen]
     return pytest.mark.parametrize(tuple(choices), picked)
+
+
+def assert_mean_of_examples(result: Result, folder: Path, key: str, higher_is_better: bool) -> list[float]:
+    """Asserts that a run has kept a score of each test example, and that the metric is their mean; returns them."""
+    kept = examples_of(folder)
+    assert kept is not None
+    assert (kept.key, kept.higher_is_better) == (key, higher_is_better)
+    assert math.fsum(kept.scores) / len(kept.scores) == pytest.approx(result.metrics["last"][key], rel=1e-5)
+    return list(kept.scores)
 
 
 def count(model: nn.Module) -> int:

@@ -13,7 +13,7 @@ import pytest
 import torch
 import web
 from conftest import Compose, Run, real_data
-from helpers import build, count, first_batch
+from helpers import assert_mean_of_examples, build, count, first_batch
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from torch.nn.functional import binary_cross_entropy_with_logits, embedding, linear
 
@@ -413,6 +413,7 @@ def test_tiny_sets_of_the_given_splits_train(dataset: str, do: Run) -> None:
     assert result.metrics["last"]["test/auc"] > 0.75
     assert result.metrics["last"]["test/log_loss"] < result.baseline["test/log_loss"] - 0.05
     assert (folder / "figures" / "calibration.png").is_file()
+    assert_mean_of_examples(result, folder, "test/log_loss", higher_is_better=False)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Compose, Run, real_data
-from helpers import assert_same, build, count, curves, first_batch, pairwise, weights
+from helpers import assert_mean_of_examples, assert_same, build, count, curves, first_batch, pairwise, weights
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import batch_norm, conv2d
@@ -168,6 +168,7 @@ def test_a_result_shows_what_a_constant_guess_reaches(do: Run, capsys: pytest.Ca
 
     result, folder = do("task=fkpd", "optimizer=sgd", "epochs=1", "task.width=1", "batch_size=50")
     assert result.baseline.keys() == {"test/mse", "test/nme"}
+    assert_mean_of_examples(result, folder, "test/mse", higher_is_better=False)
     word = f"{result.baseline['test/mse']:.4g}"
     show.one(result, folder, "new", show.console())
     assert re.search(rf"baseline +{re.escape(word)} without looking at the input", capsys.readouterr().out)

@@ -157,6 +157,28 @@ def test_cores_are_shared_out_and_not_twice(
     assert found.jobs_at_once(0, 12) == most
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "gpus", "expected"),
+    [
+        ("local", {"threads": 2}, 0, 4),
+        ("local", {"n_jobs": 3}, 0, 3),
+        ("local", {"gpus": [0, 1, 2, 3, 4]}, 2, 2),  # sets of GPUs
+        ("slurm", {}, 1, 64),
+        ("slurm", {"array_parallelism": 5}, 0, 5),
+        ("ray", {}, 0, 16),  # the cluster is not known yet
+    ],
+)
+def test_how_many_jobs_a_launcher_does_at_once(
+    name: str, settings: dict[str, Any], gpus: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "available_cores", lambda: 8)
+    monkeypatch.setattr(base, "find_spec", lambda name: name)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    launcher = launcher_of([Job(0, [], {"launcher": defaults(name) | settings})])
+    assert launcher is not None
+    assert launcher.at_once(gpus) == expected
+
+
 def test_a_job_that_dies_leaves_the_others_alone_and_is_told(launched: Any, tmp_path: Path) -> None:
     seen, told = launched(["a", "kill", "fail", "tear", "crash", "c"], n_jobs=2)
     assert len(seen) == 3

@@ -18,6 +18,7 @@ from tmbench.report import figures, formats, page
 from tmbench.report.comparisons import Comparison
 from tmbench.report.contents import Report
 from tmbench.report.formats import Cell, Table
+from tmbench.result import save_examples
 
 SGD, TMSGD = (0.80, 0.82, 0.81), (0.83, 0.86, 0.82)
 LOWER: dict[str, Any] = {"metric": "mse", "higher_is_better": False}
@@ -121,6 +122,31 @@ def test_a_verdict_and_its_sentence_say_what_the_seeds_show(case: str, make: Mak
         assert gap.mean < 0 < gap.direction
     elif case == "diverged on another seed":
         assert "iverged" not in sentence
+
+
+def test_a_report_says_whether_another_test_set_would_agree(make: Make) -> None:
+    rng = np.random.default_rng(0)
+    of_examples = rng.normal(0, 0.5, 30)
+    of_examples += 0.06 - of_examples.mean()
+    for seed in range(8):
+        base, of_seed = rng.normal(size=30), rng.normal(0, 0.02)
+        for name, more in (("sgd", 0.0), ("adam", of_examples + of_seed)):
+            scores = (base - more).tolist()
+            own = {"metric": "mse", "higher_is_better": False, "baseline": {"test/mse": 2.0}}
+            folder = make(name, seed, float(np.mean(scores)), **own)
+            save_examples(folder, "test/mse", False, scores)
+        make("rmsprop", seed, 1.0 + seed / 10, **own)
+    report = make.report()
+    (row,) = rows(table(report, "samples")).values()
+    assert (row["method"], row["metric"], row["n"], row["test examples"]) == ("adam", "mse", 8, 30)
+    assert row["difference"] == pytest.approx(rows(table(report, "comparisons"))["adam"]["difference"])
+    assert row["95 % interval, these examples"][0] > 0 > row["95 % interval, others too"][0]
+    assert row["sd by examples"] == pytest.approx(of_examples.std(ddof=1) / 30**0.5)
+    notes = table(report, "comparisons").notes
+    assert notes[-2].endswith("training again on the same test examples; the next table allows for others as well.")
+    assert notes[-1].startswith("What other test examples would say is not known of 1 comparison: not all of their")
+    (folder / "examples.json").write_text("{}")
+    assert any("examples.json: damaged" in note for note in table(make.report(), "comparisons").notes)
 
 
 def test_profiles_never_mix(make: Make) -> None:

@@ -189,16 +189,27 @@ class _Examples:
     key: str
     count: int
     float32: str  # in the machine's order of bytes, by zlib and base64
+    higher_is_better: bool | None = None  # None, in older files: as of the headline
 
 
-def save_examples(folder: Path, key: str, scores: list[float]) -> None:
-    """Keeps one number an example of the last evaluation, in its order: the metric `key` is their mean."""
+@dataclass(frozen=True)
+class ExampleScores:
+    """One number an example of a run's last evaluation, in its order; their mean is one of the run's metrics."""
+
+    key: str  # of that metric: test/accuracy
+    higher_is_better: bool | None  # of that metric; None: as of the headline, which it is
+    scores: "array[float]"
+
+
+def save_examples(folder: Path, key: str, higher_is_better: bool, scores: list[float]) -> None:
+    """Keeps what `examples_of` gives."""
     packed = base64.b64encode(zlib.compress(array("f", scores).tobytes())).decode()
-    write_sealed(folder / EXAMPLES, {"key": key, "count": len(scores), "float32": packed})
+    content = {"key": key, "count": len(scores), "float32": packed, "higher_is_better": higher_is_better}
+    write_sealed(folder / EXAMPLES, content)
 
 
-def examples_of(folder: Path, key: str) -> "array[float] | None":
-    """What save_examples has kept of the metric; None if nothing, as by older versions, or several processes.
+def examples_of(folder: Path) -> ExampleScores | None:
+    """What save_examples has kept; None if nothing, as by older versions, or several processes.
 
     Raises:
         DataError: the file is damaged.
@@ -208,7 +219,7 @@ def examples_of(folder: Path, key: str) -> "array[float] | None":
     except FileNotFoundError:
         return None
     unpacked = zlib.decompressobj().decompress(base64.b64decode(kept.float32), 4 * kept.count)
-    return array("f", unpacked) if kept.key == key else None
+    return ExampleScores(kept.key, kept.higher_is_better, array("f", unpacked))
 
 
 def finished(

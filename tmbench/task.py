@@ -81,7 +81,8 @@ class Task(nn.Module, ABC):
     collate: Callable[[list[Any]], Any] | None = None  # makes a batch of examples; not used for a TensorDataset
     padding: tuple[float, ...] = ()  # with what `collate` pads a batch's first tensors, at the right and below
     split: str = "test"  # the name of what is evaluated; `validation` where held-out training examples are
-    of_examples: Metric  # if a task has one, `evaluate` gives it a number an example; the headline is their mean
+    of_examples: Metric  # if a task has one, `evaluate` gives it a number an example, whose mean is the metric below
+    metric_of_examples: tuple[str, bool] | None = None  # a key, and whether higher is better; None: the headline
     held_out_N: np.ndarray | None = None  # the training examples that are evaluated in place of the test split
 
     def __init__(self, cfg: DictConfig, data: Dataset) -> None:

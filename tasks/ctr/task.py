@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import TensorDataset
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import CatMetric, Metric, MetricCollection
 from torchmetrics.classification import BinaryAccuracy
 from torchmetrics.utilities import dim_zero_cat
 
@@ -132,6 +132,7 @@ class ClickRatio(Ratio):
 class CTR(Task):
     data: Avazu
     headline = "auc"
+    metric_of_examples = ("log_loss", False)  # the auc is no mean over examples
 
     def __init__(self, cfg: DictConfig, data: Avazu) -> None:
         super().__init__(cfg, data)
@@ -149,6 +150,7 @@ class CTR(Task):
             },
             compute_groups=False,
         )  # fmt: skip
+        self.of_examples = CatMetric()
 
     def _table(self, split: str) -> Any:
         return self.data.table(split, **{name: self.cfg[name] for name in SETTINGS})
@@ -184,6 +186,7 @@ class CTR(Task):
         logits_B = finite("logits", self.predict(groups).float())
         for name, metric in self.metrics.items():  # torchmetrics' accuracy takes logits in [0, 1] for probabilities
             metric.update((logits_B > 0).int() if name == "accuracy" else logits_B, clicks_B)
+        self.of_examples.update(binary_cross_entropy_with_logits(logits_B, clicks_B.float(), reduction="none"))
 
     def check_data(self) -> None:
         """An AUC needs examples of both kinds, and so do the trivial predictor's metrics."""

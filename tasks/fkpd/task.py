@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
-from torchmetrics import MeanSquaredError, MetricCollection
+from torchmetrics import CatMetric, MeanSquaredError, MetricCollection
 from torchvision.transforms import v2
 
 from tmbench.seeds import derive
@@ -100,6 +100,7 @@ class FKPD(Task):
         super().__init__(cfg, data)
         self.model = build_model(cfg.width)
         self.metrics = MetricCollection({"mse": MeanSquaredError(), "nme": NormalisedMeanError()}, compute_groups=False)
+        self.of_examples = CatMetric()
         self._examples: dict[str, TensorDataset] = {}
 
     def examples(self, split: str) -> TensorDataset:
@@ -159,7 +160,9 @@ class FKPD(Task):
 
     def evaluate(self, batch: tuple[Tensor, Tensor]) -> None:
         images_BSS, points_BK2 = batch
-        self._judge(self.metrics, finite("key points", self.guess(images_BSS).float()), points_BK2)
+        guess_BD = finite("key points", self.guess(images_BSS).float())
+        self._judge(self.metrics, guess_BD, points_BK2)
+        self.of_examples.update((guess_BD - self.target(points_BK2)).square().mean(1))
 
     def _judge(self, metrics: MetricCollection, guess_BD: Tensor, points_BK2: Tensor) -> None:
         metrics["mse"].update(guess_BD, self.target(points_BK2))

@@ -5,8 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, stdev
 
-import numpy as np
-
 from ..config.settle import Settings
 from ..report import answers
 from ..report.__main__ import main as report_command
@@ -15,8 +13,8 @@ from ..report.formats import count, difference, finite, signed
 from ..report.problems import Problem
 from ..report.read import read, records
 from ..report.statistics import seeds_to_find
-from ..report.variance import split
-from ..result import examples_of, versions
+from ..report.variance import sample_split
+from ..result import versions
 from ..runs import Run
 from .alarms import alarms_of
 from .evidence import Evidence, Pair
@@ -86,18 +84,7 @@ def _method(evidence: Evidence, name: str, problem: Problem) -> Settings:
         "would_take": _would_take(evidence, differences, sd) if evidence.verdicts[name] == "undecided" else None,
         "fixed_design": _fixed_design(evidence, differences, sd),
     }  # fmt: skip
-    found["variance"] = variance = _variance(evidence, pairs)
-    if variance:
-        ends = {key: variance[key] for key in ("of_training", "of_both")}
-        told = {
-            key: f"{signed(problem, low)} to {difference(problem, high, sign=True)}"
-            for key, (low, high) in ends.items()
-        }
-        variance["text"] = (
-            f"{name}'s difference is {told['of_training']} on these {variance['test_examples']:,} test examples, which "
-            f"the verdict is about, and {told['of_both']} if they might be others; neither interval is corrected for "
-            "looks"
-        )
+    found["variance"] = _variance(evidence, name, pairs, problem)
     found["sentence"] = _sentence(evidence, name, found, problem, pairs)
     return found
 
@@ -133,25 +120,32 @@ def _fixed_design(evidence: Evidence, differences: list[float], sd: float) -> Se
     }
 
 
-def _variance(evidence: Evidence, pairs: list[Pair]) -> Settings | None:
+def _variance(evidence: Evidence, name: str, pairs: list[Pair], problem: Problem) -> Settings | None:
     """The variance of the differences by seeds and test examples; None where a run has kept no scores of examples.
 
     The intervals are of this number of seeds, as if it had been fixed: they are not corrected for looks.
     """
-    rows = []
-    for pair in pairs:
-        key, sign = pair.method.headline, 1 if pair.method.higher_is_better else -1
-        two = [examples_of(result.folder, key) if result.folder else None for result in (pair.method, pair.against)]
-        if None in two or pair.method.score is None or pair.against.score is None:
-            return None
-        a_N, b_N = map(np.asarray, two)
-        if len(a_N) != len(b_N):
-            return None
-        rows.append(sign * (a_N.astype(float) - b_N))
-    if len(rows) < 2 or len({len(row) for row in rows}) > 1:
+    folders = [(pair.method.folder, pair.against.folder) for pair in pairs
+               if pair.method.score is not None and pair.against.score is not None]  # fmt: skip
+    known = [(a, b) for a, b in folders if a and b]
+    if len(known) < len(pairs):
         return None
-    parts = split(np.array(rows), evidence.plan.settings["alpha"])
-    return {"test_examples": len(rows[0]), **asdict(parts)}
+    found = sample_split(known, problem.higher_is_better, evidence.plan.settings["alpha"])
+    if found is None:
+        return None
+    of = problem.measured_by(found.metric)
+    training, both = (
+        f"{signed(of, low)} to {difference(of, high, sign=True)}"
+        for low, high in (found.split.of_training, found.split.of_both)
+    )
+    is_judged = found.metric == problem.metric
+    about = "the verdict" if is_judged else f"the verdict, by {problem.metric},"
+    text = (
+        f"{name}'s difference{'' if is_judged else f' in {found.metric}'} is {training} on these "
+        f"{found.test_examples:,} test examples, which {about} is about, and {both} if they might be others; neither "
+        "interval is corrected for looks"
+    )
+    return {"metric": found.metric, "test_examples": found.test_examples, **asdict(found.split), "text": text}
 
 
 def _sentence(evidence: Evidence, name: str, found: Settings, problem: Problem, pairs: list[Pair]) -> str:

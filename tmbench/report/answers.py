@@ -1,10 +1,13 @@
 """From runs to a report, and its tables that compare methods: differences, ranks, time to target; plans."""
 
 import math
+from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from ..config.settle import Settings
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from . import statistics
 from .across import BOOTSTRAPS, common, improvement, median_times
 from .comparisons import Comparison, sentences, tested
@@ -13,6 +16,7 @@ from .formats import DASH, Cell, Table, count, file_name, named, number, numeric
 from .paper import result_table
 from .problems import Runs
 from .statistics import attainable_p, seeds_to_attain, seeds_to_find
+from .variance import SampleSplit, sample_split
 
 
 def report(runs: Runs, settings: Settings) -> Report:
@@ -39,7 +43,8 @@ def _comparison_tables(report: Report) -> list[Table]:
     columns = ["problem", "data", "method", "against", "verdict", "n", "difference", f"{share} interval",
                f"{share} bootstrap", "p", "p (Holm)", "p equivalent (Holm)", "margin"]  # fmt: skip
     rows = [_comparison_row(comparison) for comparison in report.comparisons]
-    return [Table("comparisons", "Is it better?", columns, rows, _comparison_notes(report))]
+    table = Table("comparisons", "Is it better?", columns, rows, _comparison_notes(report))
+    return [table, *_sample_tables(report, table.notes)]
 
 
 def _comparison_row(comparison: Comparison) -> list[Cell]:
@@ -88,6 +93,68 @@ def _comparison_notes(report: Report) -> list[str]:
     if any(math.isnan(c.difference.mean) for c in comparisons):
         notes.append("There is no difference where a run diverged without a baseline: p is that of the signed ranks.")
     return notes
+
+
+def _sample_tables(report: Report, notes: list[str]) -> list[Table]:
+    """Would another test set agree? Of the comparisons whose runs have kept scores of single test examples.
+
+    Args:
+        notes: of the comparisons; what a verdict is about is added, and what is wrong with scores.
+    """
+    all_tested = [comparison for comparison in report.comparisons if comparison.is_tested]
+    found = [(c, sample) for c in all_tested if (sample := _sample_of(report, c, notes))]
+    if all_tested:
+        about = "A verdict is about training again on the same test examples"
+        notes.append(f"{about}; the next table allows for others as well." if found else f"{about}.")
+    if missing := len(all_tested) - len(found):
+        words = "not all of their runs have kept scores of single test examples"
+        notes.append(f"What other test examples would say is not known of {count(missing, 'comparison')}: {words}.")
+    if not found:
+        return []
+    share = f"{100 * (1 - report.settings['level']):g} % interval"
+    columns = ["problem", "data", "method", "against", "metric", "n", "test examples", "difference",
+               f"{share}, these examples", f"{share}, others too", "sd by seeds", "sd by examples"]  # fmt: skip
+    return [Table("samples", "Would another test set agree?", columns, [_sample_row(*each) for each in found], [
+        "The interval of these examples is Student's over seeds, and what the verdict is about if it is of the same "
+        "metric. The other allows for another test set of this size as well: where it includes zero, that could turn "
+        "the order round.",
+        "The sds are of the mean difference: of training with so many other seeds, and of another test sample.",
+    ])]  # fmt: skip
+
+
+def _sample_of(report: Report, comparison: Comparison, notes: list[str]) -> SampleSplit | None:
+    """None where not all runs have scores, or one diverged; these are of the last epoch, so with metric=best, too."""
+    methods = comparison.method.index, comparison.reference.index
+    runs = report.values.filter(pl.col("method").is_in(methods) & pl.col("value").is_not_null())
+    by_method = {
+        method: {row["seed"]: row for row in runs.filter(pl.col("method") == method).iter_rows(named=True)}
+        for method in methods
+    }
+    seeds = sorted(by_method[methods[0]].keys() & by_method[methods[1]].keys())
+    pairs = [(by_method[methods[0]][seed], by_method[methods[1]][seed]) for seed in seeds]
+    if report.settings["metric"] != "last" or any(run["lost"] for pair in pairs for run in pair):
+        return None
+    folders = [(Path(a["folder"]), Path(b["folder"])) for a, b in pairs]
+    try:
+        return sample_split(folders, comparison.problem.higher_is_better, report.settings["level"])
+    except DataError as error:
+        notes.append(str(error))
+        return None
+
+
+def _sample_row(comparison: Comparison, sample: SampleSplit) -> list[Cell]:
+    problem, found = comparison.problem.measured_by(sample.metric), sample.split
+
+    def interval(low: float, high: float) -> Cell:
+        return Cell(f"{signed(problem, low)} to {signed(problem, high)}", [low, high])
+
+    sds = math.sqrt(found.seeds / comparison.difference.n), math.sqrt(found.examples / sample.test_examples)
+    return [
+        Cell(problem.label), Cell(problem.profile), named(comparison.method), named(comparison.reference),
+        Cell(problem.measure), whole(comparison.difference.n), whole(sample.test_examples),
+        Cell(signed(problem, found.mean), found.mean), interval(*found.of_training), interval(*found.of_both),
+        *(Cell(number(problem.scale * sd), sd) for sd in sds),
+    ]  # fmt: skip
 
 
 # ---- across problems

@@ -8,7 +8,7 @@ switch; its runs differ by seed. The table of settings says which setting belong
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..config.identity import SCHEMA, effective_switch, identity
@@ -74,6 +74,10 @@ class Problem:
     def name(self) -> str:
         """The label with the profile, for notes."""
         return f"{self.label} ({self.profile})"
+
+    def measured_by(self, metric: str) -> "Problem":
+        """The same with another metric, whose differences count as positive where they are better."""
+        return replace(self, outcome=self.outcome._replace(metric=metric))
 
     @property
     def is_percent(self) -> bool:

@@ -1,11 +1,14 @@
 """Would other seeds agree, and would another test set? The variance of a difference, split by what it comes from."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
+from ..result import examples_of
 from .statistics import Values, t_interval
 
 
@@ -19,6 +22,41 @@ class Split:
     residual: float  # variance of what is particular to an example and a seed
     of_training: tuple[float, float]  # interval of the mean on these test examples, over seeds
     of_both: tuple[float, float]  # interval of the mean over seeds and test samples
+
+
+@dataclass(frozen=True)
+class SampleSplit:
+    """The split of paired runs by the scores of single test examples that they have kept."""
+
+    metric: str  # whose value is the mean of these scores; not of every task the one that ranks runs
+    test_examples: int
+    split: Split  # of differences, positive where the first of each two runs is better
+
+
+def sample_split(pairs: Iterable[tuple[Path, Path]], higher_is_better: bool, level: float) -> SampleSplit | None:
+    """The split of these pairs of runs; None with fewer than two, or where a run has no scores of the same examples.
+
+    Args:
+        pairs: the folders of two runs of one seed.
+        higher_is_better: of the headline.
+
+    Raises:
+        DataError: a run's scores are damaged.
+    """
+    rows, kinds = [], set[tuple[str, int]]()
+    for two in pairs:
+        a, b = map(examples_of, two)
+        if a is None or b is None:
+            return None
+        higher = higher_is_better if a.higher_is_better is None else a.higher_is_better
+        kinds |= {(each.key, len(each.scores)) for each in (a, b)}
+        if len(kinds) > 1:
+            return None
+        rows.append((1 if higher else -1) * (np.asarray(a.scores, float) - np.asarray(b.scores, float)))
+    if len(rows) < 2:
+        return None
+    ((key, count),) = kinds
+    return SampleSplit(key.split("/")[-1], count, split(np.array(rows), level))
 
 
 def split(differences_SN: Values, level: float) -> Split:

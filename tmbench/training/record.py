@@ -30,6 +30,7 @@ from ..task import Task
 from .module import Training
 
 KEEP_BEST_UP_TO = 100_000_000  # parameters; larger models keep last.ckpt only
+MOST_EXAMPLES = 1_000_000  # of which a run keeps a score each, of up to 5 bytes
 ARRIVING = ".best.ckpt"  # what is the best when last.ckpt is that of the same shared state
 STATE = ("rows", "best", "seconds", "evaluation_seconds", "from_trunk")  # of Record, in a checkpoint
 
@@ -112,11 +113,13 @@ class Record:
         writer.writerows(self.rows)
         write(self.folder / "curves.csv", text.getvalue(), durable=False)  # the checkpoint has the rows
 
-    def keep_examples(self, task: Task, headline: str) -> None:
-        """Keeps the last evaluation's score of each example, if the task has them."""
+    def keep_examples(self, task: Task) -> None:
+        """Keeps the last evaluation's score of each example, if the task has them, and not too many."""
         kept = getattr(task, "of_examples", None)
         if kept is not None and kept.update_called:
-            save_examples(self.folder, headline, kept.compute().tolist())
+            metric, higher_is_better = task.metric_of_examples or (task.headline, task.higher_is_better)
+            if len(scores := kept.compute().tolist()) <= MOST_EXAMPLES:
+                save_examples(self.folder, f"{task.split}/{metric}", higher_is_better, scores)
 
     def draw(self, task: Task, headline: str, writes: bool) -> None:
         """Draws the figures, on all ranks alike (a metric may ask the others), and keeps rank 0's."""
@@ -198,7 +201,7 @@ class Recorder(Callback):
         with torch.no_grad():
             for k, replica in pl_module.live:
                 if trainer.world_size == 1:  # of several, none has the order of all
-                    self.records[k].keep_examples(replica.task, pl_module.headline)
+                    self.records[k].keep_examples(replica.task)
                 self.records[k].draw(replica.task, pl_module.headline, trainer.is_global_zero)
         self.finished = True
 
