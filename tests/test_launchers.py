@@ -163,8 +163,8 @@ def test_cores_are_shared_out_and_not_twice(
         ("local", {"threads": 2}, 0, 4),
         ("local", {"n_jobs": 3}, 0, 3),
         ("local", {"gpus": [0, 1, 2, 3, 4]}, 2, 2),  # sets of GPUs
-        ("slurm", {}, 1, 64),
-        ("slurm", {"array_parallelism": 5}, 0, 5),
+        ("slurm", {"cluster": "local"}, 1, 64),
+        ("slurm", {"cluster": "local", "array_parallelism": 5}, 0, 5),
         ("ray", {}, 0, 16),  # the cluster is not known yet
     ],
 )
