@@ -1,6 +1,5 @@
 """Replicas: runs trained as one stack of tensors are what each is by itself, and nothing of their neighbours' doing."""
 
-import csv
 import os
 import signal
 from collections.abc import Callable
@@ -221,7 +220,7 @@ def test_random_numbers_within_a_stack_are_those_of_each_seed(
 
 # Whole runs
 
-SWEEP = ["-m", "task=tc", "optimizer=sgd,tmsgd", "seed=0,1,2", "epochs=4", "switch_epoch=2", "batch_size=8"]
+SWEEP = ["-m", "task=tc", "optimizer=sgd,tmsgd", "seed=0,1", "epochs=3", "switch_epoch=2", "batch_size=20"]
 
 
 def by_job(folder: Path) -> dict[tuple[str, int], tuple[Result, Path]]:
@@ -230,14 +229,14 @@ def by_job(folder: Path) -> dict[tuple[str, int], tuple[Result, Path]]:
 
 def test_a_sweep_of_stacks_ends_as_one_run_at_a_time(tmp_path: Path) -> None:
     stacked, alone = tmp_path / "stacked", tmp_path / "alone"
-    done = tmbench(*SWEEP, "replicas=4", f"runs_dir={stacked}")
+    done = tmbench(*SWEEP, "replicas=3", f"runs_dir={stacked}")
     assert done.returncode == 0, done.stderr
     assert tmbench(*SWEEP, f"runs_dir={alone}").returncode == 0
     mine, others = by_job(stacked), by_job(alone)
     assert mine.keys() == others.keys()
     for job, (result, folder) in mine.items():
         other, elsewhere = others[job]
-        assert (result.status, result.replicas, other.replicas) == ("completed", 4, 1)
+        assert (result.status, result.replicas, other.replicas) == ("completed", 3, 1)
         assert result.run_id != other.run_id
         assert result.epochs == other.epochs  # those from the trunk, too
         assert {p.relative_to(folder) for p in folder.rglob("*.*")} >= {
@@ -249,7 +248,8 @@ def test_a_sweep_of_stacks_ends_as_one_run_at_a_time(tmp_path: Path) -> None:
                 assert float(row[key]) == pytest.approx(float(theirs[key]), rel=1e-4), key
         torch.testing.assert_close(weights(folder), weights(elsewhere), rtol=1e-3, atol=1e-5)
         assert checkpoint.epochs(folder / "checkpoints" / "best.ckpt") == result.metrics["best"]["epoch"]
-    again = tmbench(*SWEEP, "replicas=4", f"runs_dir={stacked}")
+    assert len({mine["sgd", seed][0].seconds for seed in (0, 1)}) == 1  # its share of the stack's
+    again = tmbench(*SWEEP, "replicas=3", f"runs_dir={stacked}")
     assert (again.returncode, "loading torch" in again.stderr) == (0, False)
     # One of them, by itself: in a stack of spare slots.
     _, folder = mine["tmsgd", 1]
@@ -352,7 +352,7 @@ def test_a_replica_that_diverges_leaves_the_others_as_they_are(
 
 
 def test_a_stack_of_which_all_diverge_has_diverged(composed: Compose, tmp_path: Path) -> None:
-    words = ["task=fkpd", *SHORT["fkpd"], "replicas=2", "lr=1e30", f"runs_dir={tmp_path}"]
+    words = ["task=ctr", "batch_size=512", "replicas=2", "lr=1e30", f"runs_dir={tmp_path}"]
     outcomes = run_stack([Asked(composed(*words, f"seed={seed}")) for seed in (0, 1)])
     assert [r.status for r, _, _ in outcomes] == ["diverged"] * 2
 
@@ -519,14 +519,3 @@ def test_pictures_of_different_sizes_are_no_stack(composed: Compose, tmp_path: P
     words = ["task=seg", *SHORT["seg"], "replicas=2", f"runs_dir={tmp_path}"]
     with pytest.raises(CannotStackError, match="the batches of a step are of different shapes, such as"):
         run_stack([Asked(composed(*words, f"seed={seed}")) for seed in (0, 1)])
-
-
-def test_the_seconds_of_a_stack_are_shared(tmp_path: Path) -> None:
-    done = tmbench("-m", "task=tc", "epochs=2", "seed=0,1,2", "optimizer=sgd", "replicas=3", f"runs_dir={tmp_path}")
-    assert done.returncode == 0
-    found = [r for r, _ in results(tmp_path).values()]
-    assert len({r.seconds for r in found}) == 1
-    for _, folder in results(tmp_path).values():
-        with (folder / "curves.csv").open() as file:
-            rows = list(csv.DictReader(file))
-        assert float(rows[-1]["seconds"]) == pytest.approx(found[0].seconds)
