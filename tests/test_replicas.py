@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from conftest import Compose
 from helpers import SHORT, assert_same, curves, results, start, tmbench, wait_for_epochs, weights
 from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+from torchmetrics import MeanMetric, MetricCollection
 
 from tmbench import checkpoint
 from tmbench.config.replicas import _say_once
@@ -27,7 +30,7 @@ from tmbench.seeds import seed_all
 from tmbench.sweeps.job import JobOrder, do_job
 from tmbench.sweeps.plan import Job, RunFinder, stacks_of
 from tmbench.sweeps.replicas import settle_auto
-from tmbench.task import Task
+from tmbench.task import Table, Task
 from tmbench.tasks.tc.task import TC
 from tmbench.training.build import optimizer_of, task_of
 from tmbench.training.capacity import check_memory, seconds_a_step
@@ -70,13 +73,19 @@ def batches(task: Task, plans: list[Plan]) -> Any:
     return (step for block in loader for step in block)
 
 
+def as_of(dtype: torch.dtype, batch: Any) -> Any:
+    return tuple(t.to(dtype) if t.is_floating_point() else t for t in batch)
+
+
 def stepped(
     plans: list[Plan], dtype: torch.dtype, steps: int = 20, clip: float | None = None, poisoned: int | None = None
 ) -> list[dict[str, Tensor]]:
     """The states of the tasks after some steps of momentum SGD with TM from the tenth on: a stack's, or one alone."""
     task = task_of(plans).to(dtype)
     task.train()
+    steps_to_take = [[as_of(dtype, batch) for batch, _ in step] for step in islice(batches(task, plans), steps)]
     if isinstance(task, Stack):
+        task.try_once(steps_to_take[0][0])
         task.start_epoch(0)
     else:
         seed_all("epoch", plans[0].cfg.seed, 0, 0)
@@ -85,8 +94,7 @@ def stepped(
         TMSGD(player.module.parameters(), lr=0.02, momentum=0.5, weight_decay=1e-3, switch_step=10)
         for player in players.values()
     ]
-    for number, [(batch, _)] in zip(range(steps), batches(task, plans), strict=False):
-        batch = tuple(t.to(dtype) if t.is_floating_point() else t for t in batch)
+    for number, [batch] in enumerate(steps_to_take):
         for player, optimizer in zip(players.values(), optimizers, strict=True):
             optimizer.step(lambda o=optimizer, p=player, b=batch: gradient.closure(o, p, [(b, True)]))
         if number == 2 and poisoned is not None:
@@ -216,6 +224,193 @@ def test_random_numbers_within_a_stack_are_those_of_each_seed(
         seed_all("epoch", seed, 1, 0)
         draw(x)
         assert torch.equal(drawn_K[k], draw(x))
+
+
+# Tasks of a person's own
+
+WORDS, WIDTH, LONG, COUNT = 11, 6, 5, 23
+
+
+class Own(Task):
+    """A mean of embeddings and a linear layer; a task below is another one somewhere."""
+
+    headline = "loss"
+
+    def __init__(self, cfg: Any, data: Any) -> None:
+        super().__init__(cfg, data)
+        generator = torch.Generator().manual_seed(0)
+        words_NT = torch.randint(WORDS, (COUNT, LONG), generator=generator)
+        self.data_set = TensorDataset(words_NT, torch.randn(COUNT, 4, generator=generator))
+        self.metrics = MetricCollection({"loss": MeanMetric()}, compute_groups=False)
+        self.embedding, self.head = nn.Embedding(WORDS, WIDTH), nn.Linear(WIDTH, 4)
+        self.build()
+
+    def build(self) -> None: ...
+
+    def examples(self, split: str) -> Any:
+        return self.data_set
+
+    def evaluate(self, batch: Any) -> None:
+        total, count = self.loss(batch)
+        self.metrics.update(total / count)
+
+    def hidden(self, words_BT: Tensor) -> Tensor:
+        return self.embedding(words_BT).mean(1)
+
+    def loss(self, batch: Any) -> Any:
+        words_BT, targets_B4 = batch
+        return (self.head(self.hidden(words_BT)) - targets_B4).square().sum(), len(words_BT)
+
+
+class Triple(nn.Embedding):
+    def forward(self, ids: Tensor) -> Tensor:
+        return 3 * super().forward(ids)
+
+
+class OwnEmbedding(Own):
+    def build(self) -> None:
+        self.embedding = Triple(WORDS, WIDTH)
+
+
+class MadeEmbedding(Own):
+    def build(self) -> None:
+        nn.utils.parametrize.register_parametrization(self.embedding, "weight", nn.Tanh())
+
+
+class Places(Own):
+    """Looks up the same rows for each batch."""
+
+    def build(self) -> None:
+        self.places = nn.Embedding(LONG, WIDTH)
+
+    def hidden(self, words_BT: Tensor) -> Tensor:
+        return (self.embedding(words_BT) * self.places(torch.arange(LONG))).mean(1)
+
+
+class NewBuffer(Own):
+    """Puts another tensor in the place of a buffer."""
+
+    def build(self) -> None:
+        self.register_buffer("center", torch.zeros(WIDTH))
+
+    def hidden(self, words_BT: Tensor) -> Tensor:
+        hidden = super().hidden(words_BT)
+        self.center = 0.9 * self.center + 0.1 * hidden.detach().mean(0)
+        return hidden - self.center
+
+
+class Steps(Own):
+    """Counts its losses."""
+
+    count = 0
+
+    def loss(self, batch: Any) -> Any:
+        self.count += 1
+        total, count = super().loss(batch)
+        return total * self.count, count
+
+
+class LastState(Own):
+    def build(self) -> None:
+        self.lstm = nn.LSTM(WIDTH, WIDTH, batch_first=True)
+
+    def hidden(self, words_BT: Tensor) -> Tensor:
+        return self.lstm(self.embedding(words_BT))[1][0][0]
+
+
+class DropsInPlace(Own):
+    """Of one tensor for all."""
+
+    def hidden(self, words_BT: Tensor) -> Tensor:
+        factors = nn.functional.dropout(torch.ones(WIDTH).double(), 0.5, training=True, inplace=True)
+        return super().hidden(words_BT) * factors
+
+
+class OwnLSTM(LastState):
+    def build(self) -> None:
+        self.lstm = type("Mine", (nn.LSTM,), {"forward": lambda self, x: nn.LSTM.forward(self, 2 * x)})(WIDTH, WIDTH)
+
+
+class Skips(Own):
+    def hidden(self, words_BT: Tensor) -> Tensor:
+        return nn.functional.embedding(words_BT, self.embedding.weight, padding_idx=0).mean(1)
+
+
+class Projects(Own):
+    def build(self) -> None:
+        self.projection = torch.randn(WIDTH, WIDTH)
+
+
+class OwnData(Own):
+    def build(self) -> None:
+        self.data_set = TensorDataset(self.data_set.tensors[0], torch.randn(COUNT, 4))
+
+
+class OwnRates(Own):
+    def with_own_rates(self, new: Any) -> Any:
+        return lambda params: new(params, lr=0.5)
+
+
+class OwnTable(OwnEmbedding):
+    def tables(self) -> Any:
+        return [Table(self.embedding)]
+
+
+@pytest.fixture
+def plans_of(plans: Callable[..., list[Plan]]) -> Callable[..., list[Plan]]:
+    """Plans of an own task."""
+
+    def plans_of(task: type[Task], *args: Any) -> list[Plan]:
+        found = plans(*args, "task=tc", "batch_size=4")
+        for plan in found:
+            plan.cfg.task._target_ = f"test_replicas.{task.__name__}"
+        return found
+
+    return plans_of
+
+
+@pytest.mark.parametrize(
+    "task", [OwnEmbedding, MadeEmbedding, Places, NewBuffer, Steps, LastState, DropsInPlace],
+)  # fmt: skip
+def test_a_replica_of_an_own_task_is_its_solo_run(task: type[Task], plans_of: Callable[..., list[Plan]]) -> None:
+    stack = stepped(plans_of(task, [0, 3], "replicas=3"), torch.float64, steps=6)
+    for state, seed in zip(stack, (0, 3), strict=True):
+        (alone,) = stepped(plans_of(task, [seed]), torch.float64, steps=6)
+        torch.testing.assert_close(state, alone, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("task", "why"),
+    [
+        (OwnLSTM, "Batching rule not implemented for aten::lstm"),
+        (Skips, "F.embedding with padding_idx, which vmap leaves out"),
+        (Projects, "projection depends on the seed, and is neither a parameter nor a buffer"),
+        (OwnData, "data_set depends on the seed, and is neither"),
+        (OwnRates, "its parameters have rates of their own"),
+        (OwnTable, "embedding is a table, and its module does more than to read rows"),
+    ],
+)
+def test_an_own_task_that_would_not_be_its_solo_run_is_refused(
+    task: type[Task], why: str, plans_of: Callable[..., list[Plan]]
+) -> None:
+    with pytest.raises(CannotStackError, match=why):  # noqa: PT012
+        stack = task_of(of_stack := plans_of(task, [0, 3], "replicas=3"))
+        assert isinstance(stack, Stack)
+        stack.try_once(next(batches(stack, of_stack))[0][0])
+        stack.with_own_rates(TMSGD)
+
+
+def test_a_module_that_a_task_holds_in_eval_mode_stays_so(plans_of: Callable[..., list[Plan]]) -> None:
+    """As in a run by itself, where Lightning knows the mode of each module."""
+
+    class Frozen(Own):
+        def build(self) -> None:
+            self.norm = nn.BatchNorm1d(WIDTH).eval()
+
+    stack = Stack([Frozen(None, None)] * 2, [0, 1], 2)  # type: ignore[arg-type]
+    for mode in (False, True):
+        stack.train(mode)
+        assert [(task.training, task.norm.training) for task in stack.replicas] == [(mode, False)] * 2  # type: ignore[union-attr]
 
 
 # Whole runs

@@ -29,7 +29,8 @@ from ..seeds import seed_all
 from ..task import Task
 from .loader import StackLoader, TestLoader, TrainLoader, hold_out
 from .loggers import RunFacts
-from .stack import Stack, check_fits
+from .stack import Stack
+from .stackable import check_fits
 
 
 def task_of(plans: Sequence[Plan]) -> Task:

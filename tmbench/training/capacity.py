@@ -13,7 +13,8 @@ from ..optim.rows import LazyRows
 from ..plan import Plan
 from ..task import Task
 from .build import loaders_of, optimizer_of, task_of
-from .stack import Stack, check_fits
+from .stack import Stack
+from .stackable import check_fits
 from .step import Gradient
 
 WARM_UP, STEPS, SECONDS = 3, 20, 4.0  # of a measurement, whichever of the last two comes first

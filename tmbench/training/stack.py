@@ -21,7 +21,8 @@ from ..errors import CannotStackError
 from ..optim.rows import summed
 from ..seeds import seed_all
 from ..task import Loss, Player, Table, Task, checked_loss
-from .vmapped import OwnRandomNumbers, look_up, lstm
+from .stackable import check_alike
+from .vmapped import OwnRandomNumbers, forwards_as, look_up, lstm
 
 
 class _Loss(nn.Module):
@@ -66,22 +67,6 @@ class Group(nn.Module):
         return (grad.view(self.slots, -1) if id(p) in self.tables else grad), None
 
 
-COPIES = 4  # of the parameters: weights, gradients, and two of an optimizer's state
-GIB = 2**30
-
-
-def check_fits(task: Task, slots: int, free: int, kept: int = 0) -> None:
-    """CannotStackError, with the number that does, if so many slots of a task do not fit into `free` bytes.
-
-    Args:
-        kept: bytes of one replica beside its parameters.
-    """
-    each = COPIES * sum(p.numel() * p.element_size() for p in task.parameters()) + kept
-    if slots * each > free:
-        why = f"{slots} of them take about {slots * each / GIB:.1f} GiB, and {free / GIB:.1f} are free"
-        raise CannotStackError(why, f"replicas={max(1, free // each)}")
-
-
 class Stack(Task):
     """Tasks that differ by their seed alone, as one whose parameters, losses and states are theirs, stacked.
 
@@ -102,7 +87,9 @@ class Stack(Task):
 
     def __init__(self, replicas: Sequence[Task], seeds: Sequence[int], slots: int) -> None:
         nn.Module.__init__(self)
+        check_alike(replicas)
         first = replicas[0]
+        self._modes = [(m, m.training) for replica in replicas for m in replica.modules()]  # some may stay in eval mode
         self.__dict__ |= {"replicas": list(replicas), "first": first}  # no submodules: their parameters are not ours
         self.seeds, self.slots = list(seeds), slots
         self.of_slot = [*range(len(replicas)), *[0] * (slots - len(replicas))]  # which replica is in each slot
@@ -144,6 +131,10 @@ class Stack(Task):
                 continue
             if module.padding_idx is not None or module.max_norm is not None or module.scale_grad_by_freq:
                 raise CannotStackError(f"{prefix} has padding_idx, max_norm or scale_grad_by_freq")
+            if not forwards_as(nn.Embedding, module) or id(module.weight) not in names:
+                if any(table.embedding is module for table in self.first.tables()):
+                    raise CannotStackError(f"{prefix} is a table, and its module does more than to read rows")
+                continue  # vmap has rules for what it does
             if len(shared := names[id(module.weight)]) > 1:
                 raise CannotStackError(f"{' and '.join(shared)} are one parameter")
             found[f"{prefix}.weight"] = nn.Embedding(1, 1, sparse=module.sparse)
@@ -154,9 +145,10 @@ class Stack(Task):
         found: list[tuple[Any, Callable[..., Any]]] = []
         for prefix, module in self.first.named_modules():
             if embedding := self.embeddings.get(f"{prefix}.weight"):
-                found.append((module, partial(look_up, embedding)))
-            elif isinstance(module, nn.LSTM):
-                weights = {name: self.stacked[f"{prefix}.{name}"] for name, _ in module.named_parameters()}
+                found.append((module, partial(look_up, embedding, module)))
+            elif isinstance(module, nn.LSTM) and forwards_as(nn.LSTM, module):
+                names = {name: self._parameters_of_task[f"{prefix}.{name}"] for name, _ in module.named_parameters()}
+                weights = {name: self.stacked[own] for name, own in names.items()}
                 found.append((module, partial(lstm, prefix, module, weights)))
         return found
 
@@ -194,8 +186,8 @@ class Stack(Task):
 
     def train(self, mode: bool = True) -> "Stack":
         super().train(mode)
-        for replica in self.replicas:
-            replica.train(mode)
+        for module, is_trained in self._modes:
+            module.training = mode and is_trained
         return self
 
     def players(self) -> dict[str, Player]:
@@ -212,7 +204,9 @@ class Stack(Task):
         return self.first.evaluates_after(epochs, of)
 
     def with_own_rates(self, new: Any) -> Any:
-        return self.first.with_own_rates(new)
+        if self.first.with_own_rates(new) is not new:
+            raise CannotStackError("its parameters have rates of their own (with_own_rates)")
+        return new
 
     def evaluate(self, batch: Any) -> None:
         raise NotImplementedError("each replica evaluates itself")
@@ -225,15 +219,20 @@ class Stack(Task):
         if self.first.training is not self.training:  # Lightning sets the flag of each module that it knows
             self.train(self.training)
         tensors = {f"task.{name}": self._by_slot(own) for name, own in self._parameters_of_task.items()}
-        tensors |= {f"task.{name}": self.get_buffer(own) for name, own in self._buffers_of_task.items()}
+        buffers = {f"task.{name}": self.get_buffer(own) for name, own in self._buffers_of_task.items()}
 
-        def of_slot(tensors: dict[str, Tensor], slot: Tensor, batch: Any) -> Any:
+        def of_slot(tensors: dict[str, Tensor], buffers: dict[str, Tensor], slot: Tensor, batch: Any) -> Any:
             own = OwnRandomNumbers(slot, self.slots, self.own_random_numbers, self._drawn)
+            after = tensors | buffers  # where functional_call leaves what the loss has made of them
             with own if self._draws else nullcontext():  # vmap itself refuses to draw random numbers
-                return functional_call(self._losses[player], tensors, (batch,), tie_weights=False)
+                result = functional_call(self._losses[player], after, (batch,), tie_weights=False)
+            for name, buffer in buffers.items():
+                if after[name] is not buffer:
+                    buffer.copy_(after[name].detach())
+            return result
 
         with self._replaced():
-            total_K, weight_K = vmap(of_slot)(tensors, torch.arange(self.slots, device=self.device), batch)
+            total_K, weight_K = vmap(of_slot)(tensors, buffers, torch.arange(self.slots, device=self.device), batch)
         return total_K, weight_K
 
     @contextmanager
@@ -268,15 +267,19 @@ class Stack(Task):
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """For a while, in training mode; then mode and buffers are as they were."""
+        """For a while, in training mode; then mode, buffers and the first task's attributes are as they were."""
         buffers, was_training = [b.clone() for b in self.buffers()], self.training
+        attributes = [(vars(module), dict(vars(module))) for module in self.first.modules()]
         self.train()
         try:
             yield
         finally:
+            for live, kept in attributes:
+                live.clear()
+                live |= kept
             self.train(was_training)
-            for live, kept in zip(self.buffers(), buffers, strict=True):
-                live.copy_(kept)
+            for buffer, value in zip(self.buffers(), buffers, strict=True):
+                buffer.copy_(value)
 
     def start_epoch(self, epoch: int) -> None:
         """Starts the random generator of each slot as that of a run by itself."""

@@ -46,7 +46,7 @@ class _OnStack(torch.autograd.Function):
         slots = info.batch_size
         return call(
             *(
-                t.expand(slots, *t.shape) if dim is None else t.movedim(dim, 0)
+                t.expand(slots, *t.shape).clone() if dim is None else t.movedim(dim, 0)
                 for t, dim in zip(tensors, in_dims[1:], strict=True)
             )
         ), 0
@@ -76,6 +76,8 @@ class OwnRandomNumbers(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is F.embedding and (args[2:3] or (kwargs.get("padding_idx"),))[0] is not None:
+            raise CannotStackError("F.embedding with padding_idx, which vmap leaves out")
         if kwargs.get("generator") is None and kwargs.get("training", True):
             if func in RANDOM:
                 return self._drawn(func, args, kwargs)
@@ -100,21 +102,31 @@ class OwnRandomNumbers(TorchFunctionMode):
         return on_stack(of_all, self.slot, *tensors)
 
 
-def look_up(embedding: nn.Embedding, ids: Tensor) -> Tensor:
-    """Within vmap: the rows of one slot's table."""
+def forwards_as(kind: type[nn.Module], module: nn.Module) -> bool:
+    """Whether a module's forward is that of torch's class, not one of a subclass or its own."""
+    return type(module).forward is kind.forward and "forward" not in vars(module)
 
-    def of_all(ids_K: Tensor) -> Tensor:
+
+def look_up(embedding: nn.Embedding, module: nn.Embedding, ids: Tensor) -> Tensor:
+    """Within vmap: the rows of one slot's table, in place of what the first task's module reads."""
+
+    def of_all(ids_K: Tensor, _: Tensor) -> Tensor:
         first_K = torch.arange(len(ids_K), device=ids_K.device) * (embedding.num_embeddings // len(ids_K))
         rows: Tensor = embedding(ids_K + first_K.view(-1, *[1] * (ids_K.dim() - 1)))
         return rows
 
-    return on_stack(of_all, ids)
+    return on_stack(of_all, ids, module.weight)  # the weights, since the ids may be the same in all slots
 
 
 def lstm(
     name: str, module: Any, weights: Mapping[str, Tensor], inputs: Tensor, state: None = None
-) -> tuple[Tensor, None]:
-    """Within vmap: the outputs of one slot's LSTM, whose weights are given for all slots; without the last state."""
+) -> tuple[Tensor, tuple[Tensor, None]]:
+    """Within vmap: the outputs of one slot's LSTM, whose weights are given for all slots, and its last one.
+
+    The last cell state is missing.
+    """
+    if not {"weight_ih_l0", "weight_hh_l0"} <= weights.keys():
+        raise CannotStackError(f"{name}: its weights are made of other parameters")
     if module.num_layers != 1 or module.bidirectional or module.proj_size or state is not None:
         raise CannotStackError(f"{name}: expected one layer in one direction, from a state of zeros")
     if not isinstance(inputs, Tensor) or inputs.dim() != 3:
@@ -129,4 +141,4 @@ def lstm(
         return outputs_K
 
     outputs = on_stack(of_all, inputs)
-    return outputs if module.batch_first else outputs.transpose(0, 1), None
+    return outputs if module.batch_first else outputs.transpose(0, 1), (outputs[:, -1][None], None)
