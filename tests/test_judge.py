@@ -1,13 +1,16 @@
 """`tmbench judge`: rounds of paired seeds, its verdicts, its exit status, and what makes a verdict doubtful."""
 
+import csv
 import json
 import math
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,11 @@ from made_runs import Make
 
 from tmbench.api import sweep
 from tmbench.errors import DataError
+from tmbench.files import write_sealed
 from tmbench.judge.__main__ import STATUS, main
 from tmbench.judge.alarms import weak_baseline
 from tmbench.judge.evidence import pairs_of
+from tmbench.judge.ledger import Entry
 from tmbench.judge.plan import plan_of
 from tmbench.judge.sequential import Design, looks, verdicts
 from tmbench.result import Result, examples_of, save_examples
@@ -69,6 +74,8 @@ def test_each_method_gets_its_verdict_which_is_told_at_once_the_second_time(plan
     page = tmp_path / content["page"]
     html = page.read_text()
     assert html.index("adam is 2.01 points") < html.index("figure-forest") < html.index("table-verdicts")
+    assert tmbench("judge", "table", cwd=tmp_path).returncode == 0
+    assert r"\uparrow" in (tmp_path / "judge" / "table.tex").read_text()
     files = {path.name for path in page.parent.rglob("*") if path.is_file()}
     assert {"forest.png", "forest.pdf", "running-adam.pdf", "verdicts.tex", "verdicts.csv", "result.json"} <= files
     code = (
@@ -142,6 +149,47 @@ def test_an_interrupted_judgement_continues(tmp_path: Path, monkeypatch: pytest.
     assert "test examples, which the verdict is about, and" in " ".join(done.stdout.split())
     count = iter([3])  # no run may be done
     assert tmbench(*words, cwd=tmp_path).stdout == done.stdout
+
+
+def test_the_table_has_all_judgements_with_the_best_in_bold_and_a_mark_for_each_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entries: list[Entry] = []
+
+    def ended(
+        name: str, task: str, metric: str, methods: dict[str, str], scores: dict[str, list[float | None]]
+    ) -> None:
+        entries.append(Entry(name, "q", "", task, task, list(methods), "sgd", 0.05, True, [0, 2]))
+        runs = [{"method": m, "seed": i, "score": s} for m, of in scores.items() for i, s in enumerate(of)]
+        (folder := tmp_path / ".judge" / name).mkdir(parents=True)
+        write_sealed(folder / "result.json", {
+            "name": name, "task": task, "profile": "full", "split": "test", "metric": metric, "epochs": 4,
+            "higher_is_better": metric == "accuracy", "against": "sgd", "runs": runs,
+            "methods": {m: {"verdict": v} for m, v in methods.items()},
+        })  # fmt: skip
+
+    ended("a", "tc", "accuracy", {"adam": "better", "lion": "worse"},
+          {"sgd": [0.8, 0.82], "adam": [0.9, 0.92], "lion": [0.95, None]})  # fmt: skip
+    ended("b", "fkpd", "mse", {"adam": "undecided"}, {"sgd": [0.1, 0.2], "adam": [0.2, 0.3]})
+    ended("c", "fkpd", "mse", {"adam": "equivalent"}, {"sgd": [0.1, 0.2], "adam": [0.15, 0.2]})
+    write_sealed(tmp_path / ".judge" / "ledger.json", {"judgements": [asdict(entry) for entry in entries]})
+    out = tmp_path / "out"
+    assert main(["table", f"runs_dir={tmp_path}", f"out={out}"]) == 0
+    assert "adam on fkpd was judged more than once; this is c." in " ".join(capsys.readouterr().out.split())
+    head, *rows = re.findall(r"^(.*) \\\\$", (out / "table.tex").read_text(), re.MULTILINE)
+    assert head == "method & tc, accuracy & fkpd, mse"
+    assert rows == [
+        r"sgd & 81.00 $\pm$ 1.41 & \textbf{0.150 $\pm$ 0.071}",
+        r"adam & \textbf{91.00 $\pm$ 1.41 $\uparrow$} & 0.175 $\pm$ 0.035 $\approx$",
+        r"lion & 95.00, 1 diverged $\downarrow$ & -",
+    ]
+    with (out / "table.csv").open() as file:
+        found = {(row["task"], row["method"]): row for row in csv.DictReader(file)}
+    lion = found["tc", "lion"]
+    assert [lion[key] for key in ("verdict", "completed", "diverged", "best mean")] == ["worse", "1", "1", "no"]
+    assert float(found["fkpd", "adam"]["mean"]) == pytest.approx(0.175)
+    assert main(["table", f"runs_dir={tmp_path / 'none'}"]) == 1
+    assert "runs_dir: expected judgements that have ended under" in capsys.readouterr().err
 
 
 def test_a_round_fills_whole_stacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

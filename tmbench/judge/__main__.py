@@ -3,7 +3,7 @@
 import json
 
 from ..config.settle import Settings
-from ..verbs import Verb, leave
+from ..verbs import JSON, RUNS_DIR, Verb, leave, out_dir
 from .plan import SETTINGS, plan_of
 
 # Exit status by verdict; mixed: several methods with several verdicts.
@@ -25,6 +25,19 @@ def do(values: Settings, words: list[str]) -> int:
     return STATUS[result["verdict"]]
 
 
+def do_table(values: Settings, words: list[str]) -> int:
+    """Writes and prints the table of all judgements."""
+    from .table import do_table
+
+    return do_table(values, words)
+
+
+table = Verb(
+    "judge table",
+    "One table for a paper of all judgements under runs_dir that have ended: a row a method, a column a task, the best "
+    "mean in bold, and a mark for each verdict; as table.tex (booktabs) and table.csv.",
+    do_table, {"runs_dir": RUNS_DIR, "out": out_dir("./judge"), "json": JSON},
+)  # fmt: skip
 main = Verb(
     "judge",
     "Says whether an optimizer is better than another, with as few seeds as an honest answer needs: it runs paired "
@@ -34,6 +47,7 @@ main = Verb(
     do, SETTINGS, "[KEY=VALUE ...]", "tmbench judge task=tc optimizer=adam against=sgd\n"
     "tmbench judge task=tc optimizer=tmsgd,adam against=sgd adam.lr=0.001 max_seeds=64 launcher=local\n"
     "tmbench judge task=tc optimizer=adam --json  one object for another program",
+    {"table": table},
 )  # fmt: skip
 
 if __name__ == "__main__":

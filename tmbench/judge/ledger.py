@@ -80,12 +80,18 @@ class Ledger:
         return min(1.0, sum(entry.alpha * (1 + entry.has_margin) for entry in (*self.earlier, self.own)))
 
 
+def entries_of(path: Path) -> list[Entry]:
+    """All judgements in a ledger, in the order in which they were begun; none if there is no ledger."""
+    remedy = "restore it from a copy; if it is removed, earlier judgements are no longer counted"
+    entries: list[Entry] = read_sealed(path, dict[str, list[Entry]], remedy)["judgements"] if path.exists() else []
+    return entries
+
+
 @contextmanager
 def _changed(path: Path) -> Iterator[list[Entry]]:
     """The entries, which are written back."""
-    remedy = "restore it from a copy; if it is removed, earlier judgements are no longer counted"
     with locked(path.parent):
-        entries: list[Entry] = read_sealed(path, dict[str, list[Entry]], remedy)["judgements"] if path.exists() else []
+        entries = entries_of(path)
         before = [asdict(entry) for entry in entries]
         yield entries
         if (after := [asdict(entry) for entry in entries]) != before:

@@ -26,6 +26,7 @@ WIDTHS = (16, 12, 8, 4)  # characters that a column of words may take in a narro
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "<": r"\textless{}", ">": r"\textgreater{}",
+    "↑": r"$\uparrow$", "↓": r"$\downarrow$", "≈": r"$\approx$",
 }  # fmt: skip
 
 
@@ -35,6 +36,7 @@ class Cell(NamedTuple):
     text: str
     value: Any = None
     method: int | None = None  # whose runs it is made of
+    is_bold: bool = False  # in LaTeX
 
 
 @dataclass
@@ -203,12 +205,16 @@ def latex(table: Table) -> str:
     """A tabular for \\input; needs \\usepackage{booktabs}."""
     columns = "".join("r" if right else "l" for right in are_numbers(table))
     head, *rows = (
-        " & ".join(map(_latex, words)) + r" \\"
-        for words in (table.columns, *([cell.text for cell in row] for row in table.rows))
+        " & ".join(words) + r" \\"
+        for words in (map(_latex, table.columns), *(map(_latex_cell, row) for row in table.rows))
     )
     notes = [f"% {' '.join(note.split())}" for note in (table.title, *table.notes)]
     lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule"]
     return "\n".join([*notes, *lines, r"\end{tabular}"]) + "\n"
+
+
+def _latex_cell(cell: Cell) -> str:
+    return rf"\textbf{{{_latex(cell.text)}}}" if cell.is_bold else _latex(cell.text)
 
 
 def _latex(text: str) -> str:
