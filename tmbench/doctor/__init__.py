@@ -27,9 +27,10 @@ class Finding:
 
 
 Check = Callable[[], "Finding | Iterable[Finding]"]
+REPORT = "mend this; if it is a fault of tmbench, report it with this page"
 
 
-def examined(name: str, check: Check) -> Iterator[Finding]:
+def examined(name: str, check: Check, remedy: str = REPORT) -> Iterator[Finding]:
     """The findings of a check; one that raises is red, and stops no other.
 
     Raises:
@@ -44,5 +45,4 @@ def examined(name: str, check: Check) -> Iterator[Finding]:
         yield Finding(name, "skipped", f"needs {error.name}, which is not installed")
     except Exception as error:  # whatever is broken here: this is what a person wants to know
         first = (str(error).strip() or "no message").splitlines()[0]
-        remedy = "mend this; if it is a fault of tmbench, report it with this page"
         yield Finding(name, "red", f"{type(error).__name__}: {first}", remedy)

@@ -1,16 +1,22 @@
 """The command line: `tmbench doctor`, or `python -m tmbench.doctor`."""
 
 import json
+import sys
+import tempfile
+import time
 from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 from typing import Any
 
 from ..config.machine import cpu_model
 from ..config.values import Setting
+from ..errors import UsageError
+from ..files import folder_for, write
 from ..progress import loading_torch
 from ..result import versions
-from ..verbs import JSON, RUNS_DIR, Values, Verb, leave
+from ..verbs import JSON, RUNS_DIR, Values, Verb, leave, out_dir
 from . import SCHEMA, Finding, examined
 
 COLOURS = {"green": "green", "yellow": "yellow", "red": "bold red", "skipped": "dim"}
@@ -18,27 +24,74 @@ SETTINGS = {
     "runs_dir": RUNS_DIR,
     "data_dir": Setting("a folder, or null", "where the data sets are; null: TMBENCH_DATA, else ./data"),
     "extras": Setting("a word, or null", "optional parts that you need, separated by commas: red if one is absent"),
+    "train": Setting("true or false", "train tiny models as well: minutes, and a report in `out`", False),
+    "parts": Setting("a word", "of the trainings, separated by commas", "all"),
+    "out": out_dir("./doctor"),
     "json": JSON,
+}
+PARTS = {
+    "tasks": "every task, 20 steps at least, with sgd and tmsgd",
+    "learns": "tc, ic and ctr whole: the loss falls, the metric beats a predictor without input",
+    "repeats": "the same seed twice",
+    "resumes": "stopped and resumed",
+    "devices": "CPU against GPU",
+    "bf16": "bf16-mixed against float32",
+    "fused": "the kernels against foreach, and the certificate of TM-SGD",
+    "rows": "tables stepped by rows against dense ones",
+    "replicas": "four seeds in one stack against each by itself",
+    "trunks": "runs that share their beginning against runs that do not",
+    "ranks": "two processes against one",
+    "step": "time of a step beside torch's and a copy of memory",
+    "loader": "an epoch with its loader against one on batches already there",
 }
 
 
 def do(values: Values, words: list[str]) -> int:
     """Prints what was found; 1 if anything is red."""
+    parts = [*PARTS] if values["parts"] == "all" else values["parts"].split(",")
+    if unknown := [part for part in parts if part not in PARTS]:
+        raise UsageError(f"parts: expected names among {', '.join(PARTS)}, got {', '.join(unknown)}")
+    out = folder_for("out", values["out"]) if values["train"] else None
     loading_torch()
     from . import machine, place
 
+    started = time.perf_counter()
     checks = machine.checks() | place.checks(values)
     findings = [finding for name, check in checks.items() for finding in examined(name, check)]
+    if out is not None:
+        from .battery import battery
+
+        with tempfile.TemporaryDirectory(prefix="tmbench-doctor-") as folder:
+            findings += battery(Path(folder), parts, lambda line: print(line, file=sys.stderr, flush=True))
+    content = content_of(findings, time.perf_counter() - started)
+    text = json.dumps(content, indent=2) + "\n"
+    if out is not None:
+        write(out / "doctor.json", text)
+        write(out / "doctor.md", markdown(content))
     if values["json"]:
-        print(json.dumps(content_of(findings), indent=2))
+        print(text, end="")
     else:
         _show(findings)
-    return int(any(finding.state == "red" for finding in findings))
+        if out is not None:
+            print(f"report: {out / 'doctor.md'}, and the same as JSON beside it")
+    return int(content["state"] == "red")
 
 
-def content_of(findings: list[Finding]) -> dict[str, Any]:
+def markdown(content: dict[str, Any]) -> str:
+    """The page to attach where something does not work."""
+    made, lines = content["made"], ["# tmbench doctor", ""]
+    lines += [f"{content['state']}, after {made['seconds']:.0f} s on {made['processor']}", ""]
+    lines += [", ".join(f"{name} {version}" for name, version in made.get("versions", {}).items()), ""]
+    lines += ["| | finding | found | to do |", "|---|---|---|---|"]
+    for finding in content["findings"]:
+        cells = (finding[key].replace("|", "\\|") for key in ("state", "name", "found", "remedy"))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def content_of(findings: list[Finding], seconds: float) -> dict[str, Any]:
     """What the JSON says."""
-    made: dict[str, Any] = {"processor": cpu_model()}
+    made: dict[str, Any] = {"processor": cpu_model(), "seconds": round(seconds, 1)}
     with suppress(PackageNotFoundError):  # torch, perhaps: a finding says so
         made["versions"] = versions()
     return {"schema": SCHEMA, "state": worst(findings), "made": made, "findings": [asdict(f) for f in findings]}
@@ -67,13 +120,16 @@ def _show(findings: list[Finding]) -> None:
     out.print(f"\n{', '.join(counts)}", highlight=False)
 
 
+PART_LINES = "\n".join(f"  {name:<8}  {text}" for name, text in PARTS.items())
 main = Verb(
     "doctor",
     "Says in seconds whether tmbench can work on this machine: what is here, what is not, and what to do about it.\n"
-    "green: works; yellow: works with a limit; red: does not work.\nExit status: 0, or 1 if anything is red.",
+    "green: works; yellow: works with a limit; red: does not work.\nExit status: 0, or 1 if anything is red.\n\n"
+    f"With train=true it also trains tiny models, in minutes, on every kind of device that there is:\n{PART_LINES}",
     do,
     SETTINGS,
     examples="tmbench doctor runs_dir=DIR data_dir=DIR   before the first run on a machine\n"
+    "tmbench doctor train=true out=DIR   does it work; a page to attach where it does not\n"
     "tmbench doctor extras=tune,od json=true   for a program, which needs these parts",
 )
 

@@ -23,7 +23,8 @@ def checks() -> dict[str, Check]:
 
 
 def python() -> Finding:
-    return Finding("python", "green", f"{platform.python_version()}, {platform.platform()}, {cpu_model()}")
+    system = " ".join(filter(None, [platform.system(), platform.machine(), *platform.libc_ver()]))
+    return Finding("python", "green", f"{platform.python_version()}, {system}, {cpu_model()}")
 
 
 def torch_here() -> Finding:
@@ -149,7 +150,7 @@ def bf16() -> Iterator[Finding]:
         if all(what == "works" for what in by_layer.values()):
             yield Finding(f"bf16 {device}", "green", found)
         else:
-            remedy = "use precision=32 for tasks with the other layers, or another device"
+            remedy = "use precision=32 for tasks with these layers, or another device"
             yield Finding(f"bf16 {device}", "yellow", found, remedy)
 
 
