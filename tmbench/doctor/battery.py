@@ -2,6 +2,7 @@
 
 import csv
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from .. import checkpoint
 from ..api import run, sweep
 from ..certify import CHECKS, certify
 from ..config.compose import composed
-from ..config.table import choices, values_of
+from ..config.table import choices
 from ..errors import ConfigError
 from ..guest import as_guest
 from ..optim import TMSGD
@@ -47,6 +48,16 @@ class Bench:
         """A run on tiny data; those with the same settings are one run in each folder `where`."""
         places: dict[str, Any] = {"runs_dir": self.folder / self.device / where, "data": "tiny"}
         return run(task, optimizer, progress=False, **{"trainer": self.trainer} | places | settings)
+
+
+def swept(task: str, **settings: Any) -> list[Result]:
+    """The results of a sweep; RuntimeError with the first failure, if there is one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of failures
+        done = sweep(task, data="tiny", progress=False, **settings)
+    for failure in done.failures.values():
+        raise RuntimeError(failure)
+    return done.results
 
 
 def losses(result: Result) -> list[float]:
@@ -194,30 +205,25 @@ def rows(bench: Bench) -> Iterator[Finding]:
 
 def replicas(bench: Bench) -> Iterator[Finding]:
     """Four seeds as one stack of tensors, against the same four by themselves."""
-    if "replicas" not in values_of("config.yaml"):
-        yield Finding("tc", "skipped", "this version trains every run by itself")
-        return
     settings: dict[str, Any] = {"epochs": 2, "switch_epoch": 1}
     places: dict[str, Any] = {"runs_dir": bench.folder / bench.device / "replicas", "trainer": bench.trainer}
-    done = sweep("tc", "tmsgd", range(4), replicas=4, progress=False, **settings, **places)
-    if done.failures:
-        raise RuntimeError(next(iter(done.failures.values())))
-    for stacked in done.results:
-        alone = bench.run("tc", seed=stacked.seed, **settings)
-        how = f"seed {stacked.seed} of 4 in a stack and by itself"
-        yield close("tc", losses(stacked)[-1], losses(alone)[-1], how, CLOSE)
+    for task in ("tc", "ctr"):
+        done = swept(task, seed=range(4), replicas=4, **settings, **places)
+        if any(result.replicas != 4 for result in done):
+            yield Finding(task, "red", "the seeds were trained one at a time", f"tmbench -m task={task} replicas=4")
+            continue
+        pairs = [(losses(one)[-1], losses(bench.run(task, seed=one.seed, **settings))[-1]) for one in done]
+        worst = max(pairs, key=lambda pair: abs(pair[0] - pair[1]))
+        yield close(task, *worst, "4 seeds in a stack and alone, the pair furthest apart", CLOSE)
 
 
 def trunks(bench: Bench) -> Iterator[Finding]:
     """Two runs that share their beginning, against the same two without that."""
-    settings: dict[str, Any] = {"epochs": 3, "trainer": bench.trainer}
-    settings["runs_dir"] = bench.folder / bench.device / "trunks"
-    done = sweep("tc", "tmsgd", switch_epoch=[1, 2], progress=False, **settings)
-    if done.failures:
-        raise RuntimeError(next(iter(done.failures.values())))
-    if not any(result.epochs["from_trunk"] for result in done.results):
+    places: dict[str, Any] = {"runs_dir": bench.folder / bench.device / "trunks", "trainer": bench.trainer}
+    done = swept("tc", switch_epoch=[1, 2], epochs=3, **places)
+    if not any(result.epochs["from_trunk"] for result in done):
         yield Finding("tc", "red", "no run took over another's beginning", "check the file locks of runs_dir")
-    for result in done.results:
+    for result in done:
         assert result.switch is not None
         switch, shared = result.switch["effective"], result.epochs["from_trunk"]
         alone = bench.run("tc", where="alone", epochs=3, switch_epoch=switch, trunk="off")
@@ -238,11 +244,8 @@ def ranks(bench: Bench) -> Iterator[Finding]:
         yield close(task, losses(both)[-1], losses(parts)[-1], how, bound)
     if on_gpu:
         places: dict[str, Any] = {"runs_dir": bench.folder / "local", "trainer": "gpu", "launcher": "local"}
-        done = sweep("tc", "sgd", [0, 1], epochs=1, progress=False, **places)
-        if done.failures:
-            yield Finding("local", "red", "; ".join(done.failures.values()), "launcher=serial does them one by one")
-        else:
-            yield Finding("local", "green", "two runs at once, one a GPU")
+        swept("tc", optimizer="sgd", seed=[0, 1], epochs=1, **places)
+        yield Finding("local", "green", "two runs at once, one a GPU")
 
 
 PARTS: dict[str, Callable[[Bench], Iterator[Finding]]] = {

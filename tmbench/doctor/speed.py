@@ -15,8 +15,8 @@ from ..config.compose import composed
 from ..optim import TMSGD
 from ..plan import Plan, planned
 from ..task import mean
+from ..training.build import task_of
 from ..training.loader import TrainLoader
-from ..training.train import task_of
 from . import Finding
 
 # Words that each path has to move a parameter, and what moves them. TM-SGD reads the weight, gradient and two
@@ -30,7 +30,7 @@ PATHS: dict[str, tuple[int, Callable[..., torch.optim.Optimizer]]] = {
 }
 WORD = 4  # bytes of a float32
 OF_COPY, OF_FUSED = 0.8, 1.25  # what a GPU should reach: of the bandwidth; times torch's fused step
-OF_SYNTHETIC = {"cuda": 0.95, "cpu": 0.7}  # the part of an epoch that is not spent waiting for the loader
+OF_SYNTHETIC = {"cuda": 0.95, "cpu": 0.5}  # the part of an epoch that is not spent waiting for the loader
 ROUNDS = {"cuda": 30, "cpu": 10}
 
 
@@ -106,7 +106,7 @@ def loader(folder: Path, device: str) -> Iterator[Finding]:
 
 
 def _loads(name: str, plan: Plan, device: str) -> Finding:
-    task = task_of(plan).to(device)
+    task = task_of([plan]).to(device)
     settings: dict[str, Any] = {"device": torch.device(device), "epoch": lambda: 0}
     settings["num_workers"] = plan.cfg.trainer.num_workers
     loader = TrainLoader(task.examples("train"), task.collate, plan.cfg.batch_size, **settings)
