@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -91,7 +91,7 @@ def stepped(
         seed_all("epoch", plans[0].cfg.seed, 0, 0)
     players, gradient = task.players(), Gradient(clip_norm=clip)
     optimizers: list[Any] = [
-        TMSGD(player.module.parameters(), lr=0.02, momentum=0.5, weight_decay=1e-3, switch_step=10)
+        TMSGD(player.module.parameters(), lr=0.001, momentum=0.5, weight_decay=1e-3, switch_step=10)
         for player in players.values()
     ]
     for number, [batch] in enumerate(steps_to_take):
@@ -103,6 +103,14 @@ def stepped(
     return [each.state_dict() for each in (task.replicas if isinstance(task, Stack) else [task])]
 
 
+@pytest.fixture
+def in_float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("in_float64")
 @each_task
 @pytest.mark.parametrize("clip", [None, 0.5])
 def test_a_replica_is_its_solo_run(
@@ -117,7 +125,8 @@ def test_a_replica_is_its_solo_run(
         assert state.keys() == alone.keys()
         for name, value in alone.items():
             if value.is_floating_point():
-                assert (state[name] - value).norm() <= 1e-9 * value.norm(), name
+                # A bias before batch norm has no gradient but rounding, and starts at 0.
+                assert (state[name] - value).norm() <= 1e-9 * value.norm() + 1e-12, name
             else:
                 assert torch.equal(state[name], value), name
 
