@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tmbench.doctor import battery, examined, machine, place, speed
+from tmbench.doctor import battery, machine, place, speed
 from tmbench.doctor.__main__ import PARTS, main
 from tmbench.optim import fused
 from tmbench.tasks.tc.task import TC
@@ -72,12 +72,14 @@ def test_planted_faults_are_red_with_what_to_do(
     assert ", 0 red" not in lines[-1]
 
 
-def test_without_torch_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_torch_it_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    findings = [f for name, check in machine.checks().items() for f in examined(name, check)]
-    by_name = {finding.name: finding for finding in findings}
-    assert (by_name["torch"].state, by_name["torch"].remedy) == ("red", "pip install 'torch>=2.11'")
-    assert by_name["bf16"].found == "needs torch, which is not installed"
+    status, findings = found(capsys, "train=true", f"out={tmp_path}")
+    assert (status, findings["torch"]["remedy"]) == (1, "pip install 'torch>=2.11'")
+    assert {findings[name]["found"] for name in ("bf16", "threads")} == {"needs torch, which is not installed"}
+    assert findings["runs_dir"]["state"] == "green"
 
 
 def test_a_server_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,10 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
@@ -59,10 +61,7 @@ def do(values: Values, words: list[str]) -> int:
     checks = machine.checks() | place.checks(values)
     findings = [finding for name, check in checks.items() for finding in examined(name, check)]
     if out is not None:
-        from .battery import battery
-
-        with tempfile.TemporaryDirectory(prefix="tmbench-doctor-") as folder:
-            findings += battery(Path(folder), parts, lambda line: print(line, file=sys.stderr, flush=True))
+        findings += examined("trainings", partial(_trained, parts))
     content = content_of(findings, time.perf_counter() - started)
     text = json.dumps(content, indent=2) + "\n"
     if out is not None:
@@ -75,6 +74,17 @@ def do(values: Values, words: list[str]) -> int:
         if out is not None:
             print(f"report: {out / 'doctor.md'}, and the same as JSON beside it")
     return int(content["state"] == "red")
+
+
+def _trained(parts: list[str]) -> Iterator[Finding]:
+    """The findings of the trainings, which leave nothing behind."""
+    from .battery import battery
+
+    with tempfile.TemporaryDirectory(prefix="tmbench-doctor-") as folder:
+        try:
+            yield from battery(Path(folder), parts, lambda line: print(line, file=sys.stderr, flush=True))
+        except KeyboardInterrupt:  # which names the folder of a run
+            raise KeyboardInterrupt("nothing is kept of it") from None
 
 
 def markdown(content: dict[str, Any]) -> str:

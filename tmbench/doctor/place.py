@@ -114,9 +114,10 @@ def slurm() -> Finding:
     has_package = find_spec("submitit") is not None
     if shutil.which("sbatch") is None:
         return Finding("slurm", "green", "no sbatch here: launcher=slurm is not for this machine")
-    done = subprocess.run(["sbatch", "--version"], capture_output=True, text=True, timeout=PATIENCE)
-    if done.returncode:
-        return Finding("slurm", "yellow", f"sbatch fails: {done.stderr.strip()[:200]}", "ask who runs the cluster")
+    try:
+        done = subprocess.run(["sbatch", "--version"], capture_output=True, text=True, timeout=PATIENCE, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        return Finding("slurm", "yellow", f"sbatch fails: {error}", "ask who runs the cluster")
     if not has_package:
         found = f"{done.stdout.strip()}, but submitit is absent"
         return Finding("slurm", "yellow", found, "for launcher=slurm: pip install 'tmbench[slurm]'")
@@ -183,6 +184,8 @@ def _existing(path: Path) -> Path:
 
 def runs_dir(path: Path) -> Finding:
     """Whether runs can be written: a file, its rename, and a lock that a second holder does not get."""
+    if path.exists() and not path.is_dir():
+        return Finding("runs_dir", "red", f"{path}: a file, not a folder", "name a folder: runs_dir=DIR")
     here, free = _existing(path), shutil.disk_usage(_existing(path)).free
     found = f"{path}: {free / 2**30:.1f} GiB free"
     try:

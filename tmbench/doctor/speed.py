@@ -79,8 +79,8 @@ def timed(shapes: Sequence[tuple[int, ...]], device: str, rounds: int) -> tuple[
 
 def step(device: str) -> Iterator[Finding]:
     """A step of TM-SGD beside the copy bandwidth and torch's fused SGD with momentum."""
-    width = 4096 if device == "cuda" else 1024
-    shapes = [(width, width)] * 6 + [(width, 64)] * 8 + [(width,)] * 12
+    width = 4096 if device == "cuda" else 1536
+    shapes = [(width, width)] * 3 + [(width, 64)] * 8 + [(width,)] * 12
     taken, count = timed(shapes, device, ROUNDS[device])
     bandwidth = copy_bandwidth(device, 2 * count)  # as large as the step's four tensors a parameter
     fastest = {path: min(times) for path, times in taken.items()}
