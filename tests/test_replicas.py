@@ -524,6 +524,55 @@ def test_a_stack_that_a_kill_left_uneven_goes_on(composed: Compose, tmp_path: Pa
         assert_same(weights(folder), weights(elsewhere))
 
 
+class Guesses(Own):
+    """Has a matrix of the same shape as its table."""
+
+    def build(self) -> None:
+        self.guess = nn.Linear(WIDTH, WORDS)
+
+    def loss(self, batch: Any) -> Any:
+        words_BT, _ = batch
+        return nn.functional.cross_entropy(self.guess(self.hidden(words_BT)), words_BT[:, -1], reduction="sum"), COUNT
+
+
+def test_a_stack_whose_tensors_are_of_equal_shapes_is_resumed(composed: Compose, tmp_path: Path) -> None:
+    def asked(folder: str) -> list[Asked]:
+        words = ["task=tc", "epochs=2", "replicas=2", "optimizer=adam", "ema=0.9", f"runs_dir={tmp_path / folder}"]
+        found = [Asked(composed(*words, f"seed={seed}")) for seed in (0, 1)]
+        for each in found:
+            each.cfg.task._target_ = "test_replicas.Guesses"
+        return found
+
+    whole = run_stack(asked("whole"))
+    run_stack(asked("parts"), until=1)
+    for (one, _, _), (other, _, how) in zip(whole, run_stack(asked("parts")), strict=True):
+        assert (one.metrics, how) == (other.metrics, "resumed")
+
+
+@slow
+def test_a_stack_shares_steps_that_it_has_from_its_trunk(composed: Compose, tmp_path: Path) -> None:
+    """With epochs of one step, a method's history reaches over those that another stack has trained."""
+
+    def done(method: str, switch: int, *words: str) -> Path:
+        asked = ["task=tc", "batch_size=1000", "epochs=4", "replicas=2", "lr=0.1", f"runs_dir={tmp_path}", *words]
+        cfg = composed(*asked, f"optimizer={method}", f"switch_epoch={switch}")
+        return run_stack([Asked(cfg, requests=[(switch, 4)] if not words else [])])[0][1]
+
+    done("tmsgd", 2)
+    done("tmsgd", 3)
+    shared = done("multistep", 3)
+    assert Result.load(shared).epochs["from_trunk"] == 3  # type: ignore[union-attr]
+    kept = weights(shared)
+    assert_same(kept, weights(done("multistep", 3, "trunk=off", "force=true")))
+
+
+def test_a_plan_measures_a_whole_stack(tmp_path: Path) -> None:
+    words = ["-m", "task=tc", "optimizer=sgd", "seed=0,1,2", "epochs=2", "batch_size=40", "replicas=3"]
+    done = tmbench(*words, "plan=true", f"runs_dir={tmp_path}")
+    assert "measuring an epoch of jobs 0, 1, 2 (" in done.stderr
+    assert done.stdout.count("resumes after epoch 1") == 3
+
+
 def test_a_replica_that_diverges_leaves_the_others_as_they_are(
     composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -657,6 +706,8 @@ def test_a_loss_that_cannot_be_stacked_is_said_and_trained_one_at_a_time(
     assert "replicas: the loss cannot be that of a stack: " in (said := capsys.readouterr().err)
     assert "these runs are trained one at a time" in said
     assert len(list(tmp_path.glob("job-*.json"))) == 2
+    for _, folder in results(tmp_path).values():  # as it was trained, it can be repeated
+        assert "replicas=1" in (folder / "overrides.yaml").read_text()
 
 
 def test_what_does_not_fit_is_refused_with_the_number_that_does(

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from .. import signals
 from ..config.compose import as_typed
-from ..config.overrides import of_the_run
+from ..config.overrides import key_of, of_the_run
 from ..config.settle import Settings
 from ..errors import CannotStackError
 from ..files import checked, loads, read, write
@@ -122,7 +122,12 @@ def do_job(folder: Path, order: JobOrder) -> list[Result | None]:
         if not order.others and order.cfg["replicas"] == 1:
             raise
         print(f"replicas: {error.why}; these runs are trained one at a time", file=sys.stderr)
-        alone = [replace(each, cfg=each.cfg | {"replicas": 1}, others=[]) for each in orders]
+        alone = [
+            replace(
+                each, cfg=each.cfg | {"replicas": 1}, others=[],
+                words=[*(w for w in each.words if key_of(w) != "replicas"), "replicas=1"],
+            ) for each in orders
+        ]  # fmt: skip
         return [result for each in alone for result in do_job(folder, each)]
     except Exception as error:
         if signals.is_interrupt(error):

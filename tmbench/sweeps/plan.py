@@ -27,7 +27,8 @@ from ..runs import Run
 from ..trunks import Trunk, trunk_of
 from .job import JobOrder
 
-PER_EPOCH = ("task", "data", "batch_size", "trainer")  # what the duration of an epoch depends on, beside the optimizer
+# What the duration of an epoch depends on, beside the optimizer.
+PER_EPOCH = ("task", "data", "batch_size", "trainer", "replicas")
 
 
 @dataclass
@@ -289,7 +290,7 @@ def _duration(runs: Path, result: Result, facts: Settings) -> Duration | None:
     if not (epochs and is_same_machine and result.task == facts["task"]["name"]):
         return None
     with suppress(DataError):
-        cfg = Run(runs / result.run_id, result, result.status).config
+        cfg = {"replicas": 1} | Run(runs / result.run_id, result, result.status).config  # an older one has none
         if all(cfg.get(key) == facts[key] for key in PER_EPOCH):
             # A run that was stopped has not drawn its figures.
             overhead = result.overhead_seconds if result.status == "completed" else 0.0

@@ -20,7 +20,7 @@ from ..config.overrides import search_path
 from ..errors import ConfigError, DataError
 from ..files import clear_scratch, folder_for, locked, write
 from ..result import FINAL
-from ..run import run
+from ..run import Asked, run_stack
 from . import show
 from .job import OWNER, SWEEP, JobRecord, command, do_job, record_of, sweep_id
 from .live import JobTable
@@ -101,12 +101,13 @@ def _flag(jobs: list[Job], key: str) -> bool:
 def _print_plan(asked: list[Job], composer: JobComposer, measure: bool, console: Console) -> None:
     """Prints what the sweep would do. If no run here tells how long an epoch takes, one may be measured."""
     jobs = _with_arms(asked, composer, download=False)
-    job = next((job for job in jobs if job.is_due and job.folder), None)
-    if measure and job and not measured_durations([job]):
-        print(f"measuring an epoch of job {job.number} (it is kept, and the sweep continues from it)", file=sys.stderr)
-        words = [*job.search, *job.overrides]
-        result, _, _ = run(OmegaConf.create(job.raw), command(words), until=1, words=words)
-        if not result.epochs["trained"]:
+    stack = next((stack for stack in stacks_of([job for job in jobs if job.is_due]) if stack[0].folder), [])
+    if measure and stack and not measured_durations(stack[:1]):
+        names = f"job{'s' * (len(stack) > 1)} {', '.join(str(job.number) for job in stack)}"
+        print(f"measuring an epoch of {names} (it is kept, and the sweep continues from it)", file=sys.stderr)
+        of_jobs = [(job, [*job.search, *job.overrides]) for job in stack]
+        runs = [Asked(OmegaConf.create(job.raw), command(words), words) for job, words in of_jobs]
+        if not all(result.epochs["trained"] for result, _, _ in run_stack(runs, until=1)):
             raise KeyboardInterrupt
         jobs = _with_arms([Job(j.number, j.overrides, j.raw, j.search) for j in asked], composer, download=False)
     forecast_epochs(jobs)

@@ -58,7 +58,8 @@ class WeightAverage:
     def __init__(self, module: nn.Module, decay: float, known: list[Tensor]) -> None:
         tensors = (*module.parameters(), *module.buffers())
         self._live = [t.detach() for t in tensors if t.is_floating_point()]
-        self.tensors = [start.to(t.device, copy=True) for start, t in zip(known or self._live, self._live, strict=True)]
+        starts = zip(known or self._live, self._live, strict=True)
+        self.tensors = [start.to(t.device, copy=True).view_as(t) for start, t in starts]
         self._blend = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
 
     def update(self) -> None:

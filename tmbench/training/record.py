@@ -12,7 +12,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-from lightning_fabric.plugins import CheckpointIO
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.trainer.states import TrainerFn
@@ -204,45 +203,6 @@ class Recorder(Callback):
                     self.records[k].keep_examples(replica.task)
                 self.records[k].draw(replica.task, pl_module.headline, trainer.is_global_zero)
         self.finished = True
-
-
-class Checkpoints(CheckpointIO):
-    """Lightning's checkpoints are ours: Lightning's own way goes through TMPDIR, from where no rename lands a file.
-
-    Those of a stack are one file for each replica, in its folder, as if it had been trained by itself.
-
-    Args:
-        records: of the runs that are trained together.
-    """
-
-    def __init__(self, records: list[Record]) -> None:
-        self.records = records
-        self.training: Training  # to be set
-
-    def save_checkpoint(self, content: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        stack = self.training.stack
-        if stack is None:
-            checkpoint.save(content, Path(path))
-            return
-        for k, _ in self.training.live:
-            mine = {name: stack.of_replica(content[name], k) for name in ("optimizer_states", "average")}
-            mine["state_dict"] = {name: value.clone() for name, value in content["state_dict"][k].items()}
-            mine["callbacks"] = content["callbacks"] | {"Record": self.records[k].state_dict()}
-            checkpoint.save(content | mine, self.records[k].last)
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
-        stack = self.training.stack
-        if stack is None:
-            return checkpoint.load(Path(path))
-        contents = [checkpoint.load(record.last) for record in self.records]
-        joined = {name: stack.of_all(*(c[name] for c in contents)) for name in ("optimizer_states", "average")}
-        joined["state_dict"] = [content["state_dict"] for content in contents]
-        records = [content["callbacks"]["Record"] for content in contents]
-        joined["callbacks"] = contents[0]["callbacks"] | {"Record": {"records": records}}
-        return contents[0] | joined
-
-    def remove_checkpoint(self, path: Any) -> None:
-        Path(path).unlink(missing_ok=True)
 
 
 def _keeps_best(task: Task) -> bool:

@@ -131,7 +131,7 @@ class Stack(Task):
                 continue
             if module.padding_idx is not None or module.max_norm is not None or module.scale_grad_by_freq:
                 raise CannotStackError(f"{prefix} has padding_idx, max_norm or scale_grad_by_freq")
-            if not forwards_as(nn.Embedding, module) or id(module.weight) not in names:
+            if not forwards_as(nn.Embedding, module) or id(module.weight) not in names or len(module.weight) == 1:
                 if any(table.embedding is module for table in self.first.tables()):
                     raise CannotStackError(f"{prefix} is a table, and its module does more than to read rows")
                 continue  # vmap has rules for what it does
@@ -318,15 +318,13 @@ class Stack(Task):
         return (state[k] if state.dim() else state).clone()  # a count of steps is that of all slots
 
     def of_all(self, *states: Any) -> Any:
-        """The inverse of `of_replica`: one state from those of the replicas."""
+        """One state from those of the replicas, whose tensors get a first axis K, those of tables as well."""
         first = states[0]
         if not isinstance(first, Tensor):
             return _mapped(self.of_all, *states)
         if first.dim() == 0:
             return first
-        slots = [states[k] for k in self.of_slot]
-        is_table = first.shape in (self._by_slot(name).shape[1:] for name in self.embeddings)
-        return torch.cat(slots) if is_table else torch.stack(slots)
+        return torch.stack([states[k] for k in self.of_slot])
 
 
 def _mapped(call: Callable[..., Any], *trees: Any) -> Any:

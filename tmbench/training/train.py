@@ -31,9 +31,10 @@ from ..result import Result, finished
 from ..trunks import Reservation, state_to_start_from
 from .build import loaders_of, loggers_of, optimizer_of, schedule_of, task_of, trainer_of
 from .capacity import check_memory
+from .checkpoints import Checkpoints
 from .module import Diverged, Stopped, Training
 from .precision import PrecisionCheck
-from .record import Bar, Checkpoints, Record, Recorder
+from .record import Bar, Record, Recorder
 from .sharing import PublishStates, Shared, start_from
 from .stack import Stack
 
