@@ -91,7 +91,7 @@ def stepped(
         seed_all("epoch", plans[0].cfg.seed, 0, 0)
     players, gradient = task.players(), Gradient(clip_norm=clip)
     optimizers: list[Any] = [
-        TMSGD(player.module.parameters(), lr=0.001, momentum=0.5, weight_decay=1e-3, switch_step=10)
+        TMSGD(player.module.parameters(), lr=1e-4, momentum=0.5, weight_decay=1e-3, switch_step=10)
         for player in players.values()
     ]
     for number, [batch] in enumerate(steps_to_take):
@@ -489,7 +489,9 @@ def test_a_resumed_stack_is_bitwise_the_one_that_was_not_stopped(task: str, comp
         for name in ("last.ckpt", "best.ckpt"):
             assert_same(weights(folder, name), weights(elsewhere, name))
         average = checkpoint.load(folder / "checkpoints" / "last.ckpt")["average"]
-        assert [t.shape for t in average] == [t.shape for t in weights(folder).values() if t.is_floating_point()]
+        assert sorted(t.shape for t in average) == sorted(
+            t.shape for t in weights(folder).values() if t.is_floating_point()
+        )
 
 
 @pytest.mark.parametrize("task", ["tc", pytest.param("fkpd", marks=slow)])
