@@ -16,7 +16,7 @@ from ..report.contents import Drawing
 from ..report.figures import COLOURS, GREY, STYLE
 from ..report.problems import Problem
 
-OF_VERDICT = {"better": COLOURS[2], "worse": COLOURS[1], "equivalent": COLOURS[0], "undecided": GREY}
+OF_VERDICT = {"better": COLOURS[2], "worse": COLOURS[1], "equivalent": COLOURS[0], "undecided": COLOURS[3]}
 FORMS = ("png", "pdf")
 
 
