@@ -462,6 +462,7 @@ def test_a_sweep_of_stacks_ends_as_one_run_at_a_time(tmp_path: Path) -> None:
     assert_same(weights(folder), kept)
 
 
+SMALL = ["task=tc", "batch_size=40", "epochs=3", "optimizer=sgdm"]
 EXTRAS = ["ema=0.9", "clip_norm=0.5", "schedule=cosine", "optimizer=adam"]
 
 
@@ -507,14 +508,7 @@ def test_a_stack_that_a_kill_left_uneven_goes_on(composed: Compose, tmp_path: Pa
     """A kill between two of the files that one epoch of a stack writes."""
 
     def asked(folder: str) -> list[Asked]:
-        words = [
-            "task=tc",
-            "batch_size=40",
-            "epochs=3",
-            "replicas=2",
-            "optimizer=sgdm",
-            f"runs_dir={tmp_path / folder}",
-        ]
+        words = [*SMALL, "replicas=2", f"runs_dir={tmp_path / folder}"]
         return [Asked(composed(*words, f"seed={seed}")) for seed in (0, 1)]
 
     whole = run_stack(asked("whole"))
@@ -579,14 +573,7 @@ def test_a_replica_that_diverges_leaves_the_others_as_they_are(
     composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stack(folder: str) -> list[Any]:
-        words = [
-            "task=tc",
-            "batch_size=40",
-            "epochs=3",
-            "replicas=3",
-            "optimizer=sgdm",
-            f"runs_dir={tmp_path / folder}",
-        ]
+        words = [*SMALL, "replicas=3", f"runs_dir={tmp_path / folder}"]
         return run_stack([Asked(composed(*words, f"seed={seed}")) for seed in (0, 1, 2)])
 
     well, original = stack("well"), Training.on_train_epoch_start

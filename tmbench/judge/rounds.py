@@ -4,10 +4,11 @@ import math
 import sys
 from typing import TYPE_CHECKING
 
-from ..config.settle import Settings, flat
+from ..config.settle import Settings
 from ..config.table import conf_dir
 from ..errors import ConfigError, DataError, RunError
 from ..files import clear_scratch, locked, read_sealed, write_sealed
+from ..question import check_question
 from ..result import Result
 from .ledger import Ledger
 from .plan import Contender, Plan, check_margin, metric_of
@@ -15,7 +16,6 @@ from .plan import Contender, Plan, check_margin, metric_of
 if TYPE_CHECKING:
     from .evidence import Evidence  # which needs scipy: a judgement that is known does without
 
-SHOWN = 8  # differences between two questions
 RESULT = "result.json"
 FAILED_IN_A_ROW = 2  # runs of a method, after which a judgement ends
 
@@ -30,7 +30,8 @@ def judge(plan: Plan) -> Settings:
     """
     with locked(plan.folder):
         clear_scratch(plan.folder)
-        _check_question(plan)
+        again = "give the same settings as before, or say name=... for a new judgement"
+        check_question(plan.folder / "question.json", plan.question, "judgement", again)
         if (known := _known(plan)) is not None:
             return known
         from .evidence import Evidence
@@ -48,23 +49,6 @@ def judge(plan: Plan) -> Settings:
         ledger.end(content)
         write_page(plan, content, report)
     return content
-
-
-def _check_question(plan: Plan) -> None:
-    """Checks that the folder's judgement, if there is one, asks the same question."""
-    path, question = plan.folder / "question.json", plan.question
-    if not path.exists():
-        write_sealed(path, question)
-    remedy = f"say name=... for a new judgement, or remove {plan.folder}"
-    there, now = flat(read_sealed(path, Settings, remedy)), flat(question)
-    if there != now:
-        differ = [key for key in there | now if there.get(key) != now.get(key)]
-        lines = [f"  {key}: was {there.get(key)}, is {now.get(key)}" for key in differ[:SHOWN]]
-        lines += [f"  and {len(differ) - SHOWN} more"] if len(differ) > SHOWN else []
-        raise ConfigError(
-            f"{plan.folder}: expected the judgement that is there, got another:\n" + "\n".join(lines) + "\n"
-            "  give the same settings as before, or say name=... for a new judgement"
-        )
 
 
 def _known(plan: Plan) -> Settings | None:

@@ -14,6 +14,7 @@ from ..config.machine import cpu_model, gpu_names
 from ..config.settle import Settings, settled
 from ..errors import CannotStackError, ConfigError, DataError
 from ..files import folder_for, read_sealed, write_sealed
+from ..plan import planned
 from .plan import Job
 
 CANDIDATES = (4, 8, 16, 32)
@@ -64,7 +65,6 @@ def _fastest(cfg: Settings, seeds: int) -> int:
 
 def _measured(cfg: Settings, wanted: list[int]) -> dict[int, float]:
     """Seconds of a step of so many slots; 0 for those that cannot be."""
-    from ..plan import planned
     from ..training.capacity import seconds_a_step
 
     found = dict[int, float]()

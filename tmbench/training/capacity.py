@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 
 from ..config.machine import free_memory
-from ..optim.rows import LazyRows
 from ..plan import Plan
-from ..task import Task
 from .build import loaders_of, optimizer_of, task_of
+from .module import Training
 from .stack import Stack
 from .stackable import check_fits
-from .step import Gradient
 
 WARM_UP, STEPS, SECONDS = 3, 20, 4.0  # of a measurement, whichever of the last two comes first
 
@@ -67,27 +65,20 @@ def seconds_a_step(plans: Sequence[Plan]) -> float:
         first = next(steps)
         task.try_once(first[0][0])
         check_memory(task, first[0][0], device)
-    optimizers = _optimizers(cfg, task)
-    gradient, begun, done = Gradient(task.padding, cfg.clip_norm, cfg.clip_value), 0.0, 0
+    new_optimizer = optimizer_of(cfg, 0 if "switch_step" in cfg.optimizer else None)
+    training = Training(task, cfg, new_optimizer, loader.steps, None, lambda: False)
+    optimizers: list[Any] = training.new_optimizers()
+    training.step_by_rows(optimizers)
+    begun, done = 0.0, 0
     for number, step in enumerate(steps):
         if number == WARM_UP:
             begun = _now(device)
         for player, optimizer in zip(task.players().values(), optimizers, strict=True):
-            optimizer.step(partial(gradient.closure, optimizer, player, step))
+            optimizer.step(partial(training.gradient.closure, optimizer, player, step))
         done = number + 1 - WARM_UP
         if done == STEPS or (done > 0 and _now(device) - begun > SECONDS):
             break
     return (_now(device) - begun) / max(done, 1)
-
-
-def _optimizers(cfg: Any, task: Task) -> list[Any]:
-    new = optimizer_of(cfg, 0 if "switch_step" in cfg.optimizer else None)
-    made = [new([p for p in player.module.parameters() if p.requires_grad]) for player in task.players().values()]
-    for table in task.tables() if cfg.task.get("sparse") else ():
-        for optimizer in made:
-            if any(p is table.embedding.weight for group in optimizer.param_groups for p in group["params"]):
-                LazyRows(optimizer, table.embedding, l2=table.l2)
-    return made
 
 
 def _now(device: torch.device) -> float:

@@ -146,21 +146,25 @@ class Training(LightningModule):
                     raise ConfigError(f"{key}: optimizer={name} takes its gradient itself, unclipped")
             if self.trainer.world_size > 1:
                 raise ConfigError(f"devices: optimizer={name} runs on one, it takes its gradient itself")
-        self.tables = [
-            self._by_rows(optimizer, table)
+        self.tables = self.step_by_rows(optimizers, ranks=self.trainer.world_size > 1)
+        return optimizers, [LambdaLR(each, self.factor) for each in optimizers if self.factor]
+
+    def step_by_rows(self, optimizers: list[Optimizer], ranks: bool = False) -> list[LazyRows]:
+        """Has the task's tables stepped by the rows that are read, by these optimizers, if the run asks for it."""
+        return [
+            self._by_rows(optimizer, table, ranks)
             for table, optimizer in product(self._tables_by_rows(), optimizers)
             if any(p is table.embedding.weight for group in optimizer.param_groups for p in group["params"])
         ]
-        return optimizers, [LambdaLR(each, self.factor) for each in optimizers if self.factor]
 
-    def _by_rows(self, optimizer: Optimizer, table: Table) -> LazyRows:
+    def _by_rows(self, optimizer: Optimizer, table: Table, ranks: bool) -> LazyRows:
         if not moves_linearly(optimizer):
             raise ConfigError(
                 f"optimizer={self.cfg.optimizer.name}: lazy_rows: true says that a step without a gradient is linear "
                 f"in the state; expected {type(optimizer).__name__}.moves_linearly = True as well; set it if that is "
                 "so, or say task.sparse=false"
             )
-        return LazyRows(optimizer, table.embedding, l2=table.l2, ranks=self.trainer.world_size > 1)
+        return LazyRows(optimizer, table.embedding, l2=table.l2, ranks=ranks)
 
     def on_fit_start(self) -> None:
         self.gradient.world, self.gradient.device = self.trainer.world_size, self.device

@@ -99,14 +99,14 @@ class Stack(Task):
         self.stacked: dict[str, nn.Parameter] = {}
         for name, p in first.named_parameters():
             if p.dim() == 0:
-                raise CannotStackError(f"{name} is a parameter of no dimension")
+                raise CannotStackError(f"{name} is a parameter without dimensions, a single number")
             tensors = [replicas[k].get_parameter(name).detach() for k in self.of_slot]
             joined = torch.cat(tensors) if name in self.embeddings else torch.stack(tensors)
             self.stacked[name] = nn.Parameter(joined, requires_grad=p.requires_grad)
         self.registered = nn.ParameterList(self.stacked.values())
         for name, b in first.named_buffers():
             if b.dim() == 0 and b.is_floating_point():
-                raise CannotStackError(f"{name} is a buffer of no dimension")
+                raise CannotStackError(f"{name} is a buffer without dimensions, a single number")
             self.register_buffer(_key(name), torch.stack([replicas[k].get_buffer(name) for k in self.of_slot]))
         self._losses = {name: _Loss(first, player) for name, player in first.players().items()}
         self._players = self._stacked_players()

@@ -35,7 +35,7 @@ class _OnStack(torch.autograd.Function):
 
     @staticmethod
     def forward(call: Any, *tensors: Tensor) -> Tensor:
-        raise CannotStackError("none of its tensors is of several replicas")
+        raise CannotStackError("an LSTM reads the same values in all replicas")
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

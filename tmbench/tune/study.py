@@ -11,9 +11,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from .. import signals
-from ..config.settle import Settings, flat
+from ..config.settle import Settings
 from ..errors import ConfigError, DataError
 from ..files import clear_scratch, locked, read_sealed, write, write_sealed
+from ..question import check_question
 from ..result import FINAL, Result, epochs_done
 from ..run import run
 from ..sweeps.plan import Job, RunFinder, states_to_share
@@ -24,7 +25,6 @@ from .summary import device_seconds, result_of
 from .trials import Choice, Choices, Outcome, Trial, is_behind, next_point
 
 RUNGS = 4  # parts of a run, after each of which the pruner looks at it
-SHOWN = 8  # differences between two questions
 
 
 def study(plan: Plan) -> Settings:
@@ -36,7 +36,8 @@ def study(plan: Plan) -> Settings:
     question = plan.question()
     with locked(plan.folder):
         clear_scratch(plan.folder)
-        _check_question(plan, question)
+        again = "give the same settings as before to resume it, say name=... for a new study, or remove the folder"
+        check_question(plan.folder / "study.json", question, "study", again)
         trials = Trials(plan)
         try:
             for contender in plan.contenders:
@@ -52,23 +53,6 @@ def study(plan: Plan) -> Settings:
         if not path.is_file() or path.read_bytes() != text.encode():  # a finished study may be read-only
             write(path, text)
     return result
-
-
-def _check_question(plan: Plan, question: Settings) -> None:
-    """Checks that the folder's study, if there is one, asks the same question."""
-    path = plan.folder / "study.json"
-    if not path.exists():
-        write_sealed(path, question)
-    remedy = f"say name=... for a new study, or remove {plan.folder}"
-    there, now = flat(read_sealed(path, Settings, remedy)), flat(question)
-    if there != now:
-        differ = [key for key in there | now if there.get(key) != now.get(key)]
-        lines = [f"  {key}: was {there.get(key)}, is {now.get(key)}" for key in differ[:SHOWN]]
-        lines += [f"  and {len(differ) - SHOWN} more"] if len(differ) > SHOWN else []
-        raise ConfigError(
-            f"{plan.folder}: expected the study that is there, got another:\n" + "\n".join(lines) + "\n"
-            "  give the same settings as before to resume it, say name=... for a new study, or remove the folder"
-        )
 
 
 def _do_run(contender: Contender, values: Settings, until: int | None = None) -> Result:
