@@ -28,7 +28,7 @@ class Classifier(Task):
         self.names = names
         metrics: dict[str, Any] = {"accuracy": MulticlassAccuracy(len(names), average="micro"), **more}
         self.metrics = MetricCollection(metrics, compute_groups=False)
-        self.of_examples = CatMetric()  # 1 where the class is right
+        self.of_examples = CatMetric(nan_strategy="disable")  # 1 where the class is right
         if len(names) <= MOST_IN_MATRIX:
             self.confusion = ConfusionMatrix(task="multiclass", num_classes=len(names))
 

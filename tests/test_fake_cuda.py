@@ -27,8 +27,6 @@ CUDA = torch.device("cuda")
 NEEDS_NUMBERS = (DataDependentOutputException, GuardOnDataDependentSymNode)
 NOT_CARRIED = {  # what asks for a number, so that all after it is not tried
     "ctr": "torchmetrics looks which labels there are",
-    "ic": "torchmetrics looks for nan among the scores of examples",
-    "tc": "torchmetrics looks for nan among the scores of examples",
     "od": "how many boxes are found decides what follows",
     "lbfgs": "its search compares losses",
     "newton_cg": "it takes the gradient itself",

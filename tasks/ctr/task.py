@@ -150,7 +150,7 @@ class CTR(Task):
             },
             compute_groups=False,
         )  # fmt: skip
-        self.of_examples = CatMetric()
+        self.of_examples = CatMetric(nan_strategy="disable")
 
     def _table(self, split: str) -> Any:
         return self.data.table(split, **{name: self.cfg[name] for name in SETTINGS})

@@ -100,7 +100,7 @@ class FKPD(Task):
         super().__init__(cfg, data)
         self.model = build_model(cfg.width)
         self.metrics = MetricCollection({"mse": MeanSquaredError(), "nme": NormalisedMeanError()}, compute_groups=False)
-        self.of_examples = CatMetric()
+        self.of_examples = CatMetric(nan_strategy="disable")
         self._examples: dict[str, TensorDataset] = {}
 
     def examples(self, split: str) -> TensorDataset:
