@@ -32,6 +32,7 @@ QUICK = ["task=tc", "epochs=1", "batch_size=80"]
 OPTIMIZER = {
     "any": ["optimizer.name=Adadelta", "lr=1"],
     "apollo": ["optimizer.warmup_steps=50", "lr=0.002"],
+    "eg": ["lr=0.5"],
     "lamb": ["lr=2e-3"],
     "lars": ["lr=1"],
     "newton_cg": ["lr=0.5", "batch_size=320"],

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -67,12 +67,34 @@ def _adagrad(w: Tensor, g: Tensor, step: int, o: Options, s: Options) -> Tensor:
     return w - o["lr"] / (1 + step * o["lr_decay"]) * g / (s["v"].sqrt() + o["eps"])
 
 
+def _madam(w: Tensor, g: Tensor, step: int, o: Options, s: Options) -> Tensor:
+    """Bernstein et al. 2020, Algorithm 1, with the authors' bias correction."""
+    g = g + o["weight_decay"] * w
+    s.setdefault("bound", o["p_scale"] * (w**2).mean() ** 0.5)
+    s["v"] = o["beta"] * s.get("v", torch.zeros_like(w)) + (1 - o["beta"]) * g**2
+    u = (g / (s["v"] / (1 - o["beta"] ** (step + 1))).sqrt()).nan_to_num(0).clamp(-o["g_bound"], o["g_bound"])
+    if o["additive_for_1d"] and w.ndim < 2:
+        return w - o["lr"] * u
+    return (w * torch.exp(-o["lr"] * u * w.sign())).clamp(-s["bound"], s["bound"])
+
+
+def _eg(w: Tensor, g: Tensor, step: int, o: Options, s: Options) -> Tensor:
+    """Kivinen and Warmuth 1997: two positive parts that are kept and multiplied."""
+    root = (w**2 + o["beta"] ** 2).sqrt()
+    plus, minus = s.get("plus", (root + w) / 2), s.get("minus", (root - w) / 2)
+    factor = torch.exp(-o["lr"] * (g + o["weight_decay"] * w))
+    s["plus"], s["minus"] = plus * factor, minus / factor
+    return cast(Tensor, s["plus"] - s["minus"])
+
+
 FORMULAS: dict[str, tuple[Formula, str, tuple[str, ...]]] = {  # and the options it does not know
     "SGD": (_sgd, "SGD written out", ()),
     "Adam": (_adam, "Adam written out", ("amsgrad", "decoupled_weight_decay")),
     "AdamW": (partial(_adam, decoupled=True), "AdamW written out", ("amsgrad",)),
     "RMSprop": (_rmsprop, "RMSprop written out", ("centered",)),
     "Adagrad": (_adagrad, "Adagrad written out", ()),
+    "Madam": (_madam, "Madam written out", ()),
+    "EG": (_eg, "two parts, written out", ()),
     "TMSGD": (_tmsgd, "eq. 8 in its weights form", ("decoupled",)),
 }
 

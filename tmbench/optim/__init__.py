@@ -1,7 +1,9 @@
-"""Optimizers of the Taylor multi-step family; this package imports torch and itself alone."""
+"""The Taylor multi-step family, and optimizers that libraries lack; this package imports torch and itself alone."""
 
+from .eg import EG
 from .exchange import average_over_ranks
 from .formula import multistep_update
+from .madam import Madam
 from .multistep import MultistepSGD
 from .rescaled import RescaledSGD
 from .rows import LazyRows
@@ -10,6 +12,6 @@ from .switch import SwitchOptimizer
 from .tmsgd import TMSGD
 
 __all__ = [
-    "TMSGD", "LazyRows", "MultistepSGD", "RescaledSGD", "SwitchOptimizer", "average_over_ranks", "multistep_update",
-    "stability",
+    "EG", "TMSGD", "LazyRows", "Madam", "MultistepSGD", "RescaledSGD", "SwitchOptimizer", "average_over_ranks",
+    "multistep_update", "stability",
 ]  # fmt: skip
