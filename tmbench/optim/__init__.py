@@ -3,6 +3,7 @@
 from .eg import EG
 from .exchange import average_over_ranks
 from .formula import multistep_update
+from .lmo import LMO
 from .madam import Madam
 from .multistep import MultistepSGD
 from .rescaled import RescaledSGD
@@ -12,6 +13,6 @@ from .switch import SwitchOptimizer
 from .tmsgd import TMSGD
 
 __all__ = [
-    "EG", "TMSGD", "LazyRows", "Madam", "MultistepSGD", "RescaledSGD", "SwitchOptimizer", "average_over_ranks",
+    "EG", "LMO", "TMSGD", "LazyRows", "Madam", "MultistepSGD", "RescaledSGD", "SwitchOptimizer", "average_over_ranks",
     "multistep_update", "stability",
 ]  # fmt: skip
