@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from tmbench.certify import certify
-from tmbench.optim import EG, Madam
+from tmbench.optim import EG, Madam, Multiplicative
 
 METHODS: dict[str, Any] = {
     "madam": partial(Madam, lr=0.3),
     "eg": partial(EG, lr=0.3),
+    "multiplicative": partial(Multiplicative, lr=0.9, momentum=0.9, alpha=0.99),
 }
-KEEP_SIGNS = ("madam",)
+KEEP_SIGNS = ("madam", "multiplicative")
 
 
 def stepped(new: Any, starts: list[Tensor], steps: int = 30, size: float = 1.0) -> list[list[Tensor]]:
@@ -95,10 +96,22 @@ def test_eg_far_above_beta_multiplies() -> None:
     assert torch.allclose(w.detach(), torch.stack([5 / factor, -5 * factor]))
 
 
+def test_multiplicative_changes_a_weight_by_at_most_the_share_lr() -> None:
+    before = starts(torch.float64)
+    for now in stepped(partial(Multiplicative, lr=0.25, inner_lr=100.0), before, size=10.0):
+        shares = [(w / b - 1).abs().max() for w, b in zip(now, before, strict=True)]
+        assert max(shares) <= 0.25 * (1 + 1e-12)
+        before = now
+    assert max(shares) > 0.2499
+
+
 CERTIFIED = {
     **METHODS,
     "madam, additive_for_1d": partial(Madam, lr=0.05, additive_for_1d=True, weight_decay=0.1),
-    "eg, decay": partial(EG, lr=0.05, beta=1.0, weight_decay=0.1, maximize=False),
+    "multiplicative, of SGD": partial(Multiplicative, lr=0.3, inner_lr=5.0, weight_decay=0.1),
+    "multiplicative, of momentum": partial(Multiplicative, lr=0.3, inner_lr=5.0, momentum=0.9),
+    "multiplicative, additive_for_1d": partial(Multiplicative, lr=0.05, alpha=0.9, additive_for_1d=True),
+    "eg, decay": partial(EG, lr=0.05, beta=1.0, weight_decay=0.1),
 }
 
 
@@ -122,6 +135,9 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     (Madam, {"beta": 1.0}, "madam: beta must be in [0, 1), got 1.0"),
     (Madam, {"p_scale": 0.0}, "madam: p_scale must be > 0 and finite, got 0.0"),
     (Madam, {"g_bound": float("inf")}, "madam: g_bound must be > 0 and finite, got inf"),
+    (Multiplicative, {"lr": 1.0}, "multiplicative: lr must be in [0, 1), got 1.0"),
+    (Multiplicative, {"alpha": 1.0}, "multiplicative: alpha must be in [0, 1), got 1.0"),
+    (Multiplicative, {"inner_lr": 0.0}, "multiplicative: inner_lr must be > 0 and finite, got 0.0"),
     (EG, {"beta": 0.0}, "eg: beta must be > 0 and finite, got 0.0"),
 ]
 

@@ -640,7 +640,7 @@ def test_the_jobs_of_a_stack_differ_by_their_seed_alone(composed: Compose) -> No
 
 
 ELEMENTWISE = ("sgd", "sgdm", "nag", "tmsgd", "tmsgdm", "tmnag", "tmsgd_third", "multistep", "sgd_half", "sgd_to_sgdm",
-               "switch", "adam", "adamw", "adagrad", "rmsprop", "adabelief", "lion", "eg",
+               "switch", "adam", "adamw", "adagrad", "rmsprop", "adabelief", "lion", "eg", "multiplicative",
                "schedule_free_sgd")  # fmt: skip
 OTHERS = ("lamb", "lars", "lmo", "madam", "muon", "shampoo", "soap", "apollo", "prodigy")
 

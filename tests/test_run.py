@@ -35,6 +35,7 @@ OPTIMIZER = {
     "eg": ["lr=0.5"],
     "lamb": ["lr=2e-3"],
     "lars": ["lr=1"],
+    "multiplicative": ["lr=0.1"],
     "newton_cg": ["lr=0.5", "batch_size=320"],
     "lbfgs": ["lr=0.5", "batch_size=320"],
     "lion": ["lr=1e-3"],

@@ -87,6 +87,18 @@ def _eg(w: Tensor, g: Tensor, step: int, o: Options, s: Options) -> Tensor:
     return cast(Tensor, s["plus"] - s["minus"])
 
 
+def _multiplicative(w: Tensor, g: Tensor, step: int, o: Options, s: Options) -> Tensor:
+    """Kirtas et al. 2023, with SGD's or RMSprop's direction."""
+    g = g + o["weight_decay"] * w
+    s["m"] = o["momentum"] * s.get("m", torch.zeros_like(w)) + g
+    u = s["m"]
+    if o["alpha"] is not None:
+        s["v"] = o["alpha"] * s.get("v", torch.zeros_like(w)) + (1 - o["alpha"]) * g**2
+        u = (u / s["v"].sqrt()).nan_to_num(0)
+    size = torch.ones_like(w) if o["additive_for_1d"] and w.ndim < 2 else w.abs()
+    return cast(Tensor, w - o["lr"] * size * torch.tanh(o["inner_lr"] * u))
+
+
 FORMULAS: dict[str, tuple[Formula, str, tuple[str, ...]]] = {  # and the options it does not know
     "SGD": (_sgd, "SGD written out", ()),
     "Adam": (_adam, "Adam written out", ("amsgrad", "decoupled_weight_decay")),
@@ -94,6 +106,7 @@ FORMULAS: dict[str, tuple[Formula, str, tuple[str, ...]]] = {  # and the options
     "RMSprop": (_rmsprop, "RMSprop written out", ("centered",)),
     "Adagrad": (_adagrad, "Adagrad written out", ()),
     "Madam": (_madam, "Madam written out", ()),
+    "Multiplicative": (_multiplicative, "the multiplicative rule written out", ()),
     "EG": (_eg, "two parts, written out", ()),
     "TMSGD": (_tmsgd, "eq. 8 in its weights form", ("decoupled",)),
 }

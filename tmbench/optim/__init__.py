@@ -5,6 +5,7 @@ from .exchange import average_over_ranks
 from .formula import multistep_update
 from .lmo import LMO
 from .madam import Madam
+from .multiplicative import Multiplicative
 from .multistep import MultistepSGD
 from .rescaled import RescaledSGD
 from .rows import LazyRows
@@ -13,6 +14,6 @@ from .switch import SwitchOptimizer
 from .tmsgd import TMSGD
 
 __all__ = [
-    "EG", "LMO", "TMSGD", "LazyRows", "Madam", "MultistepSGD", "RescaledSGD", "SwitchOptimizer", "average_over_ranks",
-    "multistep_update", "stability",
+    "EG", "LMO", "TMSGD", "LazyRows", "Madam", "Multiplicative", "MultistepSGD", "RescaledSGD", "SwitchOptimizer",
+    "average_over_ranks", "multistep_update", "stability",
 ]  # fmt: skip
