@@ -1,5 +1,6 @@
 """The Taylor multi-step family, and optimizers that libraries lack; this package imports torch and itself alone."""
 
+from .curvature import Curvature, top_curvature
 from .eg import EG
 from .exchange import average_over_ranks
 from .formula import multistep_update
@@ -9,11 +10,11 @@ from .multiplicative import Multiplicative
 from .multistep import MultistepSGD
 from .rescaled import RescaledSGD
 from .rows import LazyRows
-from .stability import stability
+from .stability import preconditioned_limit, stability
 from .switch import SwitchOptimizer
 from .tmsgd import TMSGD
 
 __all__ = [
-    "EG", "LMO", "TMSGD", "LazyRows", "Madam", "Multiplicative", "MultistepSGD", "RescaledSGD", "SwitchOptimizer",
-    "average_over_ranks", "multistep_update", "stability",
+    "EG", "LMO", "TMSGD", "Curvature", "LazyRows", "Madam", "Multiplicative", "MultistepSGD", "RescaledSGD",
+    "SwitchOptimizer", "average_over_ranks", "multistep_update", "preconditioned_limit", "stability", "top_curvature",
 ]  # fmt: skip

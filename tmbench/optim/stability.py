@@ -53,9 +53,48 @@ def stability(optimizer: Any, **settings: Any) -> Stability:
     return min((_of_group(optimizer, group) for group in optimizer.param_groups), key=lambda s: s.limit)
 
 
+def preconditioned_limit(optimizer: torch.optim.Optimizer) -> tuple[float, list[Tensor]] | None:
+    """Of torch's Adam and AdamW: the limit of lr times the preconditioned curvature, and P, a tensor a parameter.
+
+    Adam with P = sqrt(v_hat) + eps held fixed is heavy ball along P^-1 g: stable on a quadratic while lr times the top
+    eigenvalue of P^-1/2 H P^-1/2 is below (2 + 2 beta1) / (1 - beta1), 38 at beta1 = 0.9 (Cohen et al. 2022, arXiv
+    2207.14484). An L2 `weight_decay` is part of H. Decoupled decay multiplies the weights by 1 - s in every step,
+    s = lr * weight_decay, and is no curvature: it lowers the limit to (2 - s) (1 + beta1) / (1 - beta1). With amsgrad P
+    is of the largest v. The first steps, in which the bias correction of the mean is felt, are not covered.
+
+    Args:
+        optimizer: of one or several groups. `top_curvature(..., preconditioner=P)` takes its parameters in the order of
+            the groups. A parameter that has had no gradient has P = 1; it does not move.
+
+    Returns:
+        None where this is not defined: any other optimizer, one that has not stepped, or groups that differ in lr or
+        beta1.
+    """
+    groups = optimizer.param_groups
+    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW) or not optimizer.state:
+        return None
+    if len({(float(group["lr"]), float(group["betas"][0])) for group in groups}) > 1:
+        return None
+    beta1, shrink = float(groups[0]["betas"][0]), max(_shrink(group) for group in groups)
+    diagonals = [_adam_diagonal(group, p, optimizer.state.get(p)) for group in groups for p in group["params"]]
+    return (2 - shrink) * (1 + beta1) / (1 - beta1), diagonals
+
+
+def _shrink(group: dict[str, Any]) -> float:
+    decoupled = group.get("decoupled") or group.get("decoupled_weight_decay")  # ours, torch's
+    return float(group["lr"] * group["weight_decay"]) if decoupled else 0.0
+
+
+def _adam_diagonal(group: dict[str, Any], p: Tensor, state: dict[str, Any] | None) -> Tensor:
+    if not state:
+        return torch.ones_like(p, requires_grad=False)
+    square = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
+    return (square / (1 - float(group["betas"][1]) ** float(state["step"]))).sqrt() + group["eps"]
+
+
 def _of_group(optimizer: Any, group: dict[str, Any]) -> Stability:
     momentum, dampening, nesterov = group["momentum"], group["dampening"], group["nesterov"]
-    shrink = float(group["lr"] * group["weight_decay"]) if group.get("decoupled") else 0.0
+    shrink = _shrink(group)
     multistep = group.get("switch_step") is not None
     if shrink == 0 and not nesterov:
         if not multistep:
