@@ -19,6 +19,7 @@ from unittest import mock
 import pytest
 import torch
 from conftest import Compose
+from forked import Forked
 from hydra.utils import get_class
 from matplotlib.figure import Figure
 from PIL import Image
@@ -108,10 +109,9 @@ def curves(folder: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(f)]
 
 
-def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
-    """A run as a person starts it, in a process of its own."""
-    command = [sys.executable, "-m", "tmbench", *overrides, f"runs_dir={folder}"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(folder: Path, *overrides: str) -> Forked:
+    """A run in a process of its own."""
+    return Forked(*overrides, f"runs_dir={folder}")
 
 
 def wait_for_epochs(folder: Path, count: int) -> Path:

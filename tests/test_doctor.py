@@ -76,10 +76,11 @@ def test_without_torch_it_says_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, battery.__name__)  # as in a process that could not import it
     status, findings = found(capsys, "train=true", f"out={tmp_path}")
     assert (status, findings["torch"]["remedy"]) == (1, "pip install 'torch>=2.11'")
     assert {findings[name]["found"] for name in ("bf16", "threads")} == {"needs torch, which is not installed"}
-    assert findings["runs_dir"]["state"] == "green"
+    assert (findings["trainings"]["state"], findings["runs_dir"]["state"]) == ("skipped", "green")
 
 
 def test_a_server_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Compose, Run
+from forked import Forked
 from helpers import assert_mean_of_examples, results, tmbench
 from made_runs import Make
 
@@ -358,11 +359,10 @@ def test_scores_of_examples_are_kept_and_their_mean_is_the_metric(do: Run) -> No
 @pytest.mark.slow
 def test_a_killed_judgement_continues_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     words = ["task=tc", "optimizer=adam", "epochs=2", "max_seeds=10"]
-    command = [sys.executable, "-m", "tmbench.judge", *words]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     expected = tmbench("judge", *words, cwd=make_folder(whole))
     for number in (signal.SIGKILL, signal.SIGINT):
-        process = subprocess.Popen(command, cwd=make_folder(killed), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = Forked("judge", *words, cwd=make_folder(killed))
         before = len(list(killed.glob("runs/*/result.json")))
         deadline = time.monotonic() + 120
         while len(list(killed.glob("runs/*/result.json"))) < before + 2 and time.monotonic() < deadline:

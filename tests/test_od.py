@@ -798,12 +798,13 @@ def test_cocos_map_is_beside_vocs_if_asked(composed: Compose) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["sgd", "sgdm", "adam", "tmsgd"])
-def test_tiny_fast_rcnn_visibly_works(optimizer: str, do: Run) -> None:
+@pytest.mark.parametrize("optimizers", ["tmsgd sgd", "sgdm", "adam"])
+def test_tiny_fast_rcnn_visibly_works(optimizers: str, do: Run) -> None:
     words = ["task=od", "task.model=fast_rcnn"]
     untrained, _ = do(*words, "optimizer=sgd", "lr=1e-30", "epochs=1", "schedule=constant")
-    trained, _ = do(*words, f"optimizer={optimizer}")
-    assert trained.metrics["last"]["test/map"] > untrained.metrics["last"]["test/map"] + 0.2
+    for optimizer in optimizers.split():  # sgd goes on from what tmsgd was before its switch
+        trained, _ = do(*words, f"optimizer={optimizer}")
+        assert trained.metrics["last"]["test/map"] > untrained.metrics["last"]["test/map"] + 0.2, optimizer
 
 
 @pytest.mark.slow

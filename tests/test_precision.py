@@ -119,12 +119,12 @@ def test_an_error_that_float32_has_as_well_is_told_as_it_is(composed: Compose, m
 @pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN:UserWarning")
 def test_a_layer_that_stays_float32_is_noted_in_the_result(do: Run) -> None:
     with torch.backends.mkldnn.flags(enabled=False):  # torch's own LSTM has no other precision
-        result, _ = do("task=tc", "optimizer=sgd", "epochs=1", "precision=bf16-mixed")
+        result, _ = do("task=tc", "optimizer=sgd", "epochs=1", "batch_size=80", "precision=bf16-mixed")
     assert result.notes == ["precision=bf16-mixed: model.lstm (LSTM) stayed float32 on this device"]
 
 
 def test_a_bf16_run_is_close_to_float32_and_not_the_same(do: Run) -> None:
-    words = ["task=ctr", "optimizer=sgd", "epochs=1"]  # linear layers, which every processor has in bf16
+    words = ["task=ctr", "optimizer=sgd", "epochs=1", "batch_size=128"]  # linear layers: bf16 anywhere
     full, _ = do(*words)
     half, _ = do(*words, "precision=bf16-mixed")
     assert half.notes == full.notes == []
@@ -132,6 +132,7 @@ def test_a_bf16_run_is_close_to_float32_and_not_the_same(do: Run) -> None:
     assert half.metrics["last"]["train/loss"] == pytest.approx(full.metrics["last"]["train/loss"], rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_processor_without_bf16_instructions_refuses_an_lstm_in_words(tmp_path: Path) -> None:
     words = ["task=tc", "optimizer=sgd", "epochs=1", "precision=bf16-mixed", f"runs_dir={tmp_path}"]
     done = subprocess.run(

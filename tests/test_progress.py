@@ -39,7 +39,7 @@ def test_bytes_are_told_of_what_takes_long_alone(clock: list[float], capfd: Told
 
 
 def test_a_run_without_a_terminal_tells_of_its_first_and_last_epoch_in_plain_lines(tmp_path: Path) -> None:
-    done = tmbench("task=tc", "epochs=4", "switch_epoch=2", f"runs_dir={tmp_path}")
+    done = tmbench("task=tc", "epochs=4", "batch_size=40", "switch_epoch=2", f"runs_dir={tmp_path}")
     lines = [line for line in done.stderr.splitlines() if line.startswith("epoch")]
     assert [line[:12].strip() for line in lines] == ["epoch 1/4  l", "epoch 4/4  s"]
     assert "loss " in lines[0] and "test/accuracy " in lines[0]  # noqa: PT018

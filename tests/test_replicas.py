@@ -424,7 +424,7 @@ def test_a_module_that_a_task_holds_in_eval_mode_stays_so(plans_of: Callable[...
 
 # Whole runs
 
-SWEEP = ["-m", "task=tc", "optimizer=sgd,tmsgd", "seed=0,1", "epochs=3", "switch_epoch=2", "batch_size=20"]
+SWEEP = ["-m", "task=tc", "optimizer=sgd,tmsgd", "seed=0,1", "epochs=3", "switch_epoch=2", "batch_size=40"]
 
 
 def by_job(folder: Path) -> dict[tuple[str, int], tuple[Result, Path]]:
@@ -474,6 +474,7 @@ def test_a_resumed_stack_is_bitwise_the_one_that_was_not_stopped(task: str, comp
         words = [
             f"task={task}",
             *SHORT.get(task, []),
+            *(["batch_size=40"] if task == "tc" else []),
             "epochs=3",
             "replicas=3",
             *EXTRAS,

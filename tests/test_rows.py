@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import real_data
+from conftest import Compose, real_data
 from helpers import pairwise, tmbench, weights
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from tmbench.config.compose import composed
 from tmbench.config.identity import run_id
-from tmbench.config.settle import settled
+from tmbench.config.settle import settle
 from tmbench.errors import ConfigError
 from tmbench.optim import (
     TMSGD,
@@ -542,9 +541,9 @@ def weights_of(sparse: str, folder: Path, *words: str) -> dict[str, Tensor]:
 
 
 class TestRuns:
-    def test_what_task_sparse_comes_to(self) -> None:
+    def test_what_task_sparse_comes_to(self, composed: Compose) -> None:
         def sparse(*words: str) -> Any:
-            return settled(composed([*words]))["task"]["sparse"]
+            return settle(composed(*words)).task.sparse
 
         lazy = ("sgd", "sgdm", "nag", "tmsgd", "tmsgdm", "tmnag", "tmsgd_third", "multistep", "sgd_half", "sgd_to_sgdm")
         assert all(sparse("task=tc", f"optimizer={name}") is True for name in lazy)
@@ -557,9 +556,7 @@ class TestRuns:
         assert sparse("task=tc", "optimizer=sgd", "clip_norm=1") is True
         assert sparse("task=ctr", "optimizer=sgd", "clip_norm=1") is False  # its penalty is of the whole table
         assert sparse("task=ctr", "optimizer=sgd", "clip_norm=1", "task.l2=0") is True
-        ids = {
-            run_id(settled(composed(["task=tc", f"task.sparse={value}"])), "") for value in ("auto", "true", "false")
-        }
+        ids = {run_id(settle(composed("task=tc", f"task.sparse={value}")), "") for value in ("auto", "true", "false")}
         assert len(ids) == 2  # auto is one of the others
         with pytest.raises(ConfigError, match=r"^task.sparse=true: optimizer=adam has no exact step by rows; use"):
             sparse("task=tc", "optimizer=adam", "task.sparse=true")
@@ -575,7 +572,8 @@ class TestRuns:
          pytest.param(("task=tc", "optimizer=sgd_to_sgdm", "task.weight_decay=0.01"), marks=pytest.mark.slow)],
     )  # fmt: skip
     def test_a_run_by_rows_ends_where_the_dense_one_does(self, words: tuple[str, ...], tmp_path: Path) -> None:
-        by_rows, dense = (weights_of(sparse, tmp_path, *words, "epochs=3") for sparse in ("true", "false"))
+        short = ("epochs=3", "batch_size=64" if "task=ctr" in words else "batch_size=8")
+        by_rows, dense = (weights_of(sparse, tmp_path, *words, *short) for sparse in ("true", "false"))
         assert by_rows.keys() == dense.keys()
         for key, weight in dense.items():
             assert torch.allclose(by_rows[key], weight, rtol=1e-4, atol=1e-6), key

@@ -8,7 +8,6 @@ from functools import partial
 import pytest
 import torch
 from conftest import Compose, choices
-from helpers import pairwise
 from torch.optim.lr_scheduler import LambdaLR
 
 from tmbench.config.settle import settle
@@ -117,7 +116,14 @@ def test_lambda_lr_gives_each_step_its_factor_times_the_rate(name: str, warmup_e
 # Every YAML of conf/schedule
 
 
-@pairwise(task=choices("task"), name=choices("schedule"))
+# Each of another task, which gives it its number of epochs alone; `source` of every one, which has its milestones.
+YAMLS = [
+    *zip(itertools.cycle(choices("task")), choices("schedule"), strict=False),
+    *((t, "source") for t in choices("task")),
+]
+
+
+@pytest.mark.parametrize(("task", "name"), sorted({*YAMLS}))
 def test_every_yaml_gives_factors_between_0_and_1_over_the_whole_run(composed: Compose, task: str, name: str) -> None:
     cfg = settle(composed(f"task={task}", f"schedule={name}", "trainer=cpu"))
     assert cfg.schedule.name == name

@@ -60,7 +60,7 @@ def test_a_slip_in_ones_own_class_is_told_and_leaves_no_run_that_never_began(
     [
         ("signz.Signs", "there is no module signz; install it, or call tmbench in the folder where it is"),
         ("broken.Signs", "{place}/broken.py:2: ModuleNotFoundError: No module named 'nosuch'"),
-        ("raising.Signs", "{place}/raising.py:1: ZeroDivisionError: division by zero"),
+        ("divides.Signs", "{place}/divides.py:1: ZeroDivisionError: division by zero"),
         ("unreadable.Signs", "{place}/unreadable.py:1: SyntaxError: '(' was never closed"),
         ("torch.optim.SGD.stepp", "torch.optim.SGD has no stepp; did you mean step?"),
         ("torch..SGD", "torch ("),
@@ -71,7 +71,7 @@ def test_why_a_class_cannot_be_imported_is_told(
     name: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
-    for module, text in (("broken", "\nimport nosuch"), ("raising", "1 / 0"), ("unreadable", "print(")):
+    for module, text in (("broken", "\nimport nosuch"), ("divides", "1 / 0"), ("unreadable", "print(")):
         (tmp_path / f"{module}.py").write_text(text)
     with pytest.raises(ConfigError) as refused:
         imported("mine.yaml: _target_", name)

@@ -179,14 +179,15 @@ def untrained(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> Ca
 
 @pytest.mark.draws
 @pytest.mark.parametrize("name", choices("task"))
-@pytest.mark.parametrize("optimizer", ["sgd", "sgdm", "adam", "tmsgd"])
+@pytest.mark.parametrize("optimizers", ["tmsgd sgd", "sgdm", "adam"])
 @pytest.mark.slow
-def test_tiny_training_visibly_works(name: str, optimizer: str, do: Run, untrained: Callable[[str], Result]) -> None:
+def test_tiny_training_visibly_works(name: str, optimizers: str, do: Run, untrained: Callable[[str], Result]) -> None:
     """Clearly above the untrained model and the trivial answer, for every optimizer at the task's one tiny rate."""
-    trained, _ = do(f"task={name}", f"optimizer={optimizer}")
-    key, last = trained.headline, trained.metrics["last"][trained.headline]
-    for other in (untrained(name).metrics["last"][key], trained.baseline.get(key)):
-        assert other is None or (last > other + 0.2 if trained.higher_is_better else last < 0.7 * other)
+    for optimizer in optimizers.split():  # sgd goes on from what tmsgd was before its switch
+        trained, _ = do(f"task={name}", f"optimizer={optimizer}")
+        key, last = trained.headline, trained.metrics["last"][trained.headline]
+        for other in (untrained(name).metrics["last"][key], trained.baseline.get(key)):
+            assert other is None or (last > other + 0.2 if trained.higher_is_better else last < 0.7 * other), optimizer
 
 
 def test_lstm_has_the_source_recipes_parameters() -> None:

@@ -2,13 +2,9 @@
 
 import copy
 import json
-import os
 import re
 import shlex
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from functools import cache
 from pathlib import Path
@@ -18,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import choices
 from damage import ways
+from forked import Forked
 from omegaconf import OmegaConf
 
 from tmbench.config.compose import composed
@@ -673,24 +670,20 @@ def test_no_test_example_is_read_before_the_choice_is_frozen(tmp_path: Path, mon
 def test_a_study_killed_again_and_again_ends_as_one_that_was_not(tmp_path: Path) -> None:
     words = [*TINY, "epochs=4", "batch_size=16", "optimizer=tmsgd,sgd", "trials=3", "seeds=2"]
 
-    def start(folder: Path) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "tmbench.tune", *words, f"runs_dir={folder}"]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    assert start(tmp_path / "whole").wait(300) == 0
+    assert main([*words, f"runs_dir={tmp_path / 'whole'}"]) == 0
     kills = 0
     for _ in range(60):
-        process = start(tmp_path / "parts")
+        process = Forked("tune", *words, f"runs_dir={tmp_path / 'parts'}")
         before = sum(len(p.read_text().splitlines()) for p in (tmp_path / "parts").glob("*/curves.csv"))
         deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
+        while process.returncode is None and time.monotonic() < deadline:
             lines = sum(len(p.read_text().splitlines()) for p in (tmp_path / "parts").glob("*/curves.csv"))
             if lines >= before + 11:  # in the middle of some run, another each time
                 break
             time.sleep(0.01)
-        if process.poll() is not None:
+        if process.returncode is not None:
             break
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
         kills += 1
     assert process.returncode == 0

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import Run, choices
-from helpers import read_back
+from helpers import SHORT, read_back
 
 import tmbench.training.loggers
 from tmbench.training.loggers import RunFacts, WandbMirror
@@ -26,7 +26,8 @@ def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.draws
 @pytest.mark.parametrize("task", choices("task"))
 def test_offline_file_of_every_task_holds_config_curves_headline_and_images(task: str, do: Run) -> None:
-    result, folder = do(f"task={task}", "epochs=2", "logger=wandb", "logger.group=some-sweep")
+    words = [f"task={task}", *SHORT.get(task, []), "epochs=2"]
+    result, folder = do(*words, "logger=wandb", "logger.group=some-sweep")
     told = read_back(folder)
     assert told["about"].run_group == "some-sweep"
     assert set(told["about"].tags) == {task, result.optimizer, "tiny"}
