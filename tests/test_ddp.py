@@ -87,7 +87,7 @@ def test_batch_norm_averages_are_those_of_both_ranks(composed: Compose, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [["trainer.accumulate=3"], PAIR, [*PAIR, "trainer.accumulate=2"]])
+@pytest.mark.parametrize("more", [["trainer.accumulate=3"], [*PAIR, "trainer.accumulate=2"]])
 def test_ranks_and_parts_take_the_whole_batch_s_steps_where_void_areas_differ(
     more: list[str], composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,31 +140,6 @@ def test_optimizer_that_differentiates_itself_refuses_what_it_cannot_do(do: Run)
         do("task=tc", "optimizer=newton_cg", *PAIR)
 
 
-@pytest.mark.slow
-def test_interrupted_pair_of_processes_resumes(tmp_path: Path) -> None:
-    words = ["task=tc", f"epochs={LONG}", "batch_size=8", "switch_epoch=1", *PAIR]
-    process = start(tmp_path, *words)
-    folder = wait_for_epochs(tmp_path, 1)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, output
-    stopped = Result.load(folder)
-    assert stopped is not None
-    assert stopped.status == "interrupted"
-    assert_completes(folder, words)
-
-
-def assert_completes(folder: Path, words: list[str]) -> None:
-    """The same words resume the run in this folder, which then has all of its epochs."""
-    process = start(folder.parent, *words)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
-    assert "resumed from its last checkpoint" in output
-    whole = Result.load(folder)
-    assert whole is not None
-    assert (whole.status, whole.epochs["trained"]) == ("completed", LONG)
-
-
 def ranks(of: int) -> list[int]:
     """The processes that train, of the run that process `of` started, by rank."""
     children = (Path("/proc") / str(of) / "task" / str(of) / "children").read_text().split()
@@ -173,8 +148,8 @@ def ranks(of: int) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the ranks under /proc")
-def test_a_killed_rank_ends_the_run_which_the_same_command_resumes(tmp_path: Path) -> None:
-    """First the one that writes the files, then the other."""
+def test_killed_and_interrupted_ranks_end_the_run_which_the_same_command_resumes(tmp_path: Path) -> None:
+    """First the one that writes the files is killed, then the other; then both are asked to stop."""
     trained, words = 1, ["task=tc", f"epochs={LONG}", "batch_size=8", "switch_epoch=1", *PAIR]
     for place in (0, -1):
         process = start(tmp_path, *words)
@@ -187,7 +162,21 @@ def test_a_killed_rank_ends_the_run_which_the_same_command_resumes(tmp_path: Pat
         assert "SIGKILL" in output
         torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
         trained = len(curves(folder)) + 1
-    assert_completes(folder, words)
+    process = start(tmp_path, *words)
+    wait_for_epochs(tmp_path, trained)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    stopped = Result.load(folder)
+    assert stopped is not None
+    assert stopped.status == "interrupted"
+    process = start(tmp_path, *words)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert "resumed from its last checkpoint" in output
+    whole = Result.load(folder)
+    assert whole is not None
+    assert (whole.status, whole.epochs["trained"]) == ("completed", LONG)
 
 
 @pytest.mark.slow

@@ -358,7 +358,7 @@ def test_scores_of_examples_are_kept_and_their_mean_is_the_metric(do: Run) -> No
 
 @pytest.mark.slow
 def test_a_killed_judgement_continues_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    words = ["task=tc", "optimizer=adam", "epochs=2", "max_seeds=10"]
+    words = ["task=tc", "optimizer=adam", "epochs=2", "batch_size=16", "max_seeds=10"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     expected = tmbench("judge", *words, cwd=make_folder(whole))
     for number in (signal.SIGKILL, signal.SIGINT):

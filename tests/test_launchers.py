@@ -415,8 +415,9 @@ WAYS = {
     "slurm": ["launcher=slurm"],
     "ray": ["launcher=ray"],
 }
-WORDS = ["task=tc", "optimizer=sgd,tmsgd,tmsgdm", "batch_size=4"]
-SHORT, LONG = [*WORDS, "switch_epoch=3,1", "epochs=4"], [*WORDS, "switch_epoch=4", "epochs=16"]
+WORDS = ["task=tc", "optimizer=sgd,tmsgd,tmsgdm"]
+SHORT = [*WORDS, "switch_epoch=3,1", "epochs=4", "batch_size=20"]
+LONG = [*WORDS, "switch_epoch=4", "epochs=16", "batch_size=4"]  # enough to be broken off
 OWN = (
     "seconds", "evaluation_seconds", "overhead_seconds", "examples_per_second", "peak_memory_bytes", "started",
     "curves_sha256",  # the curves have seconds, too
@@ -450,14 +451,14 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list
 
 
 @pytest.fixture(scope="module")
-def serial(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, tuple[Result, Path]]]:
+def serial(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> dict[int, dict[str, tuple[Result, Path]]]:
     """The results of the serial sweeps by their number of epochs."""
     folder = tmp_path_factory.mktemp("serial")
     found = {}
     for words, epochs in ((SHORT, 4), (LONG, 16)):
-        code, _, err = done(sweep(*words, cwd=folder / str(epochs)))
-        assert code == 0, err
-        found[epochs] = results(folder / str(epochs) / "runs")
+        ended = tmbench("-m", *words, f"runs_dir={folder / str(epochs)}")
+        assert ended.returncode == 0, ended.stderr
+        found[epochs] = results(folder / str(epochs))
     return found
 
 
