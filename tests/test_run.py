@@ -100,7 +100,8 @@ def test_killed_and_then_interrupted_run_ends_by_the_same_command_bitwise_like_o
 def test_every_optimizer_lowers_the_loss_repeats_and_resumes_bitwise(
     optimizer: str, do: Run, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["task=tc", f"optimizer={optimizer}", "epochs=4", "switch_epoch=1", *OPTIMIZER.get(optimizer, [])]
+    words = ["task=tc", f"optimizer={optimizer}", "epochs=4", "batch_size=8", "switch_epoch=1"]
+    words += OPTIMIZER.get(optimizer, [])
     _, whole = do(*words)
     losses = [float(row["train/loss"]) for row in curves(whole)]
     assert losses[-1] < losses[0]
