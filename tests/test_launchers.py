@@ -456,9 +456,10 @@ def serial(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> dict[i
     folder = tmp_path_factory.mktemp("serial")
     found = {}
     for words, epochs in ((SHORT, 4), (LONG, 16)):
-        ended = tmbench("-m", *words, f"runs_dir={folder / str(epochs)}")
+        (folder / str(epochs)).mkdir()
+        ended = tmbench("-m", *words, cwd=folder / str(epochs))
         assert ended.returncode == 0, ended.stderr
-        found[epochs] = results(folder / str(epochs))
+        found[epochs] = results(folder / str(epochs) / "runs")
     return found
 
 
