@@ -18,7 +18,7 @@ from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LambdaLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
 from tmbench.optim import TMSGD, SwitchOptimizer
-from tmbench.optim.switch import swats_update
+from tmbench.optim.swats import swats_update
 from tmbench.run import run
 from tmbench.training import module
 

@@ -495,19 +495,19 @@ def test_study_adds_the_controls_from_the_same_trunk(tmp_path: Path) -> None:
     planned = ordered(tmp_path, *words, "plan=true")
     assert planned.returncode == 0, planned.stderr
     assert "measuring an epoch of job 0" in planned.stderr
-    assert re.search(r"6 to do, 0 known, 0 the same", planned.stdout)
-    assert re.search(r"7 to train; \d+ more come from shared trunks", planned.stdout)  # one of 3 is done; five tails
+    assert re.search(r"7 to do, 0 known, 0 the same", planned.stdout)
+    assert re.search(r"8 to train; \d+ more come from shared trunks", planned.stdout)  # one of 3 is done; six tails
     assert re.search(r"time +\d+ s one after another, \d+ s with trunk=off", planned.stdout)
     done = ordered(tmp_path, *words)
     assert done.returncode == 0, done.stderr
-    for arm in ("no switch", "half lr", "SGD-M", "no history", "c = 1/3"):
+    for arm in ("no switch", "half lr", "SGD-M", "no history", "c = 1/3", "half lr, TM"):
         assert f"{arm} (job 0)" in done.stdout
     found = [result for result, _ in results(tmp_path).values()]
-    assert len(found) == 6
-    assert sum(r.epochs["trained"] - r.epochs["from_trunk"] for r in found) == 3 + 5 * 1
-    assert len({r.metrics["last"]["train/loss"] for r in found}) == 6  # every arm does something else
+    assert len(found) == 7
+    assert sum(r.epochs["trained"] - r.epochs["from_trunk"] for r in found) == 3 + 6 * 1
+    assert len({r.metrics["last"]["train/loss"] for r in found}) == 7  # every arm does something else
     again = ordered(tmp_path, *words, "plan=true")
-    assert "0 to do, 6 known" in again.stdout
+    assert "0 to do, 7 known" in again.stdout
 
 
 def test_arms_are_only_those_that_begin_as_the_run_does(composed: Compose, tmp_path: Path) -> None:
@@ -517,7 +517,7 @@ def test_arms_are_only_those_that_begin_as_the_run_does(composed: Compose, tmp_p
         RunFinder(download=False).find(job)
         return words_of_arms(job)
 
-    assert list(of("optimizer=tmsgd")) == ["no switch", "half lr", "SGD-M", "no history", "c = 1/3"]
+    assert list(of("optimizer=tmsgd")) == ["no switch", "half lr", "SGD-M", "no history", "c = 1/3", "half lr, TM"]
     momentum = of("optimizer=tmsgdm", "optimizer.momentum=0.8", "seed=3")
     assert "optimizer.momentum=0.8" in momentum["half lr"]
     assert "optimizer.first.momentum=0.8" in momentum["SGD-M"]

@@ -3,6 +3,7 @@
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -20,13 +21,37 @@ def curves(rows: list[dict[str, float]], headline: str, switch_epoch: int | None
         known = [row for row in rows if key in row]
         ax.plot([row["epoch"] for row in known], [row[key] for row in known], marker="o", markersize=3)
         ax.set(title=key, xlabel="epochs trained")
-        ax.grid(alpha=0.3)
-        ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, min_n_ticks=1))
-        if switch_epoch is not None:
-            ax.axvline(switch_epoch, color="grey", linestyle="--", linewidth=1)
-            ax.annotate("switch", (switch_epoch, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom",
-                        fontsize="x-small", color="grey")  # fmt: skip
+        _mark_epochs(ax, switch_epoch)
     return figure
+
+
+def curvature(rows: list[dict[str, float]], switch_epoch: int | None) -> Figure:
+    """How much of the stability limit each epoch's rate and curvature use, of each player: 1 is the edge."""
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    ax = figure.subplots()
+    for key in sorted({key for row in rows for key in row if key.startswith("curvature/used")}):
+        known = [row for row in rows if row.get(key, 0) > 0]
+        name = key.removeprefix("curvature/").replace("used_after_switch", "of the limit after the switch")
+        name = name.replace("used", "of the limit of the method at work").replace("_", " of ")
+        line = "--" if "after" in key else "-"
+        ax.plot(
+            [row["epoch"] for row in known], [row[key] for row in known], line, marker="o", markersize=3, label=name
+        )
+    ax.axhline(1, color="tab:red", linewidth=1)
+    ax.set(title="rate x curvature, as a share of the stability limit", xlabel="epochs trained", yscale="log")
+    ax.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    _mark_epochs(ax, switch_epoch)
+    ax.legend(fontsize="small")
+    return figure
+
+
+def _mark_epochs(ax: Any, switch_epoch: int | None) -> None:
+    ax.grid(alpha=0.3)
+    ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, min_n_ticks=1))
+    if switch_epoch is not None:
+        ax.axvline(switch_epoch, color="grey", linestyle="--", linewidth=1)
+        ax.annotate("switch", (switch_epoch, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom",
+                    fontsize="x-small", color="grey")  # fmt: skip
 
 
 def save(figure: Figure, path: Path) -> None:

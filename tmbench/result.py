@@ -18,6 +18,7 @@ from typing import Any
 
 from . import __version__, checkpoint
 from .config.identity import SCHEMA, effective_switch, reads_switch
+from .config.table import NEVER, STABLE
 from .errors import DataError
 from .files import checked, digest_of_text, loads, printable, read, read_sealed, write, write_sealed
 
@@ -72,6 +73,7 @@ class Result:
     evaluation_seconds: float = 0.0  # of evaluations between epochs
     overhead_seconds: float = 0.0  # all else of the process that finished the run: set-up, figures, loggers
     curves_sha256: str | None = None  # of curves.csv
+    curvature: dict[str, Any] | None = None  # how it was measured; None: not
     replicas: int = 1  # slots of the stack that it was trained in; 1: by itself
     schema_version: int = SCHEMA  # of this file
 
@@ -266,7 +268,7 @@ def finished(
     switch, epochs = cfg["switch_epoch"], cfg["epochs"]
     if result.profile == "subset":
         result.notes.append("the data files are not the published set: labelled subset, not comparable with full")
-    if reads_switch(cfg) and switch != "never" and switch >= epochs:
+    if reads_switch(cfg) and switch not in (NEVER, STABLE) and switch >= epochs:
         result.notes.append(f"switch_epoch={switch} is not before the end ({epochs} epochs): it never switched")
     result.notes += notes
     if divergence:

@@ -148,6 +148,8 @@ def _known_result(plan: Plan) -> Result | None:
         return None
     if result is None or result.status not in FINAL:
         return None
+    if "every" in plan.cfg.curvature and result.curvature is None:
+        print(f"curvature: {plan.folder.name} was trained without it; force=true repeats it with", file=sys.stderr)
     if plan.words is not None and not _configuration_is_whole(plan):
         _write_configuration(plan)
     return result

@@ -30,7 +30,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .config.identity import before_switch, digest, effective_switch, identity
+from .config.identity import before_switch, digest, effective_switch, identity, switches_by_curvature, trunk_end
 from .config.machine import cpu_model, gpu_names
 from .config.table import conf_dir
 from .errors import DataError
@@ -50,14 +50,16 @@ def trunk_of(cfg: Mapping[Any, Any], data_digest: str) -> "Trunk | None":
     if (before := before_switch(cfg)) is None:
         return None
     facts = identity(cfg, data_digest)
-    facts.pop("switch_epoch", None)
+    for key in ("switch_epoch", "curvature"):
+        facts.pop(key, None)
     facts["optimizer"], differences = before
     by = _source(cfg["task"]["_target_"], cfg["task"]["data"])
     facts["made"] = {**versions(), "by": by, "on": _machine(cfg["trainer"]["accelerator"])}
     switch = effective_switch(cfg)
     return Trunk(
-        Path(cfg["runs_dir"]) / STORE, digest(facts), int(cfg["epochs"]) if switch is None else switch,
+        Path(cfg["runs_dir"]) / STORE, digest(facts), trunk_end(cfg),
         switches=switch is not None, differences=0 if switch is None else differences, limit=cfg["trunk_gib"] * GIB,
+        is_open=switches_by_curvature(cfg),
     )  # fmt: skip
 
 
@@ -172,6 +174,7 @@ class Trunk:
     switches: bool = True  # whether that is a switch
     differences: int = 0  # how many of the last differences of the weights the run goes on from there
     limit: float = 10 * GIB  # bytes that the store may take
+    is_open: bool = False  # the run finds its switch itself, and trains its trunk from the start
 
     @property
     def folder(self) -> Path:
@@ -268,7 +271,7 @@ class Trunk:
         """
         for path in leftovers_of(self.folder):
             shutil.rmtree(path, ignore_errors=True)
-        if trained >= self.end:
+        if trained >= self.end or self.is_open:
             yield Reservation(None)
             return
         self.folder.mkdir(parents=True, exist_ok=True)

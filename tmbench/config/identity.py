@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from ..errors import ConfigError
 from .settle import Settings, plain
-from .table import FOR_THE_RUN, NEVER, file_of, key_of_group, known_keys, top_keys
+from .table import FOR_THE_RUN, NEVER, STABLE, file_of, key_of_group, known_keys, top_keys
 from .values import Setting
 
 SCHEMA = 4  # of result.json; part of a run's identity
@@ -17,7 +17,7 @@ OVERRIDES = "overrides.yaml"  # in a run's folder: what was asked for; config.ya
 
 # Of an optimizer's trunk, see before_switch.
 _RULE = {"part": "a word", "_target_": "a word", "without": "a list", "differences": "a whole number >= 0",
-         "no_differences_with": "settings", "not_with": "a list"}  # fmt: skip
+         "no_differences_with": "settings", "not_with": "a list", "early_with": "a list"}  # fmt: skip
 
 
 def reads_switch(cfg: Mapping[Any, Any]) -> bool:
@@ -25,9 +25,14 @@ def reads_switch(cfg: Mapping[Any, Any]) -> bool:
     return "switch_step" in cfg["optimizer"]
 
 
+def switches_by_curvature(cfg: Mapping[Any, Any]) -> bool:
+    """Whether the run itself finds the epoch of its switch."""
+    return reads_switch(cfg) and bool(cfg["switch_epoch"] == STABLE)
+
+
 def effective_switch(cfg: Mapping[Any, Any]) -> int | None:
-    """The epoch at which the method really changes, or None if it never does in this run."""
-    if not reads_switch(cfg) or cfg["switch_epoch"] == NEVER or cfg["switch_epoch"] >= cfg["epochs"]:
+    """The epoch at which the method really changes; None if it never does, or if only the run will tell."""
+    if not reads_switch(cfg) or cfg["switch_epoch"] in (NEVER, STABLE) or cfg["switch_epoch"] >= cfg["epochs"]:
         return None
     return int(cfg["switch_epoch"])
 
@@ -49,6 +54,8 @@ def identity(cfg: Mapping[Any, Any], data_digest: str) -> Settings:
             facts[key] = value
     if not reads_switch(cfg):
         facts.pop("switch_epoch", None)
+    if switches_by_curvature(cfg):
+        facts["curvature"] = {key: value for key, value in cfg["curvature"].items() if key != "name"}
     if facts.get("replicas") == 1:  # by itself, as all runs were before there were stacks
         del facts["replicas"]
     facts["world_size"] = world_size(cfg)
@@ -67,6 +74,15 @@ def digest(facts: Settings) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def trunk_end(cfg: Mapping[Any, Any]) -> int:
+    """The epoch up to which a run is as others are; see before_switch."""
+    switch = effective_switch(cfg)
+    if switch is None:
+        return int(cfg["epochs"])
+    rule = cfg["optimizer"].get("trunk") or {}
+    return max(0, switch - any(cfg["optimizer"].get(key) for key in rule.get("early_with", ())))
+
+
 def before_switch(cfg: Mapping[Any, Any]) -> tuple[Settings, int] | None:
     """The optimizer as it is before its switch, and how many of the last steps the method needs at the switch.
 
@@ -78,6 +94,7 @@ def before_switch(cfg: Mapping[Any, Any]) -> tuple[Settings, int] | None:
         differences: N                     the method needs the last N differences of the weights; 0 if left out
         no_differences_with: {KEY: VALUE}  but none if the key has this value
         not_with: [KEY, ...]               nothing is known of it if one of these keys is set
+        early_with: [KEY, ...]             it goes its own way an epoch before its switch if one of these keys is set
 
     Returns:
         None if it is not known what the optimizer is before its switch.

@@ -27,6 +27,8 @@ def why_alone(cfg: Mapping[str, Any]) -> str | None:
     optimizer, trainer, task = cfg["optimizer"], cfg["trainer"], cfg["task"]
     if not optimizer_says(optimizer, "elementwise"):
         return f"optimizer={optimizer['name']} is not known to treat each element of a tensor alone"
+    if "every" in cfg["curvature"]:
+        return f"curvature={cfg['curvature']['name']} looks at each network by itself"
     if "alone" in task:
         return f"task={task['name']}: {task['alone']}"
     if task.get("mup"):

@@ -16,7 +16,7 @@ from ..files import Whole
 from .machine import count_gpus
 from .replicas import settle_replicas
 from .sparse import settle_sparse
-from .table import GROUPS, PROFILES, file_of, keys, known_keys, known_words, top_keys, values_of
+from .table import GROUPS, PROFILES, STABLE, file_of, keys, known_keys, known_words, top_keys, values_of
 from .values import Setting, is_whole
 
 Settings = dict[str, Any]
@@ -83,11 +83,14 @@ def settled(raw: Settings) -> Settings:
     try:
         if cfg["trunk"] is False:
             cfg["trunk"] = "off"  # YAML reads off as false
-        for key, value in (("fail_fast", False), ("replicas", 1)):  # older runs' config.yaml has none
+        older: Settings = {"fail_fast": False, "replicas": 1, "curvature": {"name": "none"}}
+        for key, value in older.items():  # older runs' config.yaml has none
             cfg.setdefault(key, value)
         _check_form(cfg)
         _check_rate(cfg)
         _fill_from_task(cfg)
+        if cfg["switch_epoch"] == STABLE and "every" not in cfg["curvature"]:
+            cfg["curvature"] = dict(values_of("curvature/measure.yaml"))
         _fill_from_trainer(cfg, cfg.pop("launcher", {}))
         cfg["study"].pop("arms", None)  # for the sweep alone
         _name_loggers(cfg["logger"])

@@ -38,10 +38,11 @@ METHOD = "of the method"
 PROBLEM = "of the problem"
 BOOKKEEPING = "bookkeeping"  # changes no number
 
-GROUPS = ("task", "optimizer", "data", "protocol", "schedule", "trainer", "logger", "study")  # of a settled run
+GROUPS = ("task", "optimizer", "data", "protocol", "schedule", "trainer", "logger", "study", "curvature")  # of a run
 KINDS = {"task": PROBLEM, "optimizer": METHOD, "schedule": METHOD, "data": PROBLEM, "world_size": PROBLEM}
 FOR_THE_RUN = ("name", "trunk", "lazy_rows", "elementwise")  # keys of an optimizer that its class does not take
 NEVER = "never"
+STABLE = "stable"  # switch_epoch: where the curvature allows it
 PROFILES = ("tiny", "full")
 OTHER_FILE = "choose another file, or write one of your own (--config-dir DIR)"
 
@@ -119,7 +120,8 @@ def optimizer_says(optimizer: Mapping[str, Any], key: str) -> bool:
     said = optimizer.get(key, False)
     if not isinstance(said, list):
         return bool(said)
-    return not optimizer.get("criterion") and all(optimizer[part]["_target_"] in _classes_with(key) for part in said)
+    looks_at_all = optimizer.get("criterion") or optimizer.get("handover")  # at the whole step
+    return not looks_at_all and all(optimizer[part]["_target_"] in _classes_with(key) for part in said)
 
 
 @cache

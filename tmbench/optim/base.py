@@ -125,6 +125,31 @@ class SGDThenFormula(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
 
+    @property
+    def has_switched(self) -> bool:
+        """Whether the formula has taken a step."""
+        return any(group["switch_step"] is not None and group["step"] > group["switch_step"]
+                   for group in self.param_groups)  # fmt: skip
+
+    def switch_at(self, step: int | None) -> None:
+        """Moves the switch, as long as it has not come: to this number of steps, not in the past, or None for never.
+
+        The steps just before it are recorded as the formula's history, so it needs to be known before them. With None,
+        a history that has been recorded is dropped.
+
+        Raises:
+            ValueError: it has come, or the step is in the past; nothing has changed then.
+        """
+        if self.has_switched:
+            self._refuse("switch_at: the formula is at work")
+        if step is not None and any(step < group["step"] for group in self.param_groups):
+            self._refuse(f"switch_at: expected a step not in the past, got {step}")
+        for group in self.param_groups:
+            group["switch_step"] = step
+            for name in difference_names(len(self.step_form(group)[0])) if step is None else ():
+                for p in group["params"]:
+                    self.state.get(p, {}).pop(name, None)
+
     def before_switch(self) -> dict[str, Any]:
         """The state_dict that torch's SGD with these settings would have at this step, up to the switch."""
         keys = ("lr", "momentum", "dampening", "nesterov", "weight_decay", "maximize", "foreach", "fused", "initial_lr")

@@ -29,7 +29,7 @@ class Stability:
         return f"period {360 / self.angle:.4g}" if self.angle > 0 else "monotone"
 
 
-def stability(optimizer: Any, **settings: Any) -> Stability:
+def stability(optimizer: Any, *, switched: bool | None = None, **settings: Any) -> Stability:
     """The stability of an optimizer, from the switch on if it has one; of several groups, the lowest.
 
     The curvature includes an L2 `weight_decay`. Where decay is decoupled, the limit holds at the group's lr.
@@ -37,6 +37,7 @@ def stability(optimizer: Any, **settings: Any) -> Stability:
     Args:
         optimizer: a `torch.optim.SGD`, `TMSGD` or `MultistepSGD`; or such a class (or a partial of it),
             to which `settings` are given: `stability(TMSGD, momentum=0.9)`.
+        switched: whether to take it as it is after its switch (True) or before (False), whenever that comes.
 
     Raises:
         TypeError: any other optimizer, or settings for one that has its own.
@@ -50,7 +51,7 @@ def stability(optimizer: Any, **settings: Any) -> Stability:
         raise TypeError(f"stability: expected settings with a class only, got {', '.join(settings)} with an instance")
     if not isinstance(optimizer, torch.optim.SGD | SGDThenFormula):
         raise _unknown(optimizer)
-    return min((_of_group(optimizer, group) for group in optimizer.param_groups), key=lambda s: s.limit)
+    return min((_of_group(optimizer, group, switched) for group in optimizer.param_groups), key=lambda s: s.limit)
 
 
 def preconditioned_limit(optimizer: torch.optim.Optimizer) -> tuple[float, list[Tensor]] | None:
@@ -92,16 +93,18 @@ def _adam_diagonal(group: dict[str, Any], p: Tensor, state: dict[str, Any] | Non
     return (square / (1 - float(group["betas"][1]) ** float(state["step"]))).sqrt() + group["eps"]
 
 
-def _of_group(optimizer: Any, group: dict[str, Any]) -> Stability:
+def _of_group(optimizer: Any, group: dict[str, Any], switched: bool | None) -> Stability:
     momentum, dampening, nesterov = group["momentum"], group["dampening"], group["nesterov"]
     shrink = _shrink(group)
-    multistep = group.get("switch_step") is not None
+    multistep = group.get("switch_step") is not None if switched is None else switched
+    multistep = multistep and isinstance(optimizer, SGDThenFormula)
     if shrink == 0 and not nesterov:
         if not multistep:
             return sgd_limit(momentum, dampening)
-        if "c" in group and momentum == 0:
+        rescaled = group.get("lr_factor") not in (None, 1.0)
+        if "c" in group and momentum == 0 and not rescaled:
             return family_limit(group["c"])
-        if "c" in group and group["c"] == 0.5:
+        if "c" in group and group["c"] == 0.5 and not rescaled:
             return tm_momentum_limit(momentum, dampening)
     factors, b = optimizer.step_form(group) if multistep else ((), 1.0)
     return root_limit(*characteristic(factors, b, momentum, dampening, nesterov, shrink))

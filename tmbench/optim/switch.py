@@ -1,33 +1,21 @@
-"""One optimizer at first, another from a step on: the step is given, or found by the criterion of SWATS.
-
-SWATS is Algorithm 1 of Keskar and Socher 2017, "Improving Generalization Performance by Switching from
-Adam to SGD" (arXiv 1712.07628), whose symbols (p, g, gamma, lambda, Lambda, k) are used below.
-"""
+"""One optimizer at first, another from a step on: the step is given, or found by the criterion of SWATS (see swats)."""
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .handover import Handover
 from .rows import LazyRows, moves_linearly
+from .swats import swats_gamma, swats_update
 
 CRITERIA = ("swats",)
 # What OneCycleLR and CyclicLR keep in a group, or look for there.
 OF_CYCLES = ("max_lr", "min_lr", "base_momentum", "max_momentum", "momentum", "betas")
-
-
-def swats_update(average: float, gamma: float, beta2: float, k: int, tolerance: float) -> tuple[float, float | None]:
-    """The new lambda_k, and Lambda once it is time to switch, else None; Algorithm 1.
-
-    Ours: no switch to a Lambda <= 0, with which SGD would ascend.
-    """
-    average = beta2 * average + (1 - beta2) * gamma
-    corrected = average / (1 - beta2**k)
-    due = k > 1 and corrected > 0 and abs(corrected - gamma) < tolerance
-    return average, corrected if due else None
 
 
 class SwitchOptimizer(Optimizer):
@@ -61,10 +49,14 @@ class SwitchOptimizer(Optimizer):
         switch_step: number of steps of the first optimizer; 0 is the second from the start, None is never.
         criterion: "swats" finds the step by itself; None does not.
         tolerance: epsilon in Algorithm 1, an absolute difference of learning rates.
+        handover: None leaves the second its own rate. A number of steps, such as an epoch's, multiplies that rate once,
+            so that the second's first step is as long as the first's mean step over so many steps before the switch.
+            That step is tried at the second's own rate before; each step of the first copies the weights.
 
     Attributes:
         active: the optimizer at work.
         switched_at: number of steps the first optimizer did, or None while it is at work.
+        handed_over: what `handover` did: see `Handover.told`.
 
     `state_dict` holds the active optimizer's state and the progress towards the switch; what is given
     to the constructor (first, second, switch_step, criterion, tolerance) is not in it and is kept as it is.
@@ -76,10 +68,16 @@ class SwitchOptimizer(Optimizer):
     def __init__(
         self, params: Iterable[Any], first: Callable[..., Optimizer], second: Callable[..., Optimizer],
         switch_step: int | None = None, criterion: str | None = None, *, tolerance: float = 1e-9,
+        handover: int | None = None,
     ) -> None:  # fmt: skip
         _check(first, second, switch_step, criterion, tolerance)
         self.first, self.second = first, second
         self.switch_step, self.criterion, self.tolerance = switch_step, criterion, tolerance
+        if handover is not None and (isinstance(handover, bool) or not isinstance(handover, int) or handover < 1):
+            raise ValueError(f"switch: handover: expected a whole number >= 1 of steps, or None, got {handover!r}")
+        if handover is not None and criterion is not None:
+            raise ValueError("switch: expected handover or criterion, which sets the second's rate itself, got both")
+        self._handover = Handover(handover) if handover else None
         self.switched_at: int | None = None
         self._steps = 0
         self._left: dict[str, Any] | None = None  # the first's last state, until the next step
@@ -91,7 +89,8 @@ class SwitchOptimizer(Optimizer):
         self._given = [_options(group) for group in self.param_groups]
         later = self._build("second")
         self.active = self._build("first")
-        self.moves_linearly = criterion is None and moves_linearly(self.active) and moves_linearly(later)
+        is_plain = criterion is None and handover is None
+        self.moves_linearly = is_plain and moves_linearly(self.active) and moves_linearly(later)
         needs = (("first", self.active, "betas", ", such as Adam"), ("second", later, "lr", ""))
         for which, optimizer, key, example in needs if criterion is not None else ():
             if any(key not in group for group in optimizer.param_groups):
@@ -158,8 +157,14 @@ class SwitchOptimizer(Optimizer):
         scaled = [(group, group["lr"], lr) for group, lr, scale in groups if scale is not None]
         for group, _, lr in scaled:
             group["lr"] = lr
+        take = self.active.step if closure is None else partial(self.active.step, closure)
         try:
-            loss = self.active.step() if closure is None else self.active.step(closure)
+            if self._handover is None or (self.switched_at is not None and self._steps != self.switched_at):
+                loss = take()
+            elif self.switched_at is None:
+                loss = self._handover.watch(self.active, take)
+            else:
+                loss = self._handover.first_step(self.active, take, self._rescale)
         finally:
             for group, shown, _ in scaled:
                 group["lr"] = shown
@@ -171,31 +176,54 @@ class SwitchOptimizer(Optimizer):
         self._switch_if_due()
         return loss
 
+    @property
+    def handed_over(self) -> dict[str, float]:
+        return self._handover.told if self._handover else {}
+
+    def _rescale(self, factor: float) -> None:
+        """Multiplies the second's rate."""
+        for number, (group, scale) in enumerate(zip(self.param_groups, self._scales, strict=True)):
+            if scale is not None:
+                self._scales[number] = scale[0], scale[1] * factor
+            group["lr"] = group["lr"] * factor  # of this step; a scheduler's own is put back after it
+
     @torch.no_grad()
     def _swats_rate(self, before: list[Tensor]) -> float | None:
         """Lambda if the step just done is Adam's last, else None."""
-        pp: Any = 0.0
-        pg: Any = 0.0
-        weights = iter(before)
-        for group in self.param_groups:
-            for w in group["params"]:
-                old = next(weights)
-                if w.grad is None:
-                    continue
-                g = w.grad.to_dense() if w.grad.is_sparse else w.grad
-                if group.get("maximize"):
-                    g = -g
-                if group.get("weight_decay") and not group.get("decoupled_weight_decay"):
-                    g = g.add(old, alpha=group["weight_decay"])
-                p, g = _flat(w) - _flat(old), _flat(g)
-                pp, pg = pp + p.dot(p), pg + p.dot(g)
-        pp, pg = float(pp), float(pg)
-        gamma = pp / -pg if pg != 0 else math.nan
+        gamma = swats_gamma(self.param_groups, before)
         if not math.isfinite(gamma):  # as in Algorithm 1; and one that overflows must not spoil the average for good
             return None
         beta2 = float(self.param_groups[0]["betas"][1])
         self._average, rate = swats_update(self._average, gamma, beta2, self._steps, self.tolerance)
         return rate
+
+    @property
+    def has_switched(self) -> bool:
+        """Whether the second optimizer has taken a step."""
+        return self.switched_at is not None and self._steps > self.switched_at
+
+    def switch_at(self, step: int | None) -> None:
+        """Moves the switch, as long as it has not come: to this number of steps, or None for never; at once if due.
+
+        Raises:
+            ValueError: it has come, or the step is in the past; nothing has changed then.
+        """
+        _check(self.first, self.second, step, self.criterion, self.tolerance)
+        if self.switched_at is not None:
+            raise ValueError(f"switch: switch_at: the switch has come, at step {self.switched_at}")
+        if step is not None and step < self._steps:
+            raise ValueError(f"switch: switch_at: expected a step not in the past ({self._steps}), got {step}")
+        self.switch_step = step
+        self._switch_if_due()
+
+    def second_now(self) -> tuple[Optimizer, list[Any]]:
+        """The second optimizer, and the learning rates of its groups, as they would be after a switch now."""
+        second = self._build("second")
+        rates: list[Any] = [group.get("lr") for group in second.param_groups]
+        for number, (old, reference) in enumerate(zip(self.param_groups, self._first_lrs, strict=True)):
+            if self._steps and "initial_lr" in old and reference and rates[number] is not None:
+                rates[number] = float(rates[number]) * (float(old["lr"]) / reference)
+        return second, rates
 
     def _switch_if_due(self) -> None:
         if self.switched_at is None and self.switch_step is not None and self._steps >= self.switch_step:
@@ -212,7 +240,7 @@ class SwitchOptimizer(Optimizer):
             fresh = dict(new)
             if self._steps and "initial_lr" in old and reference and "lr" in new:
                 base = new["lr"] if rate is None else new["lr"] / (float(old["lr"]) / reference)
-                if _number(base) != reference:
+                if self._handover or _number(base) != reference:
                     self._scales[number] = (reference, base)
                 fresh |= {"initial_lr": old["initial_lr"], "lr": old["lr"]}
                 if "max_momentum" in old or "max_lr" in old:
@@ -261,6 +289,7 @@ class SwitchOptimizer(Optimizer):
         state["switch"] = {
             "steps": self._steps, "switched_at": self.switched_at, "average": self._average,
             "first_lrs": list(self._first_lrs), "scales": list(self._scales), "rest": rest,
+            "handover": self._handover.state_dict() if self._handover else None,
         }  # fmt: skip
         for after in self._optimizer_state_dict_post_hooks.values():
             changed = after(self, state)
@@ -284,6 +313,8 @@ class SwitchOptimizer(Optimizer):
         self._steps, self.switched_at, self._average = progress["steps"], progress["switched_at"], progress["average"]
         self._first_lrs = list(progress["first_lrs"])
         self._scales = [None if scale is None else (scale[0], scale[1]) for scale in progress["scales"]]
+        if self._handover and (known := progress.get("handover")):
+            self._handover.load_state_dict(known)
         self._link()
         self._switch_if_due()  # the state may come from one that was to switch later
         for after in self._optimizer_load_state_dict_post_hooks.values():
@@ -293,7 +324,7 @@ class SwitchOptimizer(Optimizer):
         for table in self.attached:
             table.catch_up()
         ours = ("first", "second", "switch_step", "criterion", "tolerance", "switched_at", "active", "_steps", "_left",
-                "_average", "_given", "_first_lrs", "_scales", "moves_linearly")  # fmt: skip
+                "_average", "_given", "_first_lrs", "_scales", "moves_linearly", "_handover")  # fmt: skip
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in ours}, "attached": []}
 
 
@@ -325,9 +356,3 @@ def _named(group: dict[str, Any]) -> list[Any]:
 
 def _number(lr: Any) -> float | None:
     return None if lr is None else float(lr)
-
-
-def _flat(tensor: Tensor) -> Tensor:
-    """All its real numbers, in float64."""
-    tensor = tensor.detach()
-    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).double().flatten()

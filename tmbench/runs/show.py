@@ -49,6 +49,7 @@ def one(result: Result, folder: Path, how: str, console: Console) -> None:
           if key in result.baseline else []),
         ("status", _status(result, how)),
         ("switch", _switch(result)),
+        *([("curvature", text)] if (text := _curvature(result)) else []),
         ("seconds", f"{result.seconds:.1f} of training ({cost})"),
         ("files", str(folder)),
         *(("note", note) for note in _notes(result, how)),
@@ -95,6 +96,19 @@ def _switch(result: Result) -> str:
     if switch["requested"] is None:
         return "none (this optimizer has no switch)"
     return f"never (switch_epoch={switch['requested']}, {result.epochs['asked']} epochs)"
+
+
+def _curvature(result: Result) -> str:
+    """How near the run's last step was to its stability limit; empty if that was not measured."""
+    if result.curvature is None:
+        return ""
+    last, how = result.metrics["last"], result.curvature
+    found = [(key.removeprefix("curvature/top").replace("_", " of "), value) for key, value in last.items()
+             if key.startswith("curvature/top")]  # fmt: skip
+    tops = ", ".join(f"{value:.4g}{of}" for of, value in found)
+    uses = ", ".join(f"{v:.2g}" for k, v in last.items() if k.startswith("curvature/used") and "after" not in k)
+    used = f"rate x curvature at {uses} of the stability limit; " if uses else ""
+    return f"{used}largest eigenvalue {tops} ({how.get('examples')} examples, {how.get('how')})"
 
 
 def _notes(result: Result, how: str) -> list[str]:

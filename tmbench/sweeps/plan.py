@@ -31,6 +31,9 @@ from .job import JobOrder
 PER_EPOCH = ("task", "data", "batch_size", "trainer", "replicas")
 
 
+_OF_RUN = re.compile(r"\$\{([\w.]+)\}")  # in a word of a study's arm: a setting of the run
+
+
 @dataclass
 class Job:
     """One job of a sweep: the words that ask for a run, and what is known of that run."""
@@ -175,7 +178,7 @@ class RunFinder:
 
 def states_to_share(jobs: list[Job]) -> list[tuple[Trunk, int, int]]:
     """The states that the jobs need of their trunks: (trunk, epoch, number of differences of the weights)."""
-    trunks = [job.trunk for job in jobs if job.is_due and job.trunk]
+    trunks = [job.trunk for job in jobs if job.is_due and job.trunk and not job.trunk.is_open]
     ends = Counter((trunk.folder, trunk.end) for trunk in trunks)
     # The last state of a run without a switch is of use only to another such run.
     return [(t, t.end, t.differences) for t in trunks if t.switches or ends[t.folder, t.end] > 1]
@@ -228,7 +231,7 @@ def forecast_epochs(jobs: list[Job]) -> None:
         if not job.is_due:
             continue
         start = job.epochs_done
-        if trunk := job.trunk:
+        if (trunk := job.trunk) and not trunk.is_open:
             states = published.setdefault(trunk.folder, trunk.states())
             usable = (e for e, n in states.items() if e < trunk.end or (e == trunk.end and n >= trunk.differences))
             job.epochs_from_trunk = max((e for e in usable if e > job.epochs_done), default=0)
@@ -245,7 +248,9 @@ def words_of_arms(job: Job) -> dict[str, list[str]]:
         return {}
     arms, settings = dict[str, list[str]](), flat(job.cfg)
     for name, words in job.raw["study"].get("arms", {}).items():
-        filled = (re.sub(r"\$\{([\w.]+)\}", lambda found: str(settings[found[1]]).lower(), word) for word in words)
+        if not {key for word in words for key in _OF_RUN.findall(word)} <= settings.keys():
+            continue  # this optimizer has no such setting
+        filled = (_OF_RUN.sub(lambda found: str(settings[found[1]]).lower(), word) for word in words)
         changes = dict(word.split("=", 1) for word in filled)
         replaced = {*changes, "optimizer"} if "optimizer" in changes else changes.keys()
         if "optimizer" in changes or changes.keys() <= settings.keys():

@@ -102,9 +102,11 @@ def trainer_of(
         )  # fmt: skip
 
 
-def optimizer_of(cfg: DictConfig, switch_step: int | None) -> "partial[Any]":
-    """What makes the run's optimizer of parameters."""
-    more = {"switch_step": switch_step} if reads_switch(cfg) else {}
+def optimizer_of(cfg: DictConfig, switch_step: int | None, steps: int = 1) -> "partial[Any]":
+    """What makes the run's optimizer of parameters; `steps`: of an epoch."""
+    more: dict[str, Any] = {"switch_step": switch_step} if reads_switch(cfg) else {}
+    if "handover" in cfg.optimizer:
+        more["handover"] = steps if cfg.optimizer.handover else None
     return _made(cfg, "optimizer", **more)
 
 

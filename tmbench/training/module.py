@@ -83,6 +83,7 @@ class Training(LightningModule):
         self.replicas = [Replica(each) for each in (self.stack.replicas if self.stack else [task])]
         self.history = StepHistory()
         self.average: WeightAverage | None = None
+        self.watch: Any = None  # a CurvatureWatch, if the run has one
         self._saved_average: list[Tensor] = []  # of the checkpoint that the run goes on from
         self.evaluates = True  # whether this epoch is evaluated, at its end
         self.losses: list[Tensor] = []  # of the epoch's steps so far: (), (player,), (slot,) or (player, slot)
@@ -175,9 +176,12 @@ class Training(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["average"] = self.average.tensors if self.average else []
+        checkpoint["curvature"] = self.watch.state() if self.watch else {}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._saved_average = checkpoint["average"]
+        if self.watch:
+            self.watch.load(checkpoint.get("curvature", {}))  # an older one has none
         if "recorded" in checkpoint and self.trainer.is_global_zero:  # fresh from a trunk; rank 0 publishes
             self.history.recorded, self.history.first = checkpoint["recorded"], checkpoint["recorded_from"]
 

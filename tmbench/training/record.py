@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .. import checkpoint
 from ..errors import DataError
-from ..figures import curves, save
+from ..figures import curvature, curves, save
 from ..files import land, link, write
 from ..progress import Lines, displayed
 from ..result import newest, save_examples, shown
@@ -122,8 +122,10 @@ class Record:
 
     def draw(self, task: Task, headline: str, writes: bool) -> None:
         """Draws the figures, on all ranks alike (a metric may ask the others), and keeps rank 0's."""
-        drawn = ("curves", curves(self.rows, headline, self.switch_epoch))
-        for name, figure in (drawn, *task.pictures()):
+        drawn = [("curves", curves(self.rows, headline, self.switch_epoch))]
+        if any(key.startswith("curvature/used") for row in self.rows for key in row):
+            drawn.append(("curvature", curvature(self.rows, self.switch_epoch)))
+        for name, figure in (*drawn, *task.pictures()):
             if writes:
                 path = self.folder / "figures" / f"{name}.png"
                 path.parent.mkdir(exist_ok=True)
@@ -139,6 +141,7 @@ class Recorder(Callback):
 
     def __init__(self, records: list[Record]) -> None:
         self.records = records
+        self.watch: Any = None  # a CurvatureWatch, if the run has one
         self.seconds_here = 0.0  # of training and evaluation by this process
         self.finished = False
 
@@ -157,8 +160,12 @@ class Recorder(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         for record, replica in zip(self.records, pl_module.replicas, strict=True):
             record.begin(replica.task, trainer.is_global_zero)
+            if self.watch and self.watch.waits:
+                record.switch_epoch = self.watch.switched_after(record.rows)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+        if self.watch:
+            self.watch.start_epoch(trainer.current_epoch, self.records[0].rows)
         self._started = time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -183,12 +190,15 @@ class Recorder(Callback):
         for k, replica in pl_module.live if trainer.is_global_zero else ():
             self.records[k].settle(replica.task)
 
-    @staticmethod
-    def _add_row(record: Record, trainer: Trainer, pl_module: Any, k: int, metrics: dict[str, float]) -> None:
+    def _add_row(self, record: Record, trainer: Trainer, pl_module: Any, k: int, metrics: dict[str, float]) -> None:
         epoch, headline = trainer.current_epoch + 1, pl_module.headline
         row: dict[str, float] = {"epoch": epoch, "step": epoch * len(pl_module.losses), **pl_module.last_lrs()}
         first = {headline: metrics[headline]} if metrics else {}  # for those who do not know which it is
         row |= {"seconds": record.seconds, **_losses(pl_module, k), **first, **metrics}
+        if self.watch:
+            self.watch.end_epoch(row, record.rows)
+            if self.watch.waits:
+                record.switch_epoch = self.watch.switched_after([*record.rows, row])
         record.add(row, headline, pl_module.task.higher_is_better)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
@@ -235,8 +245,8 @@ class Bar(Callback):
     Without a terminal it is a line at the end of the first and the last epoch, and one every 30 seconds.
     """
 
-    def __init__(self, records: list[Record], switch_epoch: int | None, console: Console) -> None:
-        self.record, self.switch_epoch, self.console = records[0], switch_epoch, console
+    def __init__(self, records: list[Record], console: Console) -> None:
+        self.record, self.console = records[0], console
         self.of = "" if len(records) == 1 else f"{len(records)} seeds  "
         news = TextColumn("{task.fields[news]}")
         left = TimeRemainingColumn(elapsed_when_finished=True)
@@ -254,7 +264,8 @@ class Bar(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         epoch = trainer.current_epoch
-        method = "" if self.switch_epoch is None or epoch < self.switch_epoch else "  switched"
+        switch = self.record.switch_epoch
+        method = "" if switch is None or epoch < switch else "  switched"
         self.update(description=f"{self.of}epoch {epoch + 1}/{trainer.max_epochs}{method}")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
@@ -265,7 +276,9 @@ class Bar(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         row, key = newest(self.record.rows), pl_module.headline  # of several, the first's
         score = f"  {key} {shown(row[key], key)}" if key in row else ""
-        news = f"loss {shown(row.get('train/loss'), 'train/loss')}{score}"
+        uses = [value for name, value in row.items() if name.startswith("curvature/used") and "after" not in name]
+        edge = f"  {max(uses):.2g} of the stability limit" if uses else ""
+        news = f"loss {shown(row.get('train/loss'), 'train/loss')}{score}{edge}"
         self.update(news=news)
         if not self.console.is_terminal:
             ends = len(self.record.rows) in (1, trainer.max_epochs)

@@ -47,8 +47,9 @@ class PublishStates(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         epoch, live = trainer.current_epoch + 1, {k for k, _ in pl_module.live}
+        has_switched = any(getattr(optimizer, "has_switched", False) for optimizer in trainer.optimizers)
         for each in self.shared:
-            if epoch > each.trunk.end or each.replica not in live:
+            if epoch > each.trunk.end or each.replica not in live or (each.trunk.is_open and has_switched):
                 continue
             differences = each.trunk.unmet_request(epoch)
             first = max(0, epoch * pl_module.steps - (differences or 0))
@@ -95,7 +96,11 @@ def start_from(state: Path, folder: Path, training: Training, task: Task) -> Non
         if hasattr(optimizer, "start_after"):
             optimizer.start_after(epoch * training.steps, content["optimizer_states"][i], of_optimizer)
             content["optimizer_states"][i] = optimizer.state_dict()
-    content["callbacks"]["Record"]["from_trunk"] = epoch
+    record = content["callbacks"]["Record"]
+    record["from_trunk"] = epoch
+    if not training.watch:  # what another run has measured beside its training
+        record["rows"] = [{k: v for k, v in row.items() if not k.startswith("curvature/")} for row in record["rows"]]
+        record["best"] = {k: v for k, v in record["best"].items() if not k.startswith("curvature/")}
     checkpoints = folder / "checkpoints"
     if (state / "best.ckpt").exists():
         os.replace(state / "best.ckpt", checkpoints / ARRIVING)  # the best as soon as the state is the last

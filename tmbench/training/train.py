@@ -23,6 +23,7 @@ from .. import signals
 from ..config.identity import reads_switch
 from ..config.machine import cpu_model, git_commit
 from ..config.sparse import why_dense
+from ..config.table import NEVER, STABLE
 from ..errors import CannotStackError, ConfigError, DataError
 from ..files import digest_of, flush
 from ..optim.elementwise import stacked_difference
@@ -32,6 +33,8 @@ from ..trunks import Reservation, state_to_start_from
 from .build import loaders_of, loggers_of, optimizer_of, schedule_of, task_of, trainer_of
 from .capacity import check_memory
 from .checkpoints import Checkpoints
+from .curvature import CurvatureWatch
+from .loader import TrainLoader
 from .module import Diverged, Stopped, Training
 from .precision import PrecisionCheck
 from .record import Bar, Record, Recorder
@@ -101,7 +104,7 @@ class _Attempt:
 
     def __init__(self, plans: list[Plan], reservations: Sequence[Reservation | None], until: int | None) -> None:
         self.plans, self.plan, self.task = plans, plans[0], task_of(plans)
-        cfg, switch = self.plan.cfg, self.plan.switch_epoch
+        cfg = self.plan.cfg
         self.records = [Record(plan.folder, plan.switch_epoch) for plan in plans]
         self.recorder, self.stop, self.precision = Recorder(self.records), StopOnSignal(until), PrecisionCheck()
         callbacks, checkpoints = [self.recorder, self.stop, self.precision], Checkpoints(self.records)
@@ -111,13 +114,13 @@ class _Attempt:
         if self.trainer.is_global_zero:
             more: Any = self.trainer.callbacks  # type: ignore[attr-defined]
             more += [self.publisher] if self.publisher.shared else []
-            more += [Bar(self.records, switch, Console(stderr=True))]
+            more += [Bar(self.records, Console(stderr=True))]
         place = self.trainer.strategy.root_device, self.trainer.global_rank, self.trainer.world_size
         self.train_loader, self.test_loader = loaders_of(plans, self.task, *place, lambda: self.trainer.current_epoch)
         steps = self.train_loader.steps
-        has_switch = reads_switch(cfg) and cfg.switch_epoch != "never"
+        has_switch = reads_switch(cfg) and cfg.switch_epoch not in (NEVER, STABLE)
         self.switch_step = int(cfg.switch_epoch * steps) if has_switch else None  # before it, the method changes
-        new_optimizer, factor = optimizer_of(cfg, self.switch_step), schedule_of(cfg, steps)
+        new_optimizer, factor = optimizer_of(cfg, self.switch_step, steps), schedule_of(cfg, steps)
         if isinstance(self.task, Stack):
             if (apart := stacked_difference(new_optimizer)) > 1e-9:
                 why = f"two networks that it steps as one stack of tensors end {apart:.2g} apart from each by itself"
@@ -126,6 +129,8 @@ class _Attempt:
             self.task.try_once(batch)
             check_memory(self.task, batch, self.trainer.strategy.root_device)
         self.training = Training(self.task, cfg, new_optimizer, steps, factor, lambda: self.stop.requested)
+        if "every" in cfg.curvature and isinstance(self.train_loader, TrainLoader):  # with it, no run is stacked
+            self.recorder.watch = self.training.watch = CurvatureWatch(self.training, cfg, self.train_loader)
         checkpoints.training = self.training
         if self.trainer.is_global_zero:
             for record, plan in zip(self.records, plans, strict=True):
@@ -182,10 +187,19 @@ class _Attempt:
         plan, record, replica = self.plans[k], self.records[k], self.training.replicas[k]
         task, diverged = replica.task, replica.diverged
         switched_at = self.switch_step
-        if plan.switch_epoch is None:  # perhaps the optimizer itself has decided
+        watch = self.training.watch
+        if plan.switch_epoch is None:  # perhaps the optimizer itself has decided, or the curvature
             switched_at = getattr(next(iter(self.trainer.optimizers), None), "switched_at", None)
+        if watch and (epoch := watch.switched_after(record.rows)) is not None:
+            switched_at = epoch * self.train_loader.steps
         reason = why_dense(plan.cfg)
         notes = [f"task.sparse: every step updates the whole embedding table: {reason}"] if reason else []
+        notes += watch.notes(record.rows) if watch else []
+        for told in filter(None, (getattr(optimizer, "handed_over", None) for optimizer in self.trainer.optimizers)):
+            notes.append(
+                f"handover: the first method's mean step was {told['mean_step']:.3g} long, the second's first step "
+                f"{told['step']:.3g} at its own rate, which was multiplied by {told['factor']:.3g}"
+            )
         device, curves = self.trainer.strategy.root_device, plan.folder / "curves.csv"
         if has_curves := self.trainer.is_global_zero and curves.is_file():
             flush(curves)
@@ -194,6 +208,7 @@ class _Attempt:
             examples_an_epoch=self.train_loader.count, from_trunk=record.from_trunk, switched_at=switched_at,
             divergence=str(diverged) if diverged else None,
             notes=notes + self.precision.notes + self.publisher.notes.get(k, []),
+            curvature=watch.about if watch else None,
             status="diverged" if diverged else self.status, profile=plan.profile, data_digest=plan.data_digest,
             command=plan.command, replicas=plan.cfg.replicas,
             split=task.split, metric=task.headline, higher_is_better=task.higher_is_better, baseline=self.baseline,
