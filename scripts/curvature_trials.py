@@ -1,13 +1,13 @@
 """Does the measured curvature know which switches go wrong, and when to switch?
 
     python scripts/curvature_trials.py switches runs_dir=DIR                # tiny data, some 10 minutes on 2 cores
-    python scripts/curvature_trials.py stable runs_dir=DIR data_dir=DATA    # R8 and CIFAR-10 under DATA, some 40 minutes
+    python scripts/curvature_trials.py stable runs_dir=DIR data_dir=DATA    # R8 and CIFAR-10, some 40 minutes
 
-`switches`: a grid of switches to TM-SGD and TM-SGD-M, fixed before anything was measured (the constants below). A switch
-is warned of where the rate times the curvature just before it is beyond the limit after it; it goes wrong where the run
-diverges, or its training loss is more than 1.5 times that of the epoch before, within two epochs. `stable`: where
-switch_epoch=stable switched, and how it ended beside fixed switches and none. Both write a table and every number to
-`out`, docs/curvature.
+`switches`: a grid of switches to TM-SGD and TM-SGD-M, fixed before anything was measured (the constants below). A
+switch is warned of where the rate times the curvature just before it is beyond the limit after it. It goes wrong where
+the run diverges, or its training loss is more than 1.5 times that of the epoch before, within two epochs. `stable`:
+where switch_epoch=stable switched, and how it ended beside fixed switches and none. Both write a table and every number
+to `out`, docs/curvature.
 """
 
 import csv
@@ -23,7 +23,7 @@ from tmbench.config.machine import cpu_model
 from tmbench.config.table import values_of
 from tmbench.config.values import Setting
 from tmbench.files import write
-from tmbench.result import Result, shown
+from tmbench.result import Result, shown, versions
 from tmbench.verbs import DATA_DIR, RUNS_DIR, Values, Verb
 
 TASKS, OPTIMIZERS, EPOCHS, SWITCHES = ("tc", "ic", "fkpd"), ("tmsgd", "tmsgdm"), 8, (2, 6)
@@ -85,7 +85,8 @@ def stable(settings: Values) -> list[dict[str, Any]]:
                 {
                     "task": task, "switch": way, "metric": results[0].headline, "n": len(scores),
                     "diverged": sum(r.status == "diverged" for r in results),
-                    "mean": mean(scores), "sd": stdev(scores), "switched after": [r.switch["effective"] for r in results],
+                    "mean": mean(scores), "sd": stdev(scores),
+                    "switched after": [r.switch["effective"] for r in results],
                 }
             )  # fmt: skip
     return found
@@ -93,9 +94,10 @@ def stable(settings: Values) -> list[dict[str, Any]]:
 
 def summary(grid: list[dict[str, Any]]) -> str:
     wrong, fine = ([row for row in grid if row["wrong"] is is_wrong] for is_wrong in (True, False))
+    warned, warned_wrong, warned_fine = (sum(row["warned"] for row in rows) for rows in (grid, wrong, fine))
     return (
-        f"{len(grid)} switches: {sum(row['warned'] for row in grid)} beyond the limit. Of {len(wrong)} that went wrong, "
-        f"{sum(row['warned'] for row in wrong)} were warned of; of {len(fine)} that did not, {sum(row['warned'] for row in fine)}."
+        f"{len(grid)} switches, {warned} of them beyond the limit. Of {len(wrong)} that went wrong, {warned_wrong} "
+        f"were warned of; of {len(fine)} that did not, {warned_fine}."
     )
 
 
@@ -129,7 +131,7 @@ def trials(settings: Values, words: list[str]) -> int:
         rows = {"switches": switches, "stable": stable}[part](settings)
         text = f"{summary(rows)}\n\n{table(rows)}" if part == "switches" else ways_table(rows)
         write(out / f"{part}.md", text)
-        about = {"hardware": cpu_model(), "commit": Result and tmbench.__version__, "rows": rows}
+        about = {"hardware": cpu_model(), "versions": versions(), "rows": rows}
         write(out / f"{part}.json", json.dumps(about, indent=1, default=str).replace("Infinity", "null") + "\n")
         print(text)
     return 0

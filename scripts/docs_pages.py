@@ -32,6 +32,7 @@ TOP = {
     "schedule": "What becomes of the learning rate.", "trainer": "Where it runs.",
     "logger": "What records a run beside its folder.", "launcher": "How the runs of a sweep are started.",
     "study": "What a sweep adds to each run with a switch.",
+    "curvature": "Whether a run measures how near its steps are to the stability limit.",
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +214,7 @@ class TestHandover:
     def test_first_step_is_as_long_as_the_mean_of_the_first(self, second: Any, schedule: Any) -> None:
         new = partial(SwitchOptimizer, first=partial(Adam, lr=0.01), second=second, switch_step=8, handover=4)
         path, optimizer = minimum(new, 9, schedule)
-        lengths = [float((b - a).norm()) for a, b in zip(path, path[1:], strict=False)]
+        lengths = [float((b - a).norm()) for a, b in pairwise(path)]
         assert lengths[8] == pytest.approx(math.fsum(lengths[4:8]) / 4, rel=1e-9)
         told = optimizer.handed_over
         assert told["mean_step"] == pytest.approx(lengths[8], rel=1e-9)
@@ -265,11 +266,8 @@ def test_switch_at_moves_a_switch_that_has_not_come() -> None:
     p = nn.Parameter(fixed[0].clone())
     optimizer = new([p], switch_step=None)
     for step in range(10):
-        if (
-            step % 2 == 0 and step <= 4
-        ):  # as at the start of an epoch of two steps, after whose second one it may switch
-            if step < 4:
-                optimizer.switch_at(step + 2)
+        if step in (0, 2):  # at the start of epochs of two steps, after each of which it may switch
+            optimizer.switch_at(step + 2)
         p.grad = p.detach() * torch.tensor([1.0, 3.0, 0.1], dtype=torch.float64)
         optimizer.step()
         if step == 1:
