@@ -128,7 +128,7 @@ def test_switch_is_effective_only_inside_a_run_that_reads_it(composed: Compose) 
 
 def test_switch_epoch_is_a_number_or_never(composed: Compose) -> None:
     for switch in ("-1", "1.5", "always", "true"):
-        with pytest.raises(ConfigError, match="switch_epoch: expected a whole number >= 0, or never, got"):
+        with pytest.raises(ConfigError, match="switch_epoch: expected a whole number >= 0, or never, or stable, got"):
             settle(composed("task=tc", f"switch_epoch={switch}"))
 
 

@@ -28,7 +28,7 @@ from omegaconf.errors import (
 from yaml import YAMLError
 
 from . import signals
-from .config.table import choices, columns, help_width, known_words
+from .config.table import choices, columns, help_width, keys, known_words
 from .config.values import Setting, yaml_problem
 from .errors import ConfigError, DataError, RunError, UsageError, did_you_mean
 
@@ -220,7 +220,9 @@ def explain(error: BaseException) -> str:
         message = f"_target_: expected a class or a function that can be imported, got {found[1]}"
     elif isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and OmegaConf.is_dict(cause.parent_node):
         names = sorted(str(name) for name in cause.parent_node if not str(name).startswith(("_", "hydra")))
-        hint = did_you_mean(str(cause.full_key).split(".")[-1], names)
+        group, _, name = str(cause.full_key).partition(".")
+        elsewhere = [f"{group}={file}" for file in choices(group) if name in keys(group, file)]
+        hint = did_you_mean(name or group, names) or f"; it is one of {' or '.join(elsewhere[:3])}" * bool(elsewhere)
         message = f"{cause.full_key}: there is no such setting{hint}\n  possible here: {' '.join(names)}"
     elif isinstance(cause, (GrammarParseError, InterpolationResolutionError)):
         where = message.removeprefix("Error merging override ") if error is not cause else str(cause.full_key)
