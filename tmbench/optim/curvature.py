@@ -16,6 +16,8 @@ BASIS_NUMBERS = 2**28  # at most so many numbers in the basis: 1 GiB of float32
 BASIS_VECTORS = (4, 32)  # at least, at most
 FRESH = 0.5  # the random share of a start: a new top direction may be orthogonal to the last one
 FEWEST = 4  # products before a start is trusted, for the same reason
+SYMMETRIC = 1e-3  # a product is so exact by double backward, of the largest eigenvalue
+STEP = 0.05  # of central differences, in roots of the rounding error times the norm of the weights
 SHRINK, SHRINKS = 4, 3  # a step of central differences that proves too long becomes shorter, so often at most
 Closure = Callable[[], Tensor]
 
@@ -24,9 +26,11 @@ Closure = Callable[[], Tensor]
 class Curvature:
     """A measurement of `top_curvature`.
 
-    `top`: the largest eigenvalue of the Hessian plus the weight decay. `error`: the residual |H v - top v|; an
-    eigenvalue lies within it. `vector`: the unit eigenvector v, a tensor a parameter. `products`: Hessian-vector
-    products used. `how`: "double backward" or "central differences". `gradient_norm`: of the loss without decay.
+    `top`: the largest eigenvalue of the Hessian plus the weight decay. `error`: the residual |H v - top v|, within
+    which an eigenvalue lies; or, if more, by how much the products are not
+    symmetric, and what doubling the step of central differences changes. `vector`: the unit eigenvector
+    v, a tensor for each parameter. `products`: Hessian-vector products used. `how`: "double backward" or "central
+    differences". `gradient_norm`: of the loss without decay.
     """
 
     top: float
@@ -58,7 +62,8 @@ def top_curvature(
             with the residual's square.
         start: the `vector` of an earlier measurement; it saves most of the products.
         how: "double backward", "central differences" (of gradients, for operations that can be differentiated only
-            once), or None for the first of these that works.
+            once), or None for the first of these that works. Differences are as exact in smooth networks (LSTM); the
+            kinks of ReLU disturb them in float32, and `error` tells how far.
 
     Raises:
         ValueError: arguments that do not fit; a loss that is no scalar, is not finite or does not depend on the
@@ -77,33 +82,49 @@ def top_curvature(
             y = products(y) + decay * y
             return y if scale is None else scale * y
 
-        top, error, vector = _measure(products, apply, begin, iterations, tolerance)
+        top, error, vector = _measure(products, apply, begin, iterations, tolerance, how is None)
         how = products.how or DOUBLE
     return Curvature(top, error, _split(vector, params), products.count, how, products.gradient.norm().item())
 
 
 def _measure(
-    products: "_Products", apply: Callable[[Tensor], Tensor], begin: Tensor, iterations: int, tolerance: float
-) -> tuple[float, float, Tensor]:
-    """What `lanczos` finds; by central differences with a step that twice the step agrees with, and extrapolated."""
-    for shrinks_left in reversed(range(SHRINKS + 1)):
-        top, error, vector = lanczos(apply, begin, max(1, iterations - products.count - 1), tolerance)
+    products: "_Products", apply: Callable[[Tensor], Tensor], begin: Tensor, iterations: int, tolerance: float,
+    choose: bool,
+) -> tuple[float, float, Tensor]:  # fmt: skip
+    """What `lanczos` finds; by central differences with a step that twice the step agrees with, and extrapolated.
+
+    An operation that cuts the second derivative's graph, silently, leaves a matrix that is not symmetric; `choose`:
+    central differences are taken then.
+
+    The third derivative changes the eigenvalue by the square of the step, so twice the step is off by three times more
+    than the step. Where a shorter step does not help, kinks (ReLU) or rounding make the two differ.
+    """
+    best, least = (math.nan, math.inf, begin), math.inf
+    for _ in range(SHRINKS + 1):
+        top, error, skew, vector = lanczos(apply, begin, max(1, iterations - products.count - 1), tolerance)
         if products.how == DOUBLE:
-            break
+            if not choose or skew <= SYMMETRIC:
+                return top, max(error, skew * abs(top)), vector
+            products.how = CENTRAL
+            top, error, skew, vector = lanczos(apply, begin, max(1, iterations - products.count - 1), tolerance)
         products.step *= 2
-        change = torch.dot(vector, apply(vector)).item() - top  # three times the step's error, which goes as its square
-        products.step /= 2
-        if abs(change) <= 3 * tolerance * abs(top) or not shrinks_left or products.count >= iterations - 1:
-            return top - change / 3, error, vector
-        products.step /= SHRINK
+        change = torch.dot(vector, apply(vector)).item() - top
+        products.step /= 2 * SHRINK
+        helped, least = abs(change) < least / 2, min(least, abs(change))
+        if abs(change) == least:
+            best = top - change / 3, max(error, abs(change), skew * abs(top)), vector
+        if abs(change) <= tolerance * abs(top) or not helped or products.count >= iterations - 1:
+            break
         begin = vector
-    return top, error, vector
+    return best
 
 
 def lanczos(
     apply: Callable[[Tensor], Tensor], start: Tensor, iterations: int, tolerance: float
-) -> tuple[float, float, Tensor]:
-    """The largest eigenvalue of a symmetric operator, its residual norm and its unit vector (n,).
+) -> tuple[float, float, float, Tensor]:
+    """The largest eigenvalue of an operator, its residual's norm, the operator's asymmetry, and the unit vector (n,).
+
+    The asymmetry is a share of the eigenvalue of the largest modulus; rounding and other noise, too, are asymmetric.
 
     Lanczos with full reorthogonalization, twice. When the basis is full it is restarted from the upper half of its
     Ritz vectors (thick restart: Wu and Simon 2000, doi 10.1137/S0895479898334605).
@@ -113,10 +134,11 @@ def lanczos(
     basis_mn = start.new_empty(m, n)
     projected = torch.zeros(m, m, dtype=torch.float64)
     basis_mn[0] = start / start.norm()
-    last = 0
+    last, skew, coupled = 0, 0.0, torch.zeros(0, dtype=torch.float64)
     for used in range(1, iterations + 1):
         w, column = _orthogonal(apply(basis_mn[last]), basis_mn[: last + 1])
-        projected[last, : last + 1] = projected[: last + 1, last] = column.double().cpu()
+        projected[last, : last + 1] = projected[: last + 1, last] = column = column.double().cpu()
+        skew = max(skew, (column[:last] - coupled).norm().item())
         values, vectors = torch.linalg.eigh(projected[: last + 1, : last + 1])
         beta, top = w.norm().item(), values[-1].item()
         error = beta * vectors[-1, -1].abs().item()
@@ -124,14 +146,17 @@ def lanczos(
         if beta <= floor or used == iterations or (used >= FEWEST and error <= tolerance * abs(top)):
             break
         last += 1
+        coupled = torch.zeros(last, dtype=torch.float64)
+        coupled[-1] = beta
         if last == m:
             last = max(1, m // 2)
             basis_mn[:last] = vectors[:, -last:].T.to(basis_mn) @ basis_mn
             projected = torch.zeros_like(projected)
             projected[:last, :last] = values[-last:].diag()
+            coupled = beta * vectors[-1, -last:]
         basis_mn[last] = w / beta
     vector = vectors[:, -1].to(basis_mn) @ basis_mn[: last + 1]
-    return top, error, vector / vector.norm()
+    return top, error, skew / (values.abs().max().item() or 1.0), vector / vector.norm()
 
 
 def _orthogonal(w: Tensor, basis_kn: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,12 +175,11 @@ class _Products:
         self.kept: Sequence[Tensor | None] | None = None  # the gradient with its graph, where there is one part alone
         self.gradient = self._sum(lambda loss: self._dense(self._slopes(loss)))
         if not self.gradient.isfinite().all():
-            raise ValueError(
-                "top_curvature: the loss is finite, and its gradient is not; are weights or data too large?"
-            )
-        # Rounding of the weights is then this root's share of the step, and the step's own error far below it.
-        size = _flat([p.detach() for p in params]).norm().item()
-        self.step = torch.finfo(self.gradient.dtype).eps ** 0.5 * (size or 1.0)
+            raise ValueError("top_curvature: the gradient is not finite, though the loss is; expected finite numbers")
+        # Rounding changes the quotient by 1 / step, the third derivative by the square of the step. The root of eps,
+        # which would balance the two for weights of size 1, is too long beside the norm of a whole embedding.
+        size = _flat([p.detach() for p in params]).norm().item() or 1.0
+        self.step = STEP * torch.finfo(self.gradient.dtype).eps ** 0.5 * size
 
     def __call__(self, v: Tensor) -> Tensor:
         self.count += 1
@@ -198,10 +222,15 @@ class _Products:
 
     def _double(self, v: Tensor) -> Tensor:
         def part(loss: Closure) -> Tensor:
-            pairs = zip(self._slopes(loss), _split(v, self.params), strict=True)
-            slopes, parts = zip(*((s, x) for s, x in pairs if s is not None and s.requires_grad), strict=True)
-            keep = self.kept is not None
-            return self._dense(torch.autograd.grad(slopes, self.params, parts, retain_graph=keep, allow_unused=True))
+            both = zip(self._slopes(loss), _split(v, self.params), strict=True)
+            pairs = [(s, x) for s, x in both if s is not None and s.requires_grad]
+            slopes, along = [s for s, _ in pairs], [x for _, x in pairs]
+            second = torch.autograd.grad(
+                slopes, self.params, along, retain_graph=self.kept is not None, allow_unused=True
+            )
+            if all(x is None for x in second) and (pairs or self.how is None):  # torch says nothing of such cuts
+                raise RuntimeError("top_curvature: an operation is differentiable once only; use central differences")
+            return self._dense(second)
 
         return self._sum(part)
 
