@@ -25,7 +25,12 @@ def do(words: tuple[str, ...], output: str, cwd: Path, environment: dict[str, st
     sys.argv = ["tmbench", *words]
     from tmbench.__main__ import main
 
-    main()
+    try:
+        main()
+    except SystemExit as leaving:  # at once, as a process of its own would: a signal may be about to come
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(leaving.code if isinstance(leaving.code, int) else 1)
 
 
 class Forked:

@@ -86,7 +86,7 @@ def count(model: nn.Module) -> int:
 
 # Runs
 
-SHORT = {"tc": ["epochs=4", "batch_size=8"], "seg": ["epochs=3", "task.short_side=32"],
+SHORT = {"tc": ["epochs=4", "batch_size=8"], "seg": ["epochs=3", "batch_size=8", "task.short_side=32"],
          "ic": ["epochs=3", "batch_size=100", "task.width=1"],
          "fkpd": ["epochs=3", "batch_size=50", "task.width=1"],
          "ig": ["epochs=3", "batch_size=64", "task.width=1", "task.samples=8"],

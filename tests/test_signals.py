@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import Forked
 from helpers import results, tmbench
 
 from tmbench.training import train
@@ -119,10 +120,19 @@ def asks_for_signals(pid: int) -> bool:
     return bool(caught >> (signal.SIGTERM - 1) & 1)
 
 
-def signalled(words: list[str], number: int | None, delay: float = 0.0) -> tuple[int, str, float]:
-    """Status, output and seconds of `python -m tmbench` that gets a signal so long after its first import."""
+def program(*words: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tmbench", *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+Start = Callable[..., "subprocess.Popen[str] | Forked"]
+
+
+def signalled(
+    words: list[str], number: int | None, delay: float = 0.0, start: Start = program
+) -> tuple[int | None, str, float]:
+    """Status, output and seconds of `tmbench WORDS` that gets a signal so long after its first import."""
+    process = start(*words)
     while not asks_for_signals(process.pid):
         time.sleep(0.001)
     begun = time.monotonic()
@@ -146,27 +156,28 @@ def test_a_signal_at_the_first_import_interrupts(number: int) -> None:
 @pytest.mark.slow
 @linux
 @pytest.mark.parametrize(
-    ("words", "runs", "count"),
+    ("words", "runs", "count", "start"),
     [
-        ([*TINY, "optimizer=tmsgd"], 1, 10),
-        (["-m", *TINY, "optimizer=sgd,tmsgd", "seed=0,1", "trunk=auto"], 4, 7),
-        (["-m", *TINY, "optimizer=sgd,adam", "launcher=local", "launcher.n_jobs=2"], 2, 2),
-        ([*TINY, "optimizer=sgd", "trainer=ddp_cpu", "devices=2"], 1, 2),
-        (["tune", *TINY, "optimizer=sgd", "trials=2", "seeds=1", "name=study"], 3, 2),
+        ([*TINY, "optimizer=tmsgd"], 1, 10, program),
+        (["-m", *TINY, "optimizer=sgd,tmsgd", "seed=0,1", "trunk=auto"], 4, 7, Forked),
+        (["-m", *TINY, "optimizer=sgd,adam", "launcher=local", "launcher.n_jobs=2"], 2, 2, program),
+        ([*TINY, "optimizer=sgd", "trainer=ddp_cpu", "devices=2"], 1, 2, program),
+        (["tune", *TINY, "optimizer=sgd", "trials=2", "seeds=1", "name=study"], 3, 2, Forked),
     ],
     ids=["run", "sweep", "local", "ranks", "tune"],
 )
 def test_signals_at_any_moment_end_as_interrupted_and_the_same_command_completes(
-    words: list[str], runs: int, count: int, tmp_path: Path
+    words: list[str], runs: int, count: int, start: Start, tmp_path: Path
 ) -> None:
-    status, output, seconds = signalled([*words, f"runs_dir={tmp_path / 'whole'}"], None)
+    """One run also while it imports; others, whose imports are the same, are forked where these are done."""
+    status, output, seconds = signalled([*words, f"runs_dir={tmp_path / 'whole'}"], None, start=start)
     assert status == 0, output
     draw = random.Random(count)
     folders = [tmp_path / str(i) for i in range(count)]
     commands = [[*words, f"runs_dir={folder}"] for folder in folders]
     moments = [(draw.choice(STOPS), draw.uniform(0, seconds)) for _ in commands]
     with ThreadPoolExecutor(2) as pool:
-        ends = list(pool.map(lambda command, moment: signalled(command, *moment), commands, moments))
+        ends = list(pool.map(lambda command, moment: signalled(command, *moment, start=start), commands, moments))
     for folder, command, moment, (status, output, _) in zip(folders, commands, moments, ends, strict=True):
         said = f"{moment}: {status} {statuses(folder)}\n{output}"
         assert "Traceback" not in output, said
