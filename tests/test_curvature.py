@@ -1,7 +1,6 @@
 """top_curvature: against dense Hessians, closed forms and other packages; and that it leaves everything as it was."""
 
 import math
-import warnings
 from collections.abc import Callable
 from functools import cache
 from types import ModuleType
@@ -14,7 +13,8 @@ from helpers import build, first_batch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tmbench.optim import Curvature, preconditioned_limit, top_curvature
+from tmbench.numerics import edge
+from tmbench.optim import TMSGD, Curvature, preconditioned_limit, stability, top_curvature
 from tmbench.optim.curvature import CENTRAL, DOUBLE, lanczos
 from tmbench.task import Task, mean
 
@@ -361,13 +361,36 @@ def test_the_limit_of_adam_is_not_defined_for_others_nor_before_a_step_nor_of_un
         assert preconditioned_limit(optimizer) is None
 
 
+# The edge of stability
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("settings", "limit"), [({"switch_step": None}, 2), ({"switch_step": 2}, 1)])
+def test_full_batch_training_at_a_constant_rate_climbs_to_the_edge(settings: dict[str, Any], limit: float) -> None:
+    """Progressive sharpening (Cohen et al. 2021, arXiv 2103.00065): to 2/lr with SGD, to 1/lr with TM-SGD."""
+    params = edge.initial(1, edge.HIDDEN)
+    losses, optimizer = edge.regression(params, edge.EXAMPLES), TMSGD(params, edge.LR, **settings)
+    assert stability(TMSGD, **settings).limit == pytest.approx(limit)
+    used, vector = [], None
+    for step in range(6000):
+        if step % 50 == 0:
+            found = top_curvature(lambda: losses().sum(), params, start=vector)
+            vector = found.vector
+            used.append(edge.LR * found.top / limit)
+        optimizer.zero_grad()
+        torch.autograd.backward(losses().sum())
+        optimizer.step()
+    powers, _ = edge.top_eigenvalues(losses(), params, vector, tolerance=1e-6)
+    assert top_curvature(lambda: losses().sum(), params).top == pytest.approx(powers.item(), rel=1e-3)
+    assert used[0] < 0.5
+    assert sum(used[-20:]) / 20 == pytest.approx(1, abs=0.05)
+
+
 # The networks of the tasks, beside other packages
 
 
 def other(name: str) -> ModuleType:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # their dependencies use what torch has deprecated
-        return pytest.importorskip(name, reason=f"no {name}: pip install 'tmbench[test]'")
+    return pytest.importorskip(name, reason=f"no {name}: pip install 'tmbench[test]'")
 
 
 def in_double(task: Task) -> None:
@@ -413,6 +436,7 @@ def by_curvlinops(task: Task, batch: Any) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of their dependencies, which use what torch has deprecated
 @pytest.mark.parametrize("when", ["start", "end"])
 @pytest.mark.parametrize("name", ["tc", "ic", "ctr", "fkpd"])
 @pytest.mark.parametrize("package", ["hessian_eigenthings", "curvlinops"])
