@@ -38,8 +38,11 @@ def curvature(rows: list[dict[str, float]], switch_epoch: int | None) -> Figure:
             [row["epoch"] for row in known], [row[key] for row in known], line, marker="o", markersize=3, label=name
         )
     ax.axhline(1, color="tab:red", linewidth=1)
-    ax.set(title="rate x curvature, as a share of the stability limit", xlabel="epochs trained", yscale="log")
+    ax.set_title("rate x curvature, as a share of the stability limit", pad=14)  # above the mark of the switch
+    ax.set(xlabel="epochs trained", yscale="log")
+    ax.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     _mark_epochs(ax, switch_epoch)
     ax.legend(fontsize="small")
     return figure
