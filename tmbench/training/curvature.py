@@ -179,7 +179,7 @@ class CurvatureWatch:
         decay = [_l2(group, optimizer) + (2 * rows_of[p].l2 if p in rows_of else 0.0) for group, p in groups]
         norms = gradient_norms(losses, sizes, params)
         measure: Any = partial(
-            top_curvature, losses, params, weight_decay=decay, iterations=self.settings.iterations,
+            top_curvature, self._joined(losses, sizes), params, weight_decay=decay, iterations=self.settings.iterations,
             tolerance=self.settings.tolerance,
         )  # fmt: skip
         fits = [v.shape for v in self.vectors[i]] == [p.shape for p in params]
@@ -224,6 +224,18 @@ class CurvatureWatch:
             [size for _, size in self._parts],
             [(table, torch.unique(torch.cat(ids))) for table, ids in read if ids],
         )
+
+    def _joined(self, losses: Sequence[Callable[[], Tensor]], sizes: list[int]) -> list[Callable[[], Tensor]]:
+        """Sums of parts, of as many examples as fit into memory with a batch: a few large ones take less time."""
+        groups, most = list[list[Callable[[], Tensor]]](), max(LEAST, self.loader.batch_size)
+        room = 0
+        for loss, size in zip(losses, sizes, strict=True):
+            if size > room:
+                groups.append([])
+                room = most
+            groups[-1].append(loss)
+            room -= size
+        return [partial(lambda group: sum(loss() for loss in group), group) for group in groups]
 
     def _batches(self) -> Iterator[tuple[Any, int]]:
         batch, every = self.loader.batch_size, self.loader.count
