@@ -72,7 +72,7 @@ def test_mutated_words_settle_or_are_refused_by_name(count: int) -> None:
             assert any(name in told for name in names), (words, told)
             assert len(told) < 2500, (words, told)
             refused += 1
-    assert 0.1 < refused / count < 0.99
+    assert 0.1 * count < refused < count
 
 
 ODD_VALUES = ("", 1, -1, 0.5, float("inf"), float("nan"), None, True, "zzz", "../../x", [], [1], [None], {}, {"a": 1},

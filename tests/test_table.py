@@ -114,7 +114,7 @@ def test_a_run_is_another_if_and_only_if_what_can_change_its_numbers_changes(
             continue
         node[last] = another(setting, now[last])
         is_other = run_id(settled(changed), "") != run_id(before, "")
-        is_read = not setting.only_with or bool(now[setting.only_with])
+        is_read = not setting.only_with or bool((node if setting.only_with == last else now)[setting.only_with])
         is_read &= key != "switch_epoch" or "switch_step" in before["optimizer"]
         assert is_other == (setting.kind != BOOKKEEPING and is_read), key
         seen += 1

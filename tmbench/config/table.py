@@ -8,7 +8,8 @@ Before the colon stands what the value must be, in the words of `values.check_of
 decides. After it come the help and clauses, each after `; `:
 
     null: TEXT         what null means, where it may be given
-    only with KEY      nothing reads it while that key of the same group is false, null or 0
+    only with KEY      nothing reads it while that key of the same group is false, null or 0; with its own KEY, a run
+                       that leaves it so is the run that it was before there was such a key
     becomes KEY        it reaches the numbers through KEY alone, which is part of a run's identity in its place
     fixed: TEXT        no word of the command line may set it; what to do instead. `may be set` is the opposite
     of the method      its kind, where that is not its group's: one of the four below
@@ -23,6 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
+from os.path import isfile  # False of a name that no file can have, as in a damaged config.yaml
 from pathlib import Path
 from shutil import get_terminal_size
 from textwrap import wrap
@@ -112,7 +114,7 @@ def file_of(values: Mapping[str, Any]) -> str:
 def values_of(file: str) -> dict[str, Any]:
     """What a file of conf/ says, interpolations as they are; empty if it is not there, as a person's own is not."""
     path = conf_dir() / file
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path))) if path.is_file() else {}
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path))) if isfile(path) else {}
 
 
 def optimizer_says(optimizer: Mapping[str, Any], key: str) -> bool:
@@ -275,7 +277,7 @@ def _comments_of(group: str, path: Path) -> dict[str, str]:
     """The comment behind each key of a file, empty where there is none, but for what is for Hydra itself."""
     found: dict[str, str] = {}
     opened = last = ""  # the mapping whose keys follow, and the key before
-    for line in path.read_text().splitlines() if path.is_file() else ():
+    for line in path.read_text().splitlines() if isfile(path) else ():
         if match := _LINE.fullmatch(line):
             inside, key, value, comment = match.groups(default="")
             if not inside:
