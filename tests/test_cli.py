@@ -93,7 +93,7 @@ def test_help_and_config_import_nothing_heavy() -> None:
         (["optimzer=sgd"], ["optimzer: there is no such setting; did you mean optimizer?", "switch_epoch"]),
         (["sed=2"], ["sed: there is no such setting; did you mean seed?"]),
         (["optimizer.momentm=0.9"], ["optimizer.momentm: there is no such setting; did you mean momentum?", "history"]),
-        (["curvature.share=0.5"], ["curvature.share: there is no such setting; it is one of curvature=measure"]),
+        (["curvature.share=0.5"], ["curvature.share: there is no such setting; it is a setting of curvature=measure"]),
         (["switch_epoch=abc"], ["switch_epoch: expected a whole number >= 0, or never, or stable, got 'abc'"]),
         (["epochs=0"], ["epochs: expected a whole number >= 1, got 0"]),
         (["epochs=1.5"], ["epochs: expected a whole number >= 1, got 1.5"]),

@@ -293,6 +293,18 @@ def counted_from_1(curves: str) -> str:
     return "\n".join([head, *map(",".join, lines)]) + "\n"
 
 
+def uses_of_limit(row: Mapping[str, float], after_switch: bool = False) -> list[float]:
+    """The share of the stability limit that the step uses, of each player: see training.curvature; none if not known.
+
+    Args:
+        row: of curves, or the metrics of a result.
+        after_switch: of the method after the switch, in place of the one at work.
+    """
+    column = "curvature/used"
+    after = f"{column}_after_switch"
+    return [v for key, v in row.items() if key.startswith(column) and key.startswith(after) == after_switch]
+
+
 def newest(rows: list[dict[str, float]]) -> dict[str, float]:
     """The last value of everything in the rows of curves; that of a metric may be from an earlier epoch."""
     return {name: value for row in rows for name, value in row.items()}

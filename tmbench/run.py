@@ -19,6 +19,7 @@ from . import checkpoint, signals
 from .config.compose import own_files
 from .config.identity import OVERRIDES, reads_switch
 from .config.overrides import again, check_words, keep
+from .config.table import measures_curvature
 from .config.values import is_whole
 from .errors import ConfigError, DataError, UsageError
 from .files import is_writable, locked, naming, read_sealed_text, sealed_text, write
@@ -148,7 +149,7 @@ def _known_result(plan: Plan) -> Result | None:
         return None
     if result is None or result.status not in FINAL:
         return None
-    if "every" in plan.cfg.curvature and result.curvature is None:
+    if measures_curvature(plan.cfg) and result.curvature is None:
         print(f"curvature: {plan.folder.name} was trained without it; force=true repeats it with", file=sys.stderr)
     if plan.words is not None and not _configuration_is_whole(plan):
         _write_configuration(plan)

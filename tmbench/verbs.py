@@ -222,7 +222,9 @@ def explain(error: BaseException) -> str:
         names = sorted(str(name) for name in cause.parent_node if not str(name).startswith(("_", "hydra")))
         group, _, name = str(cause.full_key).partition(".")
         elsewhere = [f"{group}={file}" for file in choices(group) if name in keys(group, file)]
-        hint = did_you_mean(name or group, names) or f"; it is one of {' or '.join(elsewhere[:3])}" * bool(elsewhere)
+        hint = did_you_mean(name or group, names) or f"; it is a setting of {' or '.join(elsewhere[:3])}" * bool(
+            elsewhere
+        )
         message = f"{cause.full_key}: there is no such setting{hint}\n  possible here: {' '.join(names)}"
     elif isinstance(cause, (GrammarParseError, InterpolationResolutionError)):
         where = message.removeprefix("Error merging override ") if error is not cause else str(cause.full_key)

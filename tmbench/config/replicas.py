@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from .table import optimizer_says
+from .table import measures_curvature, optimizer_says
 
 
 def settle_replicas(cfg: dict[str, Any]) -> None:
@@ -27,7 +27,7 @@ def why_alone(cfg: Mapping[str, Any]) -> str | None:
     optimizer, trainer, task = cfg["optimizer"], cfg["trainer"], cfg["task"]
     if not optimizer_says(optimizer, "elementwise"):
         return f"optimizer={optimizer['name']} is not known to treat each element of a tensor alone"
-    if "every" in cfg["curvature"]:
+    if measures_curvature(cfg):
         return f"curvature={cfg['curvature']['name']} looks at each network by itself"
     if "alone" in task:
         return f"task={task['name']}: {task['alone']}"

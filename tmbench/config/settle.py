@@ -16,7 +16,18 @@ from ..files import Whole
 from .machine import count_gpus
 from .replicas import settle_replicas
 from .sparse import settle_sparse
-from .table import GROUPS, PROFILES, STABLE, file_of, keys, known_keys, known_words, top_keys, values_of
+from .table import (
+    GROUPS,
+    PROFILES,
+    STABLE,
+    file_of,
+    keys,
+    known_keys,
+    known_words,
+    measures_curvature,
+    top_keys,
+    values_of,
+)
 from .values import Setting, is_whole
 
 Settings = dict[str, Any]
@@ -89,7 +100,7 @@ def settled(raw: Settings) -> Settings:
         _check_form(cfg)
         _check_rate(cfg)
         _fill_from_task(cfg)
-        if cfg["switch_epoch"] == STABLE and "every" not in cfg["curvature"]:
+        if cfg["switch_epoch"] == STABLE and not measures_curvature(cfg):
             cfg["curvature"] = dict(values_of("curvature/measure.yaml"))
         _fill_from_trainer(cfg, cfg.pop("launcher", {}))
         cfg["study"].pop("arms", None)  # for the sweep alone

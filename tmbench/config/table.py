@@ -126,6 +126,11 @@ def optimizer_says(optimizer: Mapping[str, Any], key: str) -> bool:
     return not looks_at_all and all(optimizer[part]["_target_"] in _classes_with(key) for part in said)
 
 
+def measures_curvature(cfg: Mapping[str, Any]) -> bool:
+    """Whether a run is to measure its curvature."""
+    return "every" in cfg["curvature"]
+
+
 @cache
 def _classes_with(key: str) -> set[str]:
     files = [values_of(f"optimizer/{name}.yaml") for name in choices("optimizer")]

@@ -6,7 +6,17 @@ from typing import Any, NoReturn, TypedDict
 import torch
 from torch import Tensor, nn
 
-from .formula import as_number, decay, difference_names, differences_of, direction_of, multistep_update, phase, rotate
+from .formula import (
+    as_number,
+    decay,
+    difference_names,
+    differences_of,
+    direction_of,
+    evaluated,
+    multistep_update,
+    phase,
+    rotate,
+)
 from .fused import fused_sgd, fused_step
 from .rows import LazyRows
 
@@ -194,10 +204,7 @@ class SGDThenFormula(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Does one step; returns the closure's loss, if there is a closure to evaluate first."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         work = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
         if any(p.grad.is_sparse for _, params in work for p in params):
             raise RuntimeError(
@@ -247,14 +254,10 @@ class SGDThenFormula(torch.optim.Optimizer):
             rotate((self.state[p] for p in params), names)
 
     def _check(self, group: dict[str, Any]) -> None:
-        lr, switch, inf = group["lr"], group["switch_step"], float("inf")
+        switch = group["switch_step"]
         if group["foreach"] and group["fused"]:
             self._refuse("expected one of foreach and fused, got both")
-        if isinstance(lr, Tensor) and lr.numel() != 1:
-            self._refuse(f"lr must be a number or a tensor of one, got shape {tuple(lr.shape)}")
-        for key in ("lr", "weight_decay"):
-            if not 0 <= group[key] < inf:
-                self._refuse(f"{key} must be >= 0 and finite, got {group[key]}")
+        check_rates(group, self._refuse)
         for key in ("momentum", "dampening"):
             if not 0 <= group[key] < 1:
                 self._refuse(f"{key} must be in [0, 1), got {group[key]}")
@@ -270,6 +273,16 @@ class SGDThenFormula(torch.optim.Optimizer):
 
     def _refuse(self, message: str) -> NoReturn:
         raise ValueError(f"{self.name}: {message}")
+
+
+def check_rates(group: dict[str, Any], refuse: Callable[[str], NoReturn]) -> None:
+    """Refuses a group's lr and weight_decay if they are out of range."""
+    lr = group["lr"]
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        refuse(f"lr must be a number or a tensor of one, got shape {tuple(lr.shape)}")
+    for key in ("lr", "weight_decay"):
+        if not 0 <= group[key] < float("inf"):
+            refuse(f"{key} must be >= 0 and finite, got {group[key]}")
 
 
 def all_at_once(foreach: bool | None, params: list[Tensor]) -> bool:

@@ -1,6 +1,6 @@
 """The parts of a step: SGD's direction as torch computes it, any explicit multistep formula, and their arithmetic."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -86,6 +86,14 @@ def phase(group: dict[str, Any], names: Sequence[str]) -> tuple[bool, bool]:
         return False, False
     soon = bool(names) and step >= switch - len(names) and group["history"] == "true"
     return step >= switch, soon and step < switch
+
+
+def evaluated(closure: Callable[[], Any] | None) -> Any:
+    """The loss of a step's closure, with its gradients; None if there is no closure."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 def as_number(lr: float | Tensor) -> float:

@@ -6,8 +6,8 @@ from typing import Any, NoReturn, TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from .base import all_at_once
-from .formula import add, as_number
+from .base import all_at_once, check_rates
+from .formula import add, as_number, evaluated
 
 
 class CommonSettings(TypedDict, total=False):
@@ -62,10 +62,7 @@ class OneStep(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Does one step; returns the closure's loss, if there is a closure to evaluate first."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         if any(p.grad is not None and p.grad.is_sparse for group in self.param_groups for p in group["params"]):
             raise RuntimeError(f"{self.name}: expected dense gradients, got a sparse one; use sparse=False")
         for group in self.param_groups:
@@ -81,12 +78,7 @@ class OneStep(torch.optim.Optimizer):
         return loss
 
     def _check_common(self, group: dict[str, Any]) -> None:
-        lr = group["lr"]
-        if isinstance(lr, Tensor) and lr.numel() != 1:
-            self.refuse(f"lr must be a number or a tensor of one, got shape {tuple(lr.shape)}")
-        for key in ("lr", "weight_decay"):
-            if not 0 <= group[key] < float("inf"):
-                self.refuse(f"{key} must be >= 0 and finite, got {group[key]}")
+        check_rates(group, self.refuse)
         if any(p.is_complex() for p in group["params"]):
             self.refuse("complex parameters are not supported; use their real view")
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .formula import evaluated
 from .products import Products
 
 AT_ONCE = 2**12  # rows brought up to date at a time; their states fit a processor's cache
@@ -356,6 +357,5 @@ def _evaluated(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any
     closure: Callable[[], Any] | None = kwargs.get("closure", args[1] if len(args) > 1 else None)
     if closure is None:
         return args, kwargs
-    with torch.enable_grad():
-        loss = closure()
+    loss = evaluated(closure)
     return (args[0], lambda: loss, *args[2:]), {key: value for key, value in kwargs.items() if key != "closure"}

@@ -19,7 +19,7 @@ from ..config.identity import OVERRIDES
 from ..config.settle import flat
 from ..config.table import BOOKKEEPING, kind_of
 from ..errors import DataError
-from ..result import Result, epochs_done, shown, versions
+from ..result import Result, epochs_done, shown, uses_of_limit, versions
 from ..trunks import STORE, size
 from . import STATUSES, Run, distinguishing_words
 
@@ -106,7 +106,7 @@ def _curvature(result: Result) -> str:
     found = [(key.removeprefix("curvature/top").replace("_", " of "), value) for key, value in last.items()
              if key.startswith("curvature/top")]  # fmt: skip
     tops = ", ".join(f"{value:.4g}{of}" for of, value in found)
-    uses = ", ".join(f"{v:.2g}" for k, v in last.items() if k.startswith("curvature/used") and "after" not in k)
+    uses = ", ".join(f"{use:.2g}" for use in uses_of_limit(last))
     used = f"rate x curvature at {uses} of the stability limit; " if uses else ""
     return f"{used}largest eigenvalue {tops} ({how.get('examples')} examples, {how.get('how')})"
 

@@ -35,6 +35,7 @@ from ..errors import ConfigError
 from ..optim import SwitchOptimizer, stability, top_curvature
 from ..optim.base import SGDThenFormula
 from ..optim.stability import preconditioned_limit
+from ..result import uses_of_limit
 from ..seeds import derive
 from ..task import Player, Table, checked_loss
 from .loader import TrainLoader
@@ -53,16 +54,11 @@ def epoch_of_stable_switch(rows: list[dict[str, float]], share: float, patience:
     """
     below = 0
     for row in rows:
-        if uses := _uses(row):
+        if uses := uses_of_limit(row, after_switch=True):
             below = below + 1 if max(uses) < share else 0
         if below >= patience:
             return int(row["epoch"])
     return None
-
-
-def _uses(row: dict[str, float]) -> list[float]:
-    """Of each player."""
-    return [value for key, value in row.items() if key.startswith("curvature/used_after_switch")]
 
 
 class CurvatureWatch:
@@ -106,19 +102,22 @@ class CurvatureWatch:
 
     def is_undecided(self, rows: list[dict[str, float]]) -> bool:
         """Whether the run may still switch by the curvature."""
-        return self.waits and epoch_of_stable_switch(rows, self.settings.share, self.settings.patience) is None
+        return self.waits and self._found(rows) is None
 
     def switched_after(self, rows: list[dict[str, float]]) -> int | None:
         """The epoch after which the curvature has let the run switch; None: it has not, or not before the end."""
-        epoch = epoch_of_stable_switch(rows, self.settings.share, self.settings.patience) if self.waits else None
+        epoch = self._found(rows) if self.waits else None
         return None if epoch == self.cfg.epochs else epoch
+
+    def _found(self, rows: list[dict[str, float]]) -> int | None:
+        return epoch_of_stable_switch(rows, self.settings.share, self.settings.patience)
 
     def start_epoch(self, epoch: int, rows: list[dict[str, float]]) -> None:
         """Before an epoch, counted from 0; what is not yet known of a switch at its very start is measured.
 
         Where a switch may follow the epoch, its last steps are recorded as the history.
         """
-        if epoch == self.cfg.switch_epoch and not (rows and any("used_after_switch" in key for key in rows[-1])):
+        if epoch == self.cfg.switch_epoch and not (rows and uses_of_limit(rows[-1], after_switch=True)):
             found = self.measured()
             for row in rows[-1:]:  # of another run, that has trained the shared epochs
                 row |= found
@@ -216,7 +215,7 @@ class CurvatureWatch:
             weight = sum(float(loss(number)[1]) for number in range(len(batches)))
         if not weight:
             raise ConfigError(
-                "curvature: its examples have nothing to learn from; say more of them: curvature.examples"
+                "curvature: the examples that it looks at have no label to learn from; set curvature.examples to more"
             )
         parts = [partial(lambda number: loss(number)[0] / weight, number) for number in range(len(batches))]
         return (
@@ -278,7 +277,7 @@ class CurvatureWatch:
 
     def warning(self, row: dict[str, float]) -> str | None:
         """What is wrong with a switch now; None if nothing is."""
-        uses = _uses(row)
+        uses = uses_of_limit(row, after_switch=True)
         if not uses or max(uses) <= 1:
             return None
         return (

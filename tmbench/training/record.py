@@ -24,7 +24,7 @@ from ..errors import DataError
 from ..figures import curvature, curves, save
 from ..files import land, link, write
 from ..progress import Lines, displayed
-from ..result import newest, save_examples, shown
+from ..result import newest, save_examples, shown, uses_of_limit
 from ..task import Task
 from .module import Training
 
@@ -141,7 +141,6 @@ class Recorder(Callback):
 
     def __init__(self, records: list[Record]) -> None:
         self.records = records
-        self.watch: Any = None  # a CurvatureWatch, if the run has one
         self.seconds_here = 0.0  # of training and evaluation by this process
         self.finished = False
 
@@ -160,12 +159,12 @@ class Recorder(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         for record, replica in zip(self.records, pl_module.replicas, strict=True):
             record.begin(replica.task, trainer.is_global_zero)
-            if self.watch and self.watch.waits:
-                record.switch_epoch = self.watch.switched_after(record.rows)
+            if pl_module.watch and pl_module.watch.waits:
+                record.switch_epoch = pl_module.watch.switched_after(record.rows)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
-        if self.watch:
-            self.watch.start_epoch(trainer.current_epoch, self.records[0].rows)
+        if pl_module.watch:
+            pl_module.watch.start_epoch(trainer.current_epoch, self.records[0].rows)
         self._started = time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -190,15 +189,16 @@ class Recorder(Callback):
         for k, replica in pl_module.live if trainer.is_global_zero else ():
             self.records[k].settle(replica.task)
 
-    def _add_row(self, record: Record, trainer: Trainer, pl_module: Any, k: int, metrics: dict[str, float]) -> None:
+    @staticmethod
+    def _add_row(record: Record, trainer: Trainer, pl_module: Any, k: int, metrics: dict[str, float]) -> None:
         epoch, headline = trainer.current_epoch + 1, pl_module.headline
         row: dict[str, float] = {"epoch": epoch, "step": epoch * len(pl_module.losses), **pl_module.last_lrs()}
         first = {headline: metrics[headline]} if metrics else {}  # for those who do not know which it is
         row |= {"seconds": record.seconds, **_losses(pl_module, k), **first, **metrics}
-        if self.watch:
-            self.watch.end_epoch(row, record.rows)
-            if self.watch.waits:
-                record.switch_epoch = self.watch.switched_after([*record.rows, row])
+        if pl_module.watch:
+            pl_module.watch.end_epoch(row, record.rows)
+            if pl_module.watch.waits:
+                record.switch_epoch = pl_module.watch.switched_after([*record.rows, row])
         record.add(row, headline, pl_module.task.higher_is_better)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
@@ -276,7 +276,7 @@ class Bar(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         row, key = newest(self.record.rows), pl_module.headline  # of several, the first's
         score = f"  {key} {shown(row[key], key)}" if key in row else ""
-        uses = [value for name, value in row.items() if name.startswith("curvature/used") and "after" not in name]
+        uses = uses_of_limit(row)
         edge = f"  {max(uses):.2g} of the stability limit" if uses else ""
         news = f"loss {shown(row.get('train/loss'), 'train/loss')}{score}{edge}"
         self.update(news=news)

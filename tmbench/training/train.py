@@ -23,7 +23,7 @@ from .. import signals
 from ..config.identity import reads_switch
 from ..config.machine import cpu_model, git_commit
 from ..config.sparse import why_dense
-from ..config.table import NEVER, STABLE
+from ..config.table import NEVER, STABLE, measures_curvature
 from ..errors import CannotStackError, ConfigError, DataError
 from ..files import digest_of, flush
 from ..optim.elementwise import stacked_difference
@@ -129,8 +129,8 @@ class _Attempt:
             self.task.try_once(batch)
             check_memory(self.task, batch, self.trainer.strategy.root_device)
         self.training = Training(self.task, cfg, new_optimizer, steps, factor, lambda: self.stop.requested)
-        if "every" in cfg.curvature and isinstance(self.train_loader, TrainLoader):  # with it, no run is stacked
-            self.recorder.watch = self.training.watch = CurvatureWatch(self.training, cfg, self.train_loader)
+        if measures_curvature(cfg) and isinstance(self.train_loader, TrainLoader):  # with it, no run is stacked
+            self.training.watch = CurvatureWatch(self.training, cfg, self.train_loader)
         checkpoints.training = self.training
         if self.trainer.is_global_zero:
             for record, plan in zip(self.records, plans, strict=True):
