@@ -2,7 +2,10 @@
 
 import json
 import shlex
+import shutil
 import sys
+import tempfile
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,10 +23,12 @@ if TYPE_CHECKING:
 
     from .contents import Report
     from .problems import Runs
+    from .read import Record
 
 # What each setting of conf/report.yaml must be, and what it does; its default, and more of the why, are there.
 MEANINGS = {
-    "source": ("one of runs, wandb", "where the runs are: in folders, or in a W&B project"),
+    "source": ("a file, or runs, or wandb", "where the runs are: in folders, in a W&B project, or in a Parquet file of "
+               "`tmbench runs pack`"),
     "runs_dir": ("a folder", "where the runs are"),
     "out": ("a folder", "where the files go: report.html, report.md, report.json, tables/, figures/"),
     "metric": ("one of last, best", "the value after the last epoch, or the best epoch's"),
@@ -54,19 +59,55 @@ def _settings() -> dict[str, Setting]:
 
 def runs_of(settings: Values, words: list[str]) -> "Runs":
     """The runs that the words mean, read into tables."""
-    from .read import opened, read, records, why_none_fits
+    from .read import read
 
+    if settings["source"] not in ("runs", "wandb"):
+        return _of_file(settings, words)
     if settings["source"] == "wandb":
         from .wandb_project import fetched
 
         runs, notes = fetched(settings, words)
     else:
-        found = opened(words, Path(settings["runs_dir"]))
-        if not found:
-            raise ConfigError(why_none_fits(words, Path(settings["runs_dir"])))
-        runs, notes = records(found)
+        runs, notes = _of_folders(words, Path(settings["runs_dir"]))
     tables = read(runs, settings["metric"], notes)
     _check_words(settings, tables)
+    return tables
+
+
+def _of_folders(words: list[str], runs_dir: Path) -> "tuple[list[Record], list[str]]":
+    from .read import opened, records, why_none_fits
+
+    if not (found := opened(words, runs_dir)):
+        raise ConfigError(why_none_fits(words, runs_dir))
+    return records(found)
+
+
+def _of_file(settings: Values, words: list[str]) -> "Runs":
+    """The runs of a Parquet file, whose folders exist for as long as the tables."""
+    from ..runs.archive import SUFFIX, unpack
+    from .read import read
+
+    file = Path(settings["source"])
+    if file.suffix != SUFFIX:
+        expected = f"runs, wandb, or a file of `tmbench runs pack`, whose name ends with {SUFFIX}"
+        raise ConfigError(f"source: expected {expected}, got {file}")
+    if places := [word for word in words if "=" not in word]:
+        raise ConfigError(f"source={file}: expected filters such as task=tc, got {' '.join(places)}")
+    root = Path(tempfile.mkdtemp(prefix="tmbench-report-"))
+    try:
+        place = root / file.name
+        place.mkdir()
+        unpack(file, place)
+        runs, notes = _of_folders([str(place), *words], place)
+        for record in runs:  # the page and its files are the same wherever they are made
+            record.folder = str(Path(record.folder).relative_to(root))
+        tables = read(runs, settings["metric"], notes)
+        tables.root = root
+        _check_words(settings, tables)
+    except BaseException:
+        shutil.rmtree(root)
+        raise
+    weakref.finalize(tables, shutil.rmtree, root, ignore_errors=True)
     return tables
 
 
@@ -189,6 +230,7 @@ tmbench report 'old/*' runs against=all       several folders; each method with 
 tmbench report plan=0.003 task=tc             how many seeds find a difference of 0.003?
 tmbench report plan=0.003 sd=0.002 comparisons=28
 tmbench report source=wandb project=tmbench   the runs of a W&B project
+tmbench report source=runs.parquet task=tc    those in a file of `tmbench runs pack`
 tmbench report logger=wandb                   the report to W&B as well
 """
 

@@ -1,7 +1,6 @@
 """From runs to a report, and its tables that compare methods: differences, ranks, time to target; plans."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -134,7 +133,7 @@ def _sample_of(report: Report, comparison: Comparison, notes: list[str]) -> Samp
     pairs = [(by_method[methods[0]][seed], by_method[methods[1]][seed]) for seed in seeds]
     if report.settings["metric"] != "last" or any(run["lost"] for pair in pairs for run in pair):
         return None
-    folders = [(Path(a["folder"]), Path(b["folder"])) for a, b in pairs]
+    folders = [(report.runs.root / a["folder"], report.runs.root / b["folder"]) for a, b in pairs]
     try:
         return sample_split(folders, comparison.problem.higher_is_better, report.settings["level"])
     except DataError as error:

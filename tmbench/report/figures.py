@@ -242,7 +242,7 @@ def predictions(report: Report, out: Path) -> dict[Path, str]:
         if not len(runs):
             continue
         seed = runs["seed"].mode().sort()[0]
-        folders = [Path(folder) for (folder,) in runs.filter(pl.col("seed") == seed).select("folder").rows()]
+        folders = [report.runs.root / folder for folder in runs.filter(pl.col("seed") == seed)["folder"]]
         for path in compare([Run.open(f) for f in folders], out, trust=report.settings["trust"]):
             what = path.stem.rpartition("-")[2].capitalize()
             path = path.replace(path.with_name(f"{path.stem}-{problem.index}-{problem.profile}.png"))

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..config.identity import SCHEMA, effective_switch, identity
@@ -120,6 +121,7 @@ class Runs:
     curves: run, epoch (trained so far, from 1), step, seconds, loss, metric.
     problems, methods: what the indices stand for.
     notes: what a reader should know of how the runs were read.
+    root: the folder that the column `folder` is relative to.
     """
 
     runs: "pl.DataFrame"
@@ -127,6 +129,7 @@ class Runs:
     problems: list[Problem]
     methods: list[Method]
     notes: list[str] = field(default_factory=list)
+    root: Path = Path()
 
     @property
     def content(self) -> str:

@@ -1,4 +1,4 @@
-"""`tmbench runs`: lists the runs in a folder, shows, compares, draws and removes them, and frees space. Torch-free."""
+"""`tmbench runs`: lists the runs in a folder; shows, compares, draws, packs, removes them; frees space. Torch-free."""
 
 import json
 import os
@@ -108,6 +108,14 @@ def _draw(values: Values, words: list[str]) -> int:
     return import_module("tmbench.runs.figures").draw(values, words)  # matplotlib
 
 
+def _pack(values: Values, words: list[str]) -> int:
+    return import_module("tmbench.runs.archive").pack_runs(values, words)  # pyarrow
+
+
+def _unpack(values: Values, words: list[str]) -> int:
+    return import_module("tmbench.runs.archive").unpack_runs(values, words)
+
+
 HERE = {"runs_dir": RUNS_DIR}
 LIST = HERE | {"json": JSON}
 FIGURES = HERE | {"data_dir": DATA_DIR, "out": out_dir("./figures"), "trust": TRUST}
@@ -120,13 +128,16 @@ VERBS = (
     Verb("runs figures", "Draws the predictions of several trained runs of a task, side by side.", _draw, FIGURES,
          f"TASK {FILTERS}", "tmbench runs figures fkpd seed=0 optimizer=sgd,tmsgd"),
     Verb("runs remove", "Removes runs, after asking.", remove_runs, REMOVE, FILTERS),
+    Verb("runs pack", "Adds finished runs to one Parquet file: settings, results, curves, no weights.", _pack, HERE,
+         f"FILE.parquet {FILTERS}", "tmbench runs pack r8.parquet task=tc profile=full"),
+    Verb("runs unpack", "Makes the runs of such a file again, as runs that are done.", _unpack, HERE, "FILE.parquet"),
     Verb("runs gc", "Frees space: what killed processes left, and shared states beyond a limit.", free_space, GC),
 )  # fmt: skip
 EXAMPLES = """
 tmbench runs status=failed,stopped          which of them failed or were stopped
 tmbench runs task=tc lr=0.1 task.width=50   a filter is a status, a profile or any setting
 tmbench runs show tc-tmsgd-0-4ed8           a run is called by its id, the start of it, or its folder"""
-SUMMARY = "Lists the runs in a folder; shows, compares, draws and removes them. Without a command: list."
+SUMMARY = "Lists the runs in a folder; shows, compares, draws, packs and removes them. Without a command: list."
 main = Verb("runs", SUMMARY, list_runs, LIST, FILTERS, EXAMPLES, {verb.name.split()[1]: verb for verb in VERBS})
 
 if __name__ == "__main__":
