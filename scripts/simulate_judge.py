@@ -22,7 +22,8 @@ from scipy import stats
 
 from tmbench.config.values import Setting
 from tmbench.figures import save
-from tmbench.judge.sequential import EARLY, SLOWNESS, Design, first_rejections, looks
+from tmbench.judge.design import EARLY, SLOWNESS, Design
+from tmbench.judge.sequential import first_rejections, looks
 from tmbench.report.statistics import Values
 from tmbench.report.variance import split
 from tmbench.verbs import Values as Settings

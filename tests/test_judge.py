@@ -26,14 +26,16 @@ from tmbench.errors import DataError
 from tmbench.files import write_sealed
 from tmbench.judge.__main__ import STATUS, main
 from tmbench.judge.alarms import weak_baseline
+from tmbench.judge.design import Design
 from tmbench.judge.evidence import pairs_of
 from tmbench.judge.ledger import Entry
 from tmbench.judge.plan import plan_of
-from tmbench.judge.sequential import Design, looks, verdicts
+from tmbench.judge.sequential import looks, verdicts
 from tmbench.result import Result, examples_of, save_examples
 from tmbench.sweeps import sweep as sweep_module
 from tmbench.tasks.tc.task import TC
 
+FOUND = ("better", "worse")
 Plant = Callable[..., None]
 NOISE = [0.003, -0.002, 0.001, -0.003, 0.002, -0.001, 0.0025, -0.0015, 0.0005, -0.0025]
 
@@ -218,6 +220,8 @@ def test_replicas_auto_is_the_fastest_for_the_first_look(tmp_path: Path, monkeyp
     assert found == {
         "sgd": (8, "replicas=8", 0), "tmsgd": (8, "replicas=8", 0), "muon": (1, "replicas=1", 0)
     }  # fmt: skip
+    code = "import sys; from tmbench.judge import design, plan; assert not {'scipy', 'torch'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)  # what a known judgement needs of it
 
 
 def test_a_run_that_failed_is_told_and_in_no_pair(
@@ -384,12 +388,15 @@ def make_folder(path: Path) -> Path:
 @pytest.mark.slow
 def test_twenty_planted_nulls_are_seldom_told_apart(tmp_path: Path) -> None:
     """The same method on disjoint seeds: at most 3 of 20 better or worse (a rate of 0.05 gives more in 1.6 %)."""
-    most, rng, decided = 12, np.random.default_rng(0), 0
-    swept = sweep("tc", "sgd", range(96), epochs=2, batch_size=20, runs_dir=tmp_path / "runs", progress=False)
-    design = Design(most, 0.001)
-    for _ in range(20):
-        chosen = rng.permutation(len(swept.results))[: 2 * most]
-        two = [{n: swept.results[i] for n, i in enumerate(chosen[half::2])} for half in (0, 1)]
-        shown = looks([pair.difference for pair in pairs_of(*two)], design)
-        decided += verdicts({"sgd": shown}, design)["sgd"] in ("better", "worse")
+    most, decided = 12, 0
+    swept = sweep(
+        "tc", "sgd", range(40 * most), epochs=2, batch_size=20, replicas=24, runs_dir=tmp_path, progress=False
+    )
+    results, design = {result.seed: result for result in swept.results}, Design(most, 0.001)
+    for null in range(20):
+        seeds = range(2 * most * null, 2 * most * (null + 1))
+        two = [{n: results[seed] for n, seed in enumerate(seeds[half::2])} for half in (0, 1)]
+        pairs = pairs_of(*two)
+        assert sum(pair.difference != 0 for pair in pairs) > most // 2  # real noise
+        decided += verdicts({"sgd": looks([pair.difference for pair in pairs], design)}, design)["sgd"] in FOUND
     assert decided <= 3

@@ -9,7 +9,8 @@ import pytest
 from scipy import stats
 
 from tmbench.judge import sequential
-from tmbench.judge.sequential import Design, Look, first_rejections, fixed_design_seeds, looks, verdicts
+from tmbench.judge.design import Design
+from tmbench.judge.sequential import Look, first_rejections, fixed_design_seeds, looks, verdicts
 from tmbench.report.statistics import Values, tolerance
 from tmbench.report.variance import split
 

@@ -8,8 +8,9 @@ import numpy as np
 
 from ..report.statistics import tolerance, worth
 from ..result import Result
+from .design import Design
 from .plan import Contender, Metric, Plan, report_defaults
-from .sequential import Design, Look, looks, verdicts
+from .sequential import Look, looks, verdicts
 
 BySeed = dict[int, Result]
 

@@ -204,7 +204,7 @@ def _with_replicas(words: list[str], raw: Settings, settings: Settings, methods:
     from ..sweeps.launchers.base import launcher_of
     from ..sweeps.plan import Job
     from ..sweeps.replicas import settle_auto
-    from .sequential import Design
+    from .design import Design
 
     least = Design(settings["max_seeds"], 1.0, settings["alpha"], methods).least_seeds()
     jobs = [Job(seed, words, raw | {"seed": seed}) for seed in range(least)]
