@@ -78,7 +78,7 @@ def run(
 
 
 def run_stack(asked: Sequence[Asked], until: int | None = None) -> list[Outcome]:
-    """Does runs that differ by their seed alone, those that have not been done as one stack; otherwise as `run`.
+    """Does runs that differ by seed or rate alone, those that have not been done as one stack; otherwise as `run`.
 
     Raises:
         CannotStackError: their task or their optimizer cannot be stacked; nothing was written.
@@ -107,7 +107,8 @@ def run_stack(asked: Sequence[Asked], until: int | None = None) -> list[Outcome]
             due.append(_Due(plan, each.requests, plan.folder in new, trained))
         # A kill while a stack was being saved leaves some of its runs an epoch ahead: those are stacks of their own.
         for epochs in sorted({one.trained for one in due}):
-            together = [one for one in due if one.trained == epochs]
+            # Those of one rate, which an optimizer of their own steps, next to each other.
+            together = sorted((one for one in due if one.trained == epochs), key=lambda one: one.plan.cfg.lr)
             for one, result in zip(together, _do(together, until), strict=True):
                 outcomes[one.plan.folder] = result, one.plan.folder, "resumed" if epochs else "new"
     return [outcomes[plan.folder] for plan in plans]

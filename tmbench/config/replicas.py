@@ -1,4 +1,4 @@
-"""Whether runs that differ by their seed alone can be trained as one stack of tensors: what `replicas` comes to."""
+"""Whether runs that differ by seed and rate alone can be trained as one stack of tensors: what `replicas` comes to."""
 
 import sys
 from collections.abc import Mapping

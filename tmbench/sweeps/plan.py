@@ -187,18 +187,37 @@ def states_to_share(jobs: list[Job]) -> list[tuple[Trunk, int, int]]:
 def stacks_of(jobs: list[Job]) -> list[list[Job]]:
     """The jobs that are due, in their order; together those whose runs differ by their seed alone and are equally far.
 
-    Of a run with replicas=K, at most K are together: they are trained as one stack. Most jobs are alone.
+    Of a run with replicas=K, at most K are together: they are trained as one stack. Most jobs are alone. Stacks that
+    lack seeds are joined with those of other learning rates, where that makes fewer of them.
     """
     stacks, open_ones = list[list[Job]](), dict[str, list[Job]]()
     for job in jobs:
-        slots, is_known = job.cfg.get("replicas", 1), job.folder is not None
-        facts = {k: v for k, v in job.cfg.items() if k != "seed"} | {"epochs_done": job.epochs_done}
-        key = json.dumps(facts, sort_keys=True, default=str) if slots > 1 and is_known else f"job {job.number}"
+        slots, key = job.cfg.get("replicas", 1), _stack_of(job, "seed")
         if len(open_ones.get(key, range(slots))) >= slots:
             stacks.append([])
             open_ones[key] = stacks[-1]
         open_ones[key].append(job)
-    return stacks
+    short = dict[str, list[list[Job]]]()
+    for stack in stacks:
+        if len(stack) < stack[0].cfg.get("replicas", 1):
+            short.setdefault(_stack_of(stack[0], "seed", "lr"), []).append(stack)
+    for of_rates in short.values():
+        slots, all_jobs = of_rates[0][0].cfg["replicas"], [job for stack in of_rates for job in stack]
+        joined = [all_jobs[first : first + slots] for first in range(0, len(all_jobs), slots)]
+        if len(joined) < len(of_rates):
+            for place, stack in enumerate(of_rates):
+                stack[:] = joined[place] if place < len(joined) else []
+    return [stack for stack in stacks if stack]
+
+
+def _stack_of(job: Job, *differ: str) -> str:
+    """The same for jobs that may be one stack: those that differ by no other of these settings."""
+    if job.cfg.get("replicas", 1) == 1 or job.folder is None:
+        return f"job {job.number}"
+    facts = {key: value for key, value in job.cfg.items() if key not in differ} | {"epochs_done": job.epochs_done}
+    if "lr" in differ:  # as composed: what else has the rate in it says so
+        facts["optimizer"] = job.raw["optimizer"]
+    return json.dumps(facts, sort_keys=True, default=str)
 
 
 def orders_of(stacks: list[list[Job]]) -> list[JobOrder]:

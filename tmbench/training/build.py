@@ -4,6 +4,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,16 @@ from .stackable import check_fits
 
 
 def task_of(plans: Sequence[Plan]) -> Task:
-    """The task of a run, with the initial weights of its seed; of runs with replicas, the stack of theirs."""
+    """The task of a run, with the initial weights of its seed; of runs with replicas, the stack of theirs.
+
+    Runs of one learning rate are next to each other.
+    """
     first, slots = _task(plans[0]), plans[0].cfg.replicas
     if slots == 1:
         return first
     check_fits(first, slots, free_memory())
-    return Stack([first, *map(_task, plans[1:])], [plan.cfg.seed for plan in plans], slots)
+    rates = [len(list(of_rate)) for _, of_rate in groupby(plan.cfg.lr for plan in plans)]
+    return Stack([first, *map(_task, plans[1:])], [plan.cfg.seed for plan in plans], slots, rates)
 
 
 def _task(plan: Plan) -> Task:

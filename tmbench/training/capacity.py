@@ -66,7 +66,7 @@ def seconds_a_step(plans: Sequence[Plan]) -> float:
         task.try_once(first[0][0])
         check_memory(task, first[0][0], device)
     new_optimizer = optimizer_of(cfg, 0 if "switch_step" in cfg.optimizer else None)
-    training = Training(task, cfg, new_optimizer, loader.steps, None, lambda: False)
+    training = Training(task, cfg, [new_optimizer], loader.steps, None, lambda: False)
     optimizers: list[Any] = training.new_optimizers()
     training.step_by_rows(optimizers)
     begun, done = 0.0, 0

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from ..seeds import seed_all
 from ..task import NotFinite, Table, Task
 from .evaluation import Evaluation, WeightAverage
 from .loader import STEPS_A_BLOCK, Step
+from .parts import Group
 from .stack import Stack
 from .step import Gradient, StepHistory
 
@@ -63,18 +64,18 @@ class Training(LightningModule):
 
     Args:
         task: the run's, or a Stack of those of several.
-        new_optimizer: makes an optimizer of parameters; one for each of the task's players.
+        makers: each makes an optimizer of parameters; one for each part of a stack. Every player gets one of each.
         steps: optimizer steps an epoch.
         factor: the schedule: step of the run -> factor on the learning rate.
     """
 
     def __init__(
-        self, task: Task, cfg: DictConfig, new_optimizer: "partial[Optimizer]", steps: int,
+        self, task: Task, cfg: DictConfig, makers: "Sequence[partial[Optimizer]]", steps: int,
         factor: Callable[[int], float] | None, stop_requested: Callable[[], bool],
     ) -> None:  # fmt: skip
         super().__init__()
         self.automatic_optimization = False  # training_step takes the steps
-        self.task, self.cfg, self.new_optimizer = task, cfg, task.with_own_rates(new_optimizer)
+        self.task, self.cfg, self.makers = task, cfg, [task.with_own_rates(maker) for maker in makers]
         self.steps, self.factor, self.stop_requested = steps, factor, stop_requested
         self.gradient = Gradient(task.padding, cfg.clip_norm, cfg.clip_value)
         self.tables: list[LazyRows] = []  # stepped by rows
@@ -106,19 +107,32 @@ class Training(LightningModule):
         """The replicas that have not diverged, with their numbers."""
         return [(k, replica) for k, replica in enumerate(self.replicas) if replica.diverged is None]
 
-    def new_optimizers(self, task: Task | None = None) -> list[Optimizer]:
-        """A fresh optimizer for each player, of a replica if one is given.
+    def own(self, listed: Sequence[Any], k: int) -> list[Any]:
+        """Those of one replica, of a list with something for each optimizer."""
+        return list(listed[self.stack.part_of(k) :: len(self.stack.parts)]) if self.stack else list(listed)
+
+    def own_states(self, listed: Sequence[Any], k: int) -> Any:
+        """The same of their states, with tensors of its own."""
+        mine = self.own(listed, k)
+        return self.stack.of_replica(mine, k, self.stack.parts[self.stack.part_of(k)]) if self.stack else mine
+
+    def new_optimizers(self, k: int | None = None) -> list[Optimizer]:
+        """A fresh optimizer of each part for each player in turn; of a replica if its number is given.
 
         Raises:
             ConfigError: it refuses its settings.
         """
         optimizers, name, target = list[Any](), self.cfg.optimizer.name, self.cfg.optimizer._target_
+        task, makers = (self.task, self.makers) if k is None else (self.replicas[k].task, self.own(self.makers, k))
         try:
-            for player in (task or self.task).players().values():
-                params: list[Any] = [p for p in player.module.parameters() if p.requires_grad]
-                groups = params if player.lr is None else [{"params": params, "lr": player.lr}]
-                with making(target):
-                    optimizers.append(self.new_optimizer(groups))
+            for player in task.players().values():
+                module = player.module
+                lists = module.of_part if isinstance(module, Group) else [list(module.parameters())]
+                for maker, parameters in zip(makers, lists, strict=True):
+                    params: list[Any] = [p for p in parameters if p.requires_grad]
+                    groups = params if player.lr is None else [{"params": params, "lr": player.lr}]
+                    with making(target):
+                        optimizers.append(maker(groups))
         except (TypeError, ValueError) as error:
             expected = f"; expected {target} to make a torch.optim.Optimizer of parameters and its YAML file's keys"
             raise ConfigError(
@@ -224,11 +238,15 @@ class Training(LightningModule):
             table.dense = self.steps - len(self.losses) <= DENSE_AT_THE_END
             if table.dense:
                 table.catch_up()
-        losses = []
+        losses, optimizers = [], enumerate(self.trainer.optimizers)
         for i, player in enumerate(self.task.players().values()):
-            optimizer: Any = self.trainer.optimizers[i]
-            closure = partial(self.gradient.closure, optimizer, player, step)
-            losses.append(self.history.step(number, i, optimizer, closure).detach())
+            mine: list[Any] = list(islice(optimizers, len(self.makers)))
+            closure: Callable[[], Tensor] = partial(self.gradient.closure, mine[0][1], player, step)
+            if isinstance(player.module, Group):
+                closure = player.module.shared(closure)
+            for place, optimizer in mine:
+                loss = self.history.step(number, place, optimizer, closure)
+            losses.append(loss.detach())
             self.measured[i] += self.gradient.weight > 0
         self.losses.append(losses[0] if len(losses) == 1 else torch.stack(losses))
         for config in self.trainer.lr_scheduler_configs:
@@ -281,11 +299,11 @@ class Training(LightningModule):
         """What to raise at the end of an epoch."""
         return Diverged(self.current_epoch, len(self.losses) - 1, f"{what} after epoch {self.current_epoch + 1}")
 
-    def last_lrs(self) -> dict[str, float]:
-        """The learning rate of the epoch's last step (of the first parameter group), `lr`; of several players, each."""
-        schedulers: list[Any] = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+    def last_lrs(self, k: int) -> dict[str, float]:
+        """A replica's rate in the epoch's last step (of the first parameter group), `lr`; of several players, each."""
+        schedulers: list[Any] = [config.scheduler for config in self.own(self.trainer.lr_scheduler_configs, k)]
         rates = [s.base_lrs[0] * s.lr_lambdas[0](s.last_epoch - 1) for s in schedulers]
-        rates = rates or [optimizer.param_groups[0]["lr"] for optimizer in self.trainer.optimizers]
+        rates = rates or [optimizer.param_groups[0]["lr"] for optimizer in self.own(self.trainer.optimizers, k)]
         names = self.task.players()
         return {f"lr_{name}" if len(names) > 1 else "lr": float(r) for name, r in zip(names, rates, strict=True)}
 

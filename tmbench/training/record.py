@@ -192,7 +192,7 @@ class Recorder(Callback):
     @staticmethod
     def _add_row(record: Record, trainer: Trainer, pl_module: Any, k: int, metrics: dict[str, float]) -> None:
         epoch, headline = trainer.current_epoch + 1, pl_module.headline
-        row: dict[str, float] = {"epoch": epoch, "step": epoch * len(pl_module.losses), **pl_module.last_lrs()}
+        row: dict[str, float] = {"epoch": epoch, "step": epoch * len(pl_module.losses), **pl_module.last_lrs(k)}
         first = {headline: metrics[headline]} if metrics else {}  # for those who do not know which it is
         row |= {"seconds": record.seconds, **_losses(pl_module, k), **first, **metrics}
         if pl_module.watch:
@@ -247,7 +247,7 @@ class Bar(Callback):
 
     def __init__(self, records: list[Record], console: Console) -> None:
         self.record, self.console = records[0], console
-        self.of = "" if len(records) == 1 else f"{len(records)} seeds  "
+        self.of = "" if len(records) == 1 else f"{len(records)} runs  "
         news = TextColumn("{task.fields[news]}")
         left = TimeRemainingColumn(elapsed_when_finished=True)
         self.progress = Progress(TextColumn("{task.description}"), BarColumn(24), left, news, console=console)

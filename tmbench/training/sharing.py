@@ -12,7 +12,6 @@ from pytorch_lightning import Callback, Trainer
 
 from .. import checkpoint
 from ..files import link
-from ..task import Task
 from ..trunks import Reservation, Trunk
 from .module import Training
 from .record import ARRIVING
@@ -66,31 +65,29 @@ class PublishStates(Callback):
 
     @staticmethod
     def _write_state(trainer: Trainer, training: Training, first: int | None, each: Shared, folder: Path) -> None:
-        def mine(state: Any) -> Any:
-            return training.stack.of_replica(state, each.replica) if training.stack else state
-
         checkpoints = each.folder / "checkpoints"
         state = checkpoint.load(checkpoints / "last.ckpt")
         state["callbacks"]["Record"]["from_trunk"] = 0
         # In the form that all optimizers have before their switch.
-        state["optimizer_states"] = mine([getattr(o, "before_switch", o.state_dict)() for o in trainer.optimizers])
+        before = [getattr(o, "before_switch", o.state_dict)() for o in trainer.optimizers]
+        state["optimizer_states"] = training.own_states(before, each.replica)
         if first is not None:
-            state["recorded_from"], recorded = first, mine(training.history.since(first))
+            state["recorded_from"], recorded = first, training.own_states(training.history.since(first), each.replica)
             state["recorded"] = [[[(n, d.cpu()) for n, d in parameter] for parameter in each] for each in recorded]
         checkpoint.save(state, folder / "state.ckpt")
         if (best := checkpoints / "best.ckpt").exists():
             link(best, folder / best.name)
 
 
-def start_from(state: Path, folder: Path, training: Training, task: Task) -> None:
+def start_from(state: Path, folder: Path, training: Training, replica: int) -> None:
     """Makes a state that another run published the last checkpoint of the run in `folder`.
 
     Args:
         state: a folder, called like its number of epochs, with state.ckpt and perhaps best.ckpt; it is removed.
-        task: the run's.
+        replica: the run's number.
     """
     content, epoch = checkpoint.load(state / "state.ckpt"), int(state.name)
-    optimizers: list[Any] = training.new_optimizers(task)
+    optimizers: list[Any] = training.new_optimizers(replica)
     recorded = content.get("recorded", [()] * len(optimizers))
     for i, (optimizer, of_optimizer) in enumerate(zip(optimizers, recorded, strict=True)):
         if hasattr(optimizer, "start_after"):

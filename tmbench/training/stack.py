@@ -1,6 +1,6 @@
 """Replicas of a task in one process: their tensors stacked along a new first axis, so that each operation is done once.
 
-A stack has a number of slots, K. Those that are spare repeat the first replica, and nobody looks at them. So what a
+A stack has a number of slots, K. Those that are spare repeat the last replica, and nobody looks at them. So what a
 replica computes depends on K alone, and neither on its neighbours nor on its place.
 
 A step's losses come from `torch.func.vmap` over the task's own `loss`; vmapped.py has what is done in another way.
@@ -11,6 +11,7 @@ Legend: K slots, N rows of a table, B batch, E numbers in a row.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -18,9 +19,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from ..errors import CannotStackError
-from ..optim.rows import summed
 from ..seeds import seed_all
 from ..task import Loss, Player, Table, Task, checked_loss
+from .parts import Group, joined, sliced, tables_of_parts
 from .stackable import check_alike
 from .vmapped import OwnRandomNumbers, forwards_as, look_up, lstm
 
@@ -37,38 +38,10 @@ class _Loss(nn.Module):
         return total, torch.as_tensor(weight, device=total.device)
 
 
-class Group(nn.Module):
-    """The stacked parameters that one player's optimizer steps; `tables` are the embeddings' among them."""
-
-    def __init__(self, parameters: Sequence[nn.Parameter], tables: set[int], slots: int) -> None:
-        super().__init__()
-        self.stacked, self.tables, self.slots = nn.ParameterList(parameters), tables, slots
-
-    @torch.no_grad()
-    def clip_grad_norm_(self, limit: float) -> None:
-        """As torch's function of that name, for each slot by itself."""
-        gradients = [(p, summed(p.grad) if p.grad.is_sparse else p.grad) for p in self.stacked if p.grad is not None]
-        squares_K: Any = 0
-        for p, grad in gradients:
-            values, slot = self._by_slot(p, grad)
-            each = values.flatten(1).square().sum(1)
-            squares_K = squares_K + (each if slot is None else each.new_zeros(self.slots).index_add_(0, slot, each))
-        factor_K = (limit / (squares_K.sqrt() + 1e-6)).clamp(max=1.0)
-        for p, grad in gradients:
-            values, slot = self._by_slot(p, grad)
-            factor = factor_K if slot is None else factor_K[slot]
-            values *= factor.view(-1, *[1] * (values.dim() - 1))
-            p.grad = grad
-
-    def _by_slot(self, p: Tensor, grad: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The gradient's values with the slots, or rows, first; and the slot of each row."""
-        if grad.is_sparse:
-            return grad.values(), grad.indices()[0] // (len(p) // self.slots)
-        return (grad.view(self.slots, -1) if id(p) in self.tables else grad), None
-
-
 class Stack(Task):
     """Tasks that differ by their seed alone, as one whose parameters, losses and states are theirs, stacked.
+
+    Their optimizers may have different learning rates: those of one rate are a part of the stack.
 
     The parameters and buffers of each task are views of the stacked ones, so that it can be evaluated, drawn and saved
     as ever. A parameter has shape (K, *its own), an embedding's table (K x N, E). `loss` gives sums and weights (K,).
@@ -77,6 +50,7 @@ class Stack(Task):
         replicas: the tasks, each with the initial weights of its seed.
         seeds: theirs.
         slots: K, at least as many.
+        rates: how many of the replicas, in their order, share a learning rate; all if empty.
 
     Raises:
         CannotStackError: says why.
@@ -85,14 +59,16 @@ class Stack(Task):
     replicas: list[Task]
     first: Task
 
-    def __init__(self, replicas: Sequence[Task], seeds: Sequence[int], slots: int) -> None:
+    def __init__(self, replicas: Sequence[Task], seeds: Sequence[int], slots: int, rates: Sequence[int] = ()) -> None:
         nn.Module.__init__(self)
         check_alike(replicas)
         first = replicas[0]
         self._modes = [(m, m.training) for replica in replicas for m in replica.modules()]  # some may stay in eval mode
         self.__dict__ |= {"replicas": list(replicas), "first": first}  # no submodules: their parameters are not ours
         self.seeds, self.slots = list(seeds), slots
-        self.of_slot = [*range(len(replicas)), *[0] * (slots - len(replicas))]  # which replica is in each slot
+        last = len(replicas) - 1
+        self.of_slot = [min(slot, last) for slot in range(slots)]  # which replica is in each
+        self.parts = [range(a, b) for a, b in pairwise([0, *accumulate(rates[:-1]), slots])]
         self.cfg, self.headline, self.higher_is_better = first.cfg, first.headline, first.higher_is_better
         self.collate, self.split = first.collate, first.split
         self.embeddings = self._found_embeddings()
@@ -110,6 +86,7 @@ class Stack(Task):
             self.register_buffer(_key(name), torch.stack([replicas[k].get_buffer(name) for k in self.of_slot]))
         self._losses = {name: _Loss(first, player) for name, player in first.players().items()}
         self._players = self._stacked_players()
+        self._tables = {name: self._tables_of_parts(name) for name in self.embeddings}
         self._generators: list[Any] = [None] * slots  # the states of the random generators
         self._draws, self._drawn = True, list[str]()  # whether a loss may draw random numbers; by what it has
         # What the task calls its tensors, those that it has twice by both names, and what we call them.
@@ -156,15 +133,22 @@ class Stack(Task):
         players, names = {}, {id(p): name for name, p in self.first.named_parameters()}
         tables = {id(self.stacked[name]) for name in self.embeddings}
         for name, player in self.first.players().items():
-            group = Group([self.stacked[names[id(p)]] for p in player.module.parameters()], tables, self.slots)
+            group = Group([self.stacked[names[id(p)]] for p in player.module.parameters()], tables, self.parts)
             players[name] = Player(group, partial(self._stacked_loss, name), player.lr)
         return players
+
+    def _tables_of_parts(self, name: str) -> list[nn.Embedding]:
+        groups: list[Any] = [player.module for player in self._players.values()]
+        weights = [leaf for group in groups for leaf in group.leaves(self.stacked[name])]
+        return tables_of_parts(self.embeddings[name], weights[: len(self.parts)], self.parts)
 
     def _link(self) -> None:
         """Makes the tensors of the replicas, and of what reads tables, parts of the stacked ones."""
         for name, embedding in self.embeddings.items():
             embedding.weight = self.stacked[name]
             embedding.num_embeddings, embedding.embedding_dim = embedding.weight.shape
+        for player in self._players.values():
+            player.module.link()  # type: ignore[operator]
         for k, replica in enumerate(self.replicas):
             for name, p in replica.named_parameters():
                 p.data = self._by_slot(name)[k].data
@@ -194,8 +178,9 @@ class Stack(Task):
         return self._players
 
     def tables(self) -> list[Table]:
-        names = {id(module): name for name, module in self.first.named_modules()}
-        return [Table(self.embeddings[f"{names[id(t.embedding)]}.weight"], t.l2) for t in self.first.tables()]
+        """Of each part by itself, since optimizers step them by rows."""
+        names = {id(module): f"{name}.weight" for name, module in self.first.named_modules()}
+        return [Table(part, t.l2) for t in self.first.tables() for part in self._tables[names[id(t.embedding)]]]
 
     def examples(self, split: str) -> Any:
         return self.first.examples(split)
@@ -306,35 +291,21 @@ class Stack(Task):
             result = replica.load_state_dict(state)
         with torch.no_grad():
             for t in [*map(self._by_slot, self.stacked), *self.buffers()]:
-                t[len(self.replicas) :] = t[0]
+                t[len(self.replicas) :] = t[len(self.replicas) - 1]
         return result
 
-    def of_replica(self, state: Any, k: int) -> Any:
-        """One replica's part of an optimizer's or an average's state, with tensors of its own; as by itself."""
-        if not isinstance(state, Tensor):
-            return _mapped(partial(self.of_replica, k=k), state)
-        if state.dim() and state.shape in (self.stacked[name].shape for name in self.embeddings):
-            state = state.view(self.slots, -1, *state.shape[1:])
-        return (state[k] if state.dim() else state).clone()  # a count of steps is that of all slots
+    def part_of(self, k: int) -> int:
+        """The number of a replica's part."""
+        return next(number for number, part in enumerate(self.parts) if k in part)
 
-    def of_all(self, *states: Any) -> Any:
-        """One state from those of the replicas, whose tensors get a first axis K, those of tables as well."""
-        first = states[0]
-        if not isinstance(first, Tensor):
-            return _mapped(self.of_all, *states)
-        if first.dim() == 0:
-            return first
-        return torch.stack([states[k] for k in self.of_slot])
+    def of_replica(self, state: Any, k: int, part: range | None = None) -> Any:
+        """One replica's own of a state, such as an average's; `part`: the slots that it is of, if not of all."""
+        slots = part or range(self.slots)
+        return sliced(state, k - slots.start, len(slots))
 
-
-def _mapped(call: Callable[..., Any], *trees: Any) -> Any:
-    """`call` of the children of nested dictionaries and lists; what is neither is the same in all."""
-    first = trees[0]
-    if isinstance(first, dict):
-        return {key: call(*(tree[key] for tree in trees)) for key in first}
-    if isinstance(first, (list, tuple)):
-        return type(first)(call(*children) for children in zip(*trees, strict=True))
-    return first
+    def of_all(self, states: Sequence[Any], part: range | None = None) -> Any:
+        """One state from those of the replicas; `part`: the slots that it is of, if not of all."""
+        return joined(*(states[self.of_slot[slot]] for slot in part or range(self.slots)))
 
 
 def _key(name: str) -> str:

@@ -13,7 +13,7 @@ from ..optim.exchange import average_over_ranks
 from ..optim.rows import summed
 from ..task import Player, checked_loss, mean
 from .loader import Step
-from .stack import Group
+from .parts import Group
 
 Recorded = list[list[tuple[int, Tensor]]]  # for each parameter, newest first: (step of the run, what it added)
 

@@ -48,7 +48,7 @@ def train(
     """Trains and evaluates a planned run, or a stack of several, from their last checkpoints if there are some.
 
     Args:
-        plans: of one run, or of runs that differ by their seed alone and are equally far.
+        plans: of one run, or of runs that differ by seed or rate alone and are equally far, in the order of rates.
         reservations: of each one's trunk, released when it leaves that; the state to start from, if any, lies in the
             run's folder (see trunks).
         until: stop after this many epochs, as if interrupted.
@@ -120,15 +120,16 @@ class _Attempt:
         steps = self.train_loader.steps
         has_switch = reads_switch(cfg) and cfg.switch_epoch not in (NEVER, STABLE)
         self.switch_step = int(cfg.switch_epoch * steps) if has_switch else None  # before it, the method changes
-        new_optimizer, factor = optimizer_of(cfg, self.switch_step, steps), schedule_of(cfg, steps)
+        firsts = [part.start for part in self.task.parts] if isinstance(self.task, Stack) else [0]
+        makers = [optimizer_of(plans[k].cfg, self.switch_step, steps) for k in firsts]
         if isinstance(self.task, Stack):
-            if (apart := stacked_difference(new_optimizer)) > 1e-9:
+            if (apart := stacked_difference(makers[0])) > 1e-9:
                 why = f"two networks that it steps as one stack of tensors end {apart:.2g} apart from each by itself"
                 raise CannotStackError(f"optimizer={cfg.optimizer.name}: {why}")
             batch = tuple(t.to(self.task.device) for t in next(iter(self.train_loader))[0][0][0])
             self.task.try_once(batch)
             check_memory(self.task, batch, self.trainer.strategy.root_device)
-        self.training = Training(self.task, cfg, new_optimizer, steps, factor, lambda: self.stop.requested)
+        self.training = Training(self.task, cfg, makers, steps, schedule_of(cfg, steps), lambda: self.stop.requested)
         if measures_curvature(cfg) and isinstance(self.train_loader, TrainLoader):  # with it, no run is stacked
             self.training.watch = CurvatureWatch(self.training, cfg, self.train_loader)
         checkpoints.training = self.training
@@ -148,9 +149,9 @@ class _Attempt:
                 first.check_data()
                 if self.trainer.is_global_zero:
                     self.baseline = self._finite(first.baseline())
-                    for plan, replica in zip(self.plans, self.training.replicas, strict=True):
+                    for k, plan in enumerate(self.plans):
                         if state := state_to_start_from(plan.folder):  # the other ranks wait in fit
-                            start_from(state, plan.folder, self.training, replica.task)
+                            start_from(state, plan.folder, self.training, k)
                 self.trainer.fit(
                     self.training, self.train_loader, self.test_loader, weights_only=True,
                     ckpt_path=str(last) if state_to_start_from(self.plan.folder) or last.exists() else None,
@@ -186,16 +187,16 @@ class _Attempt:
         """The result of a run, whose remaining fields are `measured`."""
         plan, record, replica = self.plans[k], self.records[k], self.training.replicas[k]
         task, diverged = replica.task, replica.diverged
-        switched_at = self.switch_step
-        watch = self.training.watch
+        switched_at, watch = self.switch_step, self.training.watch
+        optimizers = self.training.own(self.trainer.optimizers, k)
         if plan.switch_epoch is None:  # perhaps the optimizer itself has decided, or the curvature
-            switched_at = getattr(next(iter(self.trainer.optimizers), None), "switched_at", None)
+            switched_at = getattr(next(iter(optimizers), None), "switched_at", None)
         if watch and (epoch := watch.switched_after(record.rows)) is not None:
             switched_at = epoch * self.train_loader.steps
         reason = why_dense(plan.cfg)
         notes = [f"task.sparse: every step updates the whole embedding table: {reason}"] if reason else []
         notes += watch.notes(record.rows) if watch else []
-        for told in filter(None, (getattr(optimizer, "handed_over", None) for optimizer in self.trainer.optimizers)):
+        for told in filter(None, (getattr(optimizer, "handed_over", None) for optimizer in optimizers)):
             notes.append(
                 f"handover: the first method's mean step was {told['mean_step']:.3g} long, the second's first step "
                 f"{told['step']:.3g} at its own rate, which was multiplied by {told['factor']:.3g}"
