@@ -1,7 +1,10 @@
 """Replicas: runs trained as one stack of tensors are what each is by itself, and nothing of their neighbours' doing."""
 
+import json
 import os
+import re
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -680,6 +683,49 @@ def test_a_stack_that_is_killed_twice_goes_on(tmp_path: Path) -> None:
         other, elsewhere = killed[job]
         assert (result.metrics, result.status, other.status) == (other.metrics, "completed", "completed")
         assert_same(weights(folder), weights(elsewhere))
+
+
+def table_of(printed: str) -> dict[str, list[float]]:
+    """By job, the percentages in its row of a sweep's table."""
+    rows = (line.split("│") for line in printed.splitlines() if re.match(r"│ +\d", line))
+    return {cells[1].strip(): [float(x) for x in re.findall(r"([\d.]+) %", " ".join(cells))] for cells in rows}
+
+
+@slow
+def test_a_killed_sweep_of_stacks_ends_in_the_table_and_report_of_one_run_at_a_time(tmp_path: Path) -> None:
+    """Up to two of the 160 test documents, each 0.625 points, that rounding may have put on the other side."""
+    words = ["-m", "task=tc", "optimizer=sgd,tmsgd", "seed=range(0,16)", "lr=0.1", "epochs=4", "switch_epoch=2",
+             "batch_size=8"]  # fmt: skip
+    alone, stacks = tmp_path / "alone", tmp_path / "stacks"
+    for epochs in (10, 67):  # of 128: in the first stack, and in the third, which starts from its trunk
+        process, deadline = start(stacks, *words, "replicas=8"), time.monotonic() + 120
+        while sum(len(path.read_text().splitlines()) - 1 for path in stacks.glob("*/curves.csv")) < epochs:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert any(checkpoint.epochs(path) < 4 for path in stacks.glob("*/checkpoints/last.ckpt"))
+    ends = [tmbench(*words, f"runs_dir={alone}"), tmbench(*words, "replicas=8", f"runs_dir={stacks}")]
+    assert [done.returncode for done in ends] == [0, 0]
+    one_by_one, together = (table_of(done.stdout) for done in ends)
+    assert one_by_one.keys() == together.keys() == set(map(str, range(32)))
+    for job, percentages in together.items():
+        assert len(percentages) == 3  # last, best, and the trivial predictor's
+        assert percentages == pytest.approx(one_by_one[job], abs=1.3)
+    tables = []
+    for folder in (alone, stacks):
+        assert tmbench("report", str(folder), f"out={folder / 'report'}").returncode == 0
+        content = json.loads((folder / "report" / "report.json").read_text())
+        tables.append({table["key"]: table for table in content["tables"]})
+    (mine, other), (verdict, another) = ([t[key] for t in tables] for key in ("results-0-tc-tiny", "comparisons"))
+    assert [row[0] for row in mine["rows"]] == ["sgd", "tmsgd"]
+    for row, theirs in zip(mine["rows"], other["rows"], strict=True):
+        assert row[1:2] == pytest.approx(theirs[1:2], abs=0.0015)  # means of 16
+        assert row[2:7] == theirs[2:7] == [16, 16, 0, 0, 0]
+    row, theirs = ([t["rows"][0][t["columns"].index(c)] for c in ("verdict", "n", "difference")] for t in
+                   (verdict, another))  # fmt: skip
+    assert row[:2] == theirs[:2]
+    assert row[2] == pytest.approx(theirs[2], abs=0.0015)
 
 
 @slow
