@@ -1,10 +1,7 @@
 """Does it work here: tiny trainings whose outcome is known, on each kind of device that there is."""
 
-import csv
 import math
-import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -13,83 +10,23 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from .. import checkpoint
-from ..api import run, sweep
 from ..certify import CHECKS, certify
 from ..config.compose import composed
 from ..config.table import choices
 from ..errors import ConfigError
 from ..guest import as_guest
 from ..optim import TMSGD
-from ..result import Result, shown
+from ..result import shown
 from ..run import run as run_once
 from ..runs.show import size_words
 from . import Finding, examined, speed
+from .bench import CLOSE, LEARN, Bench, bitwise, close, losses, swept
+from .first_steps import devices_agree
 from .machine import fused_agrees
+from .ranks import ranks
 
-LEARN = ("tc", "ic", "ctr")  # trained whole: they have a baseline, and take seconds
 STEPS = 20  # at least, of every task
-CLOSE = 1e-3  # relative, of losses that only rounding tells apart
-OTHER_DEVICE, OTHER_PRECISION = 0.02, 0.05  # relative, of the first epoch's mean loss
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Where a part works: a folder of its own, and one kind of device (`cpu` or `cuda`)."""
-
-    folder: Path
-    device: str
-
-    @property
-    def trainer(self) -> str:
-        return "gpu" if self.device == "cuda" else "cpu"
-
-    def run(self, task: str, optimizer: str = "tmsgd", where: str = "runs", **settings: Any) -> Result:
-        """A run on tiny data; those with the same settings are one run in each folder `where`."""
-        places: dict[str, Any] = {"runs_dir": self.folder / self.device / where, "data": "tiny"}
-        return run(task, optimizer, progress=False, **{"trainer": self.trainer} | places | settings)
-
-
-def swept(task: str, **settings: Any) -> list[Result]:
-    """The results of a sweep; RuntimeError with the first failure, if there is one."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of failures
-        done = sweep(task, data="tiny", progress=False, **settings)
-    for failure in done.failures.values():
-        raise RuntimeError(failure)
-    return done.results
-
-
-def losses(result: Result) -> list[float]:
-    """The mean training loss of each epoch."""
-    assert result.folder
-    with (result.folder / "curves.csv").open() as f:
-        return [float(row["train/loss"]) for row in csv.DictReader(f)]
-
-
-def bitwise(name: str, one: Result, other: Result, how: str) -> Finding:
-    """Whether two runs ended in the same bits; if not, which operations of torch's are not deterministic."""
-    assert one.folder
-    assert other.folder
-    a, b = (checkpoint.load(r.folder / "checkpoints" / "last.ckpt")["state_dict"] for r in (one, other) if r.folder)
-    differ = [key for key in a if not torch.equal(a[key], b[key])]
-    if not differ and one.metrics["last"] == other.metrics["last"]:
-        return Finding(name, "green", f"{how}: the same bits after {one.steps} steps")
-    what = f"{how}: {differ[0]} and {len(differ) - 1} more tensors differ" if differ else f"{how}: the metrics differ"
-    operations = sorted({*one.nondeterministic, *other.nondeterministic})
-    if operations:
-        found = f"{what}; not deterministic: {', '.join(operations)}"
-        return Finding(name, "yellow", found, "compare runs by their spread over seeds, not by bits")
-    return Finding(name, "red", what, "runs here cannot be repeated or resumed exactly: report it with this page")
-
-
-def close(name: str, one: float, other: float, how: str, bound: float) -> Finding:
-    """Whether two losses are the same but for rounding."""
-    apart = abs(one - other) / abs(other) if math.isfinite(one) else math.inf
-    found = f"{how}: loss {one:.6g} against {other:.6g}, {apart:.1e} apart (bound {bound:.0e})"
-    if apart <= bound:
-        return Finding(name, "green", found)
-    return Finding(name, "red", found, "do not compare runs of the two; report it with this page")
+OTHER_PRECISION = 0.05  # relative, of the first epoch's mean loss
 
 
 def tasks(bench: Bench) -> Iterator[Finding]:
@@ -108,7 +45,8 @@ def _trains(bench: Bench, task: str) -> Finding:
         finite &= result.status == "completed" and math.isfinite(last)
         told.append(f"{optimizer} loss {first:.3g} to {last:.3g}")
         steps = result.steps
-    found = f"{steps} steps each; {', '.join(told)}; peak {size_words(result.peak_memory_bytes)}"
+    peak = "peak memory" if bench.device == "cuda" else "peak memory of the process so far"
+    found = f"{steps} steps each; {', '.join(told)}; {peak} {size_words(result.peak_memory_bytes)}"
     if operations := result.nondeterministic:
         found += f"; not deterministic: {', '.join(operations)}"
     if not finite:
@@ -151,16 +89,6 @@ def resumes(bench: Bench) -> Iterator[Finding]:
         settings: dict[str, Any] = {"epochs": 2, "switch_epoch": 1}
         whole, resumed = (bench.run(task, where=where, **settings) for where in ("runs", "stopped"))
         yield bitwise(task, whole, resumed, "stopped and resumed")
-
-
-def devices_agree(bench: Bench) -> Iterator[Finding]:
-    """The first epoch on the GPU against the same on the CPU: other kernels, the same mathematics."""
-    if bench.device == "cpu":
-        yield Finding("losses", "skipped", "a GPU would be compared with this CPU")
-        return
-    for task in LEARN:
-        one, other = (losses(each.run(task, "sgd", epochs=1))[0] for each in (bench, Bench(bench.folder, "cpu")))
-        yield close(task, one, other, "first epoch on the GPU and the CPU", OTHER_DEVICE)
 
 
 def bf16(bench: Bench) -> Iterator[Finding]:
@@ -228,24 +156,6 @@ def trunks(bench: Bench) -> Iterator[Finding]:
         switch, shared = result.switch["effective"], result.epochs["from_trunk"]
         alone = bench.run("tc", where="alone", epochs=3, switch_epoch=switch, trunk="off")
         yield bitwise(f"switch {switch}", result, alone, f"{shared} of 3 epochs shared, and none")
-
-
-def ranks(bench: Bench) -> Iterator[Finding]:
-    """Two processes that train one model, against one process with its batches in two parts."""
-    count, on_gpu = torch.cuda.device_count(), bench.device == "cuda"
-    if on_gpu and count < 2:
-        yield Finding("tc", "skipped", f"{count} GPU: ranks over NCCL, and one run a GPU, need two")
-        return
-    for task in ("tc", "ic") if on_gpu else ("tc",):  # ic has batch norm, which is synchronised on GPUs
-        both = bench.run(task, "sgd", epochs=1, trainer="ddp" if on_gpu else "ddp_cpu", devices=2)
-        accumulate: dict[str, Any] = {"trainer.accumulate": 2}
-        parts = bench.run(task, "sgd", epochs=1, **accumulate)
-        how, bound = "two processes and one", CLOSE if task == "tc" else OTHER_DEVICE
-        yield close(task, losses(both)[-1], losses(parts)[-1], how, bound)
-    if on_gpu:
-        places: dict[str, Any] = {"runs_dir": bench.folder / "local", "trainer": "gpu", "launcher": "local"}
-        swept("tc", optimizer="sgd", seed=[0, 1], epochs=1, **places)
-        yield Finding("local", "green", "two runs at once, one a GPU")
 
 
 PARTS: dict[str, Callable[[Bench], Iterator[Finding]]] = {

@@ -142,7 +142,7 @@ def wandb() -> Finding:
         return Finding("wandb", "green", f"WANDB_MODE={mode}: nothing is sent")
     has_account = bool(os.environ.get("WANDB_API_KEY")) or _in_netrc(urlsplit(base).hostname or "")
     answer = _answer_of(base)
-    found = f"{'an' if has_account else 'no'} account; {base} {answer}"
+    found = f"{'an' if has_account else 'no'} account; mode {mode or 'online'}; {base} {answer}"
     if not has_account:
         return Finding("wandb", "yellow", f"{found}; logger=wandb stays offline", "to send runs: wandb login")
     if answer != "answers":
@@ -184,24 +184,34 @@ def _existing(path: Path) -> Path:
 
 def runs_dir(path: Path) -> Finding:
     """Whether runs can be written: a file, its rename, and a lock that a second holder does not get."""
-    if path.exists() and not path.is_dir():
-        return Finding("runs_dir", "red", f"{path}: a file, not a folder", "name a folder: runs_dir=DIR")
-    here, free = _existing(path), shutil.disk_usage(_existing(path)).free
-    found = f"{path}: {free / 2**30:.1f} GiB free"
     try:
-        with tempfile.TemporaryDirectory(prefix=".doctor-", dir=here) as folder:
-            write(Path(folder) / "file", "whole")
-            with locked(Path(folder)):
-                try:
-                    with locked(Path(folder), wait=False):
-                        remedy = "two processes could damage a run; name a runs_dir on another file system"
-                        return Finding("runs_dir", "red", f"{found}; file locks do not hold there", remedy)
-                except BlockingIOError:
-                    pass
+        if path.exists() and not path.is_dir():
+            return Finding("runs_dir", "red", f"{path}: a file, not a folder", "name a folder: runs_dir=DIR")
+        here = _existing(path)
+        found, free = _free_words(path, here), shutil.disk_usage(here).free
+        if not _locks_hold(here):
+            remedy = "two processes could damage a run; name a runs_dir on another file system"
+            return Finding("runs_dir", "red", f"{found}; file locks do not hold there", remedy)
     except OSError as error:
-        remedy = f"give yourself the right to write to {here}, or name another folder: runs_dir=DIR"
+        remedy = f"give yourself the right to write to {path}, or name another folder: runs_dir=DIR"
         return Finding("runs_dir", "red", f"{path}: cannot be written to ({error.strerror or error})", remedy)
     return _by_space("runs_dir", found, free)
+
+
+def _free_words(path: Path, here: Path) -> str:
+    return f"{path}: {shutil.disk_usage(here).free / 2**30:.1f} GiB free"
+
+
+def _locks_hold(here: Path) -> bool:
+    """Whether a second holder does not get a lock in a new folder here; OSError if nothing can be written."""
+    with tempfile.TemporaryDirectory(prefix=".doctor-", dir=here) as folder:
+        write(Path(folder) / "file", "whole")
+        with locked(Path(folder)):
+            try:
+                with locked(Path(folder), wait=False):
+                    return False
+            except BlockingIOError:
+                return True
 
 
 def _by_space(name: str, found: str, free: int) -> Finding:
@@ -214,12 +224,16 @@ def _by_space(name: str, found: str, free: int) -> Finding:
 
 def data_dir(values: Values) -> Finding:
     path = data_dir_of(values)
-    here = _existing(path)
-    found = f"{path}: {shutil.disk_usage(here).free / 2**30:.1f} GiB free"
-    if not path.is_dir():
-        return Finding("data_dir", "green", f"{path} is not there: data=tiny needs none; {found.partition(': ')[2]}")
+    try:
+        here, is_there = _existing(path), path.is_dir()
+    except OSError:  # a folder above it
+        here, is_there = path, True
+    if not is_there:
+        free = _free_words(path, here).partition(": ")[2]
+        return Finding("data_dir", "green", f"{path} is not there: data=tiny needs none; {free}")
     if not os.access(path, os.R_OK | os.X_OK):
         return Finding("data_dir", "red", f"{path}: cannot be read", "give yourself the right to, or data_dir=DIR")
+    found = _free_words(path, here)
     if not os.access(path, os.W_OK):
         return Finding("data_dir", "green", f"{found}; may be read only: runs read it, `tmbench data get` needs more")
     return _by_space("data_dir", found, shutil.disk_usage(here).free)

@@ -143,6 +143,9 @@ class _Attempt:
     def fit(self) -> None:
         """Checks the data, then trains, from the newest state that there is."""
         last, first = self.records[0].last, self.training.replicas[0].task
+        if (device := self.trainer.strategy.root_device).type == "cuda":  # or the peak is that of an earlier run, too
+            torch.cuda.init()  # type: ignore[no-untyped-call]
+            torch.cuda.reset_peak_memory_stats(device)
         try:
             with signals.listening(self.stop.request):
                 self._check_examples()
