@@ -36,15 +36,15 @@ PARTS = {
     "learns": "tc, ic and ctr whole: the loss falls, the metric beats a predictor without input",
     "repeats": "the same seed twice",
     "resumes": "stopped and resumed",
-    "devices": "CPU against GPU",
+    "devices": "the first 20 steps on the GPU against the CPU, one by one",
     "bf16": "bf16-mixed against float32",
     "fused": "the kernels against foreach, and the certificate of TM-SGD",
     "rows": "tables stepped by rows against dense ones",
     "replicas": "four seeds in one stack against each by itself",
     "trunks": "runs that share their beginning against runs that do not",
-    "ranks": "two processes against one",
+    "ranks": "two processes against one; one that is killed",
     "step": "time of a step beside torch's and a copy of memory",
-    "loader": "an epoch with its loader against one on batches already there",
+    "loader": "an epoch with its loader against one on batches that are in memory already",
 }
 
 
@@ -90,7 +90,7 @@ def _trained(parts: list[str]) -> Iterator[Finding]:
 def markdown(content: dict[str, Any]) -> str:
     """The page to attach where something does not work."""
     made, lines = content["made"], ["# tmbench doctor", ""]
-    lines += [f"{content['state']}, after {made['seconds']:.0f} s on {made['processor']}", ""]
+    lines += [f"Worst finding: {content['state']}. Examined in {made['seconds']:.0f} s on {made['processor']}.", ""]
     lines += [", ".join(f"{name} {version}" for name, version in made.get("versions", {}).items()), ""]
     lines += ["| | finding | found | to do |", "|---|---|---|---|"]
     for finding in content["findings"]:

@@ -60,7 +60,8 @@ def bitwise(name: str, one: Result, other: Result, how: str) -> Finding:
     differ = [key for key in a if not torch.equal(a[key], b[key])]
     if not differ and one.metrics["last"] == other.metrics["last"]:
         return Finding(name, "green", f"{how}: the same bits after {one.steps} steps")
-    what = f"{how}: {differ[0]} and {len(differ) - 1} more tensors differ" if differ else f"{how}: the metrics differ"
+    others = f" and {len(differ) - 1} more tensors differ" if len(differ) > 1 else " differs"
+    what = f"{how}: {differ[0]}{others}" if differ else f"{how}: the metrics differ"
     operations = sorted({*one.nondeterministic, *other.nondeterministic})
     if operations:
         found = f"{what}; not deterministic: {', '.join(operations)}"

@@ -196,7 +196,8 @@ def fused_agrees(name: str, device: str) -> Finding:
     for path in ("foreach", "fused"):
         descent = Descent(candidate, problem(5), torch.float32, **{path: True}).go()
         apart[path] = max(distance(loop.path(i), descent.path(i).double()) for i in range(5))
-    found = ", ".join(f"{path} {d:.0e}" for path, d in apart.items()) + f" from the float64 loop (bound {SAME:.0e})"
+    distances = ", ".join(f"{path} {d:.0e}" for path, d in apart.items())
+    found = f"20 steps of TM-SGD, relative distance from a plain loop in float64: {distances} (bound {SAME:.0e})"
     if wrong := [path for path, d in apart.items() if not d <= SAME]:
         remedy = "leave out +optimizer.fused=true; remove ~/.cache/tmbench and try again; then report it"
         return Finding(name, "red", f"{' and '.join(wrong)} is wrong: {found}", remedy)

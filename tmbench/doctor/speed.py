@@ -127,7 +127,7 @@ def _loads(name: str, plan: Plan, device: str) -> Finding:
     pairs = [(seconds(lambda: train(kept), device), seconds(lambda: train(batches()), device)) for _ in range(6)]
     synthetic, real = (min(times) for times in zip(*pairs[1:], strict=True))  # the first warms up
     share = min(synthetic / real, 1)
-    found = f"{loader.count / real:,.0f} examples/s, {share:.2f} of what it does on batches that are there already"
+    found = f"{loader.count / real:,.0f} examples/s, {share:.2f} of those on batches that are in memory already"
     if share >= OF_SYNTHETIC[device]:
         return Finding(name, "green", found)
     return Finding(name, "yellow", found, "trainer.num_workers=4 prepares pictures in other processes")
