@@ -1,7 +1,9 @@
 """The command line: `tmbench certify`, or `python -m tmbench.certify`."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.errors import HydraException
@@ -15,12 +17,13 @@ from ..config.table import FOR_THE_RUN, NEVER, choices
 from ..config.values import Setting
 from ..errors import ConfigError, UsageError, did_you_mean
 from ..progress import loading_torch
-from ..verbs import CONFIG_DIR, EXPECTED, JSON, Values, Verb, explain, leave
+from ..verbs import CONFIG_DIR, EXPECTED, JSON, RUNS_DIR, Values, Verb, explain, leave
 from . import CHECKS, certify
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
+    from .catalogue import Entry
     from .descent import NewOptimizer
 
 SETTINGS = {
@@ -143,7 +146,61 @@ def _show(certificate: dict[str, Any]) -> None:
     out.print(f"{counts[0]} hold, {counts[1]} do not, {counts[2]} not applicable", highlight=False)
 
 
+def do_list(values: Values, words: list[str]) -> int:
+    """Prints what `optimizer=any` reaches, with certificates that are made where none is known."""
+    if named := [word for word in words if "=" in word]:
+        raise UsageError(f"list: expected names of classes such as Adadelta, got {named[0]}")
+    loading_torch()
+    from ..progress import Lines
+    from ..training.optimizers import classes
+    from .catalogue import Entry, entries
+
+    names, found, lines = words or sorted(classes(), key=str.lower), list[Entry](), Lines()
+    try:
+        for entry, _ in entries(names, Path(values["runs_dir"]) / ".certificates"):
+            found.append(entry)
+            lines.say(lambda: f"{len(found)} of {len(names)} certified")
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if values["json"]:
+        print(json.dumps([asdict(entry) for entry in found], indent=2))
+    else:
+        _show_list(found)
+    return 0
+
+
+def _show_list(entries: "Sequence[Entry]") -> None:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    from ..runs.show import console
+
+    out = console()
+    columns = ("optimizer", "of", "hold", "fail", "closure", "state", "elements", "paper")
+    table = Table(*columns, box=box.SIMPLE_HEAD, title="optimizer=any optimizer.name=...", title_justify="left")
+    table.columns[0].no_wrap, table.columns[7].overflow = True, "fold"
+    for entry in entries:
+        state = "-" if entry.state is None else f"{entry.state:g}"
+        rest = [str(entry.holds), ", ".join(entry.fails), "needs" * entry.closure, state, "alone" * entry.elementwise]
+        table.add_row(entry.name, entry.library.partition(" ")[0], *rest, escape(entry.paper))
+    out.print(table)
+    for entry in entries:
+        for text in filter(None, (entry.licence, entry.problem)):
+            out.print(f"[bold]{entry.name}[/bold]  {escape(text)}", highlight=False, soft_wrap=True)
+    out.print(
+        "\nhold, fail: checks of `tmbench certify`, counted and named. closure: step() needs one. state: numbers kept "
+        "for each weight of a matrix. elements: it acts on each element alone, so that replicas can stack its runs.",
+        style="dim", highlight=False,
+    )  # fmt: skip
+
+
 CHECK_LINES = "\n".join(f"  {key:<{max(map(len, CHECKS))}}  {sentence}" for key, sentence in CHECKS.items())
+listing = Verb(
+    "certify list", "Lists what optimizer=any reaches, with each certificate in short, its state, its paper, and its "
+    "licence where that forbids commercial use. The first time takes minutes; certificates are kept under runs_dir.",
+    do_list, {"runs_dir": RUNS_DIR, "json": JSON}, "[NAME ...]", "tmbench certify list Adadelta Tiger\n",
+)  # fmt: skip
 main = Verb(
     "certify",
     "Says what a person can rely on in an optimizer, by short checks that take some seconds.\n"
@@ -153,7 +210,9 @@ main = Verb(
     SETTINGS,
     takes="[KEY=VALUE ...]",
     examples="tmbench certify optimizer=tmsgd optimizer.momentum=0.9 reference=sgd lr=0.1\n"
-    "tmbench certify target=my.module.Class lr=0.01 weight_decay=0.1",
+    "tmbench certify target=my.module.Class lr=0.01 weight_decay=0.1\n"
+    "tmbench certify list                        what optimizer=any reaches",
+    choices={"list": listing},
 )
 
 if __name__ == "__main__":

@@ -309,8 +309,8 @@ FUNCTIONS: dict[str, Callable[[Candidate], Outcome]] = {
 }  # fmt: skip
 
 
-def findings(candidate: Candidate, checks: Sequence[str]) -> list[Finding]:
-    """One finding for each check, and first of all whether the optimizer takes a step."""
+def stepping(candidate: Candidate) -> tuple[Candidate | None, Finding]:
+    """The candidate, with how its step must be called; None if it takes no step; and the finding that says so."""
     name, device = "takes a step", candidate.device
     errors: list[Exception] = []
     for closure, graph in ((False, False), (True, False), (False, True), (True, True)):
@@ -321,11 +321,18 @@ def findings(candidate: Candidate, checks: Sequence[str]) -> list[Finding]:
             errors.append(error)
             continue
         how = ["step(closure)" if closure else "step()"] + ["gradients that can be differentiated"] * graph
-        first = Finding(name, "holds", f"by {' with '.join(how)}", device)
-        return [first, *(_checked(candidate, key) for key in checks)]
+        return candidate, Finding(name, "holds", f"by {' with '.join(how)}", device)
     because = f"step() raises {summary_of(errors[0])}; with a closure {summary_of(errors[1])}"
-    skipped = (Finding(CHECKS[key], "not applicable", "it takes no step", device) for key in checks)
-    return [Finding(name, "does not", because, device), *skipped]
+    return None, Finding(name, "does not", because, device)
+
+
+def findings(candidate: Candidate, checks: Sequence[str]) -> list[Finding]:
+    """One finding for each check, and first of all whether the optimizer takes a step."""
+    able, first = stepping(candidate)
+    if able is not None:
+        return [first, *(_checked(able, key) for key in checks)]
+    skipped = (Finding(CHECKS[key], "not applicable", "it takes no step", candidate.device) for key in checks)
+    return [first, *skipped]
 
 
 def _checked(candidate: Candidate, key: str) -> Finding:

@@ -12,6 +12,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
+def classes() -> dict[str, type[Optimizer]]:
+    """The optimizers of torch.optim and pytorch_optimizer by name; torch's own win."""
+    import pytorch_optimizer
+
+    known = {**vars(pytorch_optimizer), **vars(torch.optim)}
+    return {k: v for k, v in known.items() if inspect.isclass(v) and issubclass(v, Optimizer) and v is not Optimizer}
+
+
 def find(params: Iterable[Tensor], method: str, lr: float, weight_decay: float, options: dict[str, Any]) -> Optimizer:
     """The optimizer of this class name, looked for in torch.optim, then in pytorch_optimizer.
 
@@ -20,17 +28,21 @@ def find(params: Iterable[Tensor], method: str, lr: float, weight_decay: float, 
     Raises:
         ValueError: there is none of that name; names the nearest.
     """
-    import pytorch_optimizer
-
-    known = {**vars(pytorch_optimizer), **vars(torch.optim)}  # torch's own win
-    classes = {k: v for k, v in known.items() if inspect.isclass(v) and issubclass(v, Optimizer) and v is not Optimizer}
-    if method not in classes:
-        near = difflib.get_close_matches(method, classes, 3, 0.4)
-        expected = f"a class of torch.optim or pytorch_optimizer, like {', '.join(near or classes)}"
-        raise ValueError(f"optimizer.name: expected {expected}; got {method!r}")
-    takes = inspect.signature(classes[method]).parameters
+    kind = named(method)
+    takes = inspect.signature(kind).parameters
     common = {key: value for key, value in (("lr", lr), ("weight_decay", weight_decay)) if key in takes}
-    return classes[method](params, **{**common, **options})
+    made: Any = kind
+    return made(params, **{**common, **options})
+
+
+def named(method: str) -> type[Optimizer]:
+    """The class of this name; ValueError if there is none."""
+    known = classes()
+    if method not in known:
+        near = difflib.get_close_matches(method, known, 3, 0.4)
+        expected = f"a class of torch.optim or pytorch_optimizer, like {', '.join(near or known)}"
+        raise ValueError(f"optimizer.name: expected {expected}; got {method!r}")
+    return known[method]
 
 
 def lamb(params: Iterable[Tensor], clamp: float | None, **settings: Any) -> Optimizer:
