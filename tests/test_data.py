@@ -774,7 +774,7 @@ def test_the_columns_of_the_clicks_are_checked_too(tmp_path: Path, capsys: Captu
 def test_prepared_data_are_checked_once(tmp_path: Path, monkeypatch: Patch) -> None:
     clicks_prepared(tmp_path / "data", tmp_path / "runs")
     read: list[Path] = []
-    monkeypatch.setattr("tmbench.files.damage", lambda folder: read.append(folder))
+    monkeypatch.setattr("tmbench.folders.damage", lambda folder: read.append(folder))
     data = Avazu(tmp_path / "data")
     data.opened = tmp_path / "runs", data.digests()
     for split in ("train", "valid", "test"):
@@ -816,7 +816,7 @@ def test_a_set_that_another_process_mended_stays(tmp_path: Path, monkeypatch: Pa
     """As when two have noticed the damage and one has mended it already."""
     root = _tiny_root(R8, tmp_path)
     inode, seen = root.stat().st_ino, iter(["train.txt has changed", None])
-    monkeypatch.setattr("tmbench.files.damage", lambda folder: next(seen))
+    monkeypatch.setattr("tmbench.folders.damage", lambda folder: next(seen))
     assert _tiny_root(R8, tmp_path) == root
     assert root.stat().st_ino == inode
 

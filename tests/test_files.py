@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tmbench.errors import DataError
-from tmbench.files import damage, land, read_sealed, seal, write, write_sealed
+from tmbench.files import land, read_sealed, write, write_sealed
+from tmbench.folders import damage, seal
 
 
 def flipped(path: Path, at: int, bit: int = 0) -> bytes:

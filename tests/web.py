@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 
 from tmbench.data import Dataset, fetch, open_dataset
 from tmbench.data.catalogue import Entry, File, catalogue
-from tmbench.files import MANIFEST
+from tmbench.folders import MANIFEST
 from tmbench.tasks.seg.masks import VOCSegmentation
 from tmbench.tasks.tc.r8 import R8
 

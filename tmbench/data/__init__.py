@@ -14,7 +14,8 @@ from omegaconf import DictConfig
 
 from ..config.table import values_of
 from ..errors import ConfigError, DataError, making
-from ..files import digest_of_text, written_once
+from ..files import digest_of_text
+from ..folders import written_once
 from . import files
 from .catalogue import Entry, entry
 from .files import digests_of, folder_digest, missing, read_bytes, read_pickle, read_picture, read_text

@@ -17,7 +17,8 @@ from rich.table import Table
 from ..config.table import values_of
 from ..config.values import Setting
 from ..errors import ConfigError, DataError, UsageError, did_you_mean
-from ..files import MANIFEST, digest_of, written_once
+from ..files import digest_of
+from ..folders import MANIFEST, written_once
 from ..verbs import ERROR, RUNS_DIR, Values, Verb, leave, out_dir
 from . import Dataset, fetch
 from .catalogue import Entry, catalogue, manifest
