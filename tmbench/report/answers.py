@@ -15,6 +15,7 @@ from .formats import DASH, Cell, Table, count, file_name, named, number, numeric
 from .paper import result_table
 from .problems import Runs
 from .statistics import attainable_p, seeds_to_attain, seeds_to_find
+from .switches import switch_tables
 from .variance import SampleSplit, sample_split
 
 
@@ -24,7 +25,8 @@ def report(runs: Runs, settings: Settings) -> Report:
     done.notes = ([settings["note"]] if settings["note"] else []) + notes_of(done) + runs.notes
     done.tables = [
         *(result_table(done, problem) for problem in runs.problems),
-        *_comparison_tables(done), *_ranking_tables(done), *_improvement_tables(done), *_time_tables(done),
+        *_comparison_tables(done), *switch_tables(done), *_ranking_tables(done), *_improvement_tables(done),
+        *_time_tables(done),
     ]  # fmt: skip
     against = settings["against"]
     nothing = "there is one method only" if against == "all" else f"there is no run of {against} to compare with"

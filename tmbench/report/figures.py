@@ -1,6 +1,5 @@
 """The report's figures, as SVG, in colours that the colour-blind can tell apart; dashes and markers serve in grey."""
 
-import re
 from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
@@ -19,6 +18,7 @@ from .contents import Drawing, Report
 from .formats import file_name
 from .paper import table_order
 from .problems import Method, Problem
+from .switches import by_switch
 
 GREY = "#7F7F7F"
 # Okabe and Ito 2008, without yellow and black, which are hard to see on white and on dark paper.
@@ -149,10 +149,7 @@ def switches(report: Report, problem: Problem) -> Figure | None:
     """Metric against the switch epoch, the reference's level as a band; None unless a method has several switches."""
     rows = report.summary
     methods = [m for m in report.runs.methods_of(problem) if rows[m.index]["mean"] is not None]
-    lines: dict[str, dict[int, Method]] = {}
-    for method in sorted((m for m in methods if m.switch is not None), key=lambda m: m.switch or 0):
-        lines.setdefault(re.sub(r" ?switch_epoch=\S+", "", method.label), {})[method.switch or 0] = method
-    lines = {name: by_switch for name, by_switch in lines.items() if len(by_switch) > 1}
+    lines = by_switch(methods)
     if not lines:
         return None
 
@@ -166,9 +163,9 @@ def switches(report: Report, problem: Problem) -> Figure | None:
         ax.axhspan(mean - sd, mean + sd, color=GREY, alpha=0.2, linewidth=0)
         ax.axhline(mean, color=GREY, linewidth=1, label=_text(references[0].label))
     styles = zip(lines.items(), cycle(COLOURS), cycle(MARKERS), cycle(DASHES), strict=False)
-    for (name, by_switch), colour, marker, dash in styles:
-        means, sds = zip(*map(values, by_switch.values()), strict=True)
-        ax.errorbar([*by_switch], means, sds, color=colour, marker=marker, linestyle=dash, capsize=3,
+    for (name, found), colour, marker, dash in styles:
+        means, sds = zip(*map(values, found.values()), strict=True)
+        ax.errorbar([*found], means, sds, color=colour, marker=marker, linestyle=dash, capsize=3,
                     label=_text(name))  # fmt: skip
     ax.set(xlabel="switch epoch", ylabel=_axis(problem))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -159,7 +159,7 @@ def exact_p(d: Values, test: str = "permutation", near: float | Values = 0.0) ->
     """
     d, slack_S = _tested(d, test, near)
     d = d if d.sum() >= 0 else -d
-    signs_RS = _signs(len(d))
+    signs_RS = signs(len(d))
     # A sum falls short of the observed one by twice what changed its sign (or did not, where the sum is negative). So
     # what a large difference leaves unsure counts only where it is among these.
     changed_RS = signs_RS != np.where(signs_RS @ d < 0, -1.0, 1.0)[:, None]
@@ -177,7 +177,7 @@ def _tested(d: Values, test: str, near: float | Values) -> tuple[Values, Values]
 
 
 @cache
-def _signs(n: int) -> Values:
+def signs(n: int) -> Values:
     """Changes of sign (R x n): all of them up to EXACT_UP_TO, else RESAMPLES at random."""
     if n <= EXACT_UP_TO:
         return np.array(list(itertools.product((1.0, -1.0), repeat=n)))
