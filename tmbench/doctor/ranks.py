@@ -117,7 +117,7 @@ def killed(bench: Bench) -> Finding:
         return Finding(name, "red", found, remedy)
     if status == 0:
         return Finding(name, "red", found, "a lost process goes unnoticed here; report it with this page")
-    how = f"{found} (expected: within {ENDS_WITHIN:.0f} s, not 0); resumed, and never killed"
+    how = f"{found} (expected: within {ENDS_WITHIN:.0f} s, not 0); resumed, beside a run left alone"
     return bitwise(name, once.result(), alone.result(), how)
 
 
