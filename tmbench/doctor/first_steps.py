@@ -24,7 +24,7 @@ from . import Finding
 from .bench import LEARN, Bench
 
 STEPS, SWITCH_STEP = 20, 10  # tmsgd is plain SGD before
-# Relative bounds. Rounding changes a loss by some 1e-7; TF32 changes that of ic by 1e-4 to 1e-3.
+# Relative bounds. Rounding changes a loss by up to 5e-7; TF32 changes that of ic by 1e-4 to 1e-3.
 OF_LOSSES = 1e-5
 # Rounding changes most steps by 1e-5 to 1e-4. Now and then, an activation that is within rounding of 0 passes its
 # gradient on in one place and not in the other, and a single step differs by up to 1e-2.
