@@ -64,7 +64,8 @@ def learns(bench: Bench) -> Iterator[Finding]:
         score, key = result.score, result.headline
         without = result.baseline[key]
         is_better = score is not None and (score > without if result.higher_is_better else score < without)
-        found = f"loss {first:.3g} to {last:.3g}, {key} {shown(score, key)}; a predictor without input: {shown(without, key)}"
+        found = f"loss {first:.3g} to {last:.3g}, {key} {shown(score, key)}"
+        found += f"; a predictor without input: {shown(without, key)}"
         if last < first and is_better:
             yield Finding(task, "green", found)
         else:
