@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from tmbench.training.lstm import StackedLSTM
 from tmbench.training.module import Training
 from tmbench.training.stack import Stack
 from tmbench.training.step import Gradient
-from tmbench.training.vmapped import OwnRandomNumbers
+from tmbench.training.vmapped import OwnRandomNumbers, batch_norm
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -207,6 +207,36 @@ def test_a_pass_of_the_stacked_lstm_is_differentiated_once() -> None:
     y.sum().backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="differentiated once"):
         y.sum().backward()
+
+
+@pytest.mark.parametrize("is_trained", [True, False])
+@pytest.mark.parametrize("settings", [{}, {"affine": False}, {"track_running_stats": False}, {"momentum": 0.3}])
+@pytest.mark.parametrize("shape", [(4, 2), (4, 2, 3), (4, 2, 3, 5)])
+def test_the_stacked_batch_norm_is_torchs(shape: tuple[int, ...], settings: dict[str, Any], is_trained: bool) -> None:
+    kind = nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d
+    torch.manual_seed(0)
+    nets: list[Any] = [kind(2, **settings).double().train(is_trained) for _ in range(3)]
+    for net in nets:
+        for p in net.parameters():
+            nn.init.normal_(p)
+    both = [{n: t.detach().clone() for n, t in net.state_dict(keep_vars=True).items()} for net in nets]
+    stacked: dict[str, Tensor] = {n: torch.stack([each[n] for each in both]) for n in both[0]}
+    weights = [stacked[n].requires_grad_() for n, _ in nets[0].named_parameters()]
+    x_K = torch.randn(3, *shape, dtype=torch.float64, requires_grad=True)
+    module = nets[0]
+    module.forward = lambda x: batch_norm(module, x)
+    for _ in range(2):  # the second pass has other statistics to start from
+        y_K = torch.vmap(lambda tensors, x: torch.func.functional_call(module, tensors, (x,)))(stacked, x_K)
+    del module.forward
+    weight = torch.randn_like(y_K)
+    gradients = torch.autograd.grad((y_K * weight).sum(), [x_K, *weights])
+    for k, net in enumerate(nets):
+        x = x_K[k].detach().requires_grad_()
+        y = [net(x) for _ in range(2)][-1]
+        mine = torch.autograd.grad((y * weight[k]).sum(), [x, *net.parameters()])
+        torch.testing.assert_close(y_K[k], y, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close([g[k] for g in gradients], list(mine), rtol=1e-11, atol=1e-13)
+        torch.testing.assert_close({n: t[k] for n, t in stacked.items()}, dict(net.state_dict()), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -606,6 +636,39 @@ def test_a_stack_of_which_all_diverge_has_diverged(composed: Compose, tmp_path: 
     assert [r.status for r, _, _ in outcomes] == ["diverged"] * 2
 
 
+# Of each, whole runs that take seconds.
+TINY = SHORT | {"tc": ["epochs=3", "batch_size=40"], "seg": ["task.preprocess=source", "epochs=2", "batch_size=16",
+                                                           "task.short_side=32"]}  # fmt: skip
+
+
+@slow
+@pytest.mark.parametrize("task", TASKS)
+def test_metrics_of_a_stack_are_within_the_spread_of_threads(task: str, composed: Compose, tmp_path: Path) -> None:
+    """In float32, over whole runs of 4 seeds, in units of a metric's standard deviation between seeds.
+
+    The largest difference of any metric between a stack and single runs is at most ten times that between single runs
+    on one and on two threads: either is a draw of few from what training makes of rounding. Where threads do not round
+    apart at all, it is at most 1e-4.
+    """
+
+    def metrics(folder: str, threads: int, *words: str) -> Tensor:
+        torch.set_num_threads(threads)
+        asked = [f"task={task}", *TINY[task], f"runs_dir={tmp_path / folder}", *words]
+        runs = [Asked(composed(*asked, f"seed={seed}")) for seed in range(4)]
+        outcomes = run_stack(runs) if words else [run_stack([each])[0] for each in runs]
+        return torch.tensor([list(result.metrics["last"].values()) for result, _, _ in outcomes], dtype=torch.float64)
+
+    try:
+        one, two, stack = metrics("one", 1), metrics("two", 2), metrics("stack", 1, "replicas=4")
+    finally:
+        torch.set_num_threads(1)
+    sd = one.std(0)
+    sd[sd == 0] = 1
+    of_threads, of_stack = (float(((other - one).abs() / sd).max()) for other in (two, stack))
+    print(f"{task}: {of_threads:.2g} between threads, {of_stack:.2g} between stack and alone")
+    assert of_stack <= 10 * of_threads + 1e-4
+
+
 # Different rates
 
 RATES = (0.02, 0.002)  # larger ones enlarge rounding, by itself as in a stack
@@ -853,6 +916,50 @@ def test_what_does_not_fit_is_refused_with_the_number_that_does(
     monkeypatch.setattr("tmbench.training.build.free_memory", lambda: 5 * 4 * parameters)
     with pytest.raises(CannotStackError, match=r"use replicas=5$"):
         task_of(of_stack)
+
+
+def peak_bytes(plans: list[Plan]) -> int:
+    """The most that torch's tensors take while a task is made and steps three times by the method of its plans."""
+    cfg = plans[0].cfg
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        task = task_of(plans)
+        task.train()
+        training = Training(task, cfg, [optimizer_of(cfg, None)], 1, None, lambda: False)
+        optimizers: list[Any] = training.new_optimizers()
+        training.step_by_rows(optimizers)
+        for step in islice(batches(task, plans), 3):
+            for player, optimizer in zip(task.players().values(), optimizers, strict=True):
+                optimizer.step(lambda o=optimizer, p=player, s=step: training.gradient.closure(o, p, s))
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+
+@slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["task=tc", "batch_size=32", "task.width=100"], ["task=ctr", "batch_size=256"],
+        ["task=fkpd", "batch_size=16", "task.width=4"], ["task=fkpd", "batch_size=8", "task.size=64", "task.width=4"],
+    ],
+)  # fmt: skip
+def test_a_stack_takes_no_more_memory_than_its_replicas(words: list[str], plans: Callable[..., list[Plan]]) -> None:
+    """Weights, gradients, momentum, activations and batches; 10 % more at most."""
+    one = peak_bytes(plans([0], *words, "optimizer=sgdm"))
+    stack = peak_bytes(plans(list(range(8)), *words, "optimizer=sgdm", "replicas=8"))
+    print(f"{words}: {one / 2**20:.2f} MiB alone, {stack / 2**20:.2f} as 8: {stack / one / 8:.3f}")
+    assert stack <= 1.1 * 8 * one
+
+
+@pytest.mark.parametrize("words", [["task=tc"], ["task=ig", "task.width=1"]])
+def test_replicas_share_what_is_read(words: list[str], plans: Callable[..., list[Plan]]) -> None:
+    stack: Any = task_of(plans([0, 1], *words, "replicas=2"))
+    first, second = stack.replicas
+    assert second.examples("train") is not None
+    assert second.examples == first.examples
+    if "task=tc" in words:
+        assert second.documents["train"] is first.documents["train"]
+    else:
+        assert second.real_N3HW.data_ptr() == first.real_N3HW.data_ptr()
 
 
 def test_auto_takes_the_fastest_and_remembers_it(

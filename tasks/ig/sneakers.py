@@ -19,6 +19,7 @@ TINY_COUNT = 192
 class Sneakers(Dataset):
     folder = "sneakers"
     entry = entry("sneakers", "ig")
+    _pictures: np.ndarray | None = None  # as read
 
     def files(self) -> list[Path]:
         folder = self.root / "images"
@@ -38,13 +39,15 @@ class Sneakers(Dataset):
     def read(self) -> np.ndarray:
         """All pictures, uint8 of shape (N, 3, 64, 64), in the order of their names; decoded once under runs_dir.
 
+        Read once, so that several tasks may share them.
+
         Raises:
             DataError: names the first file that is no picture.
         """
-        if self.opened is None:
-            return self.decoded()
-        pictures: np.ndarray = np.load(self.prepared(*self.opened) / "pictures.npy")
-        return pictures
+        if self._pictures is None:
+            root = self.prepared(*self.opened) if self.opened else None
+            self._pictures = np.load(root / "pictures.npy") if root else self.decoded()
+        return self._pictures
 
     def prepare(self, out: Path, **settings: Any) -> None:
         """All pictures in one array, pictures.npy: decoding thousands of large JPEGs takes minutes."""

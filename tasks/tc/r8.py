@@ -24,6 +24,10 @@ class R8(Dataset):
     folder = "r8"
     entry = entry("r8", "tc")
 
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self._documents: dict[tuple[str, str], list[Document]] = {}  # as read, by split and variant
+
     def files(self) -> Iterable[Path]:
         return [self.file(f"{split}.txt") for split in SPLITS]
 
@@ -37,7 +41,7 @@ class R8(Dataset):
             (out / f"{split}.txt").write_text("\n".join(lines), encoding="utf-8")
 
     def read(self, split: str, variant: str = "clean") -> list[Document]:
-        """The documents of `train` or `test`, in file order.
+        """The documents of `train` or `test`, in file order; read once, so that several tasks may share them.
 
         `variant="stripped"` deletes the label string wherever it occurs, inside words too, as the source
         recipe's preparation did: "earnings" becomes "ings".
@@ -45,6 +49,8 @@ class R8(Dataset):
         Raises:
             DataError: names the first line that is not `label<TAB>text`.
         """
+        if known := self._documents.get((split, variant)):
+            return known
         path = self.root / f"{split}.txt"
         documents = []
         for number, line in enumerate(read_text(path).removesuffix("\n").split("\n"), 1):
@@ -56,6 +62,7 @@ class R8(Dataset):
             if variant == "stripped":
                 text = text.replace(label, "")
             documents.append((LABELS.index(label), text.split()))
+        self._documents[split, variant] = documents
         return documents
 
     @classmethod

@@ -24,6 +24,7 @@ from ..config.machine import free_memory
 from ..config.settle import loggers
 from ..config.table import FOR_THE_RUN
 from ..config.trust import classes_in
+from ..data import Dataset
 from ..errors import ConfigError, imported, making
 from ..plan import Plan
 from ..seeds import seed_all
@@ -39,20 +40,21 @@ def task_of(plans: Sequence[Plan]) -> Task:
 
     Runs of one learning rate are next to each other.
     """
-    first, slots = _task(plans[0]), plans[0].cfg.replicas
+    first, slots = _task(plans[0], plans[0].data), plans[0].cfg.replicas
     if slots == 1:
         return first
     check_fits(first, slots, free_memory())
     rates = [len(list(of_rate)) for _, of_rate in groupby(plan.cfg.lr for plan in plans)]
-    return Stack([first, *map(_task, plans[1:])], [plan.cfg.seed for plan in plans], slots, rates)
+    tasks = [first, *(_task(plan, plans[0].data) for plan in plans[1:])]  # what one has read serves all
+    return Stack(tasks, [plan.cfg.seed for plan in plans], slots, rates)
 
 
-def _task(plan: Plan) -> Task:
+def _task(plan: Plan, data: Dataset) -> Task:
     cfg = plan.cfg
     seed_all("weights", cfg.seed)
     task_class = imported(f"task/{cfg.task.name}.yaml: _target_", cfg.task._target_)
     with making(cfg.task._target_):
-        task: Task = task_class(cfg.task, plan.data)
+        task: Task = task_class(cfg.task, data)
     metrics, headline = list(getattr(task, "metrics", ())), getattr(task, "headline", None)
     if headline not in metrics:
         expected = f"a key of its self.metrics ({', '.join(metrics) or 'which has none'})"

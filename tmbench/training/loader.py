@@ -172,9 +172,10 @@ class StackLoader:
     def __len__(self) -> int:
         return len(self.loaders[0])
 
-    def __iter__(self) -> Iterator[list[Step]]:
+    def __iter__(self) -> Iterator[Iterator[Step]]:
         for blocks in zip(*self.loaders, strict=True):
-            yield [self._stacked([step[0][0] for step in steps]) for steps in zip(*blocks, strict=True)]
+            # Stacked when it is its turn: a block's batches all at once would be in memory twice.
+            yield (self._stacked([step[0][0] for step in steps]) for steps in zip(*blocks, strict=True))
 
     def _stacked(self, batches: Sequence[Any]) -> Step:
         if not all(isinstance(t, Tensor) for batch in batches for t in batch):

@@ -1,7 +1,7 @@
 """Training a task: its optimizer steps, its evaluation, and what ends it early."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -216,7 +216,7 @@ class Training(LightningModule):
         self.evaluates = self.task.evaluates_after(done, last) or done == last
         self.trainer.check_val_every_n_epoch = 1 if self.evaluates else sys.maxsize
 
-    def training_step(self, block: list[Step], block_idx: int) -> None:
+    def training_step(self, block: Iterable[Step], block_idx: int) -> None:
         """Takes the optimizer steps of a block, and looks now and then whether all goes well."""
         alone = self.trainer.world_size == 1
         for step in block:

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import CannotStackError
 from ..seeds import seed_all
 from ..task import Loss, Player, Table, Task, checked_loss
 from .parts import Group, joined, sliced, tables_of_parts
 from .stackable import check_alike
-from .vmapped import OwnRandomNumbers, forwards_as, look_up, lstm
+from .vmapped import OwnRandomNumbers, batch_norm, forwards_as, look_up, lstm
 
 
 class _Loss(nn.Module):
@@ -65,6 +66,8 @@ class Stack(Task):
         first = replicas[0]
         self._modes = [(m, m.training) for replica in replicas for m in replica.modules()]  # some may stay in eval mode
         self.__dict__ |= {"replicas": list(replicas), "first": first}  # no submodules: their parameters are not ours
+        for replica in replicas[1:]:  # which reads none of its own
+            replica.__dict__ |= {"examples": first.examples, "as_evaluated": first.as_evaluated}
         self.seeds, self.slots = list(seeds), slots
         last = len(replicas) - 1
         self.of_slot = [min(slot, last) for slot in range(slots)]  # which replica is in each
@@ -127,6 +130,8 @@ class Stack(Task):
                 names = {name: self._parameters_of_task[f"{prefix}.{name}"] for name, _ in module.named_parameters()}
                 weights = {name: self.stacked[own] for name, own in names.items()}
                 found.append((module, partial(lstm, prefix, module, weights)))
+            elif isinstance(module, _BatchNorm) and forwards_as(_BatchNorm, module) and module.momentum is not None:
+                found.append((module, partial(batch_norm, module)))
         return found
 
     def _stacked_players(self) -> dict[str, Player]:
@@ -222,7 +227,7 @@ class Stack(Task):
 
     @contextmanager
     def _replaced(self) -> Iterator[None]:
-        """For a while, the first task's embeddings and LSTMs are those of the stack."""
+        """For a while, the first task's embeddings, LSTMs and batch norms are those of the stack."""
         for module, forward in self._forwards:
             module.forward = forward
         try:

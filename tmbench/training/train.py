@@ -126,7 +126,8 @@ class _Attempt:
             if (apart := stacked_difference(makers[0])) > 1e-9:
                 why = f"two networks that it steps as one stack of tensors end {apart:.2g} apart from each by itself"
                 raise CannotStackError(f"optimizer={cfg.optimizer.name}: {why}")
-            batch = tuple(t.to(self.task.device) for t in next(iter(self.train_loader))[0][0][0])
+            [(batch, _)] = next(iter(next(iter(self.train_loader))))
+            batch = tuple(t.to(self.task.device) for t in batch)
             self.task.try_once(batch)
             check_memory(self.task, batch, self.trainer.strategy.root_device)
         self.training = Training(self.task, cfg, makers, steps, schedule_of(cfg, steps), lambda: self.stop.requested)

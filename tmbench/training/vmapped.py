@@ -1,10 +1,11 @@
 """What a stack of replicas does in another way than `torch.func.vmap` would, within vmap.
 
 Embeddings read one table of K x N rows, so that those that a batch reads stay few. An LSTM, for which vmap has no rule,
-is written out in lstm.py. Random numbers are drawn for each replica from a generator of its own, as a run by itself
-draws them.
+is written out in lstm.py. Batch norm is one of K x C channels: vmap's rule multiplies by the weights in a step of its
+own, for which the activations are kept once more. Random numbers are drawn for each replica from a generator of its
+own, as a run by itself draws them.
 
-Legend: K slots, N rows of a table.
+Legend: K slots, N rows of a table, B batch, C channels.
 """
 
 from collections.abc import Callable, Mapping
@@ -142,3 +143,26 @@ def lstm(
 
     outputs = on_stack(of_all, inputs)
     return outputs if module.batch_first else outputs.transpose(0, 1), (outputs[:, -1][None], None)
+
+
+def batch_norm(module: Any, inputs: Tensor) -> Tensor:
+    """Within vmap: one slot's inputs, normalized by its own statistics; its running ones are updated."""
+    module._check_input_dim(inputs)
+    if module.training and module.track_running_stats:
+        module.num_batches_tracked.add_(1)
+    has_statistics = module.running_mean is not None and (not module.training or module.track_running_stats)
+    used = {"weight": module.weight, "bias": module.bias} if module.affine else {}
+    used |= {"running_mean": module.running_mean, "running_var": module.running_var} if has_statistics else {}
+
+    def of_all(inputs_KBC: Tensor, *used_KC: Tensor) -> Tensor:
+        flat = {"running_mean": None, "running_var": None} | {
+            name: t.flatten() for name, t in zip(used, used_KC, strict=True)
+        }
+        inputs_BKC = inputs_KBC.transpose(0, 1)
+        outputs = F.batch_norm(
+            inputs_BKC.flatten(1, 2), training=module.training or module.running_mean is None,
+            momentum=module.momentum, eps=module.eps, **flat,
+        )  # fmt: skip
+        return outputs.view_as(inputs_BKC).transpose(0, 1)
+
+    return on_stack(of_all, inputs, *used.values())
