@@ -30,12 +30,13 @@ from torchmetrics import MeanMetric, MetricCollection
 import tmbench.trunks
 from tmbench.config.identity import before_switch
 from tmbench.config.settle import settle
+from tmbench.folders import size
 from tmbench.result import Result
 from tmbench.run import run
 from tmbench.sweeps.plan import Job, RunFinder, forecast_epochs, states_to_share, words_of_arms
 from tmbench.task import Loss, Player, Task
 from tmbench.training.step import StepHistory
-from tmbench.trunks import Trunk, leftovers, shrink, size, state_to_start_from, trunk_of
+from tmbench.trunks import Trunk, leftovers, shrink, state_to_start_from, trunk_of
 
 Sweep = Callable[..., dict[str, tuple[Result, Path]]]
 

@@ -1,7 +1,11 @@
-"""Folders that are written once, whole, and whose every file is checked when they are opened again."""
+"""Folders that are written once, whole, and whose every file is checked later; and what folders take on disk."""
 
+import os
+import stat
 import sys
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from .errors import DataError
@@ -67,3 +71,26 @@ def _manifest(folder: Path) -> str:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+
+
+def size(folder: Path) -> int:
+    """Bytes on disk under a folder, a file with several names counted once."""
+    seen = {}
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                about = os.lstat(os.path.join(root, name))
+                seen[about.st_dev, about.st_ino] = about.st_blocks * 512
+    return sum(seen.values())
+
+
+def freed_without(path: Path) -> int:
+    """Bytes of files that would be gone with a file or folder: not of those that have a name elsewhere, too."""
+    names, about = Counter[int](), dict[int, os.stat_result]()
+    for file in [path, *path.rglob("*")]:
+        with suppress(OSError):
+            found = file.lstat()
+            names[found.st_ino] += 1
+            about[found.st_ino] = found
+    # Not their blocks, of which a new file may have none yet.
+    return sum(f.st_size for ino, f in about.items() if stat.S_ISREG(f.st_mode) and f.st_nlink == names[ino])

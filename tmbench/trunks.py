@@ -14,11 +14,9 @@ import hashlib
 import os
 import re
 import shutil
-import stat
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -35,6 +33,7 @@ from .config.machine import cpu_model, gpu_names
 from .config.table import conf_dir
 from .errors import DataError
 from .files import abandoned_in, digest_of, flush, is_a_day_old, link, read_sealed, scratch_folder, write_sealed
+from .folders import size
 from .result import versions
 
 STORE = ".trunks"  # the folder of all trunks, under runs_dir
@@ -303,29 +302,6 @@ class Trunk:
             if usable and self.fetch(epoch, into):
                 return epoch
         return None
-
-
-def size(folder: Path) -> int:
-    """Bytes on disk under a folder, a file with several names counted once."""
-    seen = {}
-    for root, _, names in os.walk(folder):
-        for name in names:
-            with suppress(OSError):
-                about = os.lstat(os.path.join(root, name))
-                seen[about.st_dev, about.st_ino] = about.st_blocks * 512
-    return sum(seen.values())
-
-
-def freed_without(path: Path) -> int:
-    """Bytes of files that would be gone with a file or folder: not of those that have a name elsewhere, too."""
-    names, about = Counter[int](), dict[int, os.stat_result]()
-    for file in [path, *path.rglob("*")]:
-        with suppress(OSError):
-            found = file.lstat()
-            names[found.st_ino] += 1
-            about[found.st_ino] = found
-    # Not their blocks, of which a new file may have none yet.
-    return sum(f.st_size for ino, f in about.items() if stat.S_ISREG(f.st_mode) and f.st_nlink == names[ino])
 
 
 def shrink(store: Path, limit: float) -> list[Path]:

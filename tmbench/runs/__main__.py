@@ -14,7 +14,8 @@ from ..config.trust import TRUST
 from ..config.values import Setting
 from ..errors import ConfigError, UsageError
 from ..files import abandoned_in, is_a_day_old, locked, remove
-from ..trunks import GIB, STORE, freed_without, leftovers, shrink, size
+from ..folders import freed_without, size
+from ..trunks import GIB, STORE, leftovers, shrink
 from ..verbs import DATA_DIR, ERROR, JSON, RUNS_DIR, Values, Verb, leave, out_dir
 from . import REMOVING, Run, find, leftovers_in, show
 from .compare import compare

@@ -19,8 +19,9 @@ from ..config.identity import OVERRIDES
 from ..config.settle import flat
 from ..config.table import BOOKKEEPING, kind_of
 from ..errors import DataError
+from ..folders import size
 from ..result import Result, epochs_done, shown, uses_of_limit, versions
-from ..trunks import STORE, size
+from ..trunks import STORE
 from . import STATUSES, Run, distinguishing_words
 
 COLOURS = {"completed": "green", "diverged": "yellow", "running": "blue"}  # of a status; others are red
