@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from tmbench.training.capacity import check_memory, seconds_a_step
 from tmbench.training.loader import StackLoader, TrainLoader
 from tmbench.training.lstm import StackedLSTM
 from tmbench.training.module import Training
+from tmbench.training.parts import Group
 from tmbench.training.stack import Stack
 from tmbench.training.step import Gradient
 from tmbench.training.vmapped import OwnRandomNumbers, batch_norm
@@ -853,6 +855,36 @@ def test_which_optimizers_look_at_single_elements(optimizer: str, composed: Comp
     assert (cfg.replicas == 4) == is_elementwise
     difference = stacked_difference(optimizer_of(cfg, 3 if "switch_step" in cfg.optimizer else None))
     assert (difference <= 1e-12) == is_elementwise, difference
+
+
+def _backward(loss: Tensor) -> Tensor:
+    loss.backward()
+    return loss.detach()
+
+
+@pytest.mark.parametrize("optimizer", [pytest.param(o, marks=[] if o == "adam" else slow) for o in ELEMENTWISE])
+def test_an_optimizer_steps_parts_of_a_stack_bitwise_as_the_whole(optimizer: str, composed: Compose) -> None:
+    """In float32, whatever the places of vectors of numbers in their tensors."""
+    cfg = planned(composed("task=tc", f"optimizer={optimizer}", "lr=0.01")).cfg
+    new = optimizer_of(cfg, 3 if "switch_step" in cfg.optimizer else None)
+    ends = []
+    for parts in ([range(5)], [range(2), range(2, 3), range(3, 5)]):
+        generator = torch.Generator().manual_seed(0)
+        stacked = [nn.Parameter(torch.randn(5, *shape, generator=generator)) for shape in ((37, 3), (11,), (1,))]
+        group = Group(stacked, set(), parts)
+        optimizers: list[Any] = [new(params) for params in group.of_part]
+        for _ in range(8):
+            gradients = [torch.randn(p.shape, generator=generator) for p in stacked]
+            loss = torch.stack([(p * grad).sum() for p, grad in zip(stacked, gradients, strict=True)]).sum()
+            for p in stacked:
+                p.grad = None
+            shared = group.shared(partial(_backward, loss))
+            for each in optimizers:
+                if hasattr(each, "train"):
+                    each.train()
+                each.step(shared)
+        ends.append({str(place): p.detach() for place, p in enumerate(stacked)})
+    assert_same(*ends)
 
 
 @pytest.mark.parametrize(
