@@ -46,6 +46,7 @@ def plan_of(tmp_path: Path, *words: str) -> Plan:
     return planned(OmegaConf.create(composed([*words, "data=tiny", "trainer=cpu", f"runs_dir={tmp_path}"])))
 
 
+@pytest.mark.slow
 def test_a_report_says_what_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (battery, first_steps):
         monkeypatch.setattr(module, "LEARN", ("tc",))

@@ -118,6 +118,7 @@ def test_the_exit_status_is_the_verdict(
     assert {"seeds", "device", "noise", "page"} <= {line.split(" ")[0] for line in lines}
 
 
+@pytest.mark.slow
 def test_an_interrupted_judgement_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = [
         "judge",

@@ -466,6 +466,7 @@ def by_job(folder: Path) -> dict[tuple[str, int], tuple[Result, Path]]:
     return {(r.optimizer, r.seed): (r, path) for r, path in results(folder).values()}
 
 
+@pytest.mark.slow
 def test_a_sweep_of_stacks_ends_as_one_run_at_a_time(tmp_path: Path) -> None:
     stacked, alone = tmp_path / "stacked", tmp_path / "alone"
     done = tmbench(*SWEEP, "replicas=3", f"runs_dir={stacked}")
@@ -567,6 +568,7 @@ class Guesses(Own):
         return nn.functional.cross_entropy(self.guess(self.hidden(words_BT)), words_BT[:, -1], reduction="sum"), COUNT
 
 
+@pytest.mark.slow
 def test_a_stack_whose_tensors_are_of_equal_shapes_is_resumed(composed: Compose, tmp_path: Path) -> None:
     def asked(folder: str) -> list[Asked]:
         words = ["task=tc", "epochs=2", "replicas=2", "optimizer=adam", "ema=0.9", f"runs_dir={tmp_path / folder}"]

@@ -36,7 +36,7 @@ def pack(file: Path, runs: Iterable[Run]) -> int:
         table = pa.Table.from_pylist(rows + new, pa.schema([(name, pa.string()) for name in ("run_id", *FILES)]))
         with naming(file), scratch_folder(folder_for("pack", file.parent)) as scratch:
             path = Path(scratch) / "runs"
-            pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+            pq.write_table(table, path, compression="zstd", write_page_checksum=True, write_statistics=False)
             land(path, file)
     return len(new)
 
