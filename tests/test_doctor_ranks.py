@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tmbench.doctor import command, ranks
-from tmbench.doctor.bench import Bench
+from tmbench.doctor.bench import Bench, weights
 from tmbench.doctor.command import Command, can_find_children
 
 
@@ -104,5 +104,5 @@ def test_batch_norm_that_ranks_do_not_share_is_red(bench: Bench, tmp_path: Path)
         patch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
         both = replace(whole, words=["--config-dir", str(tmp_path), *whole.words]).result()
     alone = bench.run("ic", "sgd", **one_step, **{"trainer.accumulate": 2})
-    finding = ranks.same_statistics(ranks._weights(both), ranks._weights(alone))
+    finding = ranks.same_statistics(weights(both), weights(alone))
     assert (finding.state, "devices=1" in finding.remedy) == ("red", True), finding

@@ -60,3 +60,14 @@ def test_the_table_has_a_row_for_each_method_with_several_switches(composed: Com
     assert found["its difference"] == found["held out"] == pytest.approx(0.0225)
     assert found["p of the best"] == 2**-6
     assert not [t for t in make.report("switch_epoch=3,never").tables if t.key == "switches"]
+
+
+def test_a_method_is_held_against_the_reference_of_its_own_rate(composed: Compose, tmp_path: Path) -> None:
+    make = Make(composed, tmp_path / "runs")
+    make.seeds("sgd", [0.70, 0.72, 0.69], "epochs=6", "lr=0.1")
+    make.seeds("sgd", [0.80, 0.82, 0.81], "epochs=6", "lr=0.02")
+    for switch in (1, 3):
+        about = {"requested": switch, "effective": switch, "step": 1}
+        make.seeds("tmsgd", [0.71, 0.73, 0.70], "epochs=6", "lr=0.1", f"switch_epoch={switch}", switch=about)
+    (row,) = table(make.report(), "switches").rows
+    assert row[3].text == "sgd lr=0.1"

@@ -199,7 +199,7 @@ CHECK_LINES = "\n".join(f"  {key:<{max(map(len, CHECKS))}}  {sentence}" for key,
 listing = Verb(
     "certify list", "Lists what optimizer=any reaches, with each certificate in short, its state, its paper, and its "
     "licence where that forbids commercial use. The first time takes minutes; certificates are kept under runs_dir.",
-    do_list, {"runs_dir": RUNS_DIR, "json": JSON}, "[NAME ...]", "tmbench certify list Adadelta Tiger\n",
+    do_list, {"runs_dir": RUNS_DIR, "json": JSON}, "[NAME ...]", "tmbench certify list Adadelta Tiger",
 )  # fmt: skip
 main = Verb(
     "certify",

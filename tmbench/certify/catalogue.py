@@ -128,12 +128,18 @@ def paper_of(name: str, kind: type[Optimizer]) -> str:
     own = LINK.findall(inspect.getdoc(kind) or "")
     if kind.__module__.startswith("torch."):
         return own[0] if own else ""
-    table = re.findall(r"^\| (\S[^|]*?) +\| \*.*?\[paper\]\(([^)]*)\)", _notes(), re.MULTILINE)
-    papers = {re.sub(r"\W", "", method).lower(): address for method, address in table}
+    papers = _papers()
     if name.lower() in papers:
         return papers[name.lower()]
     family = max(papers, key=lambda method: _alike(method, name.lower()))  # ScheduleFreeSGD is of ScheduleFree
     return papers[family] if _alike(family, name.lower()) >= 6 else own[0] if own else ""
+
+
+@cache
+def _papers() -> dict[str, str]:
+    """The addresses in pytorch_optimizer's table of papers, by the method's letters in lower case."""
+    table = re.findall(r"^\| (\S[^|]*?) +\| \*.*?\[paper\]\(([^)]*)\)", _notes(), re.MULTILINE)
+    return {re.sub(r"\W", "", method).lower(): address for method, address in table}
 
 
 def _alike(one: str, other: str) -> int:

@@ -26,6 +26,7 @@ from .machine import fused_agrees
 from .ranks import ranks
 
 STEPS = 20  # at least, of every task
+SHORT: dict[str, Any] = {"epochs": 2, "switch_epoch": 1}  # a run with both phases
 OTHER_PRECISION = 0.05  # relative, of the first epoch's mean loss
 
 
@@ -74,7 +75,7 @@ def learns(bench: Bench) -> Iterator[Finding]:
 
 def repeats(bench: Bench) -> Iterator[Finding]:
     for task in LEARN:
-        one, other = (bench.run(task, where=where, epochs=2, switch_epoch=1) for where in ("runs", "again"))
+        one, other = (bench.run(task, where=where, **SHORT) for where in ("runs", "again"))
         yield bitwise(task, one, other, "the same seed twice")
 
 
@@ -87,8 +88,7 @@ def resumes(bench: Bench) -> Iterator[Finding]:
             stopped, _, _ = run_once(OmegaConf.create(composed(words)), until=1)
         if stopped.epochs["trained"] != 1:
             raise RuntimeError(f"stopped after 1 epoch, {task} had trained {stopped.epochs['trained']}")
-        settings: dict[str, Any] = {"epochs": 2, "switch_epoch": 1}
-        whole, resumed = (bench.run(task, where=where, **settings) for where in ("runs", "stopped"))
+        whole, resumed = (bench.run(task, where=where, **SHORT) for where in ("runs", "stopped"))
         yield bitwise(task, whole, resumed, "stopped and resumed")
 
 
@@ -107,9 +107,8 @@ def bf16(bench: Bench) -> Iterator[Finding]:
 def fused(bench: Bench) -> Iterator[Finding]:
     """One step in one pass, by the kernel and in whole runs; and all else that `tmbench certify` knows of TM-SGD."""
     yield fused_agrees("kernel", bench.device)
-    settings: dict[str, Any] = {"epochs": 2, "switch_epoch": 1}
-    by_kernel: dict[str, Any] = {**settings, "+optimizer.fused": True}
-    one, other = bench.run("ctr", **by_kernel), bench.run("ctr", **settings)
+    by_kernel: dict[str, Any] = {**SHORT, "+optimizer.fused": True}
+    one, other = bench.run("ctr", **by_kernel), bench.run("ctr", **SHORT)
     yield close("ctr", losses(one)[-1], losses(other)[-1], "fused and foreach, two epochs", CLOSE)
     found = certify(partial(TMSGD, lr=0.05, momentum=0.9, switch_step=6), devices=[bench.device])
     if failed := [f"{f.check}: {f.detail}" for f in found if f.verdict == "does not"]:
@@ -128,22 +127,20 @@ def rows(bench: Bench) -> Iterator[Finding]:
         holds = found.verdict == "holds"
         remedy = "" if holds else "task.sparse=false steps the whole table"
         yield Finding(optimizer, "green" if holds else "red", f"{CHECKS['rows']}: {found.detail}", remedy)
-    settings: dict[str, Any] = {"epochs": 2, "switch_epoch": 1}
-    words: list[dict[str, Any]] = [{**settings, "task.sparse": sparse} for sparse in (True, False)]
+    words: list[dict[str, Any]] = [{**SHORT, "task.sparse": sparse} for sparse in (True, False)]
     one, other = (bench.run("tc", **each) for each in words)
     yield close("tc", losses(one)[-1], losses(other)[-1], "by rows and dense, two epochs", CLOSE)
 
 
 def replicas(bench: Bench) -> Iterator[Finding]:
     """Four seeds as one stack of tensors, against the same four by themselves."""
-    settings: dict[str, Any] = {"epochs": 2, "switch_epoch": 1}
     places: dict[str, Any] = {"runs_dir": bench.folder / bench.device / "replicas", "trainer": bench.trainer}
     for task in ("tc", "ctr"):
-        done = swept(task, seed=range(4), replicas=4, **settings, **places)
+        done = swept(task, seed=range(4), replicas=4, **SHORT, **places)
         if any(result.replicas != 4 for result in done):
             yield Finding(task, "red", "the seeds were trained one at a time", f"tmbench -m task={task} replicas=4")
             continue
-        pairs = [(losses(one)[-1], losses(bench.run(task, seed=one.seed, **settings))[-1]) for one in done]
+        pairs = [(losses(one)[-1], losses(bench.run(task, seed=one.seed, **SHORT))[-1]) for one in done]
         worst = max(pairs, key=lambda pair: abs(pair[0] - pair[1]))
         yield close(task, *worst, "4 seeds in a stack and alone, the pair furthest apart", CLOSE)
 

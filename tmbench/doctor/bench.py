@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .. import checkpoint
 from ..api import run, sweep
@@ -52,11 +53,16 @@ def losses(result: Result) -> list[float]:
         return [float(row["train/loss"]) for row in csv.DictReader(f)]
 
 
+def weights(result: Result) -> dict[str, Tensor]:
+    """Its weights and buffers after the last epoch."""
+    assert result.folder
+    state: dict[str, Tensor] = checkpoint.load(result.folder / "checkpoints" / "last.ckpt")["state_dict"]
+    return state
+
+
 def bitwise(name: str, one: Result, other: Result, how: str) -> Finding:
     """Whether two runs ended in the same bits; if not, which operations of torch's are not deterministic."""
-    assert one.folder
-    assert other.folder
-    a, b = (checkpoint.load(r.folder / "checkpoints" / "last.ckpt")["state_dict"] for r in (one, other) if r.folder)
+    a, b = weights(one), weights(other)
     differ = [key for key in a if not torch.equal(a[key], b[key])]
     if not differ and one.metrics["last"] == other.metrics["last"]:
         return Finding(name, "green", f"{how}: the same bits after {one.steps} steps")

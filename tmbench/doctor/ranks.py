@@ -6,11 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import checkpoint
 from ..config.overrides import word_of
 from ..result import Result, shown
 from . import Finding
-from .bench import CLOSE, Bench, bitwise, close, losses, swept
+from .bench import CLOSE, Bench, bitwise, close, losses, swept, weights
 from .command import ENDS_WITHIN, Command, can_find_children
 
 # Relative, of ic on GPUs, where batch norm's rounding grows (see first_steps), and one process has other kernels.
@@ -61,7 +60,7 @@ def same_training(bench: Bench) -> Iterator[Finding]:
     one_step: dict[str, Any] = {"epochs": 1, "batch_size": 400}  # all pictures, before the weights can differ
     both = pair(bench, "statistics", "ic", "sgd", **one_step).result()
     one = bench.run("ic", "sgd", **one_step, **of_ic)
-    yield same_statistics(*map(_weights, (both, one)))
+    yield same_statistics(*map(weights, (both, one)))
 
 
 def same_metric(name: str, both: Result, one: Result, bound: float) -> Finding:
@@ -85,11 +84,6 @@ def same_statistics(both: dict[str, Tensor], one: dict[str, Tensor]) -> Finding:
         return Finding("batch norm", "green", found)
     remedy = "batch norm would be evaluated wrongly: train on one device (devices=1); report it with this page"
     return Finding("batch norm", "red", found, remedy)
-
-
-def _weights(result: Result) -> dict[str, Tensor]:
-    assert result.folder
-    return checkpoint.load(result.folder / "checkpoints" / "last.ckpt")["state_dict"]
 
 
 def _statistics(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -68,10 +68,14 @@ def switch_tables(report: Report) -> list[Table]:
 
 
 def _rows(report: Report, problem: Problem) -> list[list[Cell]]:
-    rows, methods, scores = [], report.runs.methods_of(problem), report.scores
-    references = [m for m in methods if m.optimizer == report.settings["against"] and m.switch is None]
+    rows, methods, scores, against = [], report.runs.methods_of(problem), report.scores, report.settings["against"]
+    compared = {(c.method.index, c.reference.index) for c in report.comparisons}  # of like rates and other settings
     for name, found in by_switch(methods).items():
-        for reference in references:
+        for reference in methods:
+            if reference.optimizer != against or reference.switch is not None:
+                continue
+            if not all((method.index, reference.index) in compared for method in found.values()):
+                continue
             all_of = [scores.get(m.index, {}) for m in (*found.values(), reference)]
             seeds = sorted(set.intersection(*(set(of) for of in all_of)))
             values = np.array([[of[seed] for seed in seeds] for of in all_of])

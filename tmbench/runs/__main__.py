@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from importlib import import_module
@@ -105,16 +105,9 @@ def _leftovers(runs_dir: Path, runs: list[Run]) -> Iterator[Path]:
     yield from leftovers(runs_dir / STORE)
 
 
-def _draw(values: Values, words: list[str]) -> int:
-    return import_module("tmbench.runs.figures").draw(values, words)  # matplotlib
-
-
-def _pack(values: Values, words: list[str]) -> int:
-    return import_module("tmbench.runs.archive").pack_runs(values, words)  # pyarrow
-
-
-def _unpack(values: Values, words: list[str]) -> int:
-    return import_module("tmbench.runs.archive").unpack_runs(values, words)
+def _later(module: str, function: str) -> Callable[[Values, list[str]], int]:
+    """What a command does, in a module of ours that imports much: only then."""
+    return lambda values, words: int(getattr(import_module(f"tmbench.runs.{module}"), function)(values, words))
 
 
 HERE = {"runs_dir": RUNS_DIR}
@@ -126,12 +119,15 @@ VERBS = (
     Verb("runs list", "Lists the runs that fit all filters.", list_runs, LIST, FILTERS),
     Verb("runs show", "Shows the result of one run.", show_run, HERE, "RUN"),
     Verb("runs compare", "Shows how runs differ: settings, environment, outcome.", compare, HERE, "RUN RUN ..."),
-    Verb("runs figures", "Draws the predictions of several trained runs of a task, side by side.", _draw, FIGURES,
-         f"TASK {FILTERS}", "tmbench runs figures fkpd seed=0 optimizer=sgd,tmsgd"),
+    Verb("runs figures", "Draws the predictions of several trained runs of a task, side by side.",
+         _later("figures", "draw"), FIGURES, f"TASK {FILTERS}",
+         "tmbench runs figures fkpd seed=0 optimizer=sgd,tmsgd"),
     Verb("runs remove", "Removes runs, after asking.", remove_runs, REMOVE, FILTERS),
-    Verb("runs pack", "Adds finished runs to one Parquet file: settings, results, curves, no weights.", _pack, HERE,
-         f"FILE.parquet {FILTERS}", "tmbench runs pack r8.parquet task=tc profile=full"),
-    Verb("runs unpack", "Makes the runs of such a file again, as runs that are done.", _unpack, HERE, "FILE.parquet"),
+    Verb("runs pack", "Adds finished runs to one Parquet file: settings, results, curves, no weights.",
+         _later("archive", "pack_runs"), HERE, f"FILE.parquet {FILTERS}",
+         "tmbench runs pack r8.parquet task=tc profile=full"),
+    Verb("runs unpack", "Makes the runs of such a file again, as runs that are done.",
+         _later("archive", "unpack_runs"), HERE, "FILE.parquet"),
     Verb("runs gc", "Frees space: what killed processes left, and shared states beyond a limit.", free_space, GC),
 )  # fmt: skip
 EXAMPLES = """

@@ -23,8 +23,8 @@ NEEDED = ("config.yaml", "result.json")
 SUFFIX = ".parquet"
 
 
-def pack(file: Path, runs: Iterable[Run]) -> int:
-    """Adds the finished runs that the file has not; returns how many those are.
+def pack(file: Path, runs: Iterable[Run]) -> tuple[int, int]:
+    """Adds the finished runs that the file has not; returns how many those are, and how many are in it then.
 
     Raises:
         DataError: the file, or a run, is damaged; nothing was written.
@@ -38,7 +38,7 @@ def pack(file: Path, runs: Iterable[Run]) -> int:
             path = Path(scratch) / "runs"
             pq.write_table(table, path, compression="zstd", write_page_checksum=True, write_statistics=False)
             land(path, file)
-    return len(new)
+    return len(new), len(rows) + len(new)
 
 
 def _row(run: Run) -> dict[str, str | None]:
@@ -77,18 +77,20 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
         raise ConfigError(f"{file}: no such file; `tmbench runs pack {file}` makes it of finished runs") from None
 
 
-def unpack(file: Path, runs_dir: Path) -> list[Path]:
-    """Makes the folders of the file's runs, but for those that are there; returns the new ones.
+def unpack(file: Path, runs_dir: Path) -> dict[Path, bool]:
+    """Makes the folders of the file's runs, but for those that are there; returns all, with whether each is new.
 
     Raises:
         DataError: the file, or a run in it, is damaged; that run and those after it were not made.
     """
-    made = []
+    folders = dict[Path, bool]()
     for row in rows_of(file):
         name = str(row["run_id"])
         if not name.isprintable() or name.startswith(".") or Path(name).name != name:
             raise DataError(f"{file}: damaged: {name!r:.100} is no id of a run")
-        if (runs_dir / name).exists():
+        target = runs_dir / name
+        folders[target] = not target.exists()
+        if not folders[target]:
             continue
         with scratch_folder(runs_dir) as scratch:
             folder = Path(scratch) / name
@@ -100,9 +102,8 @@ def unpack(file: Path, runs_dir: Path) -> list[Path]:
                 _check(folder)
             except DataError as error:
                 raise DataError(f"{file}: {str(error).replace(f'{scratch}/', '')}") from None
-            os.replace(folder, runs_dir / name)
-        made.append(runs_dir / name)
-    return made
+            os.replace(folder, target)
+    return folders
 
 
 def _file_of(verb: str, words: list[str]) -> tuple[Path, list[str]]:
@@ -114,9 +115,9 @@ def _file_of(verb: str, words: list[str]) -> tuple[Path, list[str]]:
 def pack_runs(values: Values, words: list[str]) -> int:
     file, words = _file_of("pack", words)
     runs = find(Path(values["runs_dir"]), words)
-    new = pack(file, runs)
+    new, count = pack(file, runs)
     known = sum(run.status in FINAL for run in runs) - new
-    told = f"{file}: {new} runs added, {known} there already; {len(rows_of(file)) if file.exists() else 0} in all"
+    told = f"{file}: {new} runs added, {known} there already; {count} in all"
     left = len(runs) - new - known
     print(f"{told}{f'; left out: {left} not finished' if left else ''}")
     return 0
@@ -127,6 +128,6 @@ def unpack_runs(values: Values, words: list[str]) -> int:
     if words:
         raise UsageError(f"unpack: expected one file, got {' '.join([str(file), *words])}")
     runs_dir = folder_for("runs_dir", values["runs_dir"])
-    new = unpack(file, runs_dir)
-    print(f"{runs_dir}: {len(new)} of {len(rows_of(file))} runs made; the others were there already")
+    folders = unpack(file, runs_dir)
+    print(f"{runs_dir}: {sum(folders.values())} of {len(folders)} runs made; the others were there already")
     return 0
