@@ -20,7 +20,7 @@ import inspect
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -77,7 +77,8 @@ class CurvatureWatch:
         self.waits = switches_by_curvature(cfg)
         self.about: dict[str, Any] = {}  # of the result
         self.vectors: list[list[Tensor]] = []  # of each player, where the next measurement starts
-        self._parts: list[Any] | None = None
+        self._batches: list[tuple[Any, int]] = []  # and their examples
+        self._whole = self._noise = range(0)  # numbers of batches
         self._check()
 
     def _check(self) -> None:
@@ -164,27 +165,30 @@ class CurvatureWatch:
         return {key: value for key, value in found.items() if math.isfinite(value)}
 
     def _of_player(self, i: int, player: Player, undecided: bool) -> dict[str, float]:
-        losses, sizes, read = self._losses(i, player)
+        losses, read = self._losses(i, player)
         with rows_alone(read) as rows_of:
-            return self._of_losses(i, losses, sizes, rows_of, undecided)
+            return self._of_losses(i, losses, rows_of, undecided)
 
     def _of_losses(
-        self, i: int, losses: Sequence[Callable[[], Tensor]], sizes: list[int], rows_of: dict[Any, Rows],
-        undecided: bool,
-    ) -> dict[str, float]:  # fmt: skip
+        self, i: int, losses: Sequence[Callable[[], Tensor]], rows_of: dict[Any, Rows], undecided: bool
+    ) -> dict[str, float]:
         optimizer = self.optimizers[i]
         groups = [(group, p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         params = [rows_of[p].weight if p in rows_of else p for _, p in groups]
         decay = [_l2(group, optimizer) + (2 * rows_of[p].l2 if p in rows_of else 0.0) for group, p in groups]
-        norms = gradient_norms(losses, sizes, params)
+        norms = gradient_norms([losses[k] for k in self._noise], [self._batches[k][1] for k in self._noise], params)
         measure: Any = partial(
-            top_curvature, self._joined(losses, sizes), params, weight_decay=decay, iterations=self.settings.iterations,
+            top_curvature, self._joined(losses), params, weight_decay=decay, iterations=self.settings.iterations,
             tolerance=self.settings.tolerance,
         )  # fmt: skip
         fits = [v.shape for v in self.vectors[i]] == [p.shape for p in params]
         top = measure(start=self.vectors[i] if fits else None, how=self.about.get("how"))
         self.vectors[i] = top.vector
-        self.about |= {"how": top.how, "examples": sum(sizes), "products": top.products}
+        self.about |= {
+            "how": top.how,
+            "examples": sum(self._batches[k][1] for k in self._whole),
+            "products": top.products,
+        }
         found = {"top": top.top, "gradient_norm": norms[0], "noise_scale": norms[1]}
         now = _now(optimizer, undecided)
         if now is not None:
@@ -199,57 +203,60 @@ class CurvatureWatch:
             found["used_after_switch"] = after[0] * top.top / after[1]
         return found
 
-    def _losses(
-        self, i: int, player: Player
-    ) -> tuple[Sequence[Callable[[], Tensor]], list[int], list[tuple[Table, Tensor]]]:
-        """The parts of the examples' mean loss, the same at each call; how many examples each has; the rows read."""
-        if self._parts is None:
-            self._parts = list(self._batches())
-        batches = [self.training.transfer_batch_to_device(batch, self.training.device, 0) for batch, _ in self._parts]
+    def _losses(self, i: int, player: Player) -> tuple[Sequence[Callable[[], Tensor]], list[tuple[Table, Tensor]]]:
+        """Each batch's part of the examples' mean loss, the same at each call; the rows read."""
+        if not self._batches:
+            self._gather()
+        batches = [self.training.transfer_batch_to_device(batch, self.training.device, 0) for batch, _ in self._batches]
 
         def loss(number: int) -> tuple[Tensor, Any]:
             torch.manual_seed(derive("curvature", i, number))  # of dropout, augmentation, a generator's input
             return checked_loss(player, batches[number])
 
         with torch.no_grad(), rows_read(self.training.task.tables()) as read:
-            weight = sum(float(loss(number)[1]) for number in range(len(batches)))
+            weight = sum(float(loss(number)[1]) for number in self._whole)
         if not weight:
             raise ConfigError(
                 "curvature: the examples that it looks at have no label to learn from; set curvature.examples to more"
             )
         parts = [partial(lambda number: loss(number)[0] / weight, number) for number in range(len(batches))]
-        return (
-            parts,
-            [size for _, size in self._parts],
-            [(table, torch.unique(torch.cat(ids))) for table, ids in read if ids],
-        )
+        return parts, [(table, torch.unique(torch.cat(ids))) for table, ids in read if ids]
 
-    def _joined(self, losses: Sequence[Callable[[], Tensor]], sizes: list[int]) -> list[Callable[[], Tensor]]:
-        """Sums of parts, of as many examples as fit into memory with a batch: a few large ones take less time."""
-        groups, most = list[list[Callable[[], Tensor]]](), max(LEAST, self.loader.batch_size)
-        room = 0
-        for loss, size in zip(losses, sizes, strict=True):
-            if size > room:
+    @property
+    def _room(self) -> int:
+        """Examples that fit into memory beside each other: a few large batches take less time than many small ones."""
+        return max(LEAST, self.loader.batch_size)
+
+    def _joined(self, losses: Sequence[Callable[[], Tensor]]) -> list[Callable[[], Tensor]]:
+        """Sums of the batches whose curvature is measured, of as many as fit into memory."""
+        groups, room = list[list[Callable[[], Tensor]]](), 0
+        for number in self._whole:
+            if self._batches[number][1] > room:
                 groups.append([])
-                room = most
-            groups[-1].append(loss)
-            room -= size
+                room = self._room
+            groups[-1].append(losses[number])
+            room -= self._batches[number][1]
         return [partial(lambda group: sum(loss() for loss in group), group) for group in groups]
 
-    def _batches(self) -> Iterator[tuple[Any, int]]:
+    def _gather(self) -> None:
+        """The examples, in the batches whose curvature is measured and in those whose differences tell the noise."""
         batch, every = self.loader.batch_size, self.loader.count
         is_normed = any(isinstance(m, BATCH_NORMS) for m in self.training.task.modules())
         count = min(every, self.settings.examples or min(MOST, max(LEAST, every // 100)))
         if is_normed:  # by the statistics of a batch as training has them
-            count, size = min(every, max(count, 2 * batch)), batch
-        else:
-            size = max(1, -(-count // PARTS))
-        order = torch.randperm(self.loader.count, generator=torch.Generator().manual_seed(derive("curvature")))
+            count = min(every, max(count, 2 * batch))
+        order = torch.randperm(every, generator=torch.Generator().manual_seed(derive("curvature")))
         chosen = order[:count].numpy()
-        indices = [
-            index for index in np.split(chosen, range(size, len(chosen), size)) if len(index) > 1 or not is_normed
-        ]
-        yield from zip(self.loader.gather(indices, 0), map(len, indices), strict=True)
+
+        def cut(size: int) -> list[np.ndarray]:
+            indices = np.split(chosen, range(size, len(chosen), size))
+            return [index for index in indices if len(index) > 1 or not is_normed]
+
+        whole = cut(batch if is_normed else self._room)
+        noise = [] if is_normed else cut(max(1, -(-count // PARTS)))
+        self._batches = list(zip(self.loader.gather([*whole, *noise], 0), map(len, [*whole, *noise]), strict=True))
+        self._whole = range(len(whole))
+        self._noise = range(len(whole), len(self._batches)) if noise else self._whole
 
     def state(self) -> dict[str, Any]:
         """What a resumed run goes on from."""
