@@ -21,16 +21,20 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
+def flip_p(d: np.ndarray, test: str = "permutation") -> float:
+    return statistics.sign_flip_p(d, test)[0]
+
+
 @pytest.mark.parametrize("n", [2, 3, 5, 7])
 def test_exact_p_is_the_share_of_sign_changes_at_least_as_far(n: int) -> None:
     d = FIXED[:n]
     means = [abs(np.mean(d * signs)) for signs in itertools.product((1, -1), repeat=n)]
     expected = np.mean([mean >= abs(d.mean()) - 1e-12 for mean in means])
-    assert statistics.exact_p(d) == pytest.approx(expected)
+    assert flip_p(d) == pytest.approx(expected)
 
 
 def test_wilcoxon_and_t_interval_are_scipys_and_equivalence_is_the_worse_of_two_one_sided_t_tests() -> None:
-    assert statistics.exact_p(FIXED, "wilcoxon") == pytest.approx(stats.wilcoxon(FIXED, method="exact").pvalue)
+    assert flip_p(FIXED, "wilcoxon") == pytest.approx(stats.wilcoxon(FIXED, method="exact").pvalue)
     expected = stats.ttest_1samp(FIXED, 0).confidence_interval(0.9)
     assert statistics.t_interval(FIXED, 0.1) == pytest.approx((expected.low, expected.high))
     low = stats.ttest_1samp(FIXED, -0.3, alternative="greater").pvalue
@@ -46,7 +50,7 @@ def test_holm_is_that_of_statsmodels() -> None:
 
 def test_attainable_p_halves_with_each_seed_and_a_sample_cannot_reach_everything() -> None:
     for n in (1, 2, 5, 6):
-        smallest = statistics.exact_p(np.linspace(1, 2, n))
+        smallest = flip_p(np.linspace(1, 2, n))
         assert smallest == pytest.approx(statistics.attainable_p(n))
     assert statistics.seeds_to_attain(0.05) == 6
     assert statistics.seeds_to_attain(0.05, 28) == 11
@@ -73,13 +77,13 @@ def test_many_comparisons_do_not_make_a_plan_too_short(rng: np.random.Generator)
 def test_planned_seeds_find_the_difference_as_often_as_promised(rng: np.random.Generator) -> None:
     n = statistics.seeds_to_find(1.2, 1.0, 0.05, 0.8)
     assert n is not None
-    found = np.mean([statistics.exact_p(rng.normal(1.2, 1, n)) <= 0.05 for _ in range(300)])
+    found = np.mean([flip_p(rng.normal(1.2, 1, n)) <= 0.05 for _ in range(300)])
     assert found == pytest.approx(0.8, abs=0.08)
 
 
 def test_no_true_difference_is_found_no_more_often_than_the_level(rng: np.random.Generator) -> None:
     """Of noise that is not normal at all: the test is exact for any that is symmetric."""
-    rate = np.mean([statistics.exact_p(rng.standard_t(2, 7)) <= LEVEL for _ in range(DRAWS)])
+    rate = np.mean([flip_p(rng.standard_t(2, 7)) <= LEVEL for _ in range(DRAWS)])
     assert 0.02 < rate <= LEVEL + SURE
 
 
@@ -89,7 +93,7 @@ def test_several_comparisons_with_one_reference_are_wrong_together_no_more_often
     wrong = 0
     for _ in range(DRAWS):
         seeds_MS = rng.normal(0, 1, (3, 7)) + rng.normal(0, 3, 7)  # a seed is good or bad for all
-        p = [statistics.exact_p(own - seeds_MS[0]) for own in seeds_MS[1:]]
+        p = [flip_p(own - seeds_MS[0]) for own in seeds_MS[1:]]
         wrong += min(statistics.holm(p)) <= LEVEL
     assert 0.02 < wrong / DRAWS <= LEVEL + SURE
 
@@ -181,7 +185,7 @@ COUNTS = np.array([3, 1, 7, 2, -2, 3, 7, 0])
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 @pytest.mark.parametrize("test", ["permutation", "wilcoxon"])
 def test_p_of_accuracies_is_that_of_the_counts_whatever_the_base_accuracy(kind: type, test: str) -> None:
-    expected = statistics.exact_p(COUNTS.astype(float), test)
+    expected = flip_p(COUNTS.astype(float), test)
     found = {
         statistics.compare(
             ((base + COUNTS) / 2189).astype(kind).tolist(), (base / 2189).astype(kind).tolist(), 0.005, LEVEL, test
@@ -191,13 +195,32 @@ def test_p_of_accuracies_is_that_of_the_counts_whatever_the_base_accuracy(kind: 
     assert found == {expected}
 
 
-def test_p_of_more_seeds_than_can_be_enumerated_is_a_share_of_a_sample() -> None:
+def test_p_of_more_seeds_is_exact_where_differences_are_shares_of_the_same_examples() -> None:
+    counts = np.array([3, 1, 7, 2, -2, 3, 7, 0, -5, 4, 1, -1, 2, -6, 8, -3])
+    d = counts / 2189
+    expected = np.mean(np.abs(np.array(list(itertools.product((1, -1), repeat=16))) @ counts) >= counts.sum())
+    assert statistics.sign_flip_p(d) == (pytest.approx(expected, rel=1e-12), False)
+    for base in range(1900, 2000, 7):
+        a, b = ((base + c).astype(np.float32) / np.float32(2189) for c in (counts, 0 * counts))
+        found = statistics.compare(a.tolist(), b.tolist(), 0.005, LEVEL, "permutation")
+        assert (found.p, found.is_sampled) == (pytest.approx(expected, rel=1e-12), False)
+    assert flip_p(np.ones(72)) == 2.0**-71
+
+
+def test_signed_ranks_of_more_seeds_are_scipys_exact_ones(rng: np.random.Generator) -> None:
+    d = rng.normal(0.3, 1, 30)
+    expected = stats.wilcoxon(d, method="exact").pvalue
+    assert statistics.sign_flip_p(d, "wilcoxon") == (pytest.approx(expected), False)
+
+
+def test_p_of_more_seeds_than_can_be_enumerated_is_a_share_of_a_sample(rng: np.random.Generator) -> None:
     """The observed signs are one of the draws, so it is never 0; nor can it be as small as an exact one."""
-    assert statistics.exact_p(np.linspace(1, 2, 20)) == statistics.attainable_p(20) == 1e-4
-    assert statistics.exact_p(np.resize(FIXED, 14)) == pytest.approx(
-        np.mean([abs(np.resize(FIXED, 14) @ s) >= np.resize(FIXED, 14).sum() - 1e-12
-                 for s in itertools.product((1, -1), repeat=14)]), abs=0.002,
-    )  # fmt: skip
+    assert statistics.sign_flip_p(rng.uniform(1, 2, 20)) == (statistics.attainable_p(20), True) == (1e-4, True)
+    d = rng.normal(0.5, 1, 14)
+    expected = np.mean(np.abs(np.array(list(itertools.product((1, -1), repeat=14))) @ d) >= abs(d.sum()) - 1e-12)
+    assert flip_p(d) == pytest.approx(expected, abs=0.006)
+    close = rng.normal(0, 1e-7, 20)  # known to 1e-7 alone, so that each is near a multiple of anything
+    assert statistics.multiples(close, np.full(20, 1e-7)) is None
 
 
 def test_infinite_scores_rank_below_all_others() -> None:
@@ -205,7 +228,7 @@ def test_infinite_scores_rank_below_all_others() -> None:
     a, b = [0.5, 0.6, 0.7, -inf, 0.5, 0.9], [0.4, -inf, 0.6, -inf, -inf, 0.8]
     found = statistics.compare(a, b, 0.005, LEVEL, "permutation")
     ranked = np.array([3.0, 5.5, 3.0, 0.0, 5.5, 3.0])  # of 0.1, inf, 0.1, nothing, inf, 0.1
-    assert found.p == statistics.exact_p(ranked)
+    assert found.p == flip_p(ranked)
     assert (found.direction, found.p_equivalent) == (1, 1.0)
     assert all(map(math.isnan, (found.mean, found.sd, found.low, found.high, found.bootstrap_low)))
     scores_BM = np.array([[-inf, 0.2, -inf], [0.1, -inf, 0.3]])

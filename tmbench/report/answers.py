@@ -75,7 +75,8 @@ def _comparison_notes(report: Report) -> list[str]:
     notes = [
         "Differences are between method and against, paired by seed, in points where the metric is a share. "
         "Positive means that the method is better, also where a lower value of the metric is.",
-        f"p: two-sided, by {test[report.settings['test']]}; exact up to {statistics.EXACT_UP_TO} seeds, for more from "
+        f"p: two-sided, by {test[report.settings['test']]}; exact up to {statistics.EXACT_UP_TO} seeds, and where all "
+        f"differences are multiples of one number, such as a share of the test examples; else from "
         f"{statistics.RESAMPLES:,} samples. Holm over the {count(n, 'comparison')} of this report, at {level:g} in "
         f"all. {enough}",
         f"Holm holds the tests of a difference to {level:g} together, and those of equivalence to another {level:g}: "

@@ -21,6 +21,8 @@ from scipy import stats
 ENOUGH_TO_BOOTSTRAP = 20
 RESAMPLES = 9999
 EXACT_UP_TO = 13  # seeds: 2^13 changes of sign are fewer than RESAMPLES
+LARGEST_DIVISOR = 100  # of the smallest difference, in the search for a number that all are multiples of
+LARGEST_SUM = 1_000_000  # of differences in such units
 # The fewest seeds that can show equivalence. Two seeds come out alike by chance too often: a metric that counts
 # examples has few values to differ by. See scripts/simulate_report.py.
 LEAST_TO_EQUATE = 3
@@ -67,15 +69,12 @@ class Difference:
     high: float
     bootstrap_low: float
     bootstrap_high: float
-    p: float  # two-sided, exact
+    p: float  # two-sided
     p_equivalent: float  # TOST: that the true mean difference is not within the margin
     margin: float
+    is_sampled: bool  # whether p is from a sample of the changes of sign, rather than all
     p_holm: float = math.nan
     p_equivalent_holm: float = math.nan
-
-    @property
-    def is_sampled(self) -> bool:
-        return self.n > EXACT_UP_TO
 
 
 def compare(
@@ -98,11 +97,11 @@ def compare(
     n, is_finite, nan = len(d), bool(np.isfinite([a_S, b_S]).all()), math.nan
     test = test if is_finite else "wilcoxon"
     is_spread = not is_finite or has_spread(d, near_S)
-    p = exact_p(d, test, near_S) if is_spread else 1.0
+    p, is_sampled = sign_flip_p(d, test, near_S) if is_spread else (1.0, False)
     tested, slack_S = _tested(d, test, near_S)
     direction = 0 if abs(tested.sum()) <= slack_S.sum() else int(np.sign(tested.sum()))
     if not is_finite:
-        return Difference(n, nan, nan, direction, True, nan, nan, nan, nan, p, 1.0, margin)
+        return Difference(n, nan, nan, direction, True, nan, nan, nan, nan, p, 1.0, margin, is_sampled)
     informative = ~np.asarray(both_diverged or [False] * n, bool)
     low, high = t_interval(d, level)
     student, bootstrap = (max(low, -bound), min(high, bound)), bootstrap_interval(d, level)
@@ -110,7 +109,9 @@ def compare(
     mean = 0.0 if abs(d.sum()) <= near_S.sum() else float(d.mean())
     is_informed = has_spread(d[informative], near_S[informative])
     p_equivalent = equivalence_p(d[informative], margin) if is_informed else 1.0
-    return Difference(n, mean, spread(d), direction, is_spread, *quoted, *bootstrap, p, p_equivalent, margin)
+    return Difference(
+        n, mean, spread(d), direction, is_spread, *quoted, *bootstrap, p, p_equivalent, margin, is_sampled
+    )
 
 
 def tolerance(*scores: Values) -> Values:
@@ -149,8 +150,12 @@ def bootstrap_interval(d: Values, level: float) -> tuple[float, float]:
     return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 
-def exact_p(d: Values, test: str = "permutation", near: float | Values = 0.0) -> float:
-    """Two-sided p of no difference, from the changes of sign; all of them up to EXACT_UP_TO seeds, else a sample.
+def sign_flip_p(d: Values, test: str = "permutation", near: float | Values = 0.0) -> tuple[float, bool]:
+    """Two-sided p of no difference, from the changes of sign; and whether these are a sample, rather than all.
+
+    They are all up to EXACT_UP_TO seeds, and for any number of seeds whose differences are multiples of one number,
+    such as shares of the same test examples, or ranks: then the sums have few values, and how often each comes is
+    counted seed by seed.
 
     Args:
         d: the differences; infinite ones only for wilcoxon.
@@ -158,6 +163,8 @@ def exact_p(d: Values, test: str = "permutation", near: float | Values = 0.0) ->
         near: differences no further apart are equal; one number, or one for each difference.
     """
     d, slack_S = _tested(d, test, near)
+    if len(d) > EXACT_UP_TO and (units_S := multiples(d, slack_S)) is not None:
+        return _p_of_multiples(units_S), False
     d = d if d.sum() >= 0 else -d
     signs_RS = signs(len(d))
     # A sum falls short of the observed one by twice what changed its sign (or did not, where the sum is negative). So
@@ -165,7 +172,41 @@ def exact_p(d: Values, test: str = "permutation", near: float | Values = 0.0) ->
     changed_RS = signs_RS != np.where(signs_RS @ d < 0, -1.0, 1.0)[:, None]
     extreme = int((2 * (changed_RS @ d) <= changed_RS @ (slack_S + 2e-12 * np.abs(d))).sum())
     is_sampled = len(d) > EXACT_UP_TO  # then the observed signs are one draw more
-    return (extreme + is_sampled) / (len(signs_RS) + is_sampled)
+    return (extreme + is_sampled) / (len(signs_RS) + is_sampled), is_sampled
+
+
+def multiples(d: Values, near: Values) -> NDArray[np.int64] | None:
+    """The differences in units of one number that all are multiples of, as far as they are known; None: there is none.
+
+    Args:
+        near: how far from a multiple each may be, beside rounding.
+    """
+    sizes = np.abs(d)
+    if not sizes.any():
+        return np.zeros(len(d), np.int64)
+    smallest = sizes[sizes > 0].min()
+    for divisor in range(1, LARGEST_DIVISOR + 1):
+        units = np.rint(d * (divisor / smallest))
+        if np.abs(units).sum() > LARGEST_SUM:
+            return None
+        unit = sizes.sum() / np.abs(units).sum()
+        if near.max() > unit / 20:  # anything would be near a multiple
+            return None
+        if (np.abs(d - units * unit) <= near + 1e-12 * sizes).all():
+            return units.astype(np.int64)
+    return None
+
+
+def _p_of_multiples(units: NDArray[np.int64]) -> float:
+    """The share of all changes of sign whose sum is at least as far from 0."""
+    share = np.ones(1)  # of the changes of sign with each sum, from the lowest to the highest by steps of 1
+    for size in np.abs(units):
+        moved = np.zeros(len(share) + 2 * size)
+        moved[: len(share)] += share / 2
+        moved[2 * size :] += share / 2
+        share = moved
+    reach, sum_ = len(share) // 2, abs(int(units.sum()))
+    return float(share[: reach - sum_ + 1].sum() + share[max(reach + sum_, reach - sum_ + 1) :].sum())
 
 
 def _tested(d: Values, test: str, near: float | Values) -> tuple[Values, Values]:
@@ -237,7 +278,7 @@ def adjust(differences: Sequence[Difference]) -> None:
 
 
 def attainable_p(n: int) -> float:
-    """The smallest two-sided p of a paired test with n seeds, whatever the difference: exact, or of a sample."""
+    """The smallest two-sided p that a paired test with n seeds is sure to allow, of all changes of sign or a sample."""
     return min(1.0, max(2.0 ** (1 - n), 1 / (RESAMPLES + 1) if n > EXACT_UP_TO else 0.0))
 
 
