@@ -83,6 +83,23 @@ def test_stable_switch_is_the_switch_at_that_epoch(optimizer: str, composed: Com
     assert_same(weights(folder), weights(elsewhere))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["tc", "ic"])
+def test_two_ranks_measure_what_one_does_and_switch_together(task: str, composed: Compose, tmp_path: Path) -> None:
+    words = [f"task={task}", "optimizer=tmsgd", "epochs=3", "lr=0.0005"]
+    pair, stable = ["trainer=ddp_cpu", "devices=2"], ["switch_epoch=stable", "curvature.patience=1", *LOOK]
+    both, folder, _ = run(composed(*words, *pair, *stable, f"runs_dir={tmp_path / 'both'}"))
+    parts = ["trainer.accumulate=2"]  # by whose statistics batch norm goes, as on two ranks
+    alone, elsewhere, _ = run(composed(*words, *parts, *stable, f"runs_dir={tmp_path / 'alone'}"))
+    assert both.switch["effective"] == alone.switch["effective"] == 1
+    first, first_alone = curves(folder)[0], curves(elsewhere)[0]
+    for key in ("curvature/top", "curvature/gradient_norm", "curvature/used_after_switch"):
+        assert float(first[key]) == pytest.approx(float(first_alone[key]), rel=1e-3)
+    _, fixed, _ = run(composed(*words, *pair, "switch_epoch=1", f"runs_dir={tmp_path / 'fixed'}"))
+    assert_same(weights(fixed), weights(folder))
+    assert curves(fixed) == without_curvature(curves(folder))
+
+
 def test_stable_switch_never_comes_where_the_edge_is_passed(do: Run) -> None:
     words = ["task=tc", "epochs=3", "curvature.share=1e-6"]
     result, folder = do(*words, "optimizer=tmsgd", "switch_epoch=stable", *LOOK)

@@ -224,7 +224,7 @@ class CurvatureWatch:
 
     @property
     def _room(self) -> int:
-        """Examples that fit into memory beside each other: a few large batches take less time than many small ones."""
+        """Examples that go through the network at once: a few large batches take less time than many small ones."""
         return max(LEAST, self.loader.batch_size)
 
     def _joined(self, losses: Sequence[Callable[[], Tensor]]) -> list[Callable[[], Tensor]]:
@@ -240,7 +240,8 @@ class CurvatureWatch:
 
     def _gather(self) -> None:
         """The examples, in the batches whose curvature is measured and in those whose differences tell the noise."""
-        batch, every = self.loader.batch_size, self.loader.count
+        batch = -(-self.loader.batch_size // (self.loader.accumulate * self.loader.world))  # that batch norm sees
+        every = self.loader.count
         is_normed = any(isinstance(m, BATCH_NORMS) for m in self.training.task.modules())
         count = min(every, self.settings.examples or min(MOST, max(LEAST, every // 100)))
         if is_normed:  # by the statistics of a batch as training has them
