@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 VERBS = {
-    name: f"{name}.__main__" for name in ("runs", "report", "judge", "tune", "certify", "data", "numerics", "doctor")
+    name: f"{name}.__main__"
+    for name in ("runs", "report", "judge", "tune", "certify", "learn", "data", "numerics", "doctor")
 }
 
 

@@ -1,0 +1,1 @@
+"""Meta-training of the learned optimizer: `python -m tmbench.learn`."""

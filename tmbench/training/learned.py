@@ -1,0 +1,55 @@
+"""The weights of the learned optimizer's network: in this package, or in a file of the same form."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ..errors import DataError
+from ..files import land, naming, scratch_folder
+from ..optim.learned import Learned, check_weights
+
+OURS = Path(__file__).with_name("learned.safetensors")
+
+
+def learned(params: Iterable[Tensor], weights: str | None, digest: str, **settings: Any) -> Learned:
+    """The optimizer with the weights of a file.
+
+    Args:
+        weights: a .safetensors file; None: those of this package.
+        digest: sha256 of the file.
+
+    Raises:
+        DataError: there is no such file, it has another digest, or it is not of the form.
+    """
+    return Learned(params, read_weights(OURS if weights is None else Path(weights), digest), **settings)
+
+
+def read_weights(path: Path, digest: str) -> dict[str, Tensor]:
+    """The network's weights, by the names and shapes of `tmbench.optim.learned.SHAPES`."""
+    with naming(path):
+        content = path.read_bytes()
+    if (got := hashlib.sha256(content).hexdigest()) != digest:
+        raise DataError(
+            f"{path}: expected sha256 {digest}, got {got}\n  take the file that was meant, or give "
+            f"optimizer.digest={got}"
+        )
+    try:
+        found: dict[str, Tensor] = load(content)
+        check_weights(found)
+    except (SafetensorError, ValueError) as error:
+        raise DataError(f"{path}: expected the weights of a learned optimizer as safetensors: {error}") from None
+    return found
+
+
+def write_weights(path: Path, weights: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+    """Writes the weights, with what made them, by rename."""
+    check_weights(weights)
+    content = save({name: t.contiguous() for name, t in weights.items()}, dict(about))
+    with naming(path), scratch_folder(path.parent) as scratch:
+        Path(scratch, path.name).write_bytes(content)
+        land(Path(scratch, path.name), path)
