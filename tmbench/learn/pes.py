@@ -23,7 +23,7 @@ from .problems import Problem, problem
 KINDS = ("mlp", "mlp", "mlp", "tc", "mlp", "mlp", "mlp", "ctr", "mlp", "mlp", "mlp", "ic")  # of the trainings at once
 PAIRS = {"mlp": 8, "tc": 2, "ctr": 2, "ic": 1}
 STEPS = 20  # of a training, between two estimates
-LENGTHS = (60, 400)  # shortest and longest training; as many in each octave
+LENGTHS = (60, 1000)  # shortest and longest training; as many in each octave
 SPREAD = 0.01  # standard deviation of the perturbations
 WORST = 3.0  # a loss counts as at most so many times the first one; a copy that diverges counts as this
 RATE, LAST_RATE = 1e-3, 1e-5  # of Adam, which takes the estimates; a cosine from one to the other

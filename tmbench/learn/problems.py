@@ -44,6 +44,7 @@ class Perceptron:
         ]
         found = torch.tanh(self.x @ teacher[0] * 2) @ teacher[1]
         self.y = found.argmax(1) if self.classes else found * one_of(0.3, 1.0, 3.0)
+        self.scale = one_of(0.01, 0.1, 1.0, 10.0)  # of the loss: how large gradients are is to matter little
 
     def parameters(self) -> list[Tensor]:
         """The start, as nn.Linear has it: a matrix (out, in) and a bias (out,) for each layer."""
@@ -63,9 +64,8 @@ class Perceptron:
             h = x
             for i in range(0, len(params), 2):
                 h = torch.nn.functional.linear(self.activation(h) if i else h, params[i], params[i + 1])
-            if self.classes:
-                return torch.nn.functional.cross_entropy(h, y)
-            return torch.nn.functional.mse_loss(h, y)
+            kind = torch.nn.functional.cross_entropy if self.classes else torch.nn.functional.mse_loss
+            return self.scale * kind(h, y)
 
         gradients, losses = vmap(grad_and_value(loss))(params_R)
         return losses, gradients

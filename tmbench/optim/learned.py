@@ -25,7 +25,7 @@ SHAPES = {
     "w0": (OF_TENSOR + len(TIMES), HIDDEN), "b0": (HIDDEN,), "w1": (HIDDEN, HIDDEN), "b1": (HIDDEN,), "w2": (HIDDEN, 2),
     "b2": (2,),
 }  # fmt: skip
-AT_ONCE = 2**18  # weights whose features are in memory at a time
+AT_ONCE = 2**15  # weights whose features are in memory at a time; they fit a processor's cache
 
 State = dict[str, Tensor]  # momenta (K, S...), square (S...), and either row and column, or full: see `empty_state`
 
@@ -146,6 +146,8 @@ def check_weights(weights: Mapping[str, Tensor]) -> None:
 class Learned(OneStep):
     """Moves each weight by what a network makes of its gradients so far; it has no rate to tune.
 
+    A tensor whose gradients have all been zero stays, which the published form would move.
+
     The state is 5 numbers a weight and, for tensors of two axes or more, little beside; it works in float32 at least.
 
     Args:
@@ -176,6 +178,7 @@ class Learned(OneStep):
                 state.update(step=0, **empty_state(wide))
             after = accumulated(g, {key: t for key, t in state.items() if key != "step"})
             weights = {name: t.to(p.device, dtype) for name, t in self.weights.items()}
-            if p.numel():
-                p.sub_(step_of(wide, g, after, state["step"], weights), alpha=lr)
+            if p.numel():  # a tensor that has seen zeros alone stays, though the network would move it
+                move = step_of(wide, g, after, state["step"], weights) * (after["square"].amax() > 0)
+                p.sub_(move, alpha=lr)
             state.update(after, step=state["step"] + 1)

@@ -1,6 +1,7 @@
 """The weights of the learned optimizer's network: in this package, or in a file of the same form."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ def read_weights(path: Path, digest: str) -> dict[str, Tensor]:
 def write_weights(path: Path, weights: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
     """Writes the weights, with what made them, by rename."""
     check_weights(weights)
-    content = save({name: t.contiguous() for name, t in weights.items()}, dict(about))
+    # As one entry: safetensors 0.8 writes several in an order that changes from call to call, and so does the digest.
+    content = save({name: t.contiguous() for name, t in weights.items()}, {"made_by": json.dumps(about)})
     with naming(path), scratch_folder(path.parent) as scratch:
         Path(scratch, path.name).write_bytes(content)
         land(Path(scratch, path.name), path)

@@ -1,0 +1,117 @@
+"""Is optimizer=learned any good on tiny data? Its training loss beside that of SGD at the fixed rate 0.01; time.
+
+    python scripts/learned_trials.py runs_dir=DIR [seeds=3]      # some 20 minutes on 2 cores
+
+Every task of the tiny profile at its own number of epochs. Compared is the mean training loss of the last epoch; for
+`ig`, whose two players have no common loss, the FID. The start is the first epoch's. `tc`, `ctr` and `ic` are among what the
+network was trained on. Time: a step of ResNet-18 beside torch's Adam, the median of ten in turn. Writes a table and
+every number to `out`, docs/learned.
+"""
+
+import csv
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchvision.models import resnet18
+
+import tmbench
+from tmbench.config.machine import cpu_model
+from tmbench.config.table import choices, values_of
+from tmbench.config.values import Setting
+from tmbench.files import write
+from tmbench.learn.pes import KINDS
+from tmbench.result import Result, versions
+from tmbench.training.learned import learned
+from tmbench.verbs import RUNS_DIR, Values, Verb
+
+SGD_RATE, ROUNDS = 0.01, 10
+
+
+def ends(result: Result) -> tuple[float, float]:
+    """The loss, or the FID, of the first epoch and of the last."""
+    assert result.folder is not None
+    with (result.folder / "curves.csv").open() as f:
+        rows = list(csv.DictReader(f))
+    key = "train/loss" if "train/loss" in rows[0] else "test/fid"
+    found = [float(row[key]) for row in rows if row[key]]
+    return found[0], found[-1]
+
+
+def trials(settings: Values, words: list[str]) -> int:
+    rows = []
+    for task in choices("task"):
+        found: dict[str, list[tuple[float, float]]] = {"learned": [], "sgd": []}
+        for seed in range(settings["seeds"]):
+            for optimizer, more in (("learned", {}), ("sgd", {"lr": SGD_RATE})):
+                result = tmbench.run(
+                    task, optimizer, seed=seed, data="tiny", runs_dir=settings["runs_dir"], progress=False, **more
+                )
+                found[optimizer].append(ends(result))
+        start, end = (statistics.mean(each) for each in zip(*found["learned"], strict=True))
+        sgd = statistics.mean(last for _, last in found["sgd"])
+        rows.append({"task": task, "seen": task in KINDS, "start": start, "end": end, "sgd": sgd, "runs": found})
+        print(task, start, end, sgd, file=sys.stderr)
+    steps = times()
+    out = Path(settings["out"])
+    out.mkdir(parents=True, exist_ok=True)
+    about = {"hardware": cpu_model(), "versions": versions(), "milliseconds": steps, "rows": rows}
+    write(out / "tiny.json", json.dumps(about, indent=1) + "\n")
+    write(out / "tiny.md", table(rows))
+    print(table(rows))
+    print(f"a step of ResNet-18 on one thread: {steps['learned']:.0f} ms, Adam's {steps['adam']:.0f} ms")
+    return 0
+
+
+def table(rows: Iterable[dict[str, Any]]) -> str:
+    lines = [
+        "| task | meta-training saw it | first epoch | last epoch | SGD, 0.01, last epoch | lower |",
+        "|---|---|--:|--:|--:|---|",
+    ]
+    for row in rows:
+        lower = "learned" if row["end"] < row["sgd"] else "SGD"
+        name = f"{row['task']} (FID)" if row["task"] == "ig" else row["task"]
+        numbers = " | ".join(f"{row[key]:.4g}" for key in ("start", "end", "sgd"))
+        lines.append(f"| {name} | {'yes' if row['seen'] else ''} | {numbers} | {lower} |")
+    return "\n".join(lines) + "\n"
+
+
+def times() -> dict[str, float]:
+    """Milliseconds of a step of ResNet-18, on one thread."""
+    torch.set_num_threads(1)
+    taken: dict[str, list[float]] = {}
+    digest = values_of("optimizer/learned.yaml")["digest"]
+    made: dict[str, Any] = {"learned": lambda p: learned(p, None, digest), "adam": torch.optim.Adam}
+    optimizers = {}
+    for name, new in made.items():
+        params = list(resnet18().parameters())
+        for p in params:
+            p.grad = torch.randn_like(p)
+        optimizers[name] = new(params)
+        optimizers[name].step()
+    for _ in range(ROUNDS):
+        for name, optimizer in optimizers.items():
+            started = time.perf_counter()
+            optimizer.step()
+            taken.setdefault(name, []).append(1e3 * (time.perf_counter() - started))
+    return {name: statistics.median(each) for name, each in taken.items()}
+
+
+main = Verb(
+    "learned_trials",
+    "optimizer=learned on tiny data, beside SGD: see the text at the head of this file.",
+    trials,
+    {
+        "runs_dir": RUNS_DIR,
+        "seeds": Setting("a whole number >= 1", "of each task", 3),
+        "out": Setting("a folder", "where the table goes", "docs/learned"),
+    },
+)
+
+if __name__ == "__main__":
+    sys.exit(main())
