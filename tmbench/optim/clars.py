@@ -105,6 +105,8 @@ def example_norms(
             norm is weighted by the terms of the loss that it is of.
 
     Example:
+        >>> import torch
+        >>> from tmbench.optim import CLARS, example_norms
         >>> model, x, y = torch.nn.Linear(3, 2), torch.randn(8, 3), torch.randint(2, (8,))
         >>> optimizer = CLARS(model.parameters(), lr=1.0)
         >>> def loss(batch):

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from torch import nn
 
 from ..errors import ConfigError
 from ..optim.clars import CLARS, of_examples, why_not_by_examples
@@ -29,14 +30,16 @@ def divided_for_norms(task: Task, loader: TrainLoader, parts: int, device: torch
     None: they have, by `torch.func.vmap`, which is tried on the first step's examples.
 
     Args:
-        parts: with at least two examples each; more than one that the loader makes already are kept.
+        parts: at most; those that the loader makes already, if more than one, are kept. Batch norm gets two examples
+            at least.
     """
     reason = next(filter(None, (why_not_by_examples(player.module) for player in task.players().values())), None)
     if reason is None:
         batch = next(iter(next(iter(loader))))[0][0]
         reason = next(filter(None, (_refusal(task, p, batch, device) for p in task.players().values())), None)
     if reason is not None and loader.accumulate == 1:
-        loader.accumulate = max(1, min(parts, loader.batch_size // 2))
+        least = 2 if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in task.modules()) else 1
+        loader.accumulate = max(1, min(parts, loader.batch_size // least))
     return reason
 
 
