@@ -19,6 +19,7 @@ from tmbench.optim import CLARS, clars, example_norms
 from tmbench.optim.clars import Loss, why_not_by_examples
 from tmbench.run import run
 from tmbench.task import checked_loss
+from tmbench.training import norms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -186,6 +187,13 @@ def test_a_run_says_which_norms_it_has_and_resumes_bitwise(
     _, resumed, how = run(stopped)
     assert how == "resumed"
     assert_same(weights(resumed), weights(whole))
+
+
+@pytest.mark.slow
+def test_a_model_with_too_many_parameters_has_parts(do: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norms, "MOST", 1000)
+    result, _ = do(*CTR, "optimizer=clars", "epochs=1")
+    assert f"{OF}8 parts of each batch: an example's has 69,372 numbers" in result.notes
 
 
 @pytest.mark.slow

@@ -7,10 +7,12 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ..errors import ConfigError
-from ..optim.clars import CLARS, of_examples, why_not_by_examples
+from ..optim.clars import AT_ONCE, CLARS, of_examples, trained, why_not_by_examples
 from ..task import Player, Task, checked_loss
 from .loader import TrainLoader
 from .probe import undisturbed
+
+MOST = AT_ONCE // 8  # numbers in the gradient of an example; of more, a step would take too long
 
 
 def check_norms(optimizer: Any, cfg: DictConfig, world: int) -> None:
@@ -33,10 +35,8 @@ def divided_for_norms(task: Task, loader: TrainLoader, parts: int, device: torch
         parts: at most; those that the loader makes already, if more than one, are kept. Batch norm gets two examples
             at least.
     """
-    reason = next(filter(None, (why_not_by_examples(player.module) for player in task.players().values())), None)
-    if reason is None:
-        batch = next(iter(next(iter(loader))))[0][0]
-        reason = next(filter(None, (_refusal(task, p, batch, device) for p in task.players().values())), None)
+    batch = next(iter(next(iter(loader))))[0][0]
+    reason = next(filter(None, (_refusal(task, player, batch, device) for player in task.players().values())), None)
     if reason is not None and loader.accumulate == 1:
         least = 2 if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in task.modules()) else 1
         loader.accumulate = max(1, min(parts, loader.batch_size // least))
@@ -44,7 +44,11 @@ def divided_for_norms(task: Task, loader: TrainLoader, parts: int, device: torch
 
 
 def _refusal(task: Task, player: Player, batch: object, device: torch.device) -> str | None:
-    """What vmap says against a player's loss of the first examples of a batch."""
+    """What speaks against the gradients of single examples, by a player's loss; None: nothing."""
+    if reason := why_not_by_examples(player.module):
+        return reason
+    if (size := sum(p.numel() for p in trained(player.module).values())) > MOST:
+        return f"an example's has {size:,} numbers"
     if not (isinstance(batch, (tuple, list)) and all(isinstance(t, torch.Tensor) for t in batch)):
         return "its batches are more than tensors"
     some = tuple(t[:2].to(device) for t in batch)
