@@ -30,6 +30,7 @@ QUICK = ["task=tc", "epochs=1", "batch_size=80"]
 OPTIMIZER = {
     "any": ["optimizer.name=Adadelta", "lr=1"],
     "apollo": ["optimizer.warmup_steps=50", "lr=0.002"],
+    "clars": ["lr=1"],
     "eg": ["lr=0.5"],
     "lamb": ["lr=2e-3"],
     "lars": ["lr=1"],

@@ -99,6 +99,16 @@ def _multiplicative(w: Tensor, g: Tensor, step: int, o: Options, s: Options) -> 
     return cast(Tensor, w - o["lr"] * size * torch.tanh(o["inner_lr"] * u))
 
 
+def _clars(w: Tensor, g: Tensor, step: int, o: Options, s: Options) -> Tensor:
+    """Huo et al. 2020, Algorithm 1, of batches of one example: You et al. 2017, Algorithm 1, at a constant rate."""
+    rate = o["lr"]
+    if w.ndim > 1:
+        rate = rate * o["trust_coefficient"] * w.norm() / (g.norm() + o["weight_decay"] * w.norm())
+        g = g + o["weight_decay"] * w
+    s["v"] = o["momentum"] * s.get("v", torch.zeros_like(w)) + rate * g
+    return w - s["v"]
+
+
 FORMULAS: dict[str, tuple[Formula, str, tuple[str, ...]]] = {  # and the options it does not know
     "SGD": (_sgd, "SGD written out", ()),
     "Adam": (_adam, "Adam written out", ("amsgrad", "decoupled_weight_decay")),
@@ -108,6 +118,7 @@ FORMULAS: dict[str, tuple[Formula, str, tuple[str, ...]]] = {  # and the options
     "Madam": (_madam, "Madam written out", ()),
     "Multiplicative": (_multiplicative, "the multiplicative rule written out", ()),
     "EG": (_eg, "two parts, written out", ()),
+    "CLARS": (_clars, "CLARS written out, for one example", ()),
     "TMSGD": (_tmsgd, "eq. 8 in its weights form", ("decoupled",)),
 }
 

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from ..errors import ConfigError
 from .settle import Settings, plain
-from .table import FOR_THE_RUN, NEVER, STABLE, file_of, key_of_group, known_keys, top_keys
+from .table import NEVER, OF_NO_NUMBER, STABLE, file_of, key_of_group, known_keys, top_keys
 from .values import Setting
 
 SCHEMA = 4  # of result.json; part of a run's identity
@@ -115,6 +115,6 @@ def before_switch(cfg: Mapping[Any, Any]) -> tuple[Settings, int] | None:
             raise ConfigError(f"optimizer.trunk: expected part or _target_, or a part of that name: {error}") from None
         for key in rule.get("without", ()):
             facts.pop(key, None)
-    for key in (*FOR_THE_RUN, "_partial_", "switch_step"):
+    for key in (*OF_NO_NUMBER, "_partial_", "switch_step"):
         facts.pop(key, None)
     return {key: float(value) if type(value) is int else value for key, value in facts.items()}, differences

@@ -42,7 +42,8 @@ BOOKKEEPING = "bookkeeping"  # changes no number
 
 GROUPS = ("task", "optimizer", "data", "protocol", "schedule", "trainer", "logger", "study", "curvature")  # of a run
 KINDS = {"task": PROBLEM, "optimizer": METHOD, "schedule": METHOD, "data": PROBLEM, "world_size": PROBLEM}
-FOR_THE_RUN = ("name", "trunk", "lazy_rows", "elementwise")  # keys of an optimizer that its class does not take
+OF_NO_NUMBER = ("name", "trunk", "lazy_rows", "elementwise")  # keys of an optimizer that change no number
+FOR_THE_RUN = (*OF_NO_NUMBER, "parts")  # and those that its class does not take
 NEVER = "never"
 STABLE = "stable"  # switch_epoch: where the curvature allows it
 PROFILES = ("tiny", "full")

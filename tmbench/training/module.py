@@ -23,6 +23,7 @@ from ..seeds import seed_all
 from ..task import NotFinite, Table, Task
 from .evaluation import Evaluation, WeightAverage
 from .loader import STEPS_A_BLOCK, Step
+from .norms import check_norms
 from .parts import Group
 from .stack import Stack
 from .step import Gradient, StepHistory
@@ -161,6 +162,8 @@ class Training(LightningModule):
                     raise ConfigError(f"{key}: optimizer={name} takes its gradient itself, unclipped")
             if self.trainer.world_size > 1:
                 raise ConfigError(f"devices: optimizer={name} runs on one, it takes its gradient itself")
+        for optimizer in optimizers:
+            check_norms(optimizer, self.cfg.optimizer, self.trainer.world_size)
         self.tables = self.step_by_rows(optimizers, ranks=self.trainer.world_size > 1)
         return optimizers, [LambdaLR(each, self.factor) for each in optimizers if self.factor]
 

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..optim.clars import example_norms
 from ..optim.exchange import average_over_ranks
 from ..optim.rows import summed
 from ..task import Player, checked_loss, mean
@@ -29,20 +31,26 @@ class Gradient:
     device: torch.device | None = None  # where sums over ranks are kept
     backward: Callable[[Tensor], Any] = Tensor.backward  # of several ranks, it starts their exchange of gradients
     tables: Sequence[nn.Embedding | nn.EmbeddingBag] = ()  # whose gradients of some rows that exchange leaves out
+    by_examples: bool = False  # for an optimizer that wants norms: of single examples' gradients, not of parts'
     weight: Any = 0  # what the last loss is over
 
     def closure(self, optimizer: Optimizer, player: Player, step: Step) -> Tensor:
         """The step's loss, with its gradient left in the module's parameters: those of the whole batch on all ranks."""
         optimizer.zero_grad()
+        loss: Tensor
         alone, differentiates = self.world == 1, hasattr(optimizer, "differentiates")
         if alone:  # there is no exchange to take part in
             step = [part for part in step if part[1]]
         if self.padding and (len(step) > 1 or not alone):
             step = self._padded_alike(step)
-        if alone and (differentiates or len(step) == 1):
+        if hasattr(optimizer, "norms"):
+            loss, self.weight, optimizer.norms = example_norms(
+                player.module, partial(checked_loss, player), [batch for batch, _ in step], self.by_examples
+            )
+        elif alone and (differentiates or len(step) == 1):
             totals, weights = zip(*(checked_loss(player, batch) for batch, _ in step), strict=True)
             self.weight = sum(weights[1:], weights[0])
-            loss: Tensor = mean(sum(totals[1:], totals[0]), self.weight)
+            loss = mean(sum(totals[1:], totals[0]), self.weight)
             if differentiates:  # the optimizer takes the gradient, and more, itself
                 return loss
             # Without Lightning's hooks, a twentieth of a small step. A stack has a loss for each replica.

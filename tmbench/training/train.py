@@ -36,6 +36,7 @@ from .checkpoints import Checkpoints
 from .curvature import CurvatureWatch
 from .loader import TrainLoader
 from .module import Diverged, Stopped, Training
+from .norms import divided_for_norms
 from .precision import PrecisionCheck
 from .record import Bar, Record, Recorder
 from .sharing import PublishStates, Shared, start_from
@@ -131,6 +132,9 @@ class _Attempt:
             self.task.try_once(batch)
             check_memory(self.task, batch, self.trainer.strategy.root_device)
         self.training = Training(self.task, cfg, makers, steps, schedule_of(cfg, steps), lambda: self.stop.requested)
+        self.norms_note: list[str] = []
+        if "parts" in cfg.optimizer and isinstance(self.train_loader, TrainLoader):
+            self._prepare_norms(self.train_loader, place[0])
         if measures_curvature(cfg) and isinstance(self.train_loader, TrainLoader):  # with it, no run is stacked
             self.training.watch = CurvatureWatch(self.training, cfg, self.train_loader)
         checkpoints.training = self.training
@@ -140,6 +144,14 @@ class _Attempt:
             self.trainer.loggers = [logger for record in self.records for logger in record.loggers]
         self.status, self.baseline = "completed", dict[str, float]()
         self.error: BaseException | None = None
+
+    def _prepare_norms(self, loader: TrainLoader, device: torch.device) -> None:
+        """Decides which norms an optimizer that wants them gets, and notes it."""
+        reason = divided_for_norms(self.task, loader, self.plan.cfg.optimizer.parts, device)
+        self.training.gradient.by_examples = reason is None
+        parts = f"{loader.accumulate} parts of each batch" if loader.accumulate > 1 else "whole batches, as of lars"
+        of = f"{parts}: {reason}" if reason else "single examples"
+        self.norms_note = [f"optimizer={self.plan.cfg.optimizer.name}: the norms are those of the gradients of {of}"]
 
     def fit(self) -> None:
         """Checks the data, then trains, from the newest state that there is."""
@@ -199,7 +211,7 @@ class _Attempt:
             switched_at = epoch * self.train_loader.steps
         reason = why_dense(plan.cfg)
         notes = [f"task.sparse: every step updates the whole embedding table: {reason}"] if reason else []
-        notes += watch.notes(record.rows) if watch else []
+        notes += (watch.notes(record.rows) if watch else []) + self.norms_note
         for told in filter(None, (getattr(optimizer, "handed_over", None) for optimizer in optimizers)):
             notes.append(
                 f"handover: the first method's mean step was {told['mean_step']:.3g} long, the second's first step "
