@@ -3,8 +3,8 @@
     python scripts/learned_trials.py runs_dir=DIR [seeds=3]      # some 20 minutes on 2 cores
 
 Every task of the tiny profile at its own number of epochs. Compared is the mean training loss of the last epoch; for
-`ig`, whose two players have no common loss, the FID. The start is the first epoch's. `tc`, `ctr` and `ic` are among what the
-network was trained on. Time: a step of ResNet-18 beside torch's Adam, the median of ten in turn. Writes a table and
+`ig`, whose two players have no common loss, the FID. The start is the first epoch's. `tc`, `ctr` and `ic` are among
+what the network was trained on. Time: a step of ResNet-18 beside Adam, the median of ten in turn. Writes a table and
 every number to `out`, docs/learned.
 """
 

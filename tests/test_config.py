@@ -43,7 +43,7 @@ def test_every_optimizer_composes_and_settles_completely(optimizer: str, compose
     for key in ("seed", "epochs", "batch_size", "lr", "switch_epoch"):
         assert cfg[key] is not None
     assert all(value is not None for value in cfg.task.values())
-    assert rates(OmegaConf.to_container(cfg.optimizer)) <= {1.0 if optimizer == "prodigy" else cfg.lr}
+    assert rates(OmegaConf.to_container(cfg.optimizer)) <= {1.0 if optimizer in ("learned", "prodigy") else cfg.lr}
     assert settle(cfg) == cfg
     raw.lr = cfg.lr
     assert OmegaConf.to_container(raw.optimizer, resolve=True) == OmegaConf.to_container(cfg.optimizer)

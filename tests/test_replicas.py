@@ -846,7 +846,7 @@ def test_a_rate_that_is_not_the_runs_alone_is_not_mixed(composed: Compose) -> No
 ELEMENTWISE = ("sgd", "sgdm", "nag", "tmsgd", "tmsgdm", "tmnag", "tmsgd_third", "multistep", "sgd_half", "sgd_to_sgdm",
                "switch", "adam", "adamw", "adagrad", "rmsprop", "adabelief", "lion", "eg", "multiplicative",
                "schedule_free_sgd")  # fmt: skip
-OTHERS = ("clars", "lamb", "lars", "lmo", "madam", "muon", "shampoo", "soap", "apollo", "prodigy")
+OTHERS = ("clars", "lamb", "lars", "learned", "lmo", "madam", "muon", "shampoo", "soap", "apollo", "prodigy")
 
 
 @pytest.mark.parametrize("optimizer", [*ELEMENTWISE, *OTHERS])

@@ -5,6 +5,7 @@ from .curvature import Curvature, top_curvature
 from .eg import EG
 from .exchange import average_over_ranks
 from .formula import multistep_update
+from .learned import Learned
 from .lmo import LMO
 from .madam import Madam
 from .multiplicative import Multiplicative
@@ -16,7 +17,7 @@ from .switch import SwitchOptimizer
 from .tmsgd import TMSGD
 
 __all__ = [
-    "CLARS", "EG", "LMO", "TMSGD", "Curvature", "LazyRows", "Madam", "Multiplicative", "MultistepSGD", "RescaledSGD",
-    "SwitchOptimizer", "average_over_ranks", "example_norms", "multistep_update", "preconditioned_limit", "stability",
-    "top_curvature",
+    "CLARS", "EG", "LMO", "TMSGD", "Curvature", "LazyRows", "Learned", "Madam", "Multiplicative", "MultistepSGD",
+    "RescaledSGD", "SwitchOptimizer", "average_over_ranks", "example_norms", "multistep_update", "preconditioned_limit",
+    "stability", "top_curvature",
 ]  # fmt: skip
