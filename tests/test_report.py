@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import scipy.stats
 from conftest import Compose
 from made_runs import Make, rows, table
 from rich.console import Console
@@ -432,6 +433,15 @@ def test_the_best_epochs_are_those_of_completed_runs(make: Make) -> None:
     make("sgd", 1, 0.1, status="interrupted")
     row = rows(table(make.report(), "results"))["sgd"]
     assert (row["n"], row["ours"], row["best epoch's"]) == (1, 0.8, 0.8)
+
+
+def test_the_interval_of_a_mean_is_students(make: Make) -> None:
+    make.seeds("sgd", scores := [0.80, 0.84, 0.79, 0.85])
+    make("adam", 0, 0.9)
+    found = rows(table(make.report(), "results"))
+    expected = scipy.stats.ttest_1samp(scores, 0).confidence_interval(0.95)
+    assert found["sgd"]["95 % interval"] == pytest.approx(expected)
+    assert not found["adam"]["95 % interval"]
 
 
 def test_the_order_of_the_best_is_that_of_the_seeds_that_all_have(make: Make) -> None:

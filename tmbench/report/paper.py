@@ -11,6 +11,7 @@ import yaml
 from ..config.settle import Settings
 from .formats import DASH, Cell, Table, diverged_value, named, numeric, score, spread, unit, whole
 from .problems import Method, Problem
+from .statistics import half_width
 
 if TYPE_CHECKING:
     from .contents import Report
@@ -71,7 +72,8 @@ def protocol_difference(method: Method, task: str) -> str:
 def result_table(report: "Report", problem: Problem) -> Table:
     entry = entry_of(problem)
     theirs = printed(entry, problem)
-    columns = ["method", "ours", *COUNTS, "best epoch's", "train s"]
+    level = report.settings["level"]
+    columns = ["method", "ours", f"{100 * (1 - level):g} % interval", *COUNTS, "best epoch's", "train s"]
     if entry:
         columns += ["paper", "ours - paper", "protocol difference"]
     rows = []
@@ -79,18 +81,28 @@ def result_table(report: "Report", problem: Problem) -> Table:
         row = report.summary[method.index]
         rows.append([
             named(method), Cell(spread(problem, row["mean"], row["sd"]), row["mean"], method.index),
-            *(whole(row[key]) for key in COUNTS), Cell(score(problem, row["best"]), row["best"]),
-            numeric(row["seconds"]),
+            _interval(problem, row, level), *(whole(row[key]) for key in COUNTS),
+            Cell(score(problem, row["best"]), row["best"]), numeric(row["seconds"]),
         ])  # fmt: skip
         if entry:
             rows[-1] += _beside(theirs.get(method.optimizer, {}), row["mean"], entry["ours"]["scale"])
             rows[-1].append(Cell(protocol_difference(method, problem.task)))
     notes = [
-        "ours: mean ± standard deviation between seeds (n - 1). best epoch's and train s: means of completed runs.",
+        "ours: mean ± standard deviation between seeds (n - 1); the interval is Student's, of the mean over seeds. "
+        "best epoch's and train s: means of completed runs.",
         *_of_lost(report, problem), *_of_the_paper(report, problem, entry, theirs),
     ]  # fmt: skip
     key = f"results-{problem.index}-{problem.task}-{problem.profile}"
     return Table(key, _title(report, problem, entry), columns, rows, notes)
+
+
+def _interval(problem: Problem, row: dict[str, Any], level: float) -> Cell:
+    """Student's, of the mean over seeds."""
+    if row["mean"] is None or not row["sd"]:
+        return Cell(DASH)
+    half = half_width(row["sd"], row["n"], level)
+    low, high = row["mean"] - half, row["mean"] + half
+    return Cell(f"{score(problem, low)} to {score(problem, high)}", [low, high])
 
 
 def _title(report: "Report", problem: Problem, entry: Settings | None) -> str:

@@ -134,8 +134,13 @@ def t_interval(d: Values, level: float) -> tuple[float, float]:
     """Student's interval of the mean; nan of a single value."""
     if len(d) < 2:
         return math.nan, math.nan
-    half = float(stats.t.ppf(1 - level / 2, len(d) - 1)) * spread(d) / math.sqrt(len(d))
+    half = half_width(spread(d), len(d), level)
     return float(d.mean()) - half, float(d.mean()) + half
+
+
+def half_width(sd: float, n: int, level: float) -> float:
+    """Of Student's interval of the mean of n values with this standard deviation; n is at least 2."""
+    return float(stats.t.ppf(1 - level / 2, n - 1)) * sd / math.sqrt(n)
 
 
 def bootstrap_interval(d: Values, level: float) -> tuple[float, float]:
