@@ -1,11 +1,12 @@
 """Is optimizer=learned any good on tiny data? Its training loss beside that of SGD at the fixed rate 0.01; time.
 
-    python scripts/learned_trials.py runs_dir=DIR [seeds=3]      # some 20 minutes on 2 cores
+    python scripts/learned_trials.py tiny runs_dir=DIR [seeds=3]      # some 20 minutes on 2 cores
+    python scripts/learned_trials.py curve curve=learned/curve.csv
 
 Every task of the tiny profile at its own number of epochs. Compared is the mean training loss of the last epoch; for
 `ig`, whose two players have no common loss, the FID. The start is the first epoch's. `tc`, `ctr` and `ic` are among
 what the network was trained on. Time: a step of ResNet-18 beside Adam, the median of ten in turn. Writes a table and
-every number to `out`, docs/learned.
+every number to `out`, docs/learned. `curve`: a figure of what `tmbench learn` wrote of its course.
 """
 
 import csv
@@ -17,6 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import torch
 from torchvision.models import resnet18
 
@@ -28,7 +30,7 @@ from tmbench.files import write
 from tmbench.learn.pes import KINDS
 from tmbench.result import Result, versions
 from tmbench.training.learned import learned
-from tmbench.verbs import RUNS_DIR, Values, Verb
+from tmbench.verbs import RUNS_DIR, Values, Verb, out_dir
 
 SGD_RATE, ROUNDS = 0.01, 10
 
@@ -44,6 +46,29 @@ def ends(result: Result) -> tuple[float, float]:
 
 
 def trials(settings: Values, words: list[str]) -> int:
+    out = Path(settings["out"])
+    out.mkdir(parents=True, exist_ok=True)
+    for part in words:
+        {"tiny": tiny, "curve": curve}[part](settings, out)
+    return 0
+
+
+def curve(settings: Values, out: Path) -> None:
+    with Path(settings["curve"]).open() as f:
+        rows = list(csv.DictReader(f))
+    figure, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    for kind in dict.fromkeys(row["problem"] for row in rows):
+        of = [(int(row["update"]), float(row["loss over the first"])) for row in rows if row["problem"] == kind]
+        window = max(1, len(of) // 25)
+        ends = range(window, len(of) + 1)
+        means = [statistics.mean(loss for _, loss in of[i - window : i]) for i in ends]
+        ax.plot([of[i - 1][0] for i in ends], means, label=kind)
+    ax.set(xlabel="updates of the network", ylabel="loss, over the first one's", yscale="log")
+    ax.legend(title="mean of the last 4 %")
+    figure.savefig(out / "curve.png", dpi=120)
+
+
+def tiny(settings: Values, out: Path) -> None:
     rows = []
     for task in choices("task"):
         found: dict[str, list[tuple[float, float]]] = {"learned": [], "sgd": []}
@@ -58,14 +83,11 @@ def trials(settings: Values, words: list[str]) -> int:
         rows.append({"task": task, "seen": task in KINDS, "start": start, "end": end, "sgd": sgd, "runs": found})
         print(task, start, end, sgd, file=sys.stderr)
     steps = times()
-    out = Path(settings["out"])
-    out.mkdir(parents=True, exist_ok=True)
     about = {"hardware": cpu_model(), "versions": versions(), "milliseconds": steps, "rows": rows}
     write(out / "tiny.json", json.dumps(about, indent=1) + "\n")
     write(out / "tiny.md", table(rows))
     print(table(rows))
     print(f"a step of ResNet-18 on one thread: {steps['learned']:.0f} ms, Adam's {steps['adam']:.0f} ms")
-    return 0
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
@@ -109,8 +131,10 @@ main = Verb(
     {
         "runs_dir": RUNS_DIR,
         "seeds": Setting("a whole number >= 1", "of each task", 3),
-        "out": Setting("a folder", "where the table goes", "docs/learned"),
+        "curve": Setting("a file", "that tmbench learn wrote", "learned/curve.csv"),
+        "out": out_dir("docs/learned"),
     },
+    takes="tiny|curve ...",
 )
 
 if __name__ == "__main__":
