@@ -549,6 +549,7 @@ class TestEveryOptimizerYaml:
         "adagrad": ["lr=0.5"],
         "any": ["optimizer.name=RAdam", "lr=0.1"],
         "lbfgs": ["lr=0.5"],
+        "learned": ["optimizer.lr=4"],
         "newton_cg": ["lr=0.5"],
     }
 
