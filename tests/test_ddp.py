@@ -12,6 +12,7 @@ from conftest import Compose, Run, each_task
 from helpers import build, curves, start, wait_for_epochs, weights
 from torch.testing import assert_close
 
+import tmbench
 from tmbench import training
 from tmbench.config.settle import settle
 from tmbench.errors import ConfigError, RunError
@@ -177,6 +178,14 @@ def test_killed_and_interrupted_ranks_end_the_run_which_the_same_command_resumes
     whole = Result.load(folder)
     assert whole is not None
     assert (whole.status, whole.epochs["trained"]) == ("completed", LONG)
+
+
+@pytest.mark.slow
+def test_two_processes_print_nothing_for_who_asks_for_that(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tmbench.run("tc", "sgd", epochs=1, trainer="ddp_cpu", devices=2, runs_dir=tmp_path, progress=False)
+    assert capfd.readouterr() == ("", "")
+    tmbench.run("tc", "sgd", seed=1, epochs=1, trainer="ddp_cpu", devices=2, runs_dir=tmp_path)
+    assert "epoch 1/1" in capfd.readouterr().err
 
 
 @pytest.mark.slow

@@ -287,7 +287,7 @@ def test_a_baseline_far_below_what_is_published_is_an_alarm(composed: Compose, t
         make("sgd", seed, score, "task=tc", profile="full")
         make("tmsgd", seed, score + 0.1, "task=tc", profile="full")
     (alarm,) = weak_baseline(make.report("against=sgd"))
-    assert alarm[1].startswith("sgd reaches 51, far from the ")
+    assert alarm[1].startswith("sgd reaches 51 %, far from the ")
     assert weak_baseline(make.report("against=tmsgd", "target=0.5")) != alarm
 
 

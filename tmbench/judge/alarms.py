@@ -10,7 +10,7 @@ from ..config.values import is_number
 from ..errors import DataError
 from ..files import loads, read
 from ..report.contents import Report
-from ..report.formats import count
+from ..report.formats import count, unit
 from ..report.paper import entry_of, printed
 from ..tune.plan import FOLDER as TUNE
 from .evidence import Evidence
@@ -142,7 +142,7 @@ def weak_baseline(report: Report) -> Found:
     scaled = entry["ours"]["scale"] * ours
     if problem.sign * (scaled - published) >= -FAR_BELOW * abs(published):
         return []
-    words = f"{name} reaches {scaled:.4g}, far from the {published:g} that is published"
+    words = f"{name} reaches {scaled:.4g}{unit(problem)}, far from the {published:g}{unit(problem)} that is published"
     return [("weak baseline", f"{words}: a weak baseline is easily beaten")]
 
 

@@ -1,6 +1,7 @@
 """One process a device (a rank): started together, watched, ended together. Torch-free."""
 
 import ctypes
+import io
 import os
 import shutil
 import signal
@@ -115,7 +116,8 @@ def as_rank(do: Callable[[], object], folder: Path) -> int:
 class Ranks:
     """The processes of one run on this machine, from start to end.
 
-    Rank 0 writes where this process does; the others to `<folder>/ranks/<rank>.log`, which goes when all is well.
+    Rank 0 writes where this process does; the others, and rank 0 of a caller who wants nothing printed, to
+    `<folder>/ranks/<rank>.log`, which goes when all is well.
     """
 
     def __init__(self, folder: Path, count: int) -> None:
@@ -136,10 +138,11 @@ class Ranks:
         }  # fmt: skip
         shutil.rmtree(self.logs, ignore_errors=True)  # an earlier attempt's
         self.logs.mkdir()
+        is_quiet = isinstance(sys.stderr, io.StringIO)  # see guest; a process would write past it
         for rank in range(self.count):
             variables = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             with (self.logs / f"{rank}.log").open("wb") as log:
-                out = None if rank == 0 else log
+                out = None if rank == 0 and not is_quiet else log
                 process = subprocess.Popen(arguments, env=variables, start_new_session=True, stdout=out, stderr=out)
             self.processes.append(process)
 
