@@ -32,8 +32,8 @@ FACTORS = (0.25, 1.0, 4.0)
 LEFT_OUT = {"any", "switch", "lbfgs", "newton_cg"}
 # The authors' or the library's usual rate; for multiplicative, lars and lamb those of this project's tests.
 RATES = {"adabelief": 1e-3, "adagrad": 0.01, "adam": 1e-3, "adamw": 1e-3, "apollo": 0.01, "clars": 1.0, "lamb": 2e-3,
-         "lars": 1.0, "lion": 3e-4, "lmo": 1e-3, "madam": 0.01, "multiplicative": 0.1, "muon": 0.02, "prodigy": 1.0,
-         "rmsprop": 1e-3, "soap": 3e-3}  # fmt: skip
+         "lars": 1.0, "learned": 1.0, "lion": 3e-4, "lmo": 1e-3, "madam": 0.01, "multiplicative": 0.1,
+         "muon": 0.02, "prodigy": 1.0, "rmsprop": 1e-3, "soap": 3e-3}  # fmt: skip
 TIMES = {"eg": 10.0, "schedule_free_sgd": 10.0}  # of the task's rate
 MORE: dict[str, dict[str, Any]] = {  # fewer steps of warm-up than here are in all; no tables of thousands of rows
     "apollo": {"optimizer.warmup_steps": 50},
@@ -52,10 +52,8 @@ def rate_of(task: str, optimizer: str) -> float:
 
 
 def trained(task: str, optimizer: str, lr: float, settings: Values, **more: Any) -> Result:
-    """A run on tiny data; learned optimizers have no rate, and prodigy's is a scale."""
-    rate: dict[str, Any] = {} if optimizer == "learned" else {"lr": lr}
-    if optimizer == "prodigy":
-        rate = {"optimizer.lr": lr}
+    """A run on tiny data; the rates of learned and prodigy are factors of what these find themselves."""
+    rate: dict[str, Any] = {"optimizer.lr" if optimizer in ("learned", "prodigy") else "lr": lr}
     words = {**rate, **MORE.get(optimizer, {}), **more}
     return tmbench.run(task, optimizer, epochs=EPOCHS[task], runs_dir=settings["runs_dir"], progress=False, **words)
 
@@ -75,7 +73,7 @@ def runs(settings: Values) -> list[dict[str, Any]]:
     for task in EPOCHS:
         rows = []
         for optimizer in optimizers:
-            for factor in [1.0] if optimizer == "learned" else FACTORS:
+            for factor in FACTORS:
                 lr = factor * rate_of(task, optimizer)
                 result = trained(task, optimizer, lr, settings)
                 rows.append(
