@@ -5,7 +5,7 @@
 
 Every task of the tiny profile at its own number of epochs. Compared is the mean training loss of the last epoch; for
 `ig`, whose two players oppose each other, the Frechet distance. `tc`, `ctr` and `ic` are among what the network was
-trained on. Time: a step of ResNet-18 beside Adam, the median of ten in turn. Writes a table and every number to `out`,
+trained on. Time: a step of ResNet-18 beside Adam, the median of ten in turn. Prints a table and writes every number to `out`,
 docs/learned. `curve`: a figure of what `tmbench learn` wrote of its course.
 """
 
@@ -83,7 +83,6 @@ def tiny(settings: Values, out: Path) -> None:
     steps = times()
     about = {"hardware": cpu_model(), "versions": versions(), "milliseconds": steps, "rows": rows}
     write(out / "tiny.json", json.dumps(about, indent=1) + "\n")
-    write(out / "tiny.md", table(rows))
     print(table(rows))
     print(f"a step of ResNet-18 on one thread: {steps['learned']:.0f} ms, Adam's {steps['adam']:.0f} ms")
 

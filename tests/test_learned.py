@@ -1,5 +1,6 @@
 """optimizer=learned: the published form, written out again; its weights' file; and its meta-training."""
 
+import copy
 import hashlib
 import json
 import pickle
@@ -135,6 +136,30 @@ def test_a_tensor_without_slope_stays_and_one_without_elements_is_no_trouble() -
         Learned(params, {name: t for name, t in network().items() if name != "b2"})
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_it_goes_on_bitwise_from_its_state_and_as_a_copy(dtype: torch.dtype) -> None:
+    def stepped(optimizer: Learned, numbers: range) -> list[torch.Tensor]:
+        params = optimizer.param_groups[0]["params"]
+        for number in numbers:
+            random = torch.Generator().manual_seed(number)
+            for p in params:
+                p.grad = torch.randn(p.shape, generator=random).to(dtype)
+            optimizer.step()
+        return [p.detach().clone() for p in params]
+
+    def new() -> Learned:
+        random = torch.Generator().manual_seed(0)
+        params = [torch.randn(s, generator=random).to(dtype).requires_grad_() for s in ((4, 3), (5,))]
+        return Learned(params, network(dtype=torch.float32))
+
+    whole, first = stepped(new(), range(10)), new()
+    stepped(first, range(5))
+    copied, second = copy.deepcopy(first), Learned(first.param_groups[0]["params"], first.weights)
+    second.load_state_dict(saved_and_loaded(first.state_dict()))
+    for one in (copied, second):
+        assert all(map(torch.equal, stepped(one, range(5, 10)), whole))
+
+
 class TestFile:
     def test_of_the_package_is_the_one_that_the_yaml_names_and_says_what_made_it(self) -> None:
         digest = values_of("optimizer/learned.yaml")["digest"]
@@ -162,7 +187,12 @@ class TestFile:
             (lambda content: content[:-1], "safetensors"),
             (lambda content: pickle.dumps({"w0": 1}), "safetensors"),
             (lambda content: save({"w0": torch.zeros(3)}), r"expected \{'w0'"),
-            (lambda content: save(network() | {"b1": torch.full((32,), torch.nan)}), "b1 must hold finite"),
+            (lambda content: save(network() | {"b1": torch.full((32,), torch.nan)}), "b1 must hold .* finite"),
+            (
+                lambda content: save(network() | {"b1": torch.full((32,), 1e300, dtype=torch.float64)}),
+                "b1 must hold .* finite",
+            ),
+            (lambda content: content.replace(b'"F64"', b'"F4" ', 1), "safetensors"),
             (lambda content: save(network() | {"b1": torch.zeros(32, dtype=torch.int32)}), "floating point"),
         ],
     )

@@ -205,6 +205,17 @@ def test_p_of_more_seeds_is_exact_where_differences_are_shares_of_the_same_examp
         found = statistics.compare(a.tolist(), b.tolist(), 0.005, LEVEL, "permutation")
         assert (found.p, found.is_sampled) == (pytest.approx(expected, rel=1e-12), False)
     assert flip_p(np.ones(72)) == 2.0**-71
+    assert 0 < flip_p(np.ones(5000)) < 1e-300
+
+
+def test_shares_of_many_examples_are_told_from_their_float32_scores(rng: np.random.Generator) -> None:
+    """The smallest difference is many units, and the largest so many that its rounding alone would blur the unit."""
+    for n, accuracy, sd in ((50_000, 0.76, 0.005), (7500, 0.5, 0.1), (10_000, 0.7, 0.02)):
+        counts = np.rint(n * (accuracy + rng.normal(0, sd, (2, 40))))
+        a, b = (counts / n).astype(np.float32).astype(float)
+        found = statistics.multiples(a - b, statistics.tolerance(a, b))
+        assert found is not None
+        assert found.tolist() == (counts[0] - counts[1]).tolist()
 
 
 def test_signed_ranks_of_more_seeds_are_scipys_exact_ones(rng: np.random.Generator) -> None:

@@ -150,8 +150,8 @@ class CLARS(OneStep):
         maximize, foreach: as in torch.
 
     Attributes:
-        norms: of each parameter, the mean norm of the examples' gradients, as `example_norms` returns them. The next
-            step uses them up.
+        norms: of each parameter, the mean norm of the examples' gradients, as `example_norms` returns them. A step uses
+            up those of the parameters that it moves.
 
     Raises: as in `OneStep`.
     """
@@ -166,14 +166,18 @@ class CLARS(OneStep):
         self.norms: dict[Tensor, Tensor] = {}
         super().__init__(params, lr, {"momentum": momentum, "trust_coefficient": trust_coefficient}, **common)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "norms": {}}
+
     def update(self, group: dict[str, Any], lr: float, params: list[Tensor], grads: list[Tensor]) -> None:
         decay = group["weight_decay"]
         for p, g in zip(params, grads, strict=True):
             norm = self.norms.pop(p, None)
             if p.ndim > 1:
-                size = torch.linalg.vector_norm(p)
-                below = (torch.linalg.vector_norm(g) if norm is None else norm) + decay * size
-                rate = torch.where((size > 0) & (below > 0), group["trust_coefficient"] * size / below, 1.0)
+                wide = torch.promote_types(p.dtype, torch.float32)  # norms of float16 soon overflow
+                size = torch.linalg.vector_norm(p, dtype=wide)
+                below = (torch.linalg.vector_norm(g, dtype=wide) if norm is None else norm) + decay * size
+                rate = torch.where((size > 0) & (below > 0), group["trust_coefficient"] * size / below, 1.0).to(p.dtype)
                 g = rate * torch.add(g, p, alpha=decay)
             if group["momentum"]:
                 state = self.state[p]

@@ -139,8 +139,8 @@ def check_weights(weights: Mapping[str, Tensor]) -> None:
     if got != SHAPES:
         raise ValueError(f"weights: expected {SHAPES}, got {got}")
     for name, t in weights.items():
-        if not t.is_floating_point() or not t.isfinite().all():
-            raise ValueError(f"weights: {name} must hold finite floating point numbers")
+        if not t.is_floating_point() or not t.float().isfinite().all():
+            raise ValueError(f"weights: {name} must hold floating point numbers that are finite in float32")
 
 
 class Learned(OneStep):
@@ -169,6 +169,20 @@ class Learned(OneStep):
         check_weights(weights)
         self.weights = dict(weights)
         super().__init__(params, lr, {}, **common)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in torch, which would round the state of half-precision parameters to their type."""
+        super().load_state_dict(state_dict)
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for number, p in zip(numbers, params, strict=True):
+            for key, value in state_dict["state"].get(number, {}).items():
+                if isinstance(value, Tensor):
+                    wide = torch.promote_types(p.dtype, torch.float32)
+                    self.state[p][key] = value.detach().to(p.device, wide, copy=True)
 
     def update(self, group: dict[str, Any], lr: float, params: list[Tensor], grads: list[Tensor]) -> None:
         for p, grad in zip(params, grads, strict=True):

@@ -6,6 +6,7 @@ its noise, which the difference takes out; they are never counted as replicates 
 
 import itertools
 import math
+import sys
 import warnings
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -21,8 +22,9 @@ from scipy import stats
 ENOUGH_TO_BOOTSTRAP = 20
 RESAMPLES = 9999
 EXACT_UP_TO = 13  # seeds: 2^13 changes of sign are fewer than RESAMPLES
-LARGEST_DIVISOR = 100  # of the smallest difference, in the search for a number that all are multiples of
+LARGEST_DIVISOR = 2000  # of the smallest difference, in the search for a number that all are multiples of
 LARGEST_SUM = 1_000_000  # of differences in such units
+MOST_WORK = 100_000_000  # that sum times the seeds
 # The fewest seeds that can show equivalence. Two seeds come out alike by chance too often: a metric that counts
 # examples has few values to differ by. See scripts/simulate_report.py.
 LEAST_TO_EQUATE = 3
@@ -158,9 +160,9 @@ def bootstrap_interval(d: Values, level: float) -> tuple[float, float]:
 def sign_flip_p(d: Values, test: str = "permutation", near: float | Values = 0.0) -> tuple[float, bool]:
     """Two-sided p of no difference, from the changes of sign; and whether these are a sample, rather than all.
 
-    They are all up to EXACT_UP_TO seeds, and for any number of seeds whose differences are multiples of one number,
-    such as shares of the same test examples, or ranks: then the sums have few values, and how often each comes is
-    counted seed by seed.
+    They are all up to EXACT_UP_TO seeds, and for more seeds where `multiples` finds a number that all differences are
+    multiples of, as shares of the same test examples and ranks are: then the sums have few values, and how often each
+    comes is counted seed by seed.
 
     Args:
         d: the differences; infinite ones only for wilcoxon.
@@ -187,18 +189,27 @@ def multiples(d: Values, near: Values) -> NDArray[np.int64] | None:
         near: how far from a multiple each may be, beside rounding.
     """
     sizes = np.abs(d)
-    if not sizes.any():
+    order = np.argsort(sizes, kind="stable")
+    order = order[sizes[order] > 0]
+    if not len(order):
         return np.zeros(len(d), np.int64)
-    smallest = sizes[sizes > 0].min()
+    ascending, close = sizes[order].tolist(), (near + 1e-12 * sizes)[order].tolist()
     for divisor in range(1, LARGEST_DIVISOR + 1):
-        units = np.rint(d * (divisor / smallest))
-        if np.abs(units).sum() > LARGEST_SUM:
-            return None
-        unit = sizes.sum() / np.abs(units).sum()
+        unit = ascending[0] / divisor
         if near.max() > unit / 20:  # anything would be near a multiple
             return None
-        if (np.abs(d - units * unit) <= near + 1e-12 * sizes).all():
-            return units.astype(np.int64)
+        length, units = 0.0, 0
+        for size, room in zip(ascending, close, strict=True):
+            count = round(size / unit)
+            if abs(size - count * unit) > room + count * unit * (room / length if units else 0.0):
+                break
+            length, units = length + size, units + count
+            unit = length / units  # known better with each, so that a large one is told, too
+        else:
+            found = np.rint(d / unit)
+            if units > LARGEST_SUM or units * len(d) > MOST_WORK:
+                return None
+            return found.astype(np.int64) if (np.abs(d - found * unit) <= near + 1e-12 * sizes).all() else None
     return None
 
 
@@ -211,7 +222,8 @@ def _p_of_multiples(units: NDArray[np.int64]) -> float:
         moved[2 * size :] += share / 2
         share = moved
     reach, sum_ = len(share) // 2, abs(int(units.sum()))
-    return float(share[: reach - sum_ + 1].sum() + share[max(reach + sum_, reach - sum_ + 1) :].sum())
+    p = float(share[: reach - sum_ + 1].sum() + share[max(reach + sum_, reach - sum_ + 1) :].sum())
+    return max(p, sys.float_info.min)  # of more than a thousand seeds it would come out as 0
 
 
 def _tested(d: Values, test: str, near: float | Values) -> tuple[Values, Values]:

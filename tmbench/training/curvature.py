@@ -210,7 +210,9 @@ class CurvatureWatch:
         batches = [self.training.transfer_batch_to_device(batch, self.training.device, 0) for batch, _ in self._batches]
 
         def loss(number: int) -> tuple[Tensor, Any]:
-            torch.manual_seed(derive("curvature", i, number))  # of dropout, augmentation, a generator's input
+            # Of dropout, augmentation, a generator's input; manual_seed itself takes longer than a small forward pass.
+            generator = torch.default_generator if self.training.device.type == "cpu" else torch
+            generator.manual_seed(derive("curvature", i, number))
             return checked_loss(player, batches[number])
 
         with torch.no_grad(), rows_read(self.training.task.tables()) as read:

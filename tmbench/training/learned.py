@@ -25,7 +25,8 @@ def learned(params: Iterable[Tensor], weights: str | None, digest: str, **settin
         digest: sha256 of the file.
 
     Raises:
-        DataError: there is no such file, it has another digest, or it is not of the form.
+        OSError: the file cannot be read.
+        DataError: it has another digest, or is not of the form.
     """
     return Learned(params, read_weights(OURS if weights is None else Path(weights), digest), **settings)
 
@@ -34,7 +35,7 @@ def read_weights(path: Path, digest: str) -> dict[str, Tensor]:
     """The network's weights, by the names and shapes of `tmbench.optim.learned.SHAPES`."""
     with naming(path):
         content = path.read_bytes()
-    if (got := hashlib.sha256(content).hexdigest()) != digest:
+    if (got := hashlib.sha256(content).hexdigest()) != digest.lower():
         raise DataError(
             f"{path}: expected sha256 {digest}, got {got}\n  take the file that was meant, or give "
             f"optimizer.digest={got}"
@@ -42,7 +43,7 @@ def read_weights(path: Path, digest: str) -> dict[str, Tensor]:
     try:
         found: dict[str, Tensor] = load(content)
         check_weights(found)
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, KeyError) as error:  # KeyError: a type of numbers that torch has not
         raise DataError(f"{path}: expected the weights of a learned optimizer as safetensors: {error}") from None
     return found
 

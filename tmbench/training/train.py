@@ -149,7 +149,8 @@ class _Attempt:
         """Decides which norms an optimizer that wants them gets, and notes it."""
         reason = divided_for_norms(self.task, loader, self.plan.cfg.optimizer.parts, device)
         self.training.gradient.by_examples = reason is None
-        parts = f"{loader.accumulate} parts of each batch" if loader.accumulate > 1 else "whole batches, as of lars"
+        count = min(loader.accumulate, loader.batch_size)
+        parts = f"{count} parts of each batch" if count > 1 else "whole batches, as of lars"
         of = f"{parts}: {reason}" if reason else "single examples"
         self.norms_note = [f"optimizer={self.plan.cfg.optimizer.name}: the norms are those of the gradients of {of}"]
 
