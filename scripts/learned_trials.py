@@ -5,8 +5,8 @@
 
 Every task of the tiny profile at its own number of epochs. Compared is the mean training loss of the last epoch; for
 `ig`, whose two players oppose each other, the Frechet distance. `tc`, `ctr` and `ic` are among what the network was
-trained on. Time: a step of ResNet-18 beside Adam, the median of ten in turn. Prints a table and writes every number to `out`,
-docs/learned. `curve`: a figure of what `tmbench learn` wrote of its course.
+trained on. Time: a step of ResNet-18 beside Adam, the median of ten in turn. Prints a table, and writes every number to
+`out`, docs/learned. `curve`: a figure of what `tmbench learn` wrote of its course.
 """
 
 import csv
