@@ -7,6 +7,7 @@ the driver. torch has no public way to them, so a new version may break this fil
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
 from tmbench.config.settle import settle
+from tmbench.optim.learned import SHAPES, Learned
 from tmbench.task import Task
 from tmbench.tasks.ctr.task import CTR
 from tmbench.training.train import optimizer_of
@@ -104,6 +106,9 @@ def test_step_of_an_optimizer_stays_on_the_device_of_its_parameters(
         new([nn.Parameter(torch.ones(2))])  # its formula is computed once, by numbers
     with fake:
         params = [nn.Parameter(torch.randn(shape, device=CUDA)) for shape in ((4, 3), (4,))]
+        if words == "optimizer=learned":  # whose network comes from a file, as numbers
+            network = {name: torch.randn(shape) for name, shape in SHAPES.items()}
+            new = partial(Learned, weights=network)
         optimizer = new(params)
 
         def closure() -> torch.Tensor:

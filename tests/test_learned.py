@@ -193,7 +193,10 @@ class TestFile:
                 "b1 must hold .* finite",
             ),
             (lambda content: content.replace(b'"F64"', b'"F4" ', 1), "safetensors"),
-            (lambda content: save(network() | {"b1": torch.zeros(32, dtype=torch.int32)}), "floating point"),
+            (
+                lambda content: save(network() | {"b1": torch.zeros(32, dtype=torch.int32)}),
+                "floating point numbers, got torch.int32",
+            ),
         ],
     )
     def test_that_is_another_thing_is_refused(self, change: partial[bytes], message: str, tmp_path: Path) -> None:

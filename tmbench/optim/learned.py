@@ -133,14 +133,22 @@ def _rates(like: Tensor) -> Tensor:
     return torch.tensor(DECAYS, dtype=like.dtype, device=like.device)
 
 
-def check_weights(weights: Mapping[str, Tensor]) -> None:
-    """ValueError if they are not of the network: names, shapes, floating point, finite."""
+def check_form(weights: Mapping[str, Tensor]) -> None:
+    """ValueError if they are not of the network: names, shapes, floating point."""
     got = {name: tuple(t.shape) for name, t in weights.items()}
     if got != SHAPES:
         raise ValueError(f"weights: expected {SHAPES}, got {got}")
     for name, t in weights.items():
-        if not t.is_floating_point() or not t.float().isfinite().all():
-            raise ValueError(f"weights: {name} must hold floating point numbers that are finite in float32")
+        if not t.is_floating_point():
+            raise ValueError(f"weights: {name} must hold floating point numbers, got {t.dtype}")
+
+
+def check_weights(weights: Mapping[str, Tensor]) -> None:
+    """The same, and ValueError if a number is not finite in float32."""
+    check_form(weights)
+    for name, t in weights.items():
+        if not t.float().isfinite().all():
+            raise ValueError(f"weights: {name} must hold numbers that are finite in float32")
 
 
 class Learned(OneStep):
@@ -166,7 +174,7 @@ class Learned(OneStep):
         self, params: Iterable[Any], weights: Mapping[str, Tensor], lr: float | Tensor = 1.0,
         **common: Unpack[CommonSettings],
     ) -> None:  # fmt: skip
-        check_weights(weights)
+        check_form(weights)
         self.weights = dict(weights)
         super().__init__(params, lr, {}, **common)
 
