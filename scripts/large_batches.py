@@ -10,7 +10,6 @@ Rates at a batch of 256: 0.1 of SGD with momentum is Goyal et al. 2017 (arXiv 17
 is the rate with which it is tested here, and what You et al. 2017 give for AlexNet, 2 at 512. CLARS has that of LARS.
 """
 
-import csv
 import json
 import sys
 from itertools import product
@@ -21,6 +20,7 @@ from typing import Any
 import tmbench
 from tmbench.config.machine import cpu_model
 from tmbench.config.values import Setting
+from tmbench.doctor.bench import losses
 from tmbench.figures import save
 from tmbench.files import write
 from tmbench.result import Result, shown, versions
@@ -41,13 +41,6 @@ def trained(optimizer: str, batch: int, schedule: str, seed: int, settings: Valu
         runs_dir=settings["runs_dir"], data_dir=settings["data_dir"], progress=False,
         **{"task.model": "resnet18", "task.width": 4, "trainer.accumulate": batch // PART, **SCHEDULES[schedule]},
     )  # fmt: skip
-
-
-def losses(result: Result) -> list[float]:
-    """The training loss of each epoch."""
-    assert result.folder is not None
-    with (result.folder / "curves.csv").open() as f:
-        return [float(row["train/loss"]) for row in csv.DictReader(f)]
 
 
 def measured(settings: Values) -> list[dict[str, Any]]:

@@ -38,10 +38,7 @@ SGD_RATE, ROUNDS = 0.01, 10
 def end(task: str, optimizer: str, seed: int, runs_dir: str, **more: Any) -> float:
     """The loss of a run's last epoch, or the Frechet distance after it."""
     result = tmbench.run(task, optimizer, seed=seed, data="tiny", runs_dir=runs_dir, progress=False, **more)
-    assert result.folder is not None
-    with (result.folder / "curves.csv").open() as f:
-        rows = list(csv.DictReader(f))
-    return float(rows[-1][result.headline if task == "ig" else "train/loss"])
+    return float(result.metrics["last"][result.headline if task == "ig" else "train/loss"])
 
 
 def trials(settings: Values, words: list[str]) -> int:

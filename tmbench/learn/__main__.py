@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ def do(values: Values, words: list[str]) -> int:
 
     from .. import checkpoint
     from ..config.machine import git_commit
-    from ..optim.learned import SHAPES
     from ..result import versions
     from ..training.learned import write_weights
     from .pes import MetaTraining, named
@@ -65,7 +63,7 @@ def do(values: Values, words: list[str]) -> int:
         "commit": git_commit() or "installed", "versions": json.dumps(versions()),
         "loss_over_first": f"{_recent(curve):.4f}",
     }  # fmt: skip
-    write_weights(weights, {name: named(training.theta.detach())[name] for name in SHAPES}, about)
+    write_weights(weights, named(training.theta.detach()), about)
     found: dict[str, Any] = {"weights": str(weights), "sha256": digest_of(weights), **about}
     if values["json"]:
         print(json.dumps(found, indent=2))
@@ -97,4 +95,4 @@ main = Verb(
 )  # fmt: skip
 
 if __name__ == "__main__":
-    sys.exit(leave(main()))
+    leave(main())

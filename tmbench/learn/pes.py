@@ -27,7 +27,7 @@ LENGTHS = (60, 1000)  # shortest and longest training; as many in each octave
 SPREAD = 0.01  # standard deviation of the perturbations
 WORST = 3.0  # a loss counts as at most so many times the first one; a copy that diverges counts as this
 RATE, LAST_RATE = 1e-3, 1e-5  # of Adam, which takes the estimates; a cosine from one to the other
-MOMENTUM = 8 - 2  # the feature that the start passes on: the fastest momentum over the root mean square gradient
+MOMENTUM = 6  # the feature that the start passes on: the fastest momentum over the root mean square gradient
 
 
 def first_numbers(seed: int) -> Tensor:

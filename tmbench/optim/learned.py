@@ -193,14 +193,16 @@ class Learned(OneStep):
                     self.state[p][key] = value.detach().to(p.device, wide, copy=True)
 
     def update(self, group: dict[str, Any], lr: float, params: list[Tensor], grads: list[Tensor]) -> None:
+        placed: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}  # a copy to a GPU once, not for each p
         for p, grad in zip(params, grads, strict=True):
             dtype = torch.promote_types(p.dtype, torch.float32)
             state, wide, g = self.state[p], p.detach().to(dtype), grad.to(dtype)
             if not state:
                 state.update(step=0, **empty_state(wide))
             after = accumulated(g, {key: t for key, t in state.items() if key != "step"})
-            weights = {name: t.to(p.device, dtype) for name, t in self.weights.items()}
+            if (place := (p.device, dtype)) not in placed:
+                placed[place] = {name: t.to(*place) for name, t in self.weights.items()}
             if p.numel():  # a tensor that has seen zeros alone stays, though the network would move it
-                move = step_of(wide, g, after, state["step"], weights) * (after["square"].amax() > 0)
+                move = step_of(wide, g, after, state["step"], placed[place]) * (after["square"].amax() > 0)
                 p.sub_(move, alpha=lr)
             state.update(after, step=state["step"] + 1)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..errors import DataError
-from ..files import land, naming, scratch_folder
+from ..files import land, naming, read, scratch_folder
 from ..optim.learned import Learned, check_weights
 
 OURS = Path(__file__).with_name("learned.safetensors")
@@ -25,26 +26,27 @@ def learned(params: Iterable[Tensor], weights: str | None, digest: str, **settin
         digest: sha256 of the file.
 
     Raises:
-        OSError: the file cannot be read.
-        DataError: it has another digest, or is not of the form.
+        FileNotFoundError: there is no such file.
+        DataError: it cannot be read, has another digest, or is not of the form.
     """
     return Learned(params, read_weights(OURS if weights is None else Path(weights), digest), **settings)
 
 
 def read_weights(path: Path, digest: str) -> dict[str, Tensor]:
     """The network's weights, by the names and shapes of `tmbench.optim.learned.SHAPES`."""
-    with naming(path):
-        content = path.read_bytes()
+    return read(path, partial(_parsed, digest))
+
+
+def _parsed(digest: str, content: bytes) -> dict[str, Tensor]:
     if (got := hashlib.sha256(content).hexdigest()) != digest.lower():
         raise DataError(
-            f"{path}: expected sha256 {digest}, got {got}\n  take the file that was meant, or give "
-            f"optimizer.digest={got}"
+            f"expected sha256 {digest}, got {got}\n  take the file that was meant, or give optimizer.digest={got}"
         )
     try:
         found: dict[str, Tensor] = load(content)
         check_weights(found)
     except (SafetensorError, ValueError, KeyError) as error:  # KeyError: a type of numbers that torch has not
-        raise DataError(f"{path}: expected the weights of a learned optimizer as safetensors: {error}") from None
+        raise DataError(f"expected the weights of a learned optimizer as safetensors: {error}") from None
     return found
 
 
