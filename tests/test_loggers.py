@@ -1,6 +1,7 @@
 """Each logger holds what the run folder holds, by its own project's reader, and can break without breaking a run."""
 
 import csv
+import importlib
 import math
 import os
 import signal
@@ -8,8 +9,10 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ import tmbench.training.record
 from tmbench.config.settle import loggers, settle
 from tmbench.result import Result
 from tmbench.run import run
-from tmbench.training.loggers import MlflowMirror
+from tmbench.training.loggers import Mirror, MlflowMirror, RunFacts
 
 ALL = "logger=[wandb,tensorboard,mlflow,csv]"
 # SQLAlchemy to MLflow, which is to blame; a thread that only warns elsewhere would end here.
@@ -149,6 +152,33 @@ def test_mlflow_server_that_is_down_or_silent_costs_its_timeout_and_nothing_else
     assert result.status == "completed"
     assert [note for note in result.notes if note.startswith("MLflow: ") and "the run folder is complete" in note]
     assert (folder / "curves.csv").exists()
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_packages_are_imported_before_the_threads_start_and_a_broken_one_is_told(
+    broken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mlflow-skinny 3.17.2, imported while W&B was in its own thread, once failed as "partially initialized"."""
+    name = f"imported_by_{'a_broken' if broken else 'a'}_mirror"
+    body = "import threading\nwhere = threading.current_thread()\n" + ("import no_such_package\n" if broken else "")
+    (tmp_path / f"{name}.py").write_text(body)
+    monkeypatch.syspath_prepend(tmp_path)
+    seen = []
+
+    class Other(Mirror):
+        title, module = "Other", name
+
+        @contextmanager
+        def connected(self) -> Iterator[Any]:
+            yield importlib.import_module(name)
+
+        def send_summary(self, to: Any, summary: dict[str, Any], last_epoch: int) -> None:
+            seen.append(to.where)
+
+    notes = Other(RunFacts(tmp_path, {}, {}), {"timeout": 20}).close({}, last_epoch=0)
+    assert seen == ([] if broken else [threading.current_thread()])
+    told = "Other: ModuleNotFoundError: No module named 'no_such_package'; the run folder is complete without it"
+    assert notes == ([told] if broken else [])
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow"])

@@ -93,6 +93,8 @@ def test_list_shows_status_metric_and_cost(made: Path, command: Command, monkeyp
         (["status=stopped"], ["tc-sgd-7"]),
         (["tc-tm"], ["tc-tmsgd-0"]),
         (["seed=9"], []),
+        (["switch_epoch=1"], ["tc-tmsgd-0"]),
+        (["switch_epoch=never", "status=completed"], ["tc-sgd-0"]),  # whatever its sweep gave
     ],
 )
 def test_filters_find_by_status_settings_and_names(words: list[str], expected: list[str], made: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import WRITING
+from ..config.identity import reads_switch
 from ..config.settle import Saved, Settings, select
 from ..errors import ConfigError, DataError
 from ..files import LOCK, locked, read, read_yaml, scratch_in
@@ -79,6 +80,8 @@ class Run:
             return self.status if key == "status" else self.folder.name
         if key in ("profile", "split", "metric", "headline"):
             return getattr(self.result, key, None)
+        if key == "switch_epoch" and not reads_switch(self.config):
+            return "never"  # an optimizer without a switch, whatever its sweep gave
         value = select(self.config, key)
         return value.get("name") if isinstance(value, dict) else value
 
@@ -94,7 +97,8 @@ def find(runs_dir: Path, words: list[str]) -> list[Run]:
 
     An id may stand behind a folder, such as old/tc-sgd-0; else it is one in runs_dir.
 
-    A key is run_id, status, profile, split, metric or any setting.
+    A key is run_id, status, profile, split, metric or any setting; an optimizer without a switch has
+    switch_epoch=never.
 
     Raises:
         ConfigError: there is no such folder, no run has such a key, or no run has such an id.

@@ -9,8 +9,9 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -95,9 +96,14 @@ class Mirror(Logger):
     """
 
     title = ""  # of the program, for people
+    module = ""  # what connecting imports
 
     def __init__(self, run: RunFacts, settings: dict[str, Any]) -> None:
         super().__init__()
+        # Here and not in the thread: packages that import each other in circles fail, now and then, when two threads
+        # import at once. What fails here fails again in the thread, which tells it.
+        with suppress(Exception):
+            import_module(self.module)
         self.run, self.settings, self.timeout = run, settings, float(settings["timeout"])
         self.problem, self._notes = "", list[str]()
         self._todo: queue.Queue[Callable[[Any], None] | None] = queue.Queue()
@@ -176,6 +182,7 @@ class WandbMirror(Mirror):
     """
 
     title = "W&B"
+    module = "wandb"
 
     @contextmanager
     def connected(self) -> Iterator[Any]:
@@ -234,20 +241,21 @@ class MlflowMirror(Mirror):
     """
 
     title = "MLflow"
+    module = "mlflow.tracking"
     _known: tuple[str, int] | None = None  # MLflow's id of the run, and the last epoch that it had
 
     def __init__(self, run: RunFacts, settings: dict[str, Any]) -> None:
         check_installed("mlflow", "mlflow")
-        super().__init__(run, settings)
-
-    @contextmanager
-    def connected(self) -> Iterator[Any]:
         # MLflow would wait for two minutes, seven times, and send its makers what is done with it.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(max(1, int(self.timeout / 3))))
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(max(1, int(settings["timeout"] / 3))))
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         logging.getLogger("urllib3").setLevel(logging.ERROR)  # it would print each retry
+        super().__init__(run, settings)
+
+    @contextmanager
+    def connected(self) -> Iterator[Any]:
         from mlflow.tracking import MlflowClient
 
         runs_dir = self.run.folder.absolute().parent
