@@ -142,10 +142,10 @@ def test_targets_of_a_task_exist() -> None:
 
 @pytest.mark.parametrize("trainer", ["gpu", "ddp"])
 def test_gpu_trainers_say_when_there_is_none(trainer: str, composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tmbench.config.settle.count_gpus", lambda: 0)
+    monkeypatch.setattr("tmbench.config.machine.count_gpus", lambda: 0)
     with pytest.raises(ConfigError, match=f"trainer={trainer}: no NVIDIA GPU is visible here"):
         settle(composed("task=tc", f"trainer={trainer}"))
-    monkeypatch.setattr("tmbench.config.settle.count_gpus", lambda: 4)
+    monkeypatch.setattr("tmbench.config.machine.count_gpus", lambda: 4)
     assert settle(composed("task=tc", f"trainer={trainer}")).trainer.devices == {"gpu": 1, "ddp": 4}[trainer]
     with pytest.raises(ConfigError, match="devices: expected at most 4, the GPUs visible here, got 8"):
         settle(composed("task=tc", "trainer=ddp", "devices=8"))

@@ -1,11 +1,17 @@
-"""What this machine has: GPUs, processor and checkout, found without torch, whose import takes seconds."""
+"""What this machine has, and what of it a run takes: GPUs, processor, checkout; without torch, which imports slowly."""
 
+import math
+import os
 import platform
 import subprocess
 from contextlib import suppress
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from .values import is_whole
 
 
 def count_gpus() -> int:
@@ -66,3 +72,44 @@ def git_commit() -> str | None:
         changed = git(["git", "status", "--porcelain", "--untracked-files=no"]).strip()
         return git(["git", "rev-parse", "HEAD"]).strip() + ("+" if changed else "")
     return None
+
+
+def settle_trainer(cfg: dict[str, Any], launcher: dict[str, Any]) -> None:
+    """Puts what the trainer's YAML and this machine, or the launcher's, give in place of null, auto and -1.
+
+    Raises:
+        ConfigError: the machine or the trainer has no such devices.
+    """
+    trainer = cfg["trainer"]
+    for key in ("devices", "num_nodes", "precision"):
+        if cfg[key] is not None:
+            trainer[key] = cfg[key]
+        cfg[key] = None  # one place for each value; settled configs carry it in trainer
+    trainer["precision"] = str(trainer["precision"])
+    _fill_devices(trainer, launcher)
+    if trainer["num_workers"] is None:
+        few = trainer["accelerator"] == "cpu" or cfg["data"]["profile"] == "tiny"
+        trainer["num_workers"] = 0 if few else min(8, os.cpu_count() or 1)
+
+
+def _fill_devices(trainer: dict[str, Any], launcher: dict[str, Any]) -> None:
+    elsewhere = launcher.get("gpus_per_node", launcher.get("num_gpus"))  # those of a job on another machine
+    gpus = count_gpus() if elsewhere is None else math.ceil(elsewhere)
+    if trainer["accelerator"] == "auto":
+        trainer["accelerator"] = "cuda" if gpus else "cpu"
+    name, on_gpu = trainer["name"], trainer["accelerator"] == "cuda"
+    if on_gpu and not gpus:
+        if elsewhere is not None:
+            one = "gpus_per_node=1" if "gpus_per_node" in launcher else "num_gpus=1"
+            raise ConfigError(f"trainer={name}: launcher={launcher['name']} gives a run no GPU; say launcher.{one}")
+        raise ConfigError(f"trainer={name}: no NVIDIA GPU is visible here; use trainer=cpu or trainer=ddp_cpu")
+    if trainer["devices"] == -1:
+        trainer["devices"] = gpus if on_gpu else os.cpu_count()
+    devices = trainer["devices"]
+    if isinstance(devices, str):
+        raise ConfigError(f"devices: expected how many, got {devices!r}; the kind is trainer=cpu, gpu, ddp, ddp_cpu")
+    if on_gpu and is_whole(devices, 1) and devices > gpus:
+        raise ConfigError(f"devices: expected at most {gpus}, the GPUs visible here, got {devices}")
+    if trainer["strategy"] == "auto" and devices != 1:
+        ddp = "ddp" if on_gpu else "ddp_cpu"
+        raise ConfigError(f"devices: trainer={name} uses one, got {devices}; use trainer={ddp}")

@@ -1,8 +1,6 @@
 """What exactly is asked for: fills and checks a run's configuration, without torch."""
 
 import copy
-import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..errors import ConfigError, did_you_mean
 from ..files import Whole
-from .machine import count_gpus
+from .machine import settle_trainer
 from .replicas import settle_replicas
 from .sparse import settle_sparse
 from .table import (
@@ -102,7 +100,7 @@ def settled(raw: Settings) -> Settings:
         _fill_from_task(cfg)
         if cfg["switch_epoch"] == STABLE and not measures_curvature(cfg):
             cfg["curvature"] = dict(values_of("curvature/measure.yaml"))
-        _fill_from_trainer(cfg, cfg.pop("launcher", {}))
+        settle_trainer(cfg, cfg.pop("launcher", {}))
         cfg["study"].pop("arms", None)  # for the sweep alone
         _name_loggers(cfg["logger"])
         cfg = _resolved(cfg)
@@ -261,47 +259,6 @@ def _name_loggers(settings: Settings) -> None:
         settings[name] = values_of(f"logger/{name}.yaml").get(name, {"_target_": target})
         settings.pop("_partial_", None)
     settings["name"] = "-".join(loggers(settings)) or "none"
-
-
-def _fill_from_trainer(cfg: Settings, launcher: Settings) -> None:
-    """Puts what the trainer's YAML and this machine, or the launcher's, give in place of null, auto and -1.
-
-    Raises:
-        ConfigError: the machine or the trainer has no such devices.
-    """
-    trainer = cfg["trainer"]
-    for key in ("devices", "num_nodes", "precision"):
-        if cfg[key] is not None:
-            trainer[key] = cfg[key]
-        cfg[key] = None  # one place for each value; settled configs carry it in trainer
-    trainer["precision"] = str(trainer["precision"])
-    _fill_devices(trainer, launcher)
-    if trainer["num_workers"] is None:
-        few = trainer["accelerator"] == "cpu" or cfg["data"]["profile"] == "tiny"
-        trainer["num_workers"] = 0 if few else min(8, os.cpu_count() or 1)
-
-
-def _fill_devices(trainer: Settings, launcher: Settings) -> None:
-    elsewhere = launcher.get("gpus_per_node", launcher.get("num_gpus"))  # those of a job on another machine
-    gpus = count_gpus() if elsewhere is None else math.ceil(elsewhere)
-    if trainer["accelerator"] == "auto":
-        trainer["accelerator"] = "cuda" if gpus else "cpu"
-    name, on_gpu = trainer["name"], trainer["accelerator"] == "cuda"
-    if on_gpu and not gpus:
-        if elsewhere is not None:
-            one = "gpus_per_node=1" if "gpus_per_node" in launcher else "num_gpus=1"
-            raise ConfigError(f"trainer={name}: launcher={launcher['name']} gives a run no GPU; say launcher.{one}")
-        raise ConfigError(f"trainer={name}: no NVIDIA GPU is visible here; use trainer=cpu or trainer=ddp_cpu")
-    if trainer["devices"] == -1:
-        trainer["devices"] = gpus if on_gpu else os.cpu_count()
-    devices = trainer["devices"]
-    if isinstance(devices, str):
-        raise ConfigError(f"devices: expected how many, got {devices!r}; the kind is trainer=cpu, gpu, ddp, ddp_cpu")
-    if on_gpu and is_whole(devices, 1) and devices > gpus:
-        raise ConfigError(f"devices: expected at most {gpus}, the GPUs visible here, got {devices}")
-    if trainer["strategy"] == "auto" and devices != 1:
-        ddp = "ddp" if on_gpu else "ddp_cpu"
-        raise ConfigError(f"devices: trainer={name} uses one, got {devices}; use trainer={ddp}")
 
 
 def _resolved(root: Settings) -> Settings:

@@ -88,6 +88,18 @@ def phase(group: dict[str, Any], names: Sequence[str]) -> tuple[bool, bool]:
     return step >= switch, soon and step < switch
 
 
+def summed(grad: Tensor) -> Tensor:
+    """A sparse gradient with each row once; a row's sum is added up in the order of the batch, whatever else is in it.
+
+    `coalesce` adds in an order that depends on how many rows there are.
+    """
+    if grad.is_coalesced():
+        return grad
+    rows_R, of_row = torch.unique(grad._indices()[0], return_inverse=True)
+    values = grad._values().new_zeros(len(rows_R), *grad.shape[1:]).index_add_(0, of_row, grad._values())
+    return torch.sparse_coo_tensor(rows_R[None], values, grad.shape, is_coalesced=True, check_invariants=False)
+
+
 def evaluated(closure: Callable[[], Any] | None) -> Any:
     """The loss of a step's closure, with its gradients; None if there is no closure."""
     if closure is None:

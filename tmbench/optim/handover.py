@@ -19,9 +19,14 @@ class Handover:
     Attributes:
         told: after the second's first step: `mean_step`, the first's; `step`, the second's at its own rate; `factor`,
             by which that rate was multiplied. Lengths are Euclidean norms over all parameters. Empty before.
+
+    Raises:
+        ValueError: the window is not a whole number of steps.
     """
 
     def __init__(self, window: int) -> None:
+        if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+            raise ValueError(f"switch: handover: expected a whole number >= 1 of steps, or None, got {window!r}")
         self.window = window
         self.steps, self.walked, self.mean_step = 0, 0.0, 0.0
         self.told: dict[str, float] = {}

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .formula import evaluated
+from .formula import evaluated, summed
 from .products import Products
 
 AT_ONCE = 2**12  # rows brought up to date at a time; their states fit a processor's cache
@@ -28,18 +28,6 @@ def moves_linearly(optimizer: Optimizer) -> bool:
     """Whether a step without a gradient multiplies an element's state by numbers that are the same for all elements."""
     linear: bool = getattr(optimizer, "moves_linearly", type(optimizer) is torch.optim.SGD)
     return linear
-
-
-def summed(grad: Tensor) -> Tensor:
-    """A sparse gradient with each row once; a row's sum is added up in the order of the batch, whatever else is in it.
-
-    `coalesce` adds in an order that depends on how many rows there are.
-    """
-    if grad.is_coalesced():
-        return grad
-    rows_R, of_row = torch.unique(grad._indices()[0], return_inverse=True)
-    values = grad._values().new_zeros(len(rows_R), *grad.shape[1:]).index_add_(0, of_row, grad._values())
-    return torch.sparse_coo_tensor(rows_R[None], values, grad.shape, is_coalesced=True, check_invariants=False)
 
 
 class LazyRows:

@@ -10,6 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+CRITERIA = ("swats",)
+
+
+def check_criterion(criterion: Any, switch_step: int | None, tolerance: Any) -> None:
+    """Raises ValueError for one that there is not, one beside a given step, or a tolerance that is no number > 0."""
+    if criterion is not None and criterion not in CRITERIA:
+        raise ValueError(f"switch: criterion: expected one of {', '.join(CRITERIA)} or None, got {criterion!r}")
+    if switch_step is not None and criterion is not None:
+        raise ValueError(f"switch: expected switch_step or criterion, got both: {switch_step} and {criterion!r}")
+    number = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool)
+    if not number or not 0 < tolerance < math.inf:
+        raise ValueError(f"switch: tolerance: expected a finite number > 0, got {tolerance!r}")
+
 
 def swats_update(average: float, gamma: float, beta2: float, k: int, tolerance: float) -> tuple[float, float | None]:
     """The new lambda_k, and Lambda once it is time to switch, else None; Algorithm 1.

@@ -11,9 +11,8 @@ from torch.optim import Optimizer
 
 from .handover import Handover
 from .rows import LazyRows, moves_linearly
-from .swats import swats_gamma, swats_update
+from .swats import check_criterion, swats_gamma, swats_update
 
-CRITERIA = ("swats",)
 # What OneCycleLR and CyclicLR keep in a group, or look for there.
 OF_CYCLES = ("max_lr", "min_lr", "base_momentum", "max_momentum", "momentum", "betas")
 
@@ -73,11 +72,9 @@ class SwitchOptimizer(Optimizer):
         _check(first, second, switch_step, criterion, tolerance)
         self.first, self.second = first, second
         self.switch_step, self.criterion, self.tolerance = switch_step, criterion, tolerance
-        if handover is not None and (isinstance(handover, bool) or not isinstance(handover, int) or handover < 1):
-            raise ValueError(f"switch: handover: expected a whole number >= 1 of steps, or None, got {handover!r}")
         if handover is not None and criterion is not None:
             raise ValueError("switch: expected handover or criterion, which sets the second's rate itself, got both")
-        self._handover = Handover(handover) if handover else None
+        self._handover = None if handover is None else Handover(handover)
         self.switched_at: int | None = None
         self._steps = 0
         self._left: dict[str, Any] | None = None  # the first's last state, until the next step
@@ -336,13 +333,7 @@ def _check(first: Any, second: Any, switch_step: Any, criterion: Any, tolerance:
     whole = isinstance(switch_step, int) and not isinstance(switch_step, bool) and switch_step >= 0
     if switch_step is not None and not whole:
         raise ValueError(f"switch: switch_step: expected a whole number >= 0 or None (never), got {switch_step!r}")
-    if criterion is not None and criterion not in CRITERIA:
-        raise ValueError(f"switch: criterion: expected one of {', '.join(CRITERIA)} or None, got {criterion!r}")
-    if switch_step is not None and criterion is not None:
-        raise ValueError(f"switch: expected switch_step or criterion, got both: {switch_step} and {criterion!r}")
-    number = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool)
-    if not number or not 0 < tolerance < math.inf:
-        raise ValueError(f"switch: tolerance: expected a finite number > 0, got {tolerance!r}")
+    check_criterion(criterion, switch_step, tolerance)
 
 
 def _options(group: dict[str, Any]) -> dict[str, Any]:

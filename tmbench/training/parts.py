@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..optim.rows import summed
+from ..optim.formula import summed
 
 
 class Group(nn.Module):

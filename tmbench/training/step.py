@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from ..optim.clars import example_norms
 from ..optim.exchange import average_over_ranks
-from ..optim.rows import summed
+from ..optim.formula import summed
 from ..task import Player, checked_loss, mean
 from .loader import Step
 from .parts import Group
