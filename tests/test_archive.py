@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -219,3 +220,28 @@ def test_a_command_that_reads_the_file_ends_as_it_should(here: Path) -> None:
     """pyarrow 26.0 with threads of its own: one command in five was aborted at its end, after its work."""
     command = [sys.executable, "-m", "tmbench.runs", "pack", "r8.parquet"]
     assert [subprocess.run(command, stdout=subprocess.DEVNULL).returncode for _ in range(15)] == [0] * 15
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "results" / "r8.md"
+COMMANDS = re.findall(r"^tmbench report (source=docs/.+) out=(docs/\S+)$", PAGE.read_text(), re.MULTILINE)
+
+
+def test_the_page_of_results_names_its_reports() -> None:
+    assert {out for _, out in COMMANDS} == {
+        f"docs/results/r8/{p.parent.name}" for p in PAGE.parent.glob("r8/*/report.md")
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("words", "out"), COMMANDS)
+def test_the_committed_report_is_made_again_byte_for_byte(
+    words: str, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = PAGE.parents[2]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs" / "results").mkdir(parents=True)
+    shutil.copytree(PAGE.parent / "r8", "docs/results/r8", ignore=shutil.ignore_patterns(Path(out).name))
+    assert report([*words.split(), f"out={out}"]) == 0
+    committed = {str(p.relative_to(root)): p.read_bytes() for p in (root / out).rglob("*") if p.is_file()}
+    assert len(committed) >= 10
+    assert {str(p): p.read_bytes() for p in Path(out).rglob("*") if p.is_file()} == committed
