@@ -156,7 +156,8 @@ class Learned(OneStep):
 
     A tensor whose gradients have all been zero stays, which the published form would move.
 
-    The state is 5 numbers a weight and, for tensors of two axes or more, little beside; it works in float32 at least.
+    The state is 4 numbers a weight, and 3 for each row and column of a tensor of two axes or more, or 3 more a weight
+    in others; it works in float32 at least.
 
     Args:
         params: parameters or parameter groups, real.
