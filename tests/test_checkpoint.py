@@ -168,7 +168,9 @@ def test_run_writes_its_checkpoints_beside_their_place_not_where_temporary_files
 # Damage.
 
 
-def test_damaged_last_checkpoint_stops_the_run_and_nothing_is_written_over(composed: Compose, tmp_path: Path) -> None:
+def test_damaged_last_checkpoint_stops_the_run_and_nothing_is_written_over(
+    composed: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, folder, _ = ask(composed, tmp_path, until=2)
     last = folder / "checkpoints" / "last.ckpt"
     whole = last.read_bytes()
@@ -182,6 +184,7 @@ def test_damaged_last_checkpoint_stops_the_run_and_nothing_is_written_over(compo
         ask(composed, tmp_path)
     last.write_bytes(whole)
     assert ask(composed, tmp_path)[2] == "resumed"
+    assert f"{folder.name}: resumes after epoch 2\n" in capsys.readouterr().err
     last.write_bytes(b"")
     result, _, how = ask(composed, tmp_path, "force=true")
     assert (result.status, how) == ("completed", "new")

@@ -44,7 +44,7 @@ def test_one_run_ends_in_a_short_table(tmp_path: Path) -> None:
         r"switch +after epoch 1 \(step 4\)",
         r"seconds +\d+\.\d of training \(2 of 2 epochs, [\d,]+ examples/s\)",
         rf"files +{re.escape(str(folder))}",
-        r"real data +python -m tmbench task=tc optimizer=tmsgd (?!.*epochs=).* data=full data_dir=DIR",
+        r"real data +python -m tmbench task=tc optimizer=tmsgd (?!.*epoch).* data=full data_dir=DIR",
     ]
     for pattern, line in zip(expected, done.stdout.strip().splitlines(), strict=True):
         assert re.fullmatch(pattern, line.strip()), (pattern, line)
@@ -101,7 +101,8 @@ def test_help_and_config_import_nothing_heavy() -> None:
         (["lr=nan"], ["lr: expected a number > 0, got nan"]),
         (["seed=true"], ["seed: expected a whole number >= 0, got True"]),
         (["precision=16"], ["precision: expected one of 32, bf16-mixed, got '16'"]),
-        (["optimizer.momentum=x"], ["optimizer.momentum: expected a number >= 0, got 'x'"]),
+        (["optimizer=sgdm", "optimizer.momentum=1"], ["optimizer.momentum: expected a number >= 0 and < 1, got 1"]),
+        (["optimizer.momentum=x"], ["optimizer.momentum: expected a number >= 0 and < 1, got 'x'"]),
         (["task.width=-3"], ["task.width: expected a whole number >= 1, got -3"]),
         (["task.variant=cleen"], ["task.variant: expected one of clean, stripped, got 'cleen'"]),
         (["task=seg", "task.weights=foo"], ["task.weights: expected one of none, backbone, coco, got 'foo'"]),

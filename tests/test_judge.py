@@ -339,7 +339,10 @@ def test_a_metric_without_a_direction_is_refused(tmp_path: Path, monkeypatch: py
         (["optimizer=sgd"], "optimizer: expected methods other than the baseline, got sgd"),
         (["optimizer=addam"], "optimizer=addam: there is no such choice; did you mean adam"),
         (["margin=much"], "margin: expected a number > 0, or null, got 'much'"),
-        (["margin=0.5", "max_seeds=3"], "max_seeds: expected at least 5, since fewer pairs can decide nothing"),
+        (
+            ["margin=0.5", "max_seeds=5"],
+            "max_seeds: expected at least 6, since of fewer pairs none can",
+        ),
         (["margin=5"], "margin: expected a difference below 1, since accuracy is between 0 and 1 (0.01 is one point)"),
         (["seed=1"], "seed: this is no setting of a judgement; say first_seed="),
         (["name=a/b"], "name: expected a word without slashes"),

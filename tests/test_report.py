@@ -15,11 +15,13 @@ from conftest import Compose
 from made_runs import Make, rows, table
 from rich.console import Console
 
+import tmbench
 from tmbench.report import figures, formats, page
 from tmbench.report.comparisons import Comparison
 from tmbench.report.contents import Report
 from tmbench.report.formats import Cell, Table
 from tmbench.result import save_examples
+from tmbench.runs import find
 
 SGD, TMSGD = (0.80, 0.82, 0.81), (0.83, 0.86, 0.82)
 LOWER: dict[str, Any] = {"metric": "mse", "higher_is_better": False}
@@ -433,6 +435,28 @@ def test_the_best_epochs_are_those_of_completed_runs(make: Make) -> None:
     make("sgd", 1, 0.1, status="interrupted")
     row = rows(table(make.report(), "results"))["sgd"]
     assert (row["n"], row["ours"], row["best epoch's"]) == (1, 0.8, 0.8)
+
+
+def test_intervals_of_a_share_end_where_a_share_does(make: Make) -> None:
+    rng = np.random.default_rng(0)
+    for seed, (low, high) in enumerate([(0.02, 0.35), (0.2, 0.9), (0.01, 0.99)]):
+        for name, score in (("sgd", low), ("adam", high)):
+            scores = (rng.random(50) < score).astype(float).tolist()
+            save_examples(make(name, seed, score), "test/accuracy", True, scores)
+    report = make.report()
+    assert rows(table(report, "results"))["adam"]["95 % interval"][1] == 1.0
+    (row,) = rows(table(report, "samples")).values()
+    assert row["95 % interval, these examples"][1] == row["95 % interval, others too"][1] == 1.0
+
+
+def test_the_rate_of_a_method_is_its_own_where_it_has_one(make: Make) -> None:
+    """The run's lr is 0.02 for both; the learned optimizer does not read it."""
+    make.seeds("sgd", SGD)
+    make.seeds("learned", TMSGD)
+    assert [run.folder.name[:6] for run in find(make.folder, ["lr=1"])] == ["tc-lea"] * 3
+    assert [run.folder.name[:6] for run in find(make.folder, ["lr=0.02"])] == ["tc-sgd"] * 3
+    frame = tmbench.runs(make.folder)
+    assert set(frame.select("optimizer", "lr").rows()) == {("sgd", 0.02), ("learned", 1.0)}
 
 
 def test_the_interval_of_a_mean_is_students(make: Make) -> None:

@@ -177,10 +177,15 @@ def test_report_goes_to_wandb_as_a_run_with_tables_figures_and_the_page(
     assert any(artifact.type == "report" for artifact in artifacts)
 
 
+NO_KEY = "expected status, profile or a setting such as task, optimizer, seed, lr"
+
+
 @pytest.mark.usefixtures("pair")
 @pytest.mark.parametrize(
     ("word", "told"),
     [
+        ("agains=sgd", f"agains: {NO_KEY}; did you mean against?"),
+        ("optimiser=sgd", f"optimiser: {NO_KEY}; did you mean optimizer?"),
         ("against=tmsg", "against: expected all, or one of sgd, tmsgd, got tmsg; did you mean tmsgd?"),
         ("margin.acuracy=0.01", "margin.acuracy: expected a metric of these runs (accuracy); did you mean accuracy?"),
         ("plan=1", "plan: expected a difference below 1, since accuracy is between 0 and 1 (0.01 is one point), got 1"),

@@ -36,6 +36,11 @@ class UsageError(ConfigError):
     """The words of a command line make no command; the message names the word and what is possible."""
 
 
+def count(n: int, word: str) -> str:
+    """1 seed, 2 seeds."""
+    return f"{n:,} {word}{'' if n == 1 else 's'}"
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A hint at the known word that this one is like; nothing if there is none."""
     near = difflib.get_close_matches(word, list(known), 1)

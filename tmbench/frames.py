@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from .config.identity import effective_switch
+from .config.identity import effective_switch, rate_of
 from .config.settle import flat
 from .config.table import BOOKKEEPING, kind_of
 from .errors import ConfigError
@@ -165,7 +165,7 @@ def _row(record: Record) -> dict[str, Any]:
     }  # fmt: skip
     facts: dict[str, Any] = {
         "run_id": record.name, "folder": record.folder, "status": record.status, "profile": cfg["data"]["profile"],
-        "protocol": cfg["protocol"]["name"], "switch_epoch": effective_switch(cfg),
+        "protocol": cfg["protocol"]["name"], "switch_epoch": effective_switch(cfg), "lr": rate_of(cfg),
     }  # fmt: skip
     if result is None:
         return settings | facts

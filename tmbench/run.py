@@ -109,6 +109,9 @@ def run_stack(asked: Sequence[Asked], until: int | None = None) -> list[Outcome]
         for epochs in sorted({one.trained for one in due}):
             # Those of one rate, which an optimizer of their own steps, next to each other.
             together = sorted((one for one in due if one.trained == epochs), key=lambda one: one.plan.cfg.lr)
+            if epochs:
+                names = ", ".join(one.plan.folder.name for one in together)
+                print(f"{names}: resumes after epoch {epochs}", file=sys.stderr, flush=True)
             for one, result in zip(together, _do(together, until), strict=True):
                 outcomes[one.plan.folder] = result, one.plan.folder, "resumed" if epochs else "new"
     return [outcomes[plan.folder] for plan in plans]

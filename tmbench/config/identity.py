@@ -25,6 +25,12 @@ def reads_switch(cfg: Mapping[Any, Any]) -> bool:
     return "switch_step" in cfg["optimizer"]
 
 
+def rate_of(cfg: Mapping[Any, Any]) -> float:
+    """The learning rate of a settled configuration: the optimizer's where its YAML sets one of its own, else lr."""
+    rate = cfg["optimizer"].get("lr")
+    return float(rate if isinstance(rate, (int, float)) else cfg["lr"])
+
+
 def switches_by_curvature(cfg: Mapping[Any, Any]) -> bool:
     """Whether the run itself finds the epoch of its switch."""
     return reads_switch(cfg) and bool(cfg["switch_epoch"] == STABLE)

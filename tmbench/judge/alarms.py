@@ -7,10 +7,10 @@ import polars as pl
 
 from ..config.settle import Settings, flat
 from ..config.values import is_number
-from ..errors import DataError
+from ..errors import DataError, count
 from ..files import loads, read
 from ..report.contents import Report
-from ..report.formats import count, unit
+from ..report.formats import unit
 from ..report.paper import entry_of, printed
 from ..tune.plan import FOLDER as TUNE
 from .evidence import Evidence

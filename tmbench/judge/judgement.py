@@ -6,10 +6,11 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from ..config.settle import Settings
+from ..errors import count
 from ..report import answers
 from ..report.__main__ import main as report_command
 from ..report.contents import Report
-from ..report.formats import count, difference, finite, signed
+from ..report.formats import difference, finite, signed
 from ..report.problems import Problem
 from ..report.read import read, records
 from ..report.statistics import seeds_to_find

@@ -2,11 +2,12 @@
 
 import math
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..config.settle import Settings
 from ..config.table import conf_dir
-from ..errors import ConfigError, DataError, RunError
+from ..errors import ConfigError, DataError, RunError, count
 from ..files import clear_scratch, locked, read_sealed, write_sealed
 from ..question import check_question
 from ..result import Result
@@ -89,10 +90,10 @@ def _check(evidence: "Evidence") -> None:
     if evidence.metric:
         check_margin(evidence.plan.settings["margin"], evidence.metric.name)
     design = evidence.design()
-    if (least := design.least_seeds()) > design.max_seeds:
+    if (least := replace(design, margin=None).least_seeds()) > design.max_seeds:
         raise ConfigError(
-            f"max_seeds: expected at least {least}, since fewer pairs can decide nothing with alpha={design.alpha:g} "
-            f"and {design.comparisons} method{'s' * (design.comparisons > 1)}, got {design.max_seeds}"
+            f"max_seeds: expected at least {least}, since of fewer pairs none can say better or worse with "
+            f"alpha={design.alpha:g} and {count(design.comparisons, 'method')}, got {design.max_seeds}"
         )
 
 

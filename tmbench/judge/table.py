@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 
 from ..config.identity import SCHEMA
 from ..config.settle import Settings
-from ..errors import ConfigError
+from ..errors import ConfigError, count
 from ..files import folder_for, read_sealed, write
 from ..report import formats
 from ..report.formats import DASH, Cell, Table, numeric, whole
@@ -93,7 +93,7 @@ def _label(problems: list[Problem]) -> None:
     for problem in problems:
         alike = [other for other in problems if other.task == problem.task]
         differs = len({other.profile for other in alike}) > 1, len({other.config["epochs"] for other in alike}) > 1
-        words = (f"{problem.profile} data", formats.count(problem.config["epochs"], "epoch"))
+        words = (f"{problem.profile} data", count(problem.config["epochs"], "epoch"))
         more = [word for word, is_shown in zip(words, differs, strict=True) if is_shown]
         problem.label = f"{problem.task}, {', '.join([problem.measure, *more])}"
     heads = [problem.label for problem in problems]

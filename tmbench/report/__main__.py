@@ -77,7 +77,7 @@ def runs_of(settings: Values, words: list[str]) -> "Runs":
 def _of_folders(words: list[str], runs_dir: Path) -> "tuple[list[Record], list[str]]":
     from .read import opened, records, why_none_fits
 
-    if not (found := opened(words, runs_dir)):
+    if not (found := opened(words, runs_dir, main.settings)):
         raise ConfigError(why_none_fits(words, runs_dir))
     return records(found)
 

@@ -6,12 +6,12 @@ from typing import Any
 import polars as pl
 
 from ..config.settle import Settings
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, count
 from . import statistics
 from .across import BOOTSTRAPS, common, improvement, median_times
 from .comparisons import Comparison, sentences, tested
 from .contents import Report, notes_of, numbers_of
-from .formats import DASH, Cell, Table, count, file_name, named, number, numeric, score, signed, span, whole
+from .formats import DASH, Cell, Table, file_name, named, number, numeric, score, signed, span, whole
 from .paper import result_table
 from .problems import Runs
 from .statistics import attainable_p, seeds_to_attain, seeds_to_find
@@ -120,7 +120,9 @@ def _sample_tables(report: Report, notes: list[str]) -> list[Table]:
         "The interval of these examples is Student's over seeds, and what the verdict is about if it is of the same "
         "metric. The other allows for another test set of this size as well: where it includes zero, that could turn "
         "the order round.",
-        "The sds are of the mean difference: of training with so many other seeds, and of another test sample.",
+        "The sds are parts of the mean difference's: what other seeds would change on all examples alike, and other "
+        "examples with all seeds alike; 0 where it is too small to be estimated. What is particular to a seed and an "
+        "example is in neither, but in both intervals.",
     ])]  # fmt: skip
 
 
@@ -148,8 +150,10 @@ def _sample_row(comparison: Comparison, sample: SampleSplit) -> list[Cell]:
     problem, found = comparison.problem.measured_by(sample.metric), sample.split
 
     def interval(low: float, high: float) -> Cell:
+        low, high = max(low, -bound), min(high, bound)
         return Cell(f"{signed(problem, low)} to {signed(problem, high)}", [low, high])
 
+    bound = 1.0 if problem.is_bounded else math.inf
     sds = math.sqrt(found.seeds / comparison.difference.n), math.sqrt(found.examples / sample.test_examples)
     return [
         Cell(problem.label), Cell(problem.profile), named(comparison.method), named(comparison.reference),

@@ -11,9 +11,10 @@ import polars as pl
 
 from ..config.settle import Settings
 from ..config.table import METHOD, kind_of
+from ..errors import count
 from ..result import FINAL
 from . import statistics
-from .formats import count, difference, diverged_value, number, signed
+from .formats import difference, diverged_value, number, signed
 from .problems import Method, Problem, Runs
 from .statistics import Difference
 

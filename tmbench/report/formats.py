@@ -112,11 +112,6 @@ def spread(problem: Problem, mean: float | None, sd: float | None) -> str:
     return f"{problem.scale * mean:.{places}f} ± {problem.scale * sd:.{places}f}"
 
 
-def count(n: int, word: str) -> str:
-    """1 seed, 2 seeds."""
-    return f"{n:,} {word}{'' if n == 1 else 's'}"
-
-
 # ---- how tables are written
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from ..config.identity import rate_of
 from ..config.settle import Settings
 from .formats import DASH, Cell, Table, diverged_value, named, numeric, score, spread, unit, whole
 from .problems import Method, Problem
@@ -56,7 +57,7 @@ def protocol_difference(method: Method, task: str) -> str:
     row, config = paper()["table2"].get(task), method.config
     if row is None:
         return "not in the paper"
-    ours = {"epochs": config["epochs"], "lr": config["lr"], "batch": config["batch_size"]}
+    ours = {"epochs": config["epochs"], "lr": rate_of(config), "batch": config["batch_size"]}
     if "switch_epoch" in method.facts:
         ours["switch"] = config["switch_epoch"]
     for reading, words in (("printed", "as printed"), ("reconciled", "reconciled")):
@@ -102,11 +103,13 @@ def _interval(problem: Problem, row: dict[str, Any], level: float) -> Cell:
         return Cell(DASH)
     half = half_width(row["sd"], row["n"], level)
     low, high = row["mean"] - half, row["mean"] + half
+    if problem.is_bounded:
+        low, high = max(low, 0.0), min(high, 1.0)
     return Cell(f"{score(problem, low)} to {score(problem, high)}", [low, high])
 
 
 def _title(report: "Report", problem: Problem, entry: Settings | None) -> str:
-    rates = {method.config["lr"] for method in report.runs.methods_of(problem)}
+    rates = {rate_of(method.config) for method in report.runs.methods_of(problem)}
     rate = f", lr {rates.pop():g}" if len(rates) == 1 else ""  # else it is in the methods' labels
     model = entry and (problem.config["task"].get("model") or str(entry["model"]))
     name = f"{entry['task']}, {entry['dataset']}, {model}" if entry else problem.label

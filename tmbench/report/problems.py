@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..config.identity import SCHEMA, effective_switch, identity
+from ..config.identity import SCHEMA, effective_switch, identity, rate_of
 from ..config.settle import Settings, flat
 from ..config.table import METHOD, NUMBERS, kind_of
 from ..result import BOUNDED, SHARES, Result
@@ -159,7 +159,7 @@ def problem_facts(config: Settings) -> Settings:
 
 def method_facts(config: Settings) -> Settings:
     """The settings of a run that make its method."""
-    facts = identity(config, "") | {"lr": _rate(config)}
+    facts = identity(config, "") | {"lr": rate_of(config)}
     found = {key: value for key, value in facts.items() if kind_of(key) == METHOD}
     by_method = _of_the_task(facts)
     return found | ({"task": by_method} if by_method else {})
@@ -168,12 +168,6 @@ def method_facts(config: Settings) -> Settings:
 def _of_the_task(facts: Settings) -> Settings:
     """The settings of the task that follow the optimizer: task.sparse is true for SGD, and false for Adam."""
     return {key: value for key, value in facts["task"].items() if kind_of(f"task.{key}") == NUMBERS}
-
-
-def _rate(config: Settings) -> float:
-    """The learning rate: that of the optimizer where its YAML sets one of its own, else the run's."""
-    rate = config["optimizer"].get("lr")
-    return rate if isinstance(rate, (int, float)) else config["lr"]
 
 
 def digest_of(facts: Settings) -> str:

@@ -33,7 +33,7 @@ class Record:
     curves: str  # CSV
 
 
-def opened(words: list[str], runs_dir: Path) -> list[Run]:
+def opened(words: list[str], runs_dir: Path, settings: Iterable[str] = ()) -> list[Run]:
     """The runs that words mean: folders of runs, or of one, or globs of either, or run ids under runs_dir; all filters.
 
     Raises ConfigError if there is none.
@@ -53,7 +53,7 @@ def opened(words: list[str], runs_dir: Path) -> list[Run]:
                 raise ConfigError(f"{place}: no such folder")
             folders = [run.folder for run in find(runs_dir, [place])]
         runs |= {folder.resolve(): Run.open(folder) for folder in folders if folder.resolve() not in runs}
-    return fitting(list(runs.values()), filters)
+    return fitting(list(runs.values()), filters, settings)
 
 
 def why_none_fits(words: list[str], runs_dir: Path) -> str:

@@ -4,15 +4,17 @@ import contextlib
 import hashlib
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import WRITING
-from ..config.identity import reads_switch
-from ..config.settle import Saved, Settings, select
-from ..errors import ConfigError, DataError
+from ..config.identity import rate_of, reads_switch
+from ..config.settle import Saved, Settings, flat, select
+from ..config.table import GROUPS
+from ..errors import ConfigError, DataError, did_you_mean
 from ..files import LOCK, locked, read, read_yaml, scratch_in
 from ..result import FINAL, Result, counted_from_1
 from ..trunks import FETCHED
@@ -82,6 +84,8 @@ class Run:
             return getattr(self.result, key, None)
         if key == "switch_epoch" and not reads_switch(self.config):
             return "never"  # an optimizer without a switch, whatever its sweep gave
+        if key == "lr":
+            return rate_of(self.config)
         value = select(self.config, key)
         return value.get("name") if isinstance(value, dict) else value
 
@@ -98,7 +102,7 @@ def find(runs_dir: Path, words: list[str]) -> list[Run]:
     An id may stand behind a folder, such as old/tc-sgd-0; else it is one in runs_dir.
 
     A key is run_id, status, profile, split, metric or any setting; an optimizer without a switch has
-    switch_epoch=never.
+    switch_epoch=never, and lr is the optimizer's own rate where it has one.
 
     Raises:
         ConfigError: there is no such folder, no run has such a key, or no run has such an id.
@@ -135,8 +139,12 @@ def find_one(word: str, runs_dir: Path) -> Run:
     return Run.open(folders[0])
 
 
-def fitting(runs: list[Run], filters: list[str]) -> list[Run]:
-    """Those of the runs that fit every filter, key=value[,value...]; ConfigError if no run has such a key."""
+def fitting(runs: list[Run], filters: list[str], settings: Iterable[str] = ()) -> list[Run]:
+    """Those of the runs that fit every filter, key=value[,value...]; ConfigError if no run has such a key.
+
+    Args:
+        settings: of the command, that a misspelled key may have meant.
+    """
     for key, wanted in (word.split("=", 1) for word in filters):
         if key == "status" and (unknown := set(wanted.split(",")) - set(STATUSES)):
             raise ConfigError(f"status: expected one of {', '.join(STATUSES)}, got {', '.join(sorted(unknown))}")
@@ -149,7 +157,9 @@ def fitting(runs: list[Run], filters: list[str]) -> list[Run]:
             except DataError as error:  # of this run alone
                 print(error, file=sys.stderr)
         if runs and not values:
-            raise ConfigError(f"{key}: expected status, profile or a setting such as task, optimizer, seed, lr")
+            known = {"status", "profile", *settings, *(name for run in runs for name in flat(run.config)), *GROUPS}
+            hint = did_you_mean(key, known)
+            raise ConfigError(f"{key}: expected status, profile or a setting such as task, optimizer, seed, lr{hint}")
         runs = [run for run in runs if any(_same(values.get(run.folder), one) for one in wanted.split(","))]
     return runs
 

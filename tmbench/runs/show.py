@@ -18,7 +18,7 @@ from rich.text import Text
 from ..config.identity import OVERRIDES
 from ..config.settle import flat
 from ..config.table import BOOKKEEPING, kind_of
-from ..errors import DataError
+from ..errors import DataError, count
 from ..folders import size
 from ..result import Result, epochs_done, shown, uses_of_limit, versions
 from ..trunks import STORE
@@ -58,8 +58,9 @@ def one(result: Result, folder: Path, how: str, console: Console) -> None:
     ]  # fmt: skip
     # A saved configuration without the words that were asked for cannot be changed.
     if result.profile == "tiny" and (" tmbench.run " not in result.command or (folder / OVERRIDES).exists()):
-        # Not the few epochs of a trial: the real data have a protocol of their own.
-        words = [word for word in shlex.split(result.command) if word != "data=tiny" and not word.startswith("epochs=")]
+        # Not the few epochs of a trial, nor a switch among them: the real data have a protocol of their own.
+        own = ("data=tiny", "epochs=", "switch_epoch=")
+        words = [word for word in shlex.split(result.command) if not word.startswith(own)]
         lines.append(("real data", f"{shlex.join(words)} data=full data_dir=DIR"))
     console.print(f"\n[bold]{result.task} {result.optimizer} seed={result.seed}[/bold]", highlight=False)
     width = max(len(name) for name, _ in lines)
@@ -132,7 +133,7 @@ def many(runs: list[Run], runs_dir: Path, console: Console) -> None:
     )  # fmt: skip
     counts = ", ".join(f"{n} {status}" for status in STATUSES if (n := sum(run.status == status for run in runs)))
     console.print(
-        f"{len(runs)} runs{f': {counts}' if counts else f' in {runs_dir}'}; {duration(seconds)} of training, "
+        f"{count(len(runs), 'run')}{f': {counts}' if counts else f' in {runs_dir}'}; {duration(seconds)} of training, "
         f"{size_words(sum(size(run.folder) for run in runs))}; shared states {size_words(size(runs_dir / STORE))}",
         highlight=False,
     )

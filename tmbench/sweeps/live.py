@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import progress, signals
+from ..errors import count
 from ..result import Result, newest, shown
 from ..runs.show import COLOURS, NARROW
 from .plan import Job
@@ -139,9 +140,11 @@ class JobTable:
                 *(Text(text, colours.get(row.status, "red") if i == 2 else "") for i, text in enumerate(texts))
             )
         counts = Counter(row.status for row in self.rows.values())
-        words = ", ".join(f"{count} {status}" for status, count in counts.items())
+        words = ", ".join(f"{n} {status}" for status, n in counts.items())
         below: list[Any] = [Text(self.note, "bold")] if self.note else []
-        return Group(table, Text(f"{len(self.rows)} jobs: {words}", no_wrap=True), *below, *(progress.below or ()))
+        return Group(
+            table, Text(f"{count(len(self.rows), 'job')}: {words}", no_wrap=True), *below, *(progress.below or ())
+        )
 
     def _that_fit(self, most: int) -> list[_Row]:
         """Those at work, then the next ones and the last ones that have ended, in the order of their numbers."""

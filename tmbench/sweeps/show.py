@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..errors import count
 from ..result import Result
 from ..runs import Run
 from ..runs.show import NARROW, duration, fits, row
@@ -27,7 +28,7 @@ def print_results(outcomes: list[Outcome], console: Console) -> None:
     """One line for each job of a sweep, with the settings in which the jobs differ."""
     settings, varied, common = varied_settings([(record.words, record.arm) for record, _ in outcomes])
     results = [result for _, result in outcomes if result]
-    profiles = " and ".join(sorted({result.profile for result in results})) or "no"
+    profiles = " and ".join(sorted({result.profile for result in results}))
     baseline = ["baseline"] if any(result.baseline for result in results) else []
     rows = []
     for (record, result), own in zip(outcomes, settings, strict=True):
@@ -36,7 +37,7 @@ def print_results(outcomes: list[Outcome], console: Console) -> None:
             cells = row(Run(Path(record.folder or ""), result, result.status))
             cells["status"] += ", known" if record.how == "shown" else ""
         rows.append(cells | {"job": str(record.number)} | {key: escape(own.get(key, "")) for key in varied})
-    title = f"{len(outcomes)} jobs: {common}   {profiles} data"
+    title = f"{count(len(outcomes), 'job')}: {common}" + (f"   {profiles} data" if profiles else "")
     _print_table(title, varied, ["status", "metric"], ["last", "best", *baseline, "switch", "seconds"], rows, console)
     _print_errors(((record.number, record.error) for record, _ in outcomes), console)
 
@@ -67,7 +68,9 @@ def print_plan(jobs: "list[Job]", durations: "dict[int, Duration]", console: Con
                 "time": duration(found.of(job.epochs_to_train)) if (found := durations.get(job.number)) else "-",
             }  # fmt: skip
         rows.append(cells | {"job": str(job.number)} | {key: escape(own.get(key, "")) for key in varied})
-    _print_table(f"{len(jobs)} jobs: {common}", varied, ["run"], ["from trunk", "to train", "time"], rows, console)
+    _print_table(
+        f"{count(len(jobs), 'job')}: {common}", varied, ["run"], ["from trunk", "to train", "time"], rows, console
+    )
     _print_sums(jobs, durations, console)
     _print_errors(((job.number, job.error) for job in jobs), console)
 
