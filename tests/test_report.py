@@ -172,6 +172,9 @@ def test_paper_stands_beside_ours_with_the_protocol_difference_and_not_beside_ti
     assert results["sgd"]["ours - paper"] == pytest.approx(-0.6)
     assert results["sgd"]["protocol difference"] == "none in Table 2"
     assert results["tmsgd"]["protocol difference"] == "switch 90 (paper 100)"
+    make("tmsgd", 0, 0.91, *words, "switch_epoch=100", "optimizer.c=0.25", profile="full")
+    told = {row["protocol difference"] for row in rows(table(make.report(), "results")).values()}
+    assert told == {"none in Table 2", "switch 90 (paper 100)", "c 0.25 (usually 0.5)"}
     make("sgd", 0, 0.9)
     tiny = next(t for t in make.report().tables if t.key.startswith("results") and t.key.endswith("tiny"))
     assert "paper" not in tiny.columns

@@ -10,6 +10,7 @@ import yaml
 
 from ..config.identity import rate_of
 from ..config.settle import Settings
+from ..config.table import values_of
 from .formats import DASH, Cell, Table, diverged_value, named, numeric, score, spread, unit, whole
 from .problems import Method, Problem
 from .statistics import half_width
@@ -53,18 +54,24 @@ def printed(entry: Settings | None, problem: Problem) -> dict[str, Settings]:
 
 
 def protocol_difference(method: Method, task: str) -> str:
-    """How a method's settings differ from the paper's Table 2, in words."""
+    """How a method's settings differ from the paper's Table 2, and from those of its own YAML file, in words."""
     row, config = paper()["table2"].get(task), method.config
     if row is None:
         return "not in the paper"
     ours = {"epochs": config["epochs"], "lr": rate_of(config), "batch": config["batch_size"]}
     if "switch_epoch" in method.facts:
         ours["switch"] = config["switch_epoch"]
+    optimizer, usual = config["optimizer"], values_of(f"optimizer/{method.optimizer}.yaml")
+    changed = [
+        f"{key} {optimizer[key]} (usually {'none' if value is None else value})" for key, value in usual.items()
+        if key in optimizer and not isinstance(value, dict) and "${" not in str(value) and optimizer[key] != value
+    ]  # fmt: skip
     for reading, words in (("printed", "as printed"), ("reconciled", "reconciled")):
-        if all(row[reading][key] == value for key, value in ours.items()):
+        if not changed and all(row[reading][key] == value for key, value in ours.items()):
             return "none in Table 2" + ("" if row["printed"] == row["reconciled"] else f" ({words})")
     theirs = row["reconciled"]
-    return ", ".join(f"{key} {value} (paper {theirs[key]})" for key, value in ours.items() if value != theirs[key])
+    other = [f"{key} {value} (paper {theirs[key]})" for key, value in ours.items() if value != theirs[key]]
+    return ", ".join([*other, *changed])
 
 
 # ---- the table
