@@ -101,8 +101,7 @@ def test_help_and_config_import_nothing_heavy() -> None:
         (["lr=nan"], ["lr: expected a number > 0, got nan"]),
         (["seed=true"], ["seed: expected a whole number >= 0, got True"]),
         (["precision=16"], ["precision: expected one of 32, bf16-mixed, got '16'"]),
-        (["optimizer=sgdm", "optimizer.momentum=1"], ["optimizer.momentum: expected a number >= 0 and < 1, got 1"]),
-        (["optimizer.momentum=x"], ["optimizer.momentum: expected a number >= 0 and < 1, got 'x'"]),
+        (["optimizer.momentum=x"], ["optimizer.momentum: expected a number >= 0, got 'x'"]),
         (["task.width=-3"], ["task.width: expected a whole number >= 1, got -3"]),
         (["task.variant=cleen"], ["task.variant: expected one of clean, stripped, got 'cleen'"]),
         (["task=seg", "task.weights=foo"], ["task.weights: expected one of none, backbone, coco, got 'foo'"]),
@@ -344,7 +343,7 @@ def test_a_home_folder_is_meant_by_a_tilde(tmp_path: Path, monkeypatch: pytest.M
     assert done.returncode == 0, done.stderr
     assert "switch_epoch=5 is not within the 1 epochs: this run never switches" in done.stderr
     assert len(list((tmp_path / "mine").glob("tc-*"))) == 1
-    assert "1 runs: 1 completed" in tmbench("runs", "list", "--runs-dir", "~/mine").stdout
+    assert "1 run: 1 completed" in tmbench("runs", "list", "--runs-dir", "~/mine").stdout
 
 
 def test_a_persons_own_yaml_files_are_found_elsewhere(tmp_path: Path) -> None:
@@ -376,7 +375,7 @@ def test_a_sweep_in_the_folder_of_an_earlier_one_tells_of_its_own_jobs_alone(tmp
         (folder / name).write_text("before")
     again = swept(tmp_path, "optimizer=tmsgd", "optimizer.momentum=0.5")
     assert (again.returncode, again.stderr) == (0, "")
-    assert "1 jobs" in again.stdout
+    assert "1 job: " in again.stdout
     assert again.stdout.count("completed, known") == 1
     left = {path.name for path in folder.iterdir() if path.is_file()}
     assert left == {".lock", "sweep.txt", "multirun.yaml", "notes.txt", "job-notes.json"}

@@ -236,7 +236,7 @@ def test_a_run_of_schema_1_is_listed_and_shown(here: Path, command: Command) -> 
     content = json.loads(path.read_text())
     facts = {key: value for key, value in content.items() if key not in ("sha256", "split", "metric")}
     path.write_text(json.dumps(facts | {"headline": "test/accuracy", "schema_version": 1}))
-    assert "1 runs: 1 completed" in command(here, "metric=accuracy", "optimizer=tmsgd")[1]
+    assert "1 run: 1 completed" in command(here, "metric=accuracy", "optimizer=tmsgd")[1]
     code, output, _ = command(here, "show", "tc-tmsgd")
     assert (code, bool(re.search("accuracy +70.00 %(.|\n)*switch +after epoch 1", output))) == (0, True)
 
@@ -246,7 +246,11 @@ def test_one_damaged_configuration_leaves_the_other_runs_to_be_found(here: Path,
     config.write_text(config.read_text().replace("epochs: 2", "epochs: 3"))
     for words, count in (([], 4), (["status=completed"], 2), (["task=tc"], 3), (["lr=1e38"], 1)):
         code, output, errors = command(here, *words)
-        assert (code, f"\n{count} runs: " in output, f"{config}: damaged" in errors) == (0, True, True)
+        assert (code, f"\n{count} run{'s' * (count > 1)}: " in output, f"{config}: damaged" in errors) == (
+            0,
+            True,
+            True,
+        )
 
 
 def test_gc_removes_leftovers_and_states_beyond_the_limit(here: Path, command: Command) -> None:
