@@ -6,7 +6,6 @@ A command is `python -m tmbench.<name>`, or `tmbench <name>`. It takes words `ke
 verdict as well.
 """
 
-import atexit
 import errno
 import os
 import re
@@ -251,15 +250,10 @@ def _meant(word: str) -> str:
 def leave(code: int) -> NoReturn:
     """Ends the process; without its exit hooks if a logger hangs, which would wait for it for ever.
 
-    Nor with them if it was interrupted: a half-imported library may crash, and Python end itself by a signal. Nor with
-    those of pyarrow 26.0, after Python's own: a thread of its own that is busy then aborts the process.
+    Nor with them if it was interrupted: a half-imported library may crash, and Python end itself by a signal.
     """
     loggers = sys.modules.get("tmbench.training.loggers")
-    is_hasty = (signals.disown() and code == INTERRUPTED) or (loggers is not None and loggers.hung)
-    if not is_hasty and "tmbench.runs.archive" in sys.modules:
-        atexit._run_exitfuncs()
-        is_hasty = True
-    if is_hasty:
+    if (signals.disown() and code == INTERRUPTED) or (loggers is not None and loggers.hung):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
