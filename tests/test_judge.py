@@ -341,7 +341,7 @@ def test_a_metric_without_a_direction_is_refused(tmp_path: Path, monkeypatch: py
         (["margin=much"], "margin: expected a number > 0, or null, got 'much'"),
         (
             ["margin=0.5", "max_seeds=5"],
-            "max_seeds: expected at least 6, since of fewer pairs none can",
+            "max_seeds: expected at least 6, since fewer pairs can never say better or worse",
         ),
         (["margin=5"], "margin: expected a difference below 1, since accuracy is between 0 and 1 (0.01 is one point)"),
         (["seed=1"], "seed: this is no setting of a judgement; say first_seed="),

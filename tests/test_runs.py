@@ -246,11 +246,10 @@ def test_one_damaged_configuration_leaves_the_other_runs_to_be_found(here: Path,
     config.write_text(config.read_text().replace("epochs: 2", "epochs: 3"))
     for words, count in (([], 4), (["status=completed"], 2), (["task=tc"], 3), (["lr=1e38"], 1)):
         code, output, errors = command(here, *words)
-        assert (code, f"\n{count} run{'s' * (count > 1)}: " in output, f"{config}: damaged" in errors) == (
-            0,
-            True,
-            True,
-        )
+        total = f"\n{count} run{'s' * (count > 1)}: "
+        assert (code, total in output, f"{config}: damaged" in errors) == (0, True, True)
+    code, _, errors = command(here, "sede=0")
+    assert (code, "did you mean seed?" in errors) == (1, True)
 
 
 def test_gc_removes_leftovers_and_states_beyond_the_limit(here: Path, command: Command) -> None:

@@ -86,13 +86,13 @@ def _any_results(plan: Plan) -> list[Result]:
 
 
 def _check(evidence: "Evidence") -> None:
-    """Raises ConfigError for a margin or a number of seeds that can decide nothing."""
+    """Raises ConfigError for a margin or a number of seeds that can never say better or worse."""
     if evidence.metric:
         check_margin(evidence.plan.settings["margin"], evidence.metric.name)
     design = evidence.design()
     if (least := replace(design, margin=None).least_seeds()) > design.max_seeds:
         raise ConfigError(
-            f"max_seeds: expected at least {least}, since of fewer pairs none can say better or worse with "
+            f"max_seeds: expected at least {least}, since fewer pairs can never say better or worse with "
             f"alpha={design.alpha:g} and {count(design.comparisons, 'method')}, got {design.max_seeds}"
         )
 

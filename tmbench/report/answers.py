@@ -120,9 +120,9 @@ def _sample_tables(report: Report, notes: list[str]) -> list[Table]:
         "The interval of these examples is Student's over seeds, and what the verdict is about if it is of the same "
         "metric. The other allows for another test set of this size as well: where it includes zero, that could turn "
         "the order round.",
-        "The sds are parts of the mean difference's: what other seeds would change on all examples alike, and other "
-        "examples with all seeds alike; 0 where it is too small to be estimated. What is particular to a seed and an "
-        "example is in neither, but in both intervals.",
+        "Each sd is a part of the mean difference's sd: what other seeds would change on all examples alike, and what "
+        "other examples would change with all seeds alike; 0 if it is too small to be estimated. What is particular to "
+        "a seed and an example is in neither, but in both intervals.",
     ])]  # fmt: skip
 
 
@@ -150,10 +150,9 @@ def _sample_row(comparison: Comparison, sample: SampleSplit) -> list[Cell]:
     problem, found = comparison.problem.measured_by(sample.metric), sample.split
 
     def interval(low: float, high: float) -> Cell:
-        low, high = max(low, -bound), min(high, bound)
+        low, high = max(low, -problem.bound), min(high, problem.bound)
         return Cell(f"{signed(problem, low)} to {signed(problem, high)}", [low, high])
 
-    bound = 1.0 if problem.is_bounded else math.inf
     sds = math.sqrt(found.seeds / comparison.difference.n), math.sqrt(found.examples / sample.test_examples)
     return [
         Cell(problem.label), Cell(problem.profile), named(comparison.method), named(comparison.reference),

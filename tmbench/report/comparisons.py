@@ -108,7 +108,7 @@ def comparisons_of(runs: Runs, values: pl.DataFrame, scores: Scores, settings: S
         statistics.compare(
             [problem.sign * scores[a.index][s] for s in seeds], [problem.sign * scores[b.index][s] for s in seeds],
             margin(problem, [scores[b.index][s] for s in seeds if (b.index, s) not in lost], settings),
-            settings["level"], settings["test"], bound=1.0 if problem.is_bounded else math.inf,
+            settings["level"], settings["test"], bound=problem.bound,
             both_diverged=[{(a.index, s), (b.index, s)} <= lost for s in seeds],
         )
         for problem, a, b, seeds in pairs

@@ -7,6 +7,7 @@ switch; its runs differ by seed. The table of settings says which setting belong
 
 import hashlib
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -88,6 +89,11 @@ class Problem:
     def scale(self) -> float:
         """What a value is multiplied by where a person reads it."""
         return 100.0 if self.is_percent else 1.0
+
+    @property
+    def bound(self) -> float:
+        """The largest difference that the metric allows."""
+        return 1.0 if self.is_bounded else math.inf
 
     @property
     def is_bounded(self) -> bool:

@@ -13,7 +13,7 @@ import polars as pl
 
 from ..config.identity import SCHEMA, effective_switch
 from ..config.settle import Settings
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, count
 from ..files import read_sealed_text
 from ..result import FINAL, Result
 from ..runs import Run, find, fitting
@@ -64,7 +64,7 @@ def why_none_fits(words: list[str], runs_dir: Path) -> str:
         if before and not fit:
             key = word.partition("=")[0]
             there = Counter(_value(run, key) for run in before).most_common(12)
-            known = ", ".join(f"{value} ({n} run{'s' * (n > 1)})" for value, n in there)
+            known = ", ".join(f"{value} ({count(n, 'run')})" for value, n in there)
             return f"{word}: no run fits; {key} is {known}"
     return "no runs to report on"
 

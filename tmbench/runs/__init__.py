@@ -12,8 +12,8 @@ from typing import Any
 
 from ..checkpoint import WRITING
 from ..config.identity import rate_of, reads_switch
-from ..config.settle import Saved, Settings, flat, select
-from ..config.table import GROUPS
+from ..config.settle import Saved, Settings, select
+from ..config.table import known_words, reference
 from ..errors import ConfigError, DataError, did_you_mean
 from ..files import LOCK, locked, read, read_yaml, scratch_in
 from ..result import FINAL, Result, counted_from_1
@@ -157,7 +157,7 @@ def fitting(runs: list[Run], filters: list[str], settings: Iterable[str] = ()) -
             except DataError as error:  # of this run alone
                 print(error, file=sys.stderr)
         if runs and not values:
-            known = {"status", "profile", *settings, *(name for run in runs for name in flat(run.config)), *GROUPS}
+            known = {"status", "profile", *settings, *known_words(), *(name for _, name, _ in reference())}
             hint = did_you_mean(key, known)
             raise ConfigError(f"{key}: expected status, profile or a setting such as task, optimizer, seed, lr{hint}")
         runs = [run for run in runs if any(_same(values.get(run.folder), one) for one in wanted.split(","))]
