@@ -395,7 +395,8 @@ def test_apollo_whose_eps_grows_with_the_number_of_tensors_is_caught(
     if done.returncode:
         pytest.skip(f"pip cannot install pytorch_optimizer {version}: {done.stderr.strip().splitlines()[-1]}")
     # The warm-up hides lr (the class ignores its groups' until that ends), which another check would report.
-    command = [sys.executable, "-m", "tmbench.certify", "optimizer=apollo", "optimizer.warmup_steps=1"]
+    words = ["optimizer=any", "optimizer.name=ApolloDQN", "+optimizer.options.warmup_steps=1"]
+    command = [sys.executable, "-m", "tmbench.certify", *words]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == code, done.stdout + done.stderr

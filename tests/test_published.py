@@ -4,16 +4,19 @@ Each is held against the method's own algorithm, written out here from its paper
 convolution's four dimensions and a vector. What a YAML says of a deviation is in the formula as well.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from conftest import Compose
+from pytorch_optimizer import ApolloDQN
 from torch import Tensor
 
 from tmbench.certify.reference import FORMULAS
 from tmbench.config.settle import settle
+from tmbench.optim import Apollo
 from tmbench.training.build import optimizer_of
 
 SHAPES = ((6, 4), (3, 2, 2, 2), (5,))
@@ -111,7 +114,7 @@ adamw_of_muon = written_out("AdamW", betas=(0.9, 0.95), eps=1e-10)
 
 
 def apollo(w: Tensor, g: Tensor, step: int, s: State) -> Tensor:
-    """Ma 2020, Algorithm 1 as in the authors' code, after the warm-up: eps is relative to the bound 0.01 of |B|."""
+    """Ma 2020, Algorithm 1 as in the authors' code, without a warm-up: eps is relative to the bound 0.01 of |B|."""
     g = g + DECAY * w
     m, b, d = (s.get(key, torch.zeros_like(w)) for key in "mbd")
     alpha = 0.1 / (1 - 0.9**step)
@@ -228,7 +231,7 @@ EVERY_STEP = ["optimizer.start_preconditioning_step=1", "optimizer.preconditioni
     ("name", "rule", "bound", "words", "first"),  # the first of the tensors that are compared
     [
         ("adabelief", adabelief, 1e-10, [], 0), ("adagrad", adagrad, 1e-10, [], 0),
-        ("apollo", apollo, 1e-8, ["optimizer.warmup_steps=1"], 0), ("lars", lars, 1e-10, [], 0),
+        ("apollo", apollo, 1e-8, ["optimizer.warmup_steps=0"], 0), ("lars", lars, 1e-10, [], 0),
         # Weights decay inside its ratio.
         ("lamb", lambda *state: lamb(*state, decay=DECAY, corrected=False), 1e-8, WITHOUT_EPS, 0),
         ("lion", lion, 1e-10, [], 0), ("muon", muon, 0.05, [], 0), ("rmsprop", rmsprop, 1e-10, [], 0),
@@ -244,6 +247,65 @@ def test_an_optimizer_of_a_library_takes_the_steps_of_its_paper(
     name: str, rule: Rule, bound: float, words: list[str], first: int, composed: Compose
 ) -> None:
     assert_same(walked(composed, name, 30, *words)[first:], followed(rule, 30)[first:], bound)
+
+
+@pytest.mark.parametrize("decay", ["l2", "decoupled", "stable"])
+@pytest.mark.parametrize("rebound", ["constant", "belief"])
+@pytest.mark.parametrize("foreach", [True, False])
+def test_apollo_is_the_library_s_after_the_warm_up(rebound: str, decay: str, foreach: bool) -> None:
+    """pytorch_optimizer 4.1.0's, which is bitwise the authors' but for the warm-up."""
+    settings: Any = {"lr": LR, "rebound": rebound, "weight_decay": DECAY, "weight_decay_type": decay}
+    own, other = ([w.requires_grad_() for w in start()] for _ in range(2))
+    methods = (
+        Apollo(own, **settings, warmup_steps=0, foreach=foreach),
+        ApolloDQN(other, **settings, warmup_steps=1, init_lr=None),
+    )
+    random = torch.Generator().manual_seed(1)
+    for _ in range(40):
+        for mine, theirs in zip(own, other, strict=True):
+            mine.grad = torch.randn(mine.shape, generator=random, dtype=mine.dtype)
+            theirs.grad = mine.grad.clone()
+        for method in methods:
+            method.step()
+    assert_same([w.detach() for w in own], [w.detach() for w in other], 1e-11)
+
+
+def test_apollo_s_rate_rises_from_init_lr_in_its_first_update_to_that_of_each_group() -> None:
+    """The authors' (base_lr - init_lr) * done / warmup + init_lr; init_lr is a thousandth of the rate unless given."""
+
+    def path(rates: list[float], **settings: Any) -> list[Tensor]:
+        weights = [w.requires_grad_() for w in start()]
+        groups = [{"params": weights[:2]}, {"params": weights[2:], "lr": 0.2, "init_lr": 0.1}]
+        method, random = Apollo(groups, lr=0.5, **settings), torch.Generator().manual_seed(1)
+        for done in range(8):
+            for w in weights:
+                w.grad = torch.randn(w.shape, generator=random, dtype=w.dtype)
+            if rates:
+                method.param_groups[0]["lr"] = rates[done]
+                method.param_groups[1]["lr"] = 0.1 + (0.2 - 0.1) * min(done, 4) / 4
+            method.step()
+        return [w.detach() for w in weights]
+
+    by_hand = path([0.0005 + (0.5 - 0.0005) * min(done, 4) / 4 for done in range(8)], warmup_steps=0)
+    assert_same(path([], warmup_steps=4), by_hand, 1e-12)
+    with pytest.raises(AssertionError):
+        assert_same(path([], warmup_steps=5), by_hand, 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"beta": 1.0}, "beta must be in [0, 1), got 1.0"),
+        ({"eps": 0.0}, "eps must be > 0 and finite, got 0.0"),
+        ({"init_lr": -1.0}, "init_lr must be >= 0 and finite, or None, got -1.0"),
+        ({"warmup_steps": 2.5}, "warmup_steps must be a whole number >= 0, got 2.5"),
+        ({"rebound": "none"}, "rebound must be one of constant, belief, got 'none'"),
+        ({"weight_decay_type": "L2"}, "weight_decay_type must be one of l2, decoupled, stable, got 'L2'"),
+    ],
+)
+def test_apollo_refuses_settings_out_of_range(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(told)):
+        Apollo(start(), **settings)
 
 
 def test_lamb_takes_the_papers_steps_from_the_first_on(composed: Compose) -> None:

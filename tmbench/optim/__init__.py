@@ -1,5 +1,6 @@
 """The Taylor multi-step family, and optimizers that libraries lack; this package imports torch and itself alone."""
 
+from .apollo import Apollo
 from .clars import CLARS, example_norms
 from .curvature import Curvature, top_curvature
 from .eg import EG
@@ -17,7 +18,7 @@ from .switch import SwitchOptimizer
 from .tmsgd import TMSGD
 
 __all__ = [
-    "CLARS", "EG", "LMO", "TMSGD", "Curvature", "LazyRows", "Learned", "Madam", "Multiplicative", "MultistepSGD",
-    "RescaledSGD", "SwitchOptimizer", "average_over_ranks", "example_norms", "multistep_update", "preconditioned_limit",
-    "stability", "top_curvature",
+    "CLARS", "EG", "LMO", "TMSGD", "Apollo", "Curvature", "LazyRows", "Learned", "Madam", "Multiplicative",
+    "MultistepSGD", "RescaledSGD", "SwitchOptimizer", "average_over_ranks", "example_norms", "multistep_update",
+    "preconditioned_limit", "stability", "top_curvature",
 ]  # fmt: skip
