@@ -158,8 +158,8 @@ def test_a_signal_at_the_first_import_interrupts(number: int) -> None:
 @pytest.mark.parametrize(
     ("words", "runs", "count", "start"),
     [
-        ([*TINY, "optimizer=tmsgd"], 1, 10, program),
-        (["-m", *TINY, "optimizer=sgd,tmsgd", "seed=0,1", "trunk=auto"], 4, 7, Forked),
+        ([*TINY, "optimizer=tmsgd"], 1, 6, program),
+        (["-m", *TINY, "optimizer=sgd,tmsgd", "seed=0,1", "trunk=auto"], 4, 4, Forked),
         (["-m", *TINY, "optimizer=sgd,adam", "launcher=local", "launcher.n_jobs=2"], 2, 2, program),
         ([*TINY, "optimizer=sgd", "trainer=ddp_cpu", "devices=2"], 1, 2, program),
         (["tune", *TINY, "optimizer=sgd", "trials=2", "seeds=1", "name=study"], 3, 2, Forked),
