@@ -58,6 +58,8 @@ def test_papers_are_the_published_ones() -> None:
     found = {name: paper_of(name, kind) for name, kind in classes().items()}
     assert found["Adam"].endswith("1412.6980")
     assert found["AdaBelief"].endswith("2010.07468")
+    assert found["ApolloDQN"].endswith("2009.13586")  # Apollo in the table, beside another method, APOLLO
+    assert found["APOLLO"].endswith("2412.05270")
     assert found["DAdaptSGD"].endswith("2301.07733")  # in the table as D-Adaptation
     assert sum(not address for address in found.values()) < len(found) / 6
 

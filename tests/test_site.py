@@ -42,13 +42,17 @@ def test_each_page_is_whole_and_can_be_read(site: tuple[str, Path], browser: Any
     pages = sorted(path.parent.relative_to(folder).as_posix() for path in folder.rglob("index.html"))
     assert len(pages) > 35
     troubles = list[str]()
-    for scheme, width in (("light", 1200), ("dark", 400)):
-        opened = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 900})
+
+    def listen(opened: Any) -> None:
         opened.on("console", lambda message: troubles.append(message.text))
         opened.on("pageerror", lambda error: troubles.append(str(error)))
         # What a page was still loading when the next one was opened has not failed.
         opened.on("requestfailed", lambda r: r.failure == "net::ERR_ABORTED" or troubles.append(f"failed: {r.url}"))
         opened.on("request", lambda request: request.url.startswith((address, "data:")) or troubles.append(request.url))
+
+    for scheme, width in (("light", 1200), ("dark", 400)):
+        opened = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 900})
+        listen(opened)
         for page in pages:
             opened.goto(f"{address}/{page}/")
             troubles += [f"{page}, {scheme}, at {width} px: {fault}" for fault in unreadable(opened)]

@@ -128,18 +128,21 @@ def paper_of(name: str, kind: type[Optimizer]) -> str:
     own = LINK.findall(inspect.getdoc(kind) or "")
     if kind.__module__.startswith("torch."):
         return own[0] if own else ""
-    papers = _papers()
-    if name.lower() in papers:
-        return papers[name.lower()]
-    family = max(papers, key=lambda method: _alike(method, name.lower()))  # ScheduleFreeSGD is of ScheduleFree
-    return papers[family] if _alike(family, name.lower()) >= 6 else own[0] if own else ""
+    papers, lower = _papers(), name.lower()
+
+    def likeness(method: str) -> tuple[bool, int, int]:  # Apollo and APOLLO are two methods
+        return method.lower() == lower, _alike(method.lower(), lower), _alike(method, name)
+
+    family = max(papers, key=likeness)  # ScheduleFreeSGD is of ScheduleFree
+    is_same, letters, _ = likeness(family)
+    return papers[family] if is_same or letters >= 6 else own[0] if own else ""
 
 
 @cache
 def _papers() -> dict[str, str]:
-    """The addresses in pytorch_optimizer's table of papers, by the method's letters in lower case."""
+    """The addresses in pytorch_optimizer's table of papers, by the method's letters."""
     table = re.findall(r"^\| (\S[^|]*?) +\| \*.*?\[paper\]\(([^)]*)\)", _notes(), re.MULTILINE)
-    return {re.sub(r"\W", "", method).lower(): address for method, address in table}
+    return {re.sub(r"\W", "", method): address for method, address in table}
 
 
 def _alike(one: str, other: str) -> int:
