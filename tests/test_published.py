@@ -110,22 +110,10 @@ def written_out(name: str, **options: Any) -> Rule:
 # Duchi et al. 2011, eq. 1 with a diagonal matrix; Hinton 2012, lecture 6e; Loshchilov and Hutter 2019, Algorithm 2.
 adagrad = written_out("Adagrad", lr_decay=0.0, initial_accumulator_value=0.0, eps=1e-10)
 rmsprop = written_out("RMSprop", alpha=0.99, momentum=0.0, eps=1e-8)
+apollo = written_out(  # Ma 2020, Algorithm 1
+    "Apollo", init_lr=None, beta=0.9, eps=1e-4, rebound="constant", warmup_steps=0, weight_decay_type="l2"
+)
 adamw_of_muon = written_out("AdamW", betas=(0.9, 0.95), eps=1e-10)
-
-
-def apollo(w: Tensor, g: Tensor, step: int, s: State) -> Tensor:
-    """Ma 2020, Algorithm 1 as in the authors' code, without a warm-up: eps is relative to the bound 0.01 of |B|."""
-    g = g + DECAY * w
-    m, b, d = (s.get(key, torch.zeros_like(w)) for key in "mbd")
-    alpha = 0.1 / (1 - 0.9**step)
-    y = g - m
-    m = m + alpha * y
-    size = (d**4).sum() ** 0.25 + 1e-4 / 0.01
-    u = d / size
-    b = b - ((alpha * (u * y).sum() / size) + (b * u**2).sum()) * u**2
-    d = m / b.abs().clamp(min=0.01)
-    s.update(m=m, b=b, d=d)
-    return w - LR * d
 
 
 def schedule_free(w: Tensor, g: Tensor, step: int, s: State) -> Tensor:

@@ -109,6 +109,25 @@ def _clars(w: Tensor, g: Tensor, step: int, o: Options, s: Options) -> Tensor:
     return w - s["v"]
 
 
+def _apollo(w: Tensor, g: Tensor, step: int, o: Options, s: Options) -> Tensor:
+    """Ma 2020, Algorithm 1 as in the authors' code; with the constant rebound eps is relative to the bound, 0.01."""
+    kind, is_belief = o["weight_decay_type"], o["rebound"] == "belief"
+    g = g + o["weight_decay"] * w * (kind == "l2")
+    m, b, d = (s.get(key, torch.zeros_like(w)) for key in "mbd")
+    alpha = (1 - o["beta"]) / (1 - o["beta"] ** (step + 1))
+    y = g - m
+    m = m + alpha * y
+    size = (d**4).sum() ** 0.25 + o["eps"] / (1 if is_belief else 0.01)
+    u = d / size
+    b = b - (alpha * (u * y).sum() / size + (b * u**2).sum()) * u**2
+    bounded = torch.maximum(b.abs(), y.abs().max()) + o["eps"] / alpha if is_belief else b.abs().clamp(min=0.01)
+    share = {"l2": 0, "decoupled": 1, "stable": 1 / bounded.mean()}[kind]
+    s.update(m=m, b=b, d=m / bounded + share * o["weight_decay"] * w)
+    first = o["lr"] / 1000 if o["init_lr"] is None else o["init_lr"]
+    rate = first + (o["lr"] - first) * step / o["warmup_steps"] if step < o["warmup_steps"] else o["lr"]
+    return cast(Tensor, w - rate * s["d"])
+
+
 FORMULAS: dict[str, tuple[Formula, str, tuple[str, ...]]] = {  # and the options it does not know
     "SGD": (_sgd, "SGD written out", ()),
     "Adam": (_adam, "Adam written out", ("amsgrad", "decoupled_weight_decay")),
@@ -118,6 +137,7 @@ FORMULAS: dict[str, tuple[Formula, str, tuple[str, ...]]] = {  # and the options
     "Madam": (_madam, "Madam written out", ()),
     "Multiplicative": (_multiplicative, "the multiplicative rule written out", ()),
     "EG": (_eg, "two parts, written out", ()),
+    "Apollo": (_apollo, "Apollo written out", ()),
     "CLARS": (_clars, "CLARS written out, for one example", ()),
     "TMSGD": (_tmsgd, "eq. 8 in its weights form", ("decoupled",)),
 }
