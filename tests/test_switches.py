@@ -1,5 +1,7 @@
 """The best of several switch epochs: what choosing it does to its difference, and the table of it."""
 
+import csv
+import io
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from conftest import Compose
 from made_runs import Make, rows, table
 
+from tmbench.report.formats import comma
 from tmbench.report.statistics import sign_flip_p
 from tmbench.report.switches import best_of
 
@@ -56,7 +59,10 @@ def test_the_table_has_a_row_for_each_method_with_several_switches(composed: Com
             switch={"requested": switch, "effective": switch, "step": 1},
         )
     found = rows(table(make.report(), "switches"))["tmsgd"]
-    assert (found["switches"], found["best"], found["n"]) == ([1, 3, 5], 3, 6)
+    assert (found["switches"], found["best"], found["n"]) == ((1, 3, 5), 3, 6)
+    (line,) = csv.DictReader(io.StringIO(comma(table(make.report(), "switches"))))
+    assert (line["switches"], line["best"]) == ("1, 3, 5", "3")
+    assert "95 % interval, low" in line
     assert found["its difference"] == found["held out"] == pytest.approx(0.0225)
     assert found["p of the best"] == 2**-6
     assert not [t for t in make.report("switch_epoch=3,never").tables if t.key == "switches"]

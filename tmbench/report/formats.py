@@ -217,7 +217,7 @@ def _latex(text: str) -> str:
 
 
 def comma(table: Table) -> str:
-    """CSV of the plain values, not rounded; an interval is two columns."""
+    """CSV of the plain values, not rounded; an interval, a list of two, is two columns; several values are as read."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     columns = []
@@ -227,7 +227,7 @@ def comma(table: Table) -> str:
             ends = [cell.value if isinstance(cell.value, list) else ["", ""] for cell in cells]
             columns += [[f"{name}, low", *(low for low, _ in ends)], [f"{name}, high", *(high for _, high in ends)]]
         else:
-            columns.append([name, *map(plain, cells)])
+            columns.append([name, *(cell.text if isinstance(cell.value, tuple) else plain(cell) for cell in cells)])
     writer.writerows(zip(*columns, strict=True))
     return text.getvalue()
 

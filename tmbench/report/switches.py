@@ -85,7 +85,7 @@ def _rows(report: Report, problem: Problem) -> list[list[Cell]]:
             low, high = best.interval
             rows.append([
                 Cell(problem.label), Cell(problem.profile), Cell(name), Cell(reference.label),
-                Cell(", ".join(map(str, found)), list(found)), whole(len(seeds)), whole(list(found)[best.index]),
+                Cell(", ".join(map(str, found)), tuple(found)), whole(len(seeds)), whole(list(found)[best.index]),
                 Cell(signed(problem, best.mean), best.mean), numeric(best.p),
                 Cell(signed(problem, best.held_out), best.held_out),
                 Cell(f"{signed(problem, low)} to {signed(problem, high)}", [low, high]) if low < high else Cell(DASH),
