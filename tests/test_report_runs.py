@@ -191,6 +191,20 @@ def test_labels_show_rates_and_switches_that_differ(make: Make) -> None:
     assert "4 epochs, lr 0.1" in table(make.report("optimizer=sgd"), "results").title
 
 
+def test_methods_that_differ_in_a_number_stand_in_its_order(make: Make) -> None:
+    for switch in ("100", "9", "20", "0", "never"):
+        make("tmsgd", 0, 0.8, "epochs=120", f"switch_epoch={switch}")
+    for rate in ("10", "9.5", "1e-3"):
+        make("adam", 0, 0.8, "epochs=120", f"lr={rate}")
+    labels = {
+        name: [
+            m.label.split("=")[-1] for m in sorted(make.report(f"optimizer={name}").runs.methods, key=lambda m: m.place)
+        ]
+        for name in ("tmsgd", "adam")
+    }
+    assert labels == {"tmsgd": ["0", "9", "20", "100", "never"], "adam": ["0.001", "9.5", "10.0"]}
+
+
 def test_a_method_on_several_problems_is_one_method(make: Make) -> None:
     for task in ("tc", "ic"):
         make.seeds("sgd", [0.8, 0.8], f"task={task}")

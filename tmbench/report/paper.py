@@ -1,6 +1,7 @@
 """What each method scored on a problem, in the paper's form: a row a method, ours beside what the paper printed."""
 
 import math
+import re
 from functools import cache
 from pathlib import Path
 from statistics import fmean
@@ -28,10 +29,11 @@ def paper() -> Any:
 
 
 def table_order(method: Method) -> tuple[Any, ...]:
-    """A sort key: by problem, the paper's optimizers in its order, then the others by name."""
+    """A sort key: by problem, the paper's optimizers in its order, then the others by name; numbers by size."""
     known = list(paper()["paper"]["optimizers"].values())
     place = known.index(method.optimizer) if method.optimizer in known else len(known)
-    return method.problem, place, method.optimizer, method.label
+    words = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", method.label)  # each second one is a number
+    return method.problem, place, method.optimizer, [float(word) if i % 2 else word for i, word in enumerate(words)]
 
 
 def entry_of(problem: Problem) -> Settings | None:
