@@ -32,7 +32,8 @@ class Apollo(OneStep):
         eps: > 0: see `rebound`.
         rebound: "constant": the bound is 0.01 and eps' is eps / 0.01; "belief": the bound is the largest |y| of the
             tensor, eps / a is added to what m is divided by, and eps' is eps.
-        warmup_steps: updates over which the rate rises evenly from `init_lr` to `lr`.
+        warmup_steps: updates over which the rate rises evenly from `init_lr` to `lr`, as its group has it at the time;
+            the authors' code goes up to the constructor's.
         weight_decay: share of the weights that is added: to the gradient or to the direction.
         weight_decay_type: "l2": to the gradient; "decoupled": to d[k+1]; "stable": to d[k+1], divided by the mean of
             what m is divided by.
