@@ -1,4 +1,4 @@
-"""The optimizers that come from elsewhere are the published methods, as their YAML has them.
+"""The optimizers that come from elsewhere, and Apollo, are the published methods, as their YAML has them.
 
 Each is held against the method's own algorithm, written out here from its paper in float64, over a matrix, a
 convolution's four dimensions and a vector. What a YAML says of a deviation is in the formula as well.
@@ -14,7 +14,8 @@ from conftest import Compose
 from pytorch_optimizer import ApolloDQN
 from torch import Tensor
 
-from tmbench.certify.reference import FORMULAS
+from tmbench.certify.descent import Candidate
+from tmbench.certify.reference import FORMULAS, agrees_with_a_reference
 from tmbench.config.settle import settle
 from tmbench.optim import Apollo
 from tmbench.training.build import optimizer_of
@@ -231,7 +232,7 @@ EVERY_STEP = ["optimizer.start_preconditioning_step=1", "optimizer.preconditioni
         ("soap", soap, 1e-4, [], 1),
     ],
 )  # fmt: skip
-def test_an_optimizer_of_a_library_takes_the_steps_of_its_paper(
+def test_an_optimizer_takes_the_steps_of_its_paper(
     name: str, rule: Rule, bound: float, words: list[str], first: int, composed: Compose
 ) -> None:
     assert_same(walked(composed, name, 30, *words)[first:], followed(rule, 30)[first:], bound)
@@ -240,8 +241,8 @@ def test_an_optimizer_of_a_library_takes_the_steps_of_its_paper(
 @pytest.mark.parametrize("decay", ["l2", "decoupled", "stable"])
 @pytest.mark.parametrize("rebound", ["constant", "belief"])
 @pytest.mark.parametrize("foreach", [True, False])
-def test_apollo_is_the_library_s_after_the_warm_up(rebound: str, decay: str, foreach: bool) -> None:
-    """pytorch_optimizer 4.1.0's, which is bitwise the authors' but for the warm-up."""
+def test_apollo_is_the_library_s_without_a_warm_up(rebound: str, decay: str, foreach: bool) -> None:
+    """pytorch_optimizer 4.1.0's."""
     settings: Any = {"lr": LR, "rebound": rebound, "weight_decay": DECAY, "weight_decay_type": decay}
     own, other = ([w.requires_grad_() for w in start()] for _ in range(2))
     methods = (
@@ -258,26 +259,65 @@ def test_apollo_is_the_library_s_after_the_warm_up(rebound: str, decay: str, for
     assert_same([w.detach() for w in own], [w.detach() for w in other], 1e-11)
 
 
-def test_apollo_s_rate_rises_from_init_lr_in_its_first_update_to_that_of_each_group() -> None:
-    """The authors' (base_lr - init_lr) * done / warmup + init_lr; init_lr is a thousandth of the rate unless given."""
+def test_apollo_s_rate_rises_from_init_lr_to_that_of_each_group_at_the_time() -> None:
+    """init_lr is a thousandth of the rate unless given, and never above it."""
 
-    def path(rates: list[float], **settings: Any) -> list[Tensor]:
+    def path(rates: Callable[[int, float, float | None], float], **settings: Any) -> list[Tensor]:
         weights = [w.requires_grad_() for w in start()]
-        groups = [{"params": weights[:2]}, {"params": weights[2:], "lr": 0.2, "init_lr": 0.1}]
+        groups = [{"params": [weights[0]]}, {"params": [weights[1]]}, {"params": [weights[2]]}]
         method, random = Apollo(groups, lr=0.5, **settings), torch.Generator().manual_seed(1)
         for done in range(8):
-            for w in weights:
+            asked = [(0.5, None), (0.2, 0.1), (0.3 if done < 2 else 0.0, 0.1)]  # the last as a schedule sets it
+            for group, w, (lr, first) in zip(method.param_groups, weights, asked, strict=True):
                 w.grad = torch.randn(w.shape, generator=random, dtype=w.dtype)
-            if rates:
-                method.param_groups[0]["lr"] = rates[done]
-                method.param_groups[1]["lr"] = 0.1 + (0.2 - 0.1) * min(done, 4) / 4
+                group.update(lr=rates(done, lr, first), init_lr=first)
             method.step()
         return [w.detach() for w in weights]
 
-    by_hand = path([0.0005 + (0.5 - 0.0005) * min(done, 4) / 4 for done in range(8)], warmup_steps=0)
-    assert_same(path([], warmup_steps=4), by_hand, 1e-12)
-    with pytest.raises(AssertionError):
-        assert_same(path([], warmup_steps=5), by_hand, 1e-12)
+    def risen(done: int, lr: float, first: float | None) -> float:
+        low = lr / 1000 if first is None else min(first, lr)
+        return low + (lr - low) * min(done, 4) / 4
+
+    by_hand = path(risen, warmup_steps=0)
+    assert_same(path(lambda done, lr, first: lr, warmup_steps=4), by_hand, 1e-12)
+
+
+def test_apollo_survives_a_jump_of_its_gradients_in_half_precision() -> None:
+    """The factor of B's update is beyond float16 then, its product with small squares is not."""
+
+    def norm(dtype: torch.dtype) -> float:
+        random, w = torch.Generator().manual_seed(0), torch.zeros(300_000, dtype=dtype, requires_grad=True)
+        method = Apollo([w], lr=0.01, warmup_steps=0)
+        for size in (1e-4, 1e-4, 1e-4, 10, 10):
+            w.grad = (size * torch.rand(w.shape, generator=random)).to(dtype)
+            method.step()
+        return float(w.double().norm())
+
+    exact = norm(torch.float64)
+    assert exact > 1
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        assert norm(dtype) == pytest.approx(exact, rel=0.005)
+
+
+@pytest.mark.parametrize("rebound", ["constant", "belief"])
+def test_apollo_leaves_an_empty_tensor_alone(rebound: str) -> None:
+    weights = [torch.ones(0, 3, requires_grad=True), torch.ones(2, requires_grad=True)]
+    method = Apollo(weights, lr=0.1, rebound=rebound, warmup_steps=0)
+    for w in weights:
+        w.grad = torch.ones_like(w)
+    method.step()
+    assert (weights[1] < 1).all()
+
+
+@pytest.mark.parametrize("decay", ["l2", "decoupled", "stable"])
+@pytest.mark.parametrize("rebound", ["constant", "belief"])
+@pytest.mark.parametrize("first", [None, 0.001])
+def test_apollo_agrees_with_its_formula(rebound: str, decay: str, first: float | None) -> None:
+    settings: Any = {"weight_decay": DECAY, "weight_decay_type": decay, "init_lr": first, "warmup_steps": 7}
+    candidate = Candidate(lambda params: Apollo(params, lr=0.02, rebound=rebound, **settings))
+    verdict, detail = agrees_with_a_reference(candidate)
+    assert verdict == "holds", detail
+    assert "Apollo written out" in detail
 
 
 @pytest.mark.parametrize(

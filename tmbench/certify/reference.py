@@ -123,7 +123,7 @@ def _apollo(w: Tensor, g: Tensor, step: int, o: Options, s: Options) -> Tensor:
     bounded = torch.maximum(b.abs(), y.abs().max()) + o["eps"] / alpha if is_belief else b.abs().clamp(min=0.01)
     share = {"l2": 0, "decoupled": 1, "stable": 1 / bounded.mean()}[kind]
     s.update(m=m, b=b, d=m / bounded + share * o["weight_decay"] * w)
-    first = o["lr"] / 1000 if o["init_lr"] is None else o["init_lr"]
+    first = o["lr"] / 1000 if o["init_lr"] is None else min(o["init_lr"], o["lr"])
     rate = first + (o["lr"] - first) * step / o["warmup_steps"] if step < o["warmup_steps"] else o["lr"]
     return cast(Tensor, w - rate * s["d"])
 

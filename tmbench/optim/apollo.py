@@ -27,13 +27,13 @@ class Apollo(OneStep):
     Args:
         params: parameters or parameter groups, real.
         lr: rate after the warm-up.
-        init_lr: >= 0: rate of the first update; None: lr / 1000.
+        init_lr: >= 0: rate of the first update, or lr if that is less; None: lr / 1000.
         beta: in [0, 1): share of the last mean gradient that is kept.
         eps: > 0: see `rebound`.
         rebound: "constant": the bound is 0.01 and eps' is eps / 0.01; "belief": the bound is the largest |y| of the
             tensor, eps / a is added to what m is divided by, and eps' is eps.
         warmup_steps: updates over which the rate rises evenly from `init_lr` to `lr`, as its group has it at the time;
-            the authors' code goes up to the constructor's.
+            the authors' code goes up to the constructor's rate.
         weight_decay: share of the weights that is added: to the gradient or to the direction.
         weight_decay_type: "l2": to the gradient; "decoupled": to d[k+1]; "stable": to d[k+1], divided by the mean of
             what m is divided by.
@@ -76,11 +76,13 @@ class Apollo(OneStep):
         torch._foreach_add_(sizes, group["eps"] if is_belief else group["eps"] / _BOUND)
         for y, b, d, square, size, share in zip(changes, hessians, wide, squares, sizes, shares, strict=True):
             square.div_(size**2)
-            b.addcmul_(square.to(b.dtype), -(share * _dot(y, d) / size**2 + _dot(b, square)).to(b.dtype))
+            exact = b.to(square.dtype)  # b itself, but for halves, which a large factor of small squares is beyond
+            b.copy_(exact.addcmul_(square, -(share * _dot(y, d) / size**2 + _dot(b, square))))
 
         divisors = list(torch._foreach_abs(hessians))
         if is_belief:
-            torch._foreach_maximum_(divisors, torch._foreach_norm(changes, float("inf")))
+            largest = [y.abs().amax() if y.numel() else y.new_zeros(()) for y in changes]
+            torch._foreach_maximum_(divisors, largest)
             torch._foreach_add_(divisors, [group["eps"] / share for share in shares])
         else:
             torch._foreach_clamp_min_(divisors, _BOUND)
@@ -97,7 +99,7 @@ class Apollo(OneStep):
         """The rate of an update, after `done` others."""
         if done >= group["warmup_steps"]:
             return lr
-        first: float = lr / 1000 if group["init_lr"] is None else group["init_lr"]
+        first: float = lr / 1000 if group["init_lr"] is None else min(group["init_lr"], lr)
         return first + (lr - first) * done / group["warmup_steps"]
 
     def check(self, group: dict[str, Any]) -> None:
@@ -107,7 +109,7 @@ class Apollo(OneStep):
             self.refuse(f"eps must be > 0 and finite, got {group['eps']}")
         if group["init_lr"] is not None and not 0 <= group["init_lr"] < float("inf"):
             self.refuse(f"init_lr must be >= 0 and finite, or None, got {group['init_lr']}")
-        if not (isinstance(group["warmup_steps"], int) and group["warmup_steps"] >= 0):
+        if type(group["warmup_steps"]) is not int or group["warmup_steps"] < 0:
             self.refuse(f"warmup_steps must be a whole number >= 0, got {group['warmup_steps']}")
         for key, choices in (("rebound", REBOUNDS), ("weight_decay_type", DECAYS)):
             if group[key] not in choices:

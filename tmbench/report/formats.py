@@ -217,7 +217,7 @@ def _latex(text: str) -> str:
 
 
 def comma(table: Table) -> str:
-    """CSV of the plain values, not rounded; an interval, a list of two, is two columns; several values are as read."""
+    """CSV of the plain values, not rounded; an interval, a list of two, is two columns; a tuple is the cell's text."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     columns = []

@@ -32,7 +32,7 @@ def table_order(method: Method) -> tuple[Any, ...]:
     """A sort key: by problem, the paper's optimizers in its order, then the others by name; numbers by size."""
     known = list(paper()["paper"]["optimizers"].values())
     place = known.index(method.optimizer) if method.optimizer in known else len(known)
-    words = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", method.label)  # each second one is a number
+    words = re.split(r"((?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)", method.label)  # each second one is a number
     return method.problem, place, method.optimizer, [float(word) if i % 2 else word for i, word in enumerate(words)]
 
 
