@@ -1,5 +1,6 @@
 """The manual as a site: it is built without a warning, loads nothing from elsewhere, and can be read on a phone."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -37,7 +38,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]
 
 
 def test_each_page_is_whole_and_can_be_read(site: tuple[str, Path], browser: Any) -> None:
-    """In both colours, and on a phone in one: what does not fit depends on no colours."""
+    """In both colours, on a screen and on a phone."""
     address, folder = site
     pages = sorted(path.parent.relative_to(folder).as_posix() for path in folder.rglob("index.html"))
     assert len(pages) > 35
@@ -50,7 +51,7 @@ def test_each_page_is_whole_and_can_be_read(site: tuple[str, Path], browser: Any
         opened.on("requestfailed", lambda r: r.failure == "net::ERR_ABORTED" or troubles.append(f"failed: {r.url}"))
         opened.on("request", lambda request: request.url.startswith((address, "data:")) or troubles.append(request.url))
 
-    for scheme, width in (("light", 1200), ("dark", 1200), ("dark", 400)):
+    for scheme, width in itertools.product(("light", "dark"), (400, 1200)):
         opened = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 900})
         listen(opened)
         for page in pages:

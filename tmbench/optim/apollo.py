@@ -10,7 +10,6 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from .formula import add
 from .onestep import CommonSettings, OneStep
 
 REBOUNDS, DECAYS = ("constant", "belief"), ("l2", "decoupled", "stable")
@@ -43,7 +42,6 @@ class Apollo(OneStep):
     """
 
     name = "apollo"
-    decoupled = True  # `update` knows the kinds of decay
 
     def __init__(
         self, params: Iterable[Any], lr: float | Tensor = 0.01, *, init_lr: float | None = None, beta: float = 0.9,
@@ -56,6 +54,9 @@ class Apollo(OneStep):
         }  # fmt: skip
         super().__init__(params, lr, settings, **common)
 
+    def is_decoupled(self, group: dict[str, Any]) -> bool:
+        return group["weight_decay_type"] != "l2"
+
     def update(self, group: dict[str, Any], lr: float, params: list[Tensor], grads: list[Tensor]) -> None:
         states = [self.state[p] for p in params]
         for p, state in zip(params, states, strict=True):
@@ -64,8 +65,6 @@ class Apollo(OneStep):
             state["step"] += 1
         means, hessians, updates = ([state[key] for state in states] for key in ("mean", "hessian", "update"))
         shares = [(1 - group["beta"]) / (1 - group["beta"] ** state["step"]) for state in states]
-        if group["weight_decay"] and group["weight_decay_type"] == "l2":
-            grads = add(grads, params, group["weight_decay"], True)
         is_belief = group["rebound"] == "belief"
 
         changes = torch._foreach_sub(grads, means)
@@ -88,7 +87,7 @@ class Apollo(OneStep):
             torch._foreach_clamp_min_(divisors, _BOUND)
         torch._foreach_copy_(updates, means)
         torch._foreach_div_(updates, divisors)
-        if group["weight_decay"] and group["weight_decay_type"] != "l2":
+        if group["weight_decay"] and self.is_decoupled(group):
             is_stable = group["weight_decay_type"] == "stable"
             for p, d, divisor in zip(params, updates, divisors, strict=True):
                 d.add_(p * (group["weight_decay"] / divisor.mean()) if is_stable else p * group["weight_decay"])

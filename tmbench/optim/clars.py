@@ -157,7 +157,6 @@ class CLARS(OneStep):
     """
 
     name = "clars"
-    decoupled = True  # the decay has a place of its own in the rate
 
     def __init__(
         self, params: Iterable[Any], lr: float | Tensor, *, momentum: float = 0.9, trust_coefficient: float = 0.001,
@@ -168,6 +167,9 @@ class CLARS(OneStep):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "norms": {}}
+
+    def is_decoupled(self, group: dict[str, Any]) -> bool:
+        return True  # the decay has a place of its own in the rate
 
     def update(self, group: dict[str, Any], lr: float, params: list[Tensor], grads: list[Tensor]) -> None:
         decay = group["weight_decay"]

@@ -103,7 +103,6 @@ class LMO(OneStep):
     """
 
     name = "lmo"
-    decoupled = True
 
     def __init__(
         self, params: Iterable[Any], lr: float | Tensor, *, norm: str = "auto", momentum: float = 0.9,
@@ -115,6 +114,9 @@ class LMO(OneStep):
             "ns_coefficients": tuple(ns_coefficients), "ns_steps": ns_steps, "max_side": max_side,
         }  # fmt: skip
         super().__init__(params, lr, settings, **common)
+
+    def is_decoupled(self, group: dict[str, Any]) -> bool:
+        return True
 
     def update(self, group: dict[str, Any], lr: float, params: list[Tensor], grads: list[Tensor]) -> None:
         momentum = group["momentum"]

@@ -29,7 +29,6 @@ class OneStep(torch.optim.Optimizer):
     """
 
     name: str  # how messages call it
-    decoupled = False  # True: `update` applies the weight decay; False: it is an L2 penalty, part of the gradient
 
     def __init__(
         self, params: Iterable[Any], lr: float | Tensor, settings: dict[str, Any], **common: Unpack[CommonSettings]
@@ -41,6 +40,10 @@ class OneStep(torch.optim.Optimizer):
     def update(self, group: dict[str, Any], lr: float, params: list[Tensor], grads: list[Tensor]) -> None:
         """Steps parameters of a group, all of them additive or none, in place; leaves their gradients as they are."""
         raise NotImplementedError
+
+    def is_decoupled(self, group: dict[str, Any]) -> bool:
+        """Whether `update` applies the weight decay; otherwise it is an L2 penalty, part of the gradient."""
+        return False
 
     def is_additive(self, group: dict[str, Any], p: Tensor) -> bool:
         """Whether a multiplicative method adds to this tensor instead: a bias or gain, under `additive_for_1d`."""
@@ -72,7 +75,7 @@ class OneStep(torch.optim.Optimizer):
             others = [p for p in having if not self.is_additive(group, p)]
             for params in filter(None, (others, vectors) if at_once else ([p] for p in having)):
                 grads: list[Tensor] = [-p.grad if group["maximize"] else p.grad for p in params]
-                if group["weight_decay"] and not self.decoupled:
+                if group["weight_decay"] and not self.is_decoupled(group):
                     grads = add(grads, params, group["weight_decay"], at_once)
                 self.update(group, as_number(group["lr"]), params, grads)
         return loss

@@ -11,7 +11,7 @@ from . import statistics
 from .across import BOOTSTRAPS, common, improvement, median_times
 from .comparisons import Comparison, sentences, tested
 from .contents import Report, notes_of, numbers_of
-from .formats import DASH, Cell, Table, file_name, named, number, numeric, score, signed, span, whole
+from .formats import DASH, Cell, Table, file_name, named, number, numeric, score, signed, signed_span, span, whole
 from .paper import result_table
 from .problems import Runs
 from .statistics import attainable_p, seeds_to_attain, seeds_to_find
@@ -54,7 +54,7 @@ def _comparison_row(comparison: Comparison) -> list[Cell]:
     def interval(low: float, high: float) -> Cell:
         if not (gap.has_spread and math.isfinite(low)):
             return Cell(DASH)
-        return Cell(f"{signed(problem, low)} to {signed(problem, high)}", [low, high])
+        return signed_span(problem, low, high)
 
     return [
         Cell(problem.label), Cell(problem.profile), named(comparison.method), named(comparison.reference),
@@ -150,8 +150,7 @@ def _sample_row(comparison: Comparison, sample: SampleSplit) -> list[Cell]:
     problem, found = comparison.problem.measured_by(sample.metric), sample.split
 
     def interval(low: float, high: float) -> Cell:
-        low, high = max(low, -problem.bound), min(high, problem.bound)
-        return Cell(f"{signed(problem, low)} to {signed(problem, high)}", [low, high])
+        return signed_span(problem, max(low, -problem.bound), min(high, problem.bound))
 
     sds = math.sqrt(found.seeds / comparison.difference.n), math.sqrt(found.examples / sample.test_examples)
     return [

@@ -105,6 +105,11 @@ def signed(problem: Problem, value: float) -> str:
     return difference(problem, value, sign=True).removesuffix(" points")
 
 
+def signed_span(problem: Problem, low: float, high: float) -> Cell:
+    """An interval of differences."""
+    return Cell(f"{signed(problem, low)} to {signed(problem, high)}", [low, high])
+
+
 def spread(problem: Problem, mean: float | None, sd: float | None) -> str:
     if mean is None or sd is None or not math.isfinite(sd):
         return score(problem, mean)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .contents import Report
-from .formats import DASH, Cell, Table, numeric, signed, whole
+from .formats import DASH, Cell, Table, numeric, signed, signed_span, whole
 from .problems import Method, Problem
 from .statistics import EXACT_UP_TO, Values, signs, t_interval, tolerance
 
@@ -88,6 +88,6 @@ def _rows(report: Report, problem: Problem) -> list[list[Cell]]:
                 Cell(", ".join(map(str, found)), tuple(found)), whole(len(seeds)), whole(list(found)[best.index]),
                 Cell(signed(problem, best.mean), best.mean), numeric(best.p),
                 Cell(signed(problem, best.held_out), best.held_out),
-                Cell(f"{signed(problem, low)} to {signed(problem, high)}", [low, high]) if low < high else Cell(DASH),
+                signed_span(problem, low, high) if low < high else Cell(DASH),
             ])  # fmt: skip
     return rows
